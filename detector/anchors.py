@@ -1,0 +1,118 @@
+"""Anchors: the reference boxes at every location of every feature level.
+
+A anchors per location, L levels, N all anchors of an image. Within a level anchors lie row by row, and within a location
+in the order of the config, which is the order in which the RPN head's output is flattened.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from detector.errors import InputError
+
+
+@dataclass
+class AnchorConfig:
+    """Anchors of the region proposal network.
+
+    Args:
+        scales: Square roots of the anchors' areas in units of `base_size`: one list for all levels, or one list per level
+            (a list of lists, fine to coarse). The paper: [8, 16, 32], that is 128, 256 and 512 pixels after resizing.
+        aspect_ratios: Height / width, at equal area. The paper: [0.5, 1, 2].
+        base_size: Pixels of scale 1.
+        center_offset: Centre of the first anchor, in pixels from the corner of the image: `zero` (torchvision, detectron2),
+            `half_stride` (py-faster-rcnn in continuous coordinates: its inclusive base box (0, 0, 15, 15) is centred here),
+            `half_stride_minus_half` ((stride - 1) / 2: ports that keep that code's number but drop its "+1").
+        straddling: Whether anchors that cross the image border are used in training: `drop` (the paper) or `keep`
+            (torchvision, detectron2).
+        order: Which of the two varies slowest within a location: `ratio_major` (py-faster-rcnn and torchvision) or
+            `scale_major`.
+    """
+
+    scales: list[float] | list[list[float]] = field(default_factory=lambda: [8.0, 16.0, 32.0])
+    aspect_ratios: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
+    base_size: float = 16.0
+    center_offset: Literal["zero", "half_stride", "half_stride_minus_half"] = "half_stride"
+    straddling: Literal["drop", "keep"] = "drop"
+    order: Literal["ratio_major", "scale_major"] = "ratio_major"
+
+    def __post_init__(self) -> None:
+        for key, values in (("scales", _flat(self.scales)), ("aspect_ratios", list(self.aspect_ratios))):
+            if not values or min(values) <= 0:
+                raise InputError(f"anchors.{key}: {getattr(self, key)} must be a list of positive numbers")
+        if self.base_size <= 0:
+            raise InputError(f"anchors.base_size: {self.base_size} must be positive")
+
+    def scales_of_level(self, level: int) -> list[float]:
+        """The scales at one feature level."""
+        first = self.scales[0]
+        return list(self.scales[level]) if isinstance(first, list) else list(self.scales)  # type: ignore[arg-type]
+
+
+def _flat(scales: Sequence[float] | Sequence[Sequence[float]]) -> list[float]:
+    return [s for group in scales for s in (group if isinstance(group, Sequence) else [group])]
+
+
+def base_anchors(config: AnchorConfig, level: int = 0) -> Tensor:
+    """Anchors (A, 4) of one level around the origin, float32: width = side / sqrt(ratio), height = side * sqrt(ratio)."""
+    sides = torch.tensor(config.scales_of_level(level), dtype=torch.float64) * config.base_size
+    roots = torch.tensor(config.aspect_ratios, dtype=torch.float64).sqrt()
+    if config.order == "ratio_major":
+        widths, heights = (sides[None, :] / roots[:, None]).flatten(), (sides[None, :] * roots[:, None]).flatten()
+    else:
+        widths, heights = (sides[:, None] / roots[None, :]).flatten(), (sides[:, None] * roots[None, :]).flatten()
+    return (torch.stack((-widths, -heights, widths, heights), dim=1) / 2).float()
+
+
+class AnchorGenerator:
+    """Anchors for feature maps of given sizes; the last few sizes are cached, since images of a data set share them.
+
+    Args:
+        config: Shapes, order and offset.
+        strides: Pixels per cell of each level, fine to coarse.
+
+    Raises:
+        InputError: The lists per level do not fit the number of levels, or levels differ in their number of anchors.
+    """
+
+    cache_size = 64
+
+    def __init__(self, config: AnchorConfig, strides: Sequence[int]) -> None:
+        if isinstance(config.scales[0], list) and len(config.scales) != len(strides):
+            raise InputError(
+                f"anchors.scales: {len(config.scales)} lists for {len(strides)} feature levels (strides {tuple(strides)}); "
+                "give one list per level, or one list for all"
+            )
+        self.config = config
+        self.strides = tuple(strides)
+        self.cells = [base_anchors(config, level) for level in range(len(strides))]
+        counts = {len(cell) for cell in self.cells}
+        if len(counts) > 1:
+            raise InputError(
+                f"anchors.scales: levels have {sorted(counts)} anchors per location; the RPN head needs equal numbers"
+            )
+        self.anchors_per_location = len(self.cells[0])
+        self._cache: dict[tuple[object, ...], list[Tensor]] = {}
+
+    def __call__(self, feature_sizes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
+        """One tensor (height * width * A, 4) per level for feature maps of sizes (height, width). Do not write into them."""
+        key = (*feature_sizes, device)
+        if key not in self._cache:
+            if len(self._cache) >= self.cache_size:
+                self._cache.pop(next(iter(self._cache)))
+            self._cache[key] = [
+                self._level(cell, stride, size).to(device)
+                for cell, stride, size in zip(self.cells, self.strides, feature_sizes, strict=True)
+            ]
+        return self._cache[key]
+
+    def _level(self, cell: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
+        offsets = {"zero": 0.0, "half_stride": stride / 2, "half_stride_minus_half": (stride - 1) / 2}
+        offset = offsets[self.config.center_offset]
+        ys, xs = (torch.arange(n, dtype=torch.float32) * stride + offset for n in size)
+        y, x = torch.meshgrid(ys, xs, indexing="ij")
+        centers = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
+        return (centers + cell).reshape(-1, 4)

@@ -1,0 +1,234 @@
+"""What every backbone and box head promises, their configuration, and the parts that several of them share.
+
+Shapes: `B` images, `R` RoIs. Feature maps have `ceil(H / stride)` rows and `ceil(W / stride)` columns on every
+backbone.
+"""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from detector.errors import InputError
+from detector.weights import WeightsReport
+
+BackboneName = Literal[
+    "vgg16",
+    "resnet18_c4",
+    "resnet50_c4",
+    "resnet101_c4",
+    "resnet18_fpn",
+    "resnet50_fpn",
+    "resnet101_fpn",
+    "mobilenet_v2_c4",
+    "mobilenet_v2_fpn",
+    "small_c4",
+]
+
+
+@dataclass
+class BackboneConfig:
+    """The network under the RPN and the box head on top of the pooled features.
+
+    Args:
+        name: Which network. `vgg16` and `*_c4` give one feature level of stride 16 and use the last layers of the
+            classification network as the box head; `*_fpn` give five levels of strides 4 to 64, `small_c4` (for quick
+            training from scratch) one of stride 8, each with a new two-layer box head.
+        weights: `imagenet` (torchvision's first ImageNet release, downloaded once), a .pth, .pt or .safetensors file
+            with torchvision's tensor names, or `none` for random weights. `small_c4` has no ImageNet weights.
+        frozen_stages: How many stages, counted from the image on, are not trained. Stages: conv1 to conv5 of vgg16;
+            stem, layer1 to layer3 (FPN: layer4) of a ResNet; strides 2, 4, 8, 16 (FPN: 32) of MobileNetV2; stem, layer1
+            to layer3 of `small_c4`. 2 is the paper's choice for VGG16 and the custom for ResNets. Must be 0 with random
+            weights.
+        norm: Batch norm of the pretrained layers, box head included: `frozen` (statistics and scale stay those of the
+            weights) or `batch` (trained). Must be `batch` with random weights. Without effect on networks without batch
+            norm (`vgg16`, `small_c4`).
+        pool_size: Height and width of the pooled features in cells; null takes the network's own: 14 for a ResNet C4 (7
+            where `box_head_stride` is 1), 7 for all others.
+        box_head_stride: Stride of the first layer of the box head of `resnet*_c4` and `mobilenet_v2_c4`.
+        dropout: Probability of dropping a unit after fc6 and fc7 of `vgg16` in training.
+        fpn_channels: Channels of every FPN level.
+        box_head_channels: Width of the two fully connected layers on FPN and `small_c4`; null takes 1024 on FPN and 256
+            on `small_c4`.
+    """
+
+    name: BackboneName = "resnet50_fpn"
+    weights: str | None = "imagenet"
+    frozen_stages: int = 2
+    norm: Literal["frozen", "batch"] = "frozen"
+    pool_size: int | None = None
+    box_head_stride: Literal[1, 2] = 2
+    dropout: float = 0.5
+    fpn_channels: int = 256
+    box_head_channels: int | None = None
+
+    @property
+    def random(self) -> bool:
+        """Whether the weights are left at random."""
+        return self.weights is None or self.weights.lower() in ("none", "null", "")
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch norm whose statistics and affine parameters are constants: buffers, the same in training and evaluation.
+
+    (B, C, H, W) -> (B, C, H, W). Tensor names are those of `nn.BatchNorm2d`, so its weights load.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not x.requires_grad:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        # batch_norm would keep x for the gradients of weight and bias; a plain scale and shift keeps no activation.
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return torch.addcmul(shift[:, None, None].to(x.dtype), x, scale[:, None, None].to(x.dtype))
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, eps={self.eps}"
+
+
+class Body(nn.Module):
+    """The convolutions that pretrained weights fill, in stages, named as in torchvision's classification network.
+
+    images (B, 3, H, W), normalised -> feature maps from fine to coarse, (B, channels[i], ceil(H / strides[i]), ceil(W /
+    strides[i])).
+    """
+
+    strides: tuple[int, ...]
+    channels: tuple[int, ...]
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> list[Tensor]: ...
+
+    @abstractmethod
+    def stages(self) -> list[list[nn.Module]]:
+        """The modules of each stage that can be frozen, from the image on; together they hold every parameter."""
+
+
+class Backbone(nn.Module):
+    """images (B, 3, H, W), normalised -> one map per level, fine to coarse.
+
+    Each is (B, out_channels, ceil(H / stride), ceil(W / stride)).
+
+    Attributes:
+        strides: Image pixels per cell, one number per level.
+        out_channels: Channels, the same on all levels.
+        frozen_stages: How many stages `freeze` has frozen.
+        weight_prefixes: Prefix of a tensor's name in a weights file -> its prefix here; other tensors have no
+            pretrained value.
+        weights_report: What the pretrained weights filled; None for random weights or where none were read.
+    """
+
+    strides: tuple[int, ...]
+    out_channels: int
+
+    def __init__(self, body: Body) -> None:
+        super().__init__()
+        self.body = body
+        self.frozen_stages = 0
+        self.weight_prefixes = {"": "body."}
+        self.weights_report: WeightsReport | None = None
+
+    @property
+    def roi_strides(self) -> tuple[int, ...]:
+        """Strides of the levels from which RoIs are pooled: the first levels."""
+        return self.strides
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> list[Tensor]: ...
+
+    def freeze(self, count: int) -> Self:
+        """Freeze the first `count` stages: no gradients, and evaluation mode even after `.train()`.
+
+        Raises InputError where there are not so many stages.
+        """
+        check_frozen_stages(count, len(self.body.stages()))
+        self.frozen_stages = count
+        for module in self._frozen():
+            module.requires_grad_(False)
+        return self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for module in self._frozen():
+            module.eval()
+        return self
+
+    def _frozen(self) -> list[nn.Module]:
+        return [module for stage in self.body.stages()[: self.frozen_stages] for module in stage]
+
+
+class SingleLevel(Backbone):
+    """The last map of a body as the only level, as in the paper (section 3.1)."""
+
+    def __init__(self, body: Body) -> None:
+        super().__init__(body)
+        self.strides = body.strides[-1:]
+        self.out_channels = body.channels[-1]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [self.body(images)[-1]]
+
+
+class BoxHead(nn.Module):
+    """pooled (R, in_channels, pool_size, pool_size) -> (R, out_channels); R may be 0.
+
+    Attributes:
+        pool_size: Height and width of the pooled features in cells.
+        in_channels: Channels of the backbone's levels.
+        out_channels: Width of the vector from which classes and boxes are predicted.
+        weight_prefixes: As on `Backbone`; empty where no pretrained weights exist for the head.
+    """
+
+    def __init__(self, pool_size: int, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.pool_size = pool_size
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.weight_prefixes: dict[str, str] = {}
+
+    @abstractmethod
+    def forward(self, pooled: Tensor) -> Tensor: ...
+
+
+class TwoLayerHead(BoxHead):
+    """Two fully connected layers with ReLU, randomly initialised (the box head of the FPN paper, section 5.2)."""
+
+    def __init__(self, pool_size: int, in_channels: int, out_channels: int) -> None:
+        super().__init__(pool_size, in_channels, out_channels)
+        self.fc1 = nn.Linear(in_channels * pool_size**2, out_channels)
+        self.fc2 = nn.Linear(out_channels, out_channels)
+        for layer in (self.fc1, self.fc2):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return F.relu(self.fc2(F.relu(self.fc1(pooled.flatten(1)))))
+
+
+def norm_layer(config: BackboneConfig) -> type[nn.Module]:
+    """The class that torchvision's constructors take as `norm_layer`."""
+    return FrozenBatchNorm2d if config.norm == "frozen" else nn.BatchNorm2d
+
+
+def check_frozen_stages(count: int, stages: int) -> None:
+    """Raises InputError unless 0 <= count <= stages."""
+    if not 0 <= count <= stages:
+        raise InputError(
+            f"--model.backbone.frozen_stages {count}: this backbone has {stages} stages, give 0 to {stages}"
+        )

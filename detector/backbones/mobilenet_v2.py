@@ -1,0 +1,102 @@
+"""MobileNetV2 1.0 (Sandler et al.), as C4 (its last blocks are the box head) or under an FPN."""
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import MobileNetV2
+
+from detector.backbones.base import BackboneConfig, Body, BoxHead, SingleLevel, TwoLayerHead, norm_layer
+from detector.backbones.fpn import FeaturePyramid
+
+STAGES = ("stride 2", "stride 4", "stride 8", "stride 16", "stride 32")
+_ENDS = (2, 4, 7, 14, 19)  # of the stages, in torchvision's `features`
+_CHANNELS = (16, 24, 32, 96, 1280)
+
+
+class StridedDepthwise(nn.Conv2d):
+    """A depthwise convolution with a stride, in float32 under autocast on CPUs.
+
+    oneDNN has no bfloat16 gradient for it: the fallback is 30 times slower than float32 (torch 2.15).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+    @classmethod
+    def replace_in(cls, network: nn.Module) -> None:
+        """Replace all convolutions of this kind in a network, keeping names and weights."""
+        for module in list(network.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, nn.Conv2d) and child.groups == child.in_channels and child.stride != (1, 1):
+                    size, stride, padding = child.kernel_size, child.stride, child.padding
+                    new = cls(child.in_channels, child.out_channels, size, stride, padding, groups=child.groups, bias=False)  # type: ignore[arg-type]
+                    new.weight = child.weight
+                    setattr(module, name, new)
+
+
+def _network(config: BackboneConfig) -> MobileNetV2:
+    network = torchvision.models.mobilenet_v2(weights=None, norm_layer=norm_layer(config))
+    StridedDepthwise.replace_in(network.features)
+    return network
+
+
+class MobileNetV2Body(Body):
+    """The first `depth` of the five stages, one per resolution; maps of strides 4, 8, 16 and 32.
+
+    The last of five stages ends with the 1 x 1 convolution to 1280 channels.
+    """
+
+    def __init__(self, network: MobileNetV2, depth: int) -> None:
+        super().__init__()
+        self._ends = _ENDS[:depth]
+        self.features = network.features[: self._ends[-1]]
+        self.strides = (4, 8, 16, 32)[: depth - 1]
+        self.channels = _CHANNELS[1:depth]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        maps = []
+        x = images
+        for stage in self.stages():
+            for block in stage:
+                x = block(x)
+            maps.append(x)
+        return maps[1:]
+
+    def stages(self) -> list[list[nn.Module]]:
+        blocks = list(self.features)
+        return [blocks[start:end] for start, end in zip((0, *self._ends), self._ends, strict=False)]
+
+
+class MobileNetV2Head(BoxHead):
+    """`features[14:]` on the pooled features, then the mean over their cells.
+
+    With stride 2, 7 x 7 cells shrink to 4 x 4.
+    """
+
+    def __init__(self, network: MobileNetV2, pool_size: int, stride: int) -> None:
+        super().__init__(pool_size, in_channels=96, out_channels=1280)
+        self.features = network.features[14:]  # a slice keeps the names "14" to "18"
+        depthwise = self.features[0].conv[1][0]
+        depthwise.stride = (stride, stride)
+        self.weight_prefixes = {"features.": "features."}
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        x: Tensor = self.features(pooled)
+        return x.mean(dim=(2, 3))
+
+
+def build_mobilenet_v2_c4(config: BackboneConfig) -> tuple[SingleLevel, MobileNetV2Head]:
+    """`mobilenet_v2_c4` with random weights: stride 16, 96 channels."""
+    network = _network(config)
+    box_head = MobileNetV2Head(network, config.pool_size or 7, config.box_head_stride)
+    return SingleLevel(MobileNetV2Body(network, depth=4)), box_head
+
+
+def build_mobilenet_v2_fpn(config: BackboneConfig) -> tuple[FeaturePyramid, TwoLayerHead]:
+    """`mobilenet_v2_fpn` with random weights: strides 4 to 64."""
+    network = _network(config)
+    backbone = FeaturePyramid(MobileNetV2Body(network, depth=5), config.fpn_channels)
+    return backbone, TwoLayerHead(config.pool_size or 7, config.fpn_channels, config.box_head_channels or 1024)

@@ -1,0 +1,56 @@
+"""A fixed set of validation images in TensorBoard, with ground truth and detections."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor
+
+from detector.callbacks.drawing import GROUND_TRUTH_COLOR, draw_boxes, draw_detections
+
+
+class DetectionImages(pl.Callback):
+    """Log the first validation images at every validation, as `val_images/<file name>`.
+
+    Ground truth is white and dashed, detections coloured by class. The same images each time, so that the slider of
+    TensorBoard shows the detector learning.
+
+    Args:
+        images: How many.
+        score_threshold: Detections below this score are not drawn.
+    """
+
+    def __init__(self, images: int = 8, score_threshold: float = 0.5) -> None:
+        self.images = images
+        self.score_threshold = score_threshold
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw the images of this batch that belong to the set."""
+        logger = trainer.logger
+        if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(logger, TensorBoardLogger):
+            return
+        # Rank r holds images r, r + world size, ...: the first rank draws its share of the first images.
+        for image, target, detections in zip(*batch, outputs, strict=True):
+            if int(target["image_id"]) < self.images:
+                picture = self.draw(image, target, detections, pl_module.class_names)
+                logger.experiment.add_image(f"val_images/{target['file_name']}", picture, trainer.global_step)
+
+    def draw(
+        self, image: Tensor, target: dict[str, Any], detections: dict[str, Tensor], class_names: list[str]
+    ) -> Tensor:
+        """Picture (3, H, W) uint8 of one image with its ground truth and detections."""
+        captions = [
+            class_names[label - 1] + (" (difficult)" if difficult else "")
+            for label, difficult in zip(target["labels"].tolist(), target["difficult"].tolist(), strict=True)
+        ]
+        colors = [GROUND_TRUTH_COLOR] * len(captions)
+        picture = draw_boxes(image, target["boxes"].cpu(), captions, colors, dashed=True)
+        return draw_detections(picture, detections, class_names, self.score_threshold)

@@ -1,0 +1,156 @@
+"""What a run leaves behind: metrics.json, predictions.json, and one row of hyperparameters in TensorBoard."""
+
+import json
+import math
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from detector.metrics import DetectionAP
+
+HPARAMS_METRICS = ("val/AP50_voc07", "val/AP50_voc", "val/AP", "val/AP50", "val/proposal_recall@300")
+
+
+class RunFiles(pl.Callback):
+    """Write the run's final numbers and detections into its folder.
+
+    `metrics.json` holds the metrics of the last validation or test under their logged names (null where undefined), `epoch`,
+    `step`, `seed` and `git_commit`; a test adds to what the training wrote. `predictions.json` holds the detections of the
+    last validation or test as COCO results, with file and class names.
+
+    Args:
+        folder: The run folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._predictions: list[dict[str, Any]] | None = None
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the detections; Lightning calls this before the module resets its metrics."""
+        if not trainer.sanity_checking:
+            self._keep(trainer, pl_module.val_ap, trainer.val_dataloaders, pl_module.class_names)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the detections."""
+        self._keep(trainer, pl_module.test_ap, trainer.test_dataloaders, pl_module.class_names)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write at the end of `frcnn validate`; a training writes once, at its end."""
+        if trainer.state.fn == "validate":
+            self._write(trainer)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write at the end of `frcnn test`."""
+        self._write(trainer)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write at the end of `frcnn fit`, and log hyperparameters once, with the final metrics."""
+        self._write(trainer)
+        if isinstance(trainer.logger, TensorBoardLogger):
+            metrics = _finite({k: v for k, v in _metrics(trainer).items() if k in HPARAMS_METRICS})
+            trainer.logger.log_hyperparams(flatten_hparams(pl_module.hparams), metrics)
+
+    def _keep(self, trainer: pl.Trainer, metric: DetectionAP, loader: Any, class_names: Sequence[str]) -> None:
+        metric.compute()  # all ranks: gathers
+        if trainer.is_global_zero:
+            self._predictions = coco_results(metric.results(), loader.dataset.file_names, class_names)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        if not trainer.is_global_zero or trainer.fast_dev_run:
+            return
+        if self._predictions is not None:
+            write_json(self.folder / "predictions.json", self._predictions, indent=None)
+        path = self.folder / "metrics.json"
+        before = json.loads(path.read_text()) if path.is_file() else {}
+        write_json(
+            path,
+            before
+            | {name: value if math.isfinite(value) else None for name, value in _metrics(trainer).items()}
+            | {
+                "epoch": trainer.current_epoch,
+                "step": trainer.global_step,
+                "seed": int(os.environ.get("PL_GLOBAL_SEED", "0")),
+                "git_commit": git_commit(),
+            }
+            | ({k: before[k] for k in ("epoch", "step", "seed") if k in before} if trainer.state.fn != "fit" else {}),
+        )
+
+
+def coco_results(
+    results: Mapping[str, np.ndarray], file_names: Sequence[str], class_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Detections as COCO results: `image_id`, `file_name`, `category_id`, `category_name`, `bbox` (xywh) and `score`.
+
+    Args:
+        results: Arrays `image_id` (D,), `label` (D,), `score` (D,), `box` (D, 4) xyxy, as `DetectionAP.results` gives them.
+        file_names: By image id.
+        class_names: Of classes 1..C.
+    """
+    rows = zip(
+        results["image_id"].tolist(),
+        results["label"].tolist(),
+        results["score"].tolist(),
+        results["box"].reshape(-1, 4).tolist(),
+        strict=True,
+    )
+    return [
+        {
+            "image_id": image,
+            "file_name": file_names[image],
+            "category_id": label,
+            "category_name": class_names[label - 1],
+            "bbox": [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)],
+            "score": round(score, 6),
+        }
+        for image, label, score, (x1, y1, x2, y2) in rows
+    ]
+
+
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Write a JSON file so that it is either the old or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=indent, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+def git_commit() -> str | None:
+    """Commit of this code, with "-dirty" where it is changed; None outside a git checkout."""
+    here = Path(__file__).resolve().parents[2]
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def flatten_hparams(hparams: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | int | bool]:
+    """Nested options -> one level, `a/b` keys; lists become text and None "none", which TensorBoard shows without loss."""
+    flat: dict[str, str | float | int | bool] = {}
+    for key, value in hparams.items():
+        if isinstance(value, Mapping):
+            flat |= flatten_hparams(value, f"{prefix}{key}/")
+        elif isinstance(value, bool | int | float | str):
+            flat[prefix + key] = value
+        else:
+            flat[prefix + key] = "none" if value is None else str(value)
+    return flat
+
+
+def _metrics(trainer: pl.Trainer) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith(("val/", "test/", "train/")) and not name.endswith(("_step", "_epoch"))
+    }
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}

@@ -1,0 +1,86 @@
+"""Faster R-CNN: images -> features -> proposals -> detections (Ren et al., NIPS 2015; arXiv 1506.01497)."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from detector.anchors import AnchorConfig
+from detector.backbones import build_backbone
+from detector.backbones.base import BackboneConfig
+from detector.image_batch import ImageBatch, ImageConfig, ground_truth, make_batch, to_original
+from detector.roi_heads import RoIConfig, RoIHeads
+from detector.rpn import RegionProposalNetwork, RPNConfig
+
+Difficult = Literal["drop", "keep", "ignore"]
+LOSS_NAMES = ("loss_rpn_cls", "loss_rpn_reg", "loss_roi_cls", "loss_roi_reg")
+
+
+class FasterRCNN(nn.Module):
+    """The whole detector.
+
+    Args:
+        num_classes: C, without background.
+        backbone, anchors, rpn, roi, image: The parts' options.
+        difficult: What objects marked difficult are in training: `drop` (as if not there: background), `keep`, or `ignore`
+            (neither positive nor negative).
+        load_weights: Whether the backbone's weights are loaded; False where a checkpoint follows.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        backbone: BackboneConfig,
+        anchors: AnchorConfig,
+        rpn: RPNConfig,
+        roi: RoIConfig,
+        image: ImageConfig,
+        difficult: Difficult = "drop",
+        load_weights: bool = True,
+    ) -> None:
+        super().__init__()
+        self.image_config = image
+        self.difficult = difficult
+        self.backbone, box_head = build_backbone(backbone, load_weights)
+        self.rpn = RegionProposalNetwork(self.backbone.out_channels, self.backbone.strides, anchors, rpn)
+        self.roi_heads = RoIHeads(box_head, self.backbone.roi_strides, num_classes, roi)
+
+    def forward(self, images: Sequence[Tensor]) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
+        """Detections and proposals of each image, both in original pixels.
+
+        Args:
+            images: Each (3, H, W) RGB in 0..255, uint8 or float, of any size.
+
+        Returns:
+            Per image a dict of `boxes` (D, 4), `labels` (D,) in 1..C and `scores` (D,), by descending score; and per image
+            its proposals (P, 4), by descending objectness.
+        """
+        batch = make_batch(images, self.image_config, self.training)
+        features = self.backbone(batch.tensors)
+        proposals = self.rpn.proposals(self.rpn(features), batch)
+        detections = self.detect(features, proposals, batch)
+        return detections, [to_original(boxes, batch, image) for image, boxes in enumerate(proposals)]
+
+    def detect(self, features: Sequence[Tensor], proposals: Sequence[Tensor], batch: ImageBatch) -> list[dict[str, Tensor]]:
+        """Detections from features and given proposals (P, 4) in the batch's pixels."""
+        logits, deltas = self.roi_heads(features, proposals)
+        return self.roi_heads.detections(logits, deltas, proposals, batch)
+
+    def losses(self, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """The four losses of LOSS_NAMES, unweighted scalars, and their weighted sum `loss`.
+
+        Args:
+            images: As in `forward`.
+            targets: Per image `boxes` (G, 4) in original pixels, `labels` (G,) in 1..C, `difficult` (G,); G may be 0.
+        """
+        batch = make_batch(images, self.image_config, self.training)
+        truths = ground_truth(targets, batch)
+        features = self.backbone(batch.tensors)
+        output = self.rpn(features)
+        sampled = self.roi_heads.sample_rois(self.rpn.proposals(output, batch), truths, self.difficult)
+        logits, deltas = self.roi_heads(features, [rois.boxes for rois in sampled])
+        parts = self.rpn.losses(output, batch, truths, self.difficult)
+        parts |= self.roi_heads.losses(logits, deltas, sampled)
+        weights = {"loss_rpn_reg": self.rpn.config.reg_weight, "loss_roi_reg": self.roi_heads.config.reg_weight}
+        parts["loss"] = sum((weights.get(name, 1.0) * parts[name] for name in LOSS_NAMES), start=parts["loss_rpn_cls"] * 0)
+        return parts

@@ -1,0 +1,120 @@
+"""Images of different sizes -> one padded, normalised batch on the device, and boxes back to the original images.
+
+B images. Resizing happens here, once, for training, evaluation and prediction alike.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detector import boxes as box_ops
+from detector.errors import InputError
+from detector.sampling import GroundTruth
+
+
+@dataclass
+class ImageConfig:
+    """Size and normalisation of the images that the network sees.
+
+    Args:
+        shortest_side: Target length in pixels of an image's shorter side. Several values: training draws one for each image,
+            evaluation uses the last. The paper: [600].
+        longest_side: Upper limit of the longer side in pixels, which wins over `shortest_side`. The paper: 1000.
+        mean: Subtracted, per channel in the order of `channel_order`, after scaling to 0..`pixel_max`.
+        std: Divided by, likewise.
+        channel_order: `rgb` (torchvision's weights) or `bgr` (caffe's weights).
+        pixel_max: Images are scaled to 0..`pixel_max`: 1 for torchvision's weights, 255 for caffe's.
+        pad_multiple: Batches are padded at the bottom and right to a multiple of this many pixels.
+    """
+
+    shortest_side: list[int] = field(default_factory=lambda: [600])
+    longest_side: int = 1000
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    channel_order: Literal["rgb", "bgr"] = "rgb"
+    pixel_max: float = 1.0
+    pad_multiple: int = 32
+
+    def __post_init__(self) -> None:
+        if not self.shortest_side or min(self.shortest_side) < 16:
+            raise InputError(f"image.shortest_side: {self.shortest_side} must list sides of at least 16 pixels")
+        if self.longest_side < max(self.shortest_side):
+            raise InputError(
+                f"image.longest_side: {self.longest_side} is below the largest shortest_side {max(self.shortest_side)}"
+            )
+        if len(self.mean) != 3 or len(self.std) != 3:
+            raise InputError(f"image.mean and image.std: got {len(self.mean)} and {len(self.std)} numbers; give 3 each")
+
+
+class ImageBatch(NamedTuple):
+    """A batch for the backbone.
+
+    tensors: (B, 3, H, W) float, channels last in memory. sizes: (height, width) of each image within it, without padding.
+    original_sizes: (height, width) before resizing.
+    """
+
+    tensors: Tensor
+    sizes: list[tuple[int, int]]
+    original_sizes: list[tuple[int, int]]
+
+
+def resized_size(size: tuple[int, int], shortest: int, longest: int) -> tuple[int, int]:
+    """(height, width) after scaling so that the shorter side is `shortest`, or less where the longer would exceed `longest`.
+
+    Rounded down, as torchvision's detectors do.
+    """
+    height, width = size
+    scale = min(shortest / min(size), longest / max(size))
+    return max(1, int(height * scale)), max(1, int(width * scale))
+
+
+def make_batch(images: Sequence[Tensor], config: ImageConfig, training: bool) -> ImageBatch:
+    """Resize (bilinear), normalise and pad images, each uint8 or float in 0..255, (3, h, w) RGB, into one batch."""
+    device = images[0].device
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (config.mean, config.std))
+    originals = [(int(im.shape[-2]), int(im.shape[-1])) for im in images]
+    prepared = []
+    for image, size in zip(images, originals, strict=True):
+        sides = config.shortest_side
+        shortest = sides[int(torch.randint(len(sides), (1,)))] if training and len(sides) > 1 else sides[-1]
+        target = resized_size(size, shortest, config.longest_side)
+        pixels = image.float().mul_(config.pixel_max / 255) if image.dtype == torch.uint8 else image * (config.pixel_max / 255)
+        if config.channel_order == "bgr":
+            pixels = pixels.flip(0)
+        pixels = (pixels - mean) / std
+        if target != size:
+            pixels = F.interpolate(pixels[None], size=target, mode="bilinear", align_corners=False)[0]
+        prepared.append(pixels)
+    sizes = [(int(p.shape[-2]), int(p.shape[-1])) for p in prepared]
+    height, width = (_round_up(max(side), config.pad_multiple) for side in zip(*sizes, strict=True))
+    batch = torch.zeros(len(images), height, width, 3, device=device).permute(0, 3, 1, 2)  # channels last in memory
+    for slot, pixels in zip(batch, prepared, strict=True):
+        slot[:, : pixels.shape[-2], : pixels.shape[-1]] = pixels
+    return ImageBatch(batch, sizes, originals)
+
+
+def ground_truth(targets: Sequence[dict[str, Any]], batch: ImageBatch) -> list[GroundTruth]:
+    """Targets in original pixels -> ground truth in the pixels of the batch."""
+    return [
+        GroundTruth(rescale(target["boxes"].float(), original, size), target["labels"], target["difficult"].bool())
+        for target, original, size in zip(targets, batch.original_sizes, batch.sizes, strict=True)
+    ]
+
+
+def to_original(boxes: Tensor, batch: ImageBatch, image: int) -> Tensor:
+    """Boxes (..., 4) in pixels of the batch -> boxes in pixels of the original image, clipped to it."""
+    return box_ops.clip(rescale(boxes, batch.sizes[image], batch.original_sizes[image]), batch.original_sizes[image])
+
+
+def rescale(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
+    """Boxes (..., 4) of an image of `from_size` (height, width) in the same image at `to_size`."""
+    sy, sx = to_size[0] / from_size[0], to_size[1] / from_size[1]
+    return boxes * boxes.new_tensor((sx, sy, sx, sy))
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple

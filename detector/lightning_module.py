@@ -1,0 +1,174 @@
+"""FasterRCNNModule: the detector under Lightning, with its four losses, its metrics, its optimiser and its randomness."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from detector.anchors import AnchorConfig
+from detector.backbones.base import BackboneConfig
+from detector.errors import InputError
+from detector.faster_rcnn import LOSS_NAMES, Difficult, FasterRCNN
+from detector.image_batch import ImageConfig
+from detector.metrics import DetectionAP, ProposalRecall
+from detector.optimization import AveragedWeights, OptimizerConfig, build_optimizer, lr_factor, parameter_groups
+from detector.roi_heads import RoIConfig
+from detector.rpn import RPNConfig
+
+Batch = tuple[list[Tensor], list[dict[str, Any]]]
+C = TypeVar("C")
+
+
+class FasterRCNNModule(pl.LightningModule):
+    """Faster R-CNN with approximate joint training.
+
+    Args:
+        class_names: Names of classes 1..C; the command line takes them from the data.
+        backbone: Network, its weights, and what of it is frozen.
+        anchors: Anchor shapes.
+        rpn: Region proposal network.
+        roi: RoI heads and post-processing.
+        image: Size and normalisation.
+        optimizer: Optimiser and schedule.
+        difficult: What objects marked difficult are in training: `drop`, `keep`, or `ignore` (neither positive nor
+            negative). Evaluation always follows the devkit: they count neither way.
+        load_backbone_weights: Whether `backbone.weights` is read; set to false where a checkpoint follows.
+    """
+
+    def __init__(
+        self,
+        class_names: list[str],
+        backbone: BackboneConfig = BackboneConfig(),
+        anchors: AnchorConfig = AnchorConfig(),
+        rpn: RPNConfig = RPNConfig(),
+        roi: RoIConfig = RoIConfig(),
+        image: ImageConfig = ImageConfig(),
+        optimizer: OptimizerConfig = OptimizerConfig(),
+        difficult: Difficult = "drop",
+        load_backbone_weights: bool = True,
+    ) -> None:
+        super().__init__()
+        # From a checkpoint the configs come back as the plain dicts that were saved.
+        backbone, anchors = _config(BackboneConfig, backbone), _config(AnchorConfig, anchors)
+        rpn, roi = _config(RPNConfig, rpn), _config(RoIConfig, roi)
+        image, optimizer = _config(ImageConfig, image), _config(OptimizerConfig, optimizer)
+        configs = {"backbone": backbone, "anchors": anchors, "rpn": rpn, "roi": roi, "image": image, "optimizer": optimizer}
+        self.save_hyperparameters(
+            {
+                "class_names": list(class_names),
+                **{key: asdict(config) for key, config in configs.items()},
+                "difficult": difficult,
+            },
+            logger=False,  # logged once, with the final metrics
+        )
+        self.class_names = list(class_names)
+        self.optimizer_config = optimizer
+        self.model = FasterRCNN(
+            len(class_names), backbone, anchors, rpn, roi, image, difficult, load_weights=load_backbone_weights
+        ).to(memory_format=torch.channels_last)
+        self.val_ap, self.test_ap = DetectionAP(class_names), DetectionAP(class_names)
+        self.val_recall, self.test_recall = ProposalRecall(class_names), ProposalRecall(class_names)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path) -> Self:
+        """The detector of a checkpoint, on the CPU, in evaluation mode. Reads nothing but the checkpoint.
+
+        Raises:
+            InputError: The file is missing, unreadable, or not a checkpoint of this class.
+        """
+        if not Path(path).is_file():
+            raise InputError(f"{path}: no such checkpoint file")
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            arguments = dict(checkpoint["hyper_parameters"])
+            state = checkpoint["state_dict"]
+        except Exception as error:
+            raise InputError(f"{path}: not a readable checkpoint of frcnn fit ({type(error).__name__}: {error})") from error
+        module = cls(**arguments, load_backbone_weights=False)
+        module.load_state_dict(state)
+        return module.eval()
+
+    def forward(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        """Detections of images, each (3, H, W) RGB in 0..255: see `FasterRCNN.forward`."""
+        detections: list[dict[str, Tensor]] = self.model(images)[0]
+        return detections
+
+    # Training
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Make the randomness of a step (sampling, dropout) a function of seed, step and rank.
+
+        So an interrupted and resumed run repeats an undisturbed one exactly.
+        """
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
+        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        torch.manual_seed(hash((seed, step, self.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The weighted sum of the four losses; each is logged as `train/loss_*`."""
+        images, targets = batch
+        losses = self.model.losses(images, targets)
+        for name in (*LOSS_NAMES, "loss"):
+            self.log(f"train/{name}", losses[name].detach(), prog_bar=True, batch_size=len(images))
+        return losses["loss"]
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Optimiser over the groups of `parameter_groups`, and a schedule that advances by steps."""
+        new_layers = (self.model.rpn, self.model.roi_heads.predictor)
+        optimizer = build_optimizer(parameter_groups(self.model, new_layers, self.optimizer_config), self.optimizer_config)
+        factor = lr_factor(self.optimizer_config, int(self.trainer.estimated_stepping_batches))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """Averaged weights, where asked for."""
+        training = self.trainer.state.fn == "fit"
+        return [AveragedWeights(self.optimizer_config.ema_decay)] if training and self.optimizer_config.ema_decay else []
+
+    # Evaluation: one pass yields detections and proposals
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Tensor]]:
+        """Detections of the batch; updates the metrics of the whole split."""
+        return self._evaluate(batch, self.val_ap, self.val_recall)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/*` over the whole split."""
+        self._log_metrics("val", self.val_ap, self.val_recall)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Tensor]]:
+        """Detections of the batch; updates the metrics of the whole split."""
+        return self._evaluate(batch, self.test_ap, self.test_recall)
+
+    def on_test_epoch_end(self) -> None:
+        """Log `test/*` over the whole split."""
+        self._log_metrics("test", self.test_ap, self.test_recall)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Tensor]]:
+        """Detections of the batch; targets are not looked at."""
+        return self(batch[0])
+
+    def _evaluate(self, batch: Batch, ap: DetectionAP, recall: ProposalRecall) -> list[dict[str, Tensor]]:
+        images, targets = batch
+        detections, proposals = self.model(images)
+        ap.update(detections, targets)
+        recall.update(proposals, targets)
+        return list(detections)
+
+    def _log_metrics(self, stage: str, ap: DetectionAP, recall: ProposalRecall) -> None:
+        # Metrics are computed from all ranks' gathered states, so every rank logs the same numbers.
+        metrics = {**ap.compute(), **recall.compute()}
+        shown = {"AP50_voc07", "AP"}
+        for name, value in metrics.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name in shown, rank_zero_only=False)
+        ap.reset()
+        recall.reset()
+
+
+def _config(cls: type[C], value: C | dict[str, Any]) -> C:
+    return cls(**value) if isinstance(value, dict) else value

@@ -1,0 +1,186 @@
+"""Average precision of detections: VOC 11-point, VOC area and COCO, from one pass over the split."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from detector.errors import InputError
+from detector.metrics.coco_ap import evaluate_coco
+from detector.metrics.flat_states import (
+    FlatStateMetric,
+    check_batch,
+    check_boxes,
+    check_labels,
+    first_of_each_image,
+    image_ids_of,
+    rows_of,
+)
+from detector.metrics.voc_ap import Detections, GroundTruth, IntArray, evaluate_voc
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluatedSplit:
+    """Everything that a metric has seen, on all processes, each image once, by ascending image id.
+
+    Attributes:
+        image_id: (N,) the images, those without objects or detections included.
+        detections: D detections, sorted by image id; within an image in the order given.
+        ground_truth: G objects, likewise.
+    """
+
+    image_id: IntArray
+    detections: Detections
+    ground_truth: GroundTruth
+
+
+class DetectionAP(FlatStateMetric):
+    """VOC and COCO average precision over a whole split, the same to the bit on any number of processes.
+
+    `compute` returns 0-d float32 tensors, fractions in 0..1:
+
+    - `AP50_voc07`, `AP50_voc`: mean over classes of VOC's 11-point AP and area under the curve at IoU 0.5 (see
+      `evaluate_voc`);
+    - `AP50_voc_class/<name>`: area under the curve of one class, nan for a class without objects, which the means
+      leave out;
+    - with `coco`: `AP`, `AP50`, `AP75`, `AP_small`, `AP_medium`, `AP_large`, `AR@1`, `AR@10`, `AR@100` as COCO defines
+      them, with difficult objects as crowds (see `evaluate_coco`); nan where there are no objects.
+
+    An image that is given several times (distributed samplers repeat some) counts once; its first occurrence on the
+    lowest rank counts.
+
+    Args:
+        class_names: Names of the classes 1..C.
+        coco: Compute COCO's numbers too; they take most of the time.
+    """
+
+    image_id: list[Tensor]
+    detection_count: list[Tensor]
+    object_count: list[Tensor]
+    detection_label: list[Tensor]
+    detection_score: list[Tensor]
+    detection_box: list[Tensor]
+    object_label: list[Tensor]
+    object_difficult: list[Tensor]
+    object_box: list[Tensor]
+
+    def __init__(self, class_names: Sequence[str], coco: bool = True) -> None:
+        super().__init__()
+        self.class_names = tuple(class_names)
+        self.coco = coco
+        self._evaluated: EvaluatedSplit | None = None
+        for name in ("image_id", "detection_count", "object_count"):
+            self.add_flat_state(name, torch.int64)
+        for name in ("detection_label", "object_label", "object_difficult"):
+            self.add_flat_state(name, torch.int64)
+        for name in ("detection_score", "detection_box", "object_box"):
+            self.add_flat_state(name, torch.float32)
+
+    def update(self, predictions: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]) -> None:
+        """Add a batch.
+
+        Args:
+            predictions: Per image `boxes` (D, 4) xyxy in pixels of the original image, `labels` (D,) in 1..C, `scores`
+                (D,).
+            targets: Per image `boxes` (G, 4), `labels` (G,), `difficult` (G,) bool, `image_id` 0-d.
+
+        Raises:
+            InputError: Unequal lengths, a value that is not finite, a box of negative size, a label outside 1..C.
+        """
+        self._evaluated = None
+        check_batch("predictions", predictions, targets)
+        if not targets:
+            return
+        image_ids = image_ids_of(targets)
+        detections = _concatenate("predictions", predictions, image_ids, ("labels", "scores"))
+        objects = _concatenate("targets", targets, image_ids, ("labels", "difficult"))
+        counts, object_counts = [len(item["boxes"]) for item in predictions], [len(item["boxes"]) for item in targets]
+        check_boxes("detection", detections["boxes"], counts, image_ids, detections["scores"])
+        check_boxes("object", objects["boxes"], object_counts, image_ids)
+        check_labels("detection", detections["labels"], counts, image_ids, len(self.class_names))
+        check_labels("object", objects["labels"], object_counts, image_ids, len(self.class_names))
+        self.append("image_id", image_ids)
+        self.append("detection_count", torch.tensor(counts))
+        self.append("object_count", torch.tensor(object_counts))
+        self.append("detection_label", detections["labels"])
+        self.append("detection_score", detections["scores"])
+        self.append("detection_box", detections["boxes"])
+        self.append("object_label", objects["labels"])
+        self.append("object_difficult", objects["difficult"])
+        self.append("object_box", objects["boxes"])
+
+    def compute(self) -> dict[str, Tensor]:
+        """All numbers over everything seen so far, on all processes; see the class."""
+        split = self._collect()
+        self._evaluated = split
+        labels = range(1, len(self.class_names) + 1)
+        voc = evaluate_voc(split.detections, split.ground_truth, labels)
+        values = {"AP50_voc07": voc.ap_voc07, "AP50_voc": voc.ap_area}
+        if self.coco:
+            values |= evaluate_coco(split.detections, split.ground_truth, split.image_id, labels)
+        for name, result in zip(self.class_names, voc.per_class, strict=True):
+            values[f"AP50_voc_class/{name}"] = result.ap_area
+        return {name: torch.tensor(value, dtype=torch.float32, device=self.device) for name, value in values.items()}
+
+    def reset(self) -> None:
+        """Forget everything seen."""
+        super().reset()
+        self._evaluated = None
+
+    def evaluated(self) -> EvaluatedSplit:
+        """What the last `compute` evaluated: for curves, error analysis and resampling without a second gathering.
+
+        Raises:
+            RuntimeError: Nothing was computed since the last `update` or `reset`.
+        """
+        if self._evaluated is None:
+            raise RuntimeError("call compute() first: detections are gathered from all processes there")
+        return self._evaluated
+
+    def results(self) -> dict[str, NDArray[np.generic]]:
+        """The detections that the last `compute` evaluated, each image once, sorted by image id.
+
+        Returns:
+            `image_id` (D,), `label` (D,), `score` (D,), `box` (D, 4) xyxy in pixels of the original image.
+
+        Raises:
+            RuntimeError: Nothing was computed since the last `update` or `reset`.
+        """
+        found = self.evaluated().detections
+        return {"image_id": found.image_id, "label": found.label, "score": found.score, "box": found.box}
+
+    def _collect(self) -> EvaluatedSplit:
+        image_id = self.ints("image_id")
+        chosen = first_of_each_image(image_id)
+        images = image_id[chosen]
+        counts, object_counts = self.ints("detection_count"), self.ints("object_count")
+        rows, object_rows = rows_of(chosen, counts), rows_of(chosen, object_counts)
+        detections = Detections(
+            image_id=np.repeat(images, counts[chosen]),
+            label=self.ints("detection_label")[rows],
+            score=self.floats("detection_score")[rows],
+            box=self.floats("detection_box").reshape(-1, 4)[rows],
+        )
+        ground_truth = GroundTruth(
+            image_id=np.repeat(images, object_counts[chosen]),
+            label=self.ints("object_label")[object_rows],
+            box=self.floats("object_box").reshape(-1, 4)[object_rows],
+            difficult=self.ints("object_difficult")[object_rows].astype(np.bool_),
+        )
+        return EvaluatedSplit(images, detections, ground_truth)
+
+
+def _concatenate(
+    what: str, items: list[dict[str, Tensor]], image_ids: Tensor, names: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """Concatenate `boxes` and the named columns of a batch after checking that they are equally long in each image."""
+    for item, image in zip(items, image_ids.tolist(), strict=True):
+        number = len(item["boxes"])
+        wrong = [name for name in names if item[name].shape != (number,)]
+        if item["boxes"].shape != (number, 4) or wrong:
+            shapes = {name: tuple(item[name].shape) for name in ("boxes", *names)}
+            raise InputError(f"{what} of image {image}: shapes {shapes}; boxes must be (n, 4), the others (n,)")
+    return {name: torch.cat([item[name] for item in items]) for name in ("boxes", *names)}

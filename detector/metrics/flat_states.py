@@ -1,0 +1,130 @@
+"""What the metrics of this package share: states that gather safely, and images that count once."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.distributed import gather_all_tensors
+
+from detector.errors import InputError
+from detector.metrics.voc_ap import IntArray
+
+
+class FlatStateMetric(Metric):
+    """A metric whose states are all lists of one-dimensional tensors of a fixed type, concatenated over processes.
+
+    torchmetrics gathers a list state that is empty on one process as an empty float32 tensor of one dimension. Beside
+    int64 tensors, or tensors of two dimensions, on the other processes, the messages then differ in size: gloo aborts,
+    NCCL may hang. Here each state is made one tensor of its own type before it is gathered, so that processes with few
+    images, or none, exchange the same messages as the others.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._state_types: dict[str, torch.dtype] = {}
+
+    def add_flat_state(self, name: str, dtype: torch.dtype) -> None:
+        """Declare the state `name`: a list of tensors of shape (n,) and type `dtype`."""
+        self.add_state(name, default=[], dist_reduce_fx="cat")
+        self._state_types[name] = dtype
+
+    def append(self, name: str, values: Tensor) -> None:
+        """Append `values`, flattened and cast, to the state `name`, on the metric's device."""
+        getattr(self, name).append(values.detach().to(self.device, self._state_types[name]).flatten())
+
+    def ints(self, name: str) -> IntArray:
+        """The int64 state `name` as one array (n,) on the CPU; inside `compute` that of all processes, by rank."""
+        array: IntArray = self._concatenated(name).cpu().numpy()
+        return array
+
+    def floats(self, name: str) -> NDArray[np.float32]:
+        """The float32 state `name`, likewise."""
+        array: NDArray[np.float32] = self._concatenated(name).cpu().numpy()
+        return array
+
+    def _concatenated(self, name: str) -> Tensor:
+        state = getattr(self, name)
+        parts = [state] if isinstance(state, Tensor) else state
+        empty = torch.empty(0, dtype=self._state_types[name], device=self.device)
+        return torch.cat([empty, *(part.to(self.device) for part in parts)])
+
+    def _sync_dist(
+        self, dist_sync_fn: Callable[..., list[Tensor]] = gather_all_tensors, process_group: object | None = None
+    ) -> None:
+        for name in self._state_types:
+            setattr(self, name, [self._concatenated(name)])
+        super()._sync_dist(dist_sync_fn, process_group)
+
+
+def image_ids_of(targets: list[dict[str, Tensor]]) -> Tensor:
+    """The image ids of a batch, (B,) int64 on the CPU."""
+    return torch.tensor([int(target["image_id"]) for target in targets], dtype=torch.int64)
+
+
+def first_of_each_image(image_id: IntArray) -> IntArray:
+    """Positions (N,) of the first occurrence of each of N images, by ascending image id.
+
+    Samplers repeat images to give all processes equally many; the repeats are dropped here.
+    """
+    first: IntArray = np.unique(image_id, return_index=True)[1]
+    return first
+
+
+def rows_of(chosen: IntArray, counts: IntArray) -> IntArray:
+    """Rows of the chosen images, image by image, where image i owns `counts[i]` consecutive rows of a flat array."""
+    first = np.cumsum(counts) - counts
+    number = counts[chosen]
+    before = np.cumsum(number) - number
+    rows: IntArray = np.arange(number.sum()) + np.repeat(first[chosen] - before, number)
+    return rows
+
+
+def check_batch(what: str, items: list[dict[str, Tensor]] | list[Tensor], targets: list[dict[str, Tensor]]) -> None:
+    """Raises InputError if a batch does not hold one entry per target."""
+    if len(items) != len(targets):
+        raise InputError(f"{what} of {len(items)} images for {len(targets)} targets; there must be one entry per image")
+
+
+def check_boxes(what: str, boxes: Tensor, counts: list[int], image_ids: Tensor, scores: Tensor | None = None) -> None:
+    """Check boxes (n, 4) and scores (n,) of a batch, at the price of one synchronisation.
+
+    Raises:
+        InputError: Names the image and the index within it of the first bad entry.
+    """
+    finite = torch.isfinite(boxes).all(dim=1)
+    if scores is not None:
+        finite = finite & torch.isfinite(scores)
+    bad = ~finite | (boxes[:, 2:] < boxes[:, :2]).any(dim=1)
+    if not bool(bad.any()):
+        return
+    row = int(bad.to(torch.int64).argmax())
+    image, index = _locate(row, counts, image_ids)
+    score = "" if scores is None else f", score {float(scores[row])}"
+    raise InputError(
+        f"{what} {index} of image {image}: box {boxes[row].tolist()}{score} ({int(bad.sum())} bad in this batch); "
+        "values must be finite and boxes x1 <= x2, y1 <= y2"
+    )
+
+
+def check_labels(what: str, labels: Tensor, counts: list[int], image_ids: Tensor, num_classes: int) -> None:
+    """Raises InputError if one of the labels (n,) of a batch is not in 1..num_classes."""
+    bad = (labels < 1) | (labels > num_classes)
+    if not bool(bad.any()):
+        return
+    row = int(bad.to(torch.int64).argmax())
+    image, index = _locate(row, counts, image_ids)
+    raise InputError(f"{what} {index} of image {image}: label {int(labels[row])}; labels must be in 1..{num_classes}")
+
+
+def _locate(row: int, counts: list[int], image_ids: Tensor) -> tuple[int, int]:
+    """(image id, index within the image) of a row of the concatenated batch."""
+    ends = np.cumsum(counts)
+    position = int(np.searchsorted(ends, row, side="right"))
+    return int(image_ids[position]), row - int(ends[position]) + counts[position]

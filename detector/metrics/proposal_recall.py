@@ -1,0 +1,177 @@
+"""Recall of the region proposals: separates a bad RPN, or bad anchors, from a bad box head."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from detector.errors import InputError
+from detector.metrics.coco_ap import SIZES
+from detector.metrics.flat_states import (
+    FlatStateMetric,
+    check_batch,
+    check_boxes,
+    check_labels,
+    first_of_each_image,
+    image_ids_of,
+    rows_of,
+)
+
+# float32 as the IoUs are: an IoU of exactly 0.65 reaches the threshold 0.65
+IOU_THRESHOLDS: Final = np.linspace(0.5, 0.95, 10).astype(np.float32)
+
+
+class ProposalRecall(FlatStateMetric):
+    """Share of the objects that are not difficult which the best k proposals of their image cover.
+
+    An object is covered if any of the first k proposals overlaps it by the IoU threshold; one proposal may cover
+    several objects. Source: Ren et al., "Faster R-CNN" (PAMI 2017), section 4.1, "Analysis of Recall-to-IoU". Matching
+    one to one, as COCO's AR and detectron2's evaluation of proposals do, can only be lower.
+
+    `compute` returns 0-d float32 tensors, nan where there are no objects:
+
+    - `proposal_recall@<k>`: recall at IoU 0.5;
+    - `proposal_AR@<k>`: mean of the recalls at IoU .50:.05:.95;
+    - `proposal_AR@<detail_k>_small`, `_medium`, `_large`: the same for objects of COCO's sizes (area of the box in
+      original pixels up to 32^2, up to 96^2, above; an object on a border belongs to both sides, as in COCO).
+
+    Where an image has fewer than k proposals, those it has are used. An image that is given several times counts once.
+
+    Args:
+        class_names: Names of the classes 1..C.
+        top_k: Numbers of proposals, at least 1 each.
+
+    Attributes:
+        detail_k: The number of proposals for sizes and classes: 300, or the largest of `top_k` if 300 is not among
+            them.
+
+    Raises:
+        InputError: `top_k` is empty or holds a number below 1.
+    """
+
+    image_id: list[Tensor]
+    object_count: list[Tensor]
+    object_label: list[Tensor]
+    object_area: list[Tensor]
+    best_iou: list[Tensor]
+
+    def __init__(self, class_names: Sequence[str], top_k: Sequence[int] = (50, 100, 300, 1000, 2000)) -> None:
+        super().__init__()
+        if not top_k or min(top_k) < 1:
+            raise InputError(f"top_k is {list(top_k)}; give at least one number of proposals, each at least 1")
+        self.class_names = tuple(class_names)
+        self.top_k = tuple(sorted(set(top_k)))
+        self.detail_k = 300 if 300 in self.top_k else self.top_k[-1]
+        self._evaluated: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
+        for name in ("image_id", "object_count", "object_label"):
+            self.add_flat_state(name, torch.int64)
+        for name in ("object_area", "best_iou"):
+            self.add_flat_state(name, torch.float32)
+
+    def update(self, proposals: list[Tensor], targets: list[dict[str, Tensor]]) -> None:
+        """Add a batch.
+
+        Args:
+            proposals: Per image (P, 4) xyxy in pixels of the original image, by descending objectness.
+            targets: Per image `boxes` (G, 4), `labels` (G,), `difficult` (G,) bool, `image_id` 0-d.
+
+        Raises:
+            InputError: Unequal lengths, a value that is not finite, a box of negative size, a label outside 1..C.
+        """
+        self._evaluated = None
+        check_batch("proposals", proposals, targets)
+        if not targets:
+            return
+        image_ids = image_ids_of(targets)
+        boxes = [target["boxes"][~target["difficult"].bool()].float() for target in targets]
+        labels = torch.cat([target["labels"][~target["difficult"].bool()] for target in targets])
+        counts = [len(box) for box in boxes]
+        all_boxes = torch.cat(boxes)
+        check_boxes("object", all_boxes, counts, image_ids)
+        check_labels("object", labels, counts, image_ids, len(self.class_names))
+        check_boxes("proposal", torch.cat(proposals), [len(box) for box in proposals], image_ids)
+        best = [self._best_iou(box, proposal.float()) for box, proposal in zip(boxes, proposals, strict=True)]
+        self.append("image_id", image_ids)
+        self.append("object_count", torch.tensor(counts))
+        self.append("object_label", labels)
+        self.append("object_area", (all_boxes[:, 2:] - all_boxes[:, :2]).prod(dim=1))
+        self.append("best_iou", torch.cat(best))
+
+    def compute(self) -> dict[str, Tensor]:
+        """All numbers over everything seen so far, on all processes; see the class."""
+        chosen = first_of_each_image(self.ints("image_id"))
+        rows = rows_of(chosen, self.ints("object_count"))
+        best_iou = self.floats("best_iou").reshape(-1, len(self.top_k))[rows]
+        area = self.floats("object_area")[rows]
+        self._evaluated = (best_iou, self.ints("object_label")[rows])
+        values: dict[str, float] = {}
+        for column, k in enumerate(self.top_k):
+            recalls = _recalls(best_iou[:, column])
+            values[f"proposal_recall@{k}"] = float(recalls[0])
+            values[f"proposal_AR@{k}"] = float(recalls.mean())
+        detail = best_iou[:, self.top_k.index(self.detail_k)]
+        for size, (low, high) in SIZES.items():
+            of_size = (area >= low) & (area <= high)
+            values[f"proposal_AR@{self.detail_k}_{size}"] = float(_recalls(detail[of_size]).mean())
+        return {name: torch.tensor(value, dtype=torch.float32, device=self.device) for name, value in values.items()}
+
+    def reset(self) -> None:
+        """Forget everything seen."""
+        super().reset()
+        self._evaluated = None
+
+    def recall_curve(self, k: int | None = None) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+        """Recall versus IoU of the last `compute`, with k proposals (default `detail_k`).
+
+        Returns:
+            Thresholds (10,) .50:.05:.95 and recalls (10,).
+
+        Raises:
+            InputError: `k` is not one of `top_k`.
+            RuntimeError: Nothing was computed since the last `update` or `reset`.
+        """
+        best_iou, _ = self._results(k)
+        return IOU_THRESHOLDS, _recalls(best_iou)
+
+    def recall_per_class(self, k: int | None = None) -> dict[str, float]:
+        """Recall at IoU 0.5 of each class in the last `compute`, with k proposals (default `detail_k`).
+
+        Returns:
+            nan for a class without objects.
+
+        Raises:
+            InputError: `k` is not one of `top_k`.
+            RuntimeError: Nothing was computed since the last `update` or `reset`.
+        """
+        best_iou, label = self._results(k)
+        return {name: float(_recalls(best_iou[label == i])[0]) for i, name in enumerate(self.class_names, start=1)}
+
+    def _best_iou(self, boxes: Tensor, proposals: Tensor) -> Tensor:
+        """IoU (G, K) of each object's best proposal among the first k, for each k of `top_k`; 0 without proposals."""
+        if len(boxes) == 0 or len(proposals) == 0:
+            return boxes.new_zeros(len(boxes), len(self.top_k))
+        running = box_iou(boxes, proposals[: self.top_k[-1]]).nan_to_num(0.0).cummax(dim=1).values
+        last = [min(k, running.shape[1]) - 1 for k in self.top_k]
+        best: Tensor = running[:, last]
+        return best
+
+    def _results(self, k: int | None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        k = self.detail_k if k is None else k
+        if k not in self.top_k:
+            raise InputError(f"recall with {k} proposals was not asked for; top_k is {list(self.top_k)}")
+        if self._evaluated is None:
+            raise RuntimeError("call compute() first: objects are gathered from all processes there")
+        best_iou, label = self._evaluated
+        return best_iou[:, self.top_k.index(k)], label
+
+
+def _recalls(best_iou: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Share (10,) of the objects (G,) whose best IoU reaches each threshold; nan without objects."""
+    if len(best_iou) == 0:
+        return np.full(len(IOU_THRESHOLDS), np.nan)
+    covered: NDArray[np.float64] = (best_iou[:, None] >= IOU_THRESHOLDS).mean(axis=0)
+    return covered

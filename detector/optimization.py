@@ -1,0 +1,133 @@
+"""Optimiser, learning-rate schedule and averaged weights of a detector."""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import WeightAveraging
+from torch import Tensor, nn
+
+from detector.errors import InputError
+
+
+@dataclass
+class OptimizerConfig:
+    """Optimiser and schedule.
+
+    Args:
+        name: `sgd` (every published system) or `adamw` (short trainings of small networks).
+        lr: Learning rate after warm-up, of the pretrained layers' weights.
+        momentum: Of SGD.
+        weight_decay: L2 penalty (sgd) or decoupled decay (adamw).
+        bias_lr_factor: Learning rate of biases relative to `lr`; caffe's models: 2.
+        bias_decay: Whether biases decay; caffe's models: false.
+        new_layer_lr_factor: Learning rate of the layers without pretrained weights (RPN, predictor) relative to `lr`.
+        warmup_steps: Steps over which the learning rate rises linearly.
+        warmup_start: Its first value relative to `lr`.
+        schedule: `step` (times `gamma` at each milestone), `cosine` (to 0 at the end) or `constant`.
+        milestones: Where `step` drops, as fractions of all steps; py-faster-rcnn: 50,000 of 70,000.
+        gamma: Factor at each milestone.
+        ema_decay: Decay of an exponential moving average of the weights, with which a run is validated and saved; 0: none.
+    """
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.001
+    momentum: float = 0.9
+    weight_decay: float = 0.0005
+    bias_lr_factor: float = 1.0
+    bias_decay: bool = True
+    new_layer_lr_factor: float = 1.0
+    warmup_steps: int = 500
+    warmup_start: float = 0.001
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    milestones: list[float] = field(default_factory=lambda: [5 / 7])
+    gamma: float = 0.1
+    ema_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise InputError(f"optimizer.lr: {self.lr} must be positive")
+        if any(not 0 < m < 1 for m in self.milestones):
+            raise InputError(f"optimizer.milestones: {self.milestones} must be fractions of the training, in (0, 1)")
+        if not 0 <= self.ema_decay < 1:
+            raise InputError(f"optimizer.ema_decay: {self.ema_decay} must be in [0, 1)")
+
+
+def lr_factor(config: OptimizerConfig, total_steps: int) -> Callable[[int], float]:
+    """Learning rate relative to `lr` as a function of the step, warm-up included."""
+
+    def factor(step: int) -> float:
+        progress = min(step / max(total_steps, 1), 1.0)
+        value = 1.0
+        if config.schedule == "step":
+            value = config.gamma ** sum(progress >= milestone for milestone in config.milestones)
+        elif config.schedule == "cosine":
+            value = 0.5 * (1 + math.cos(math.pi * progress))
+        if step < config.warmup_steps:
+            value *= config.warmup_start + (1 - config.warmup_start) * step / config.warmup_steps
+        return value
+
+    return factor
+
+
+def parameter_groups(model: nn.Module, new_layers: Iterable[nn.Module], config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Trainable parameters by learning rate and decay: weights and biases, of pretrained and of new layers."""
+    new = {id(p) for layer in new_layers for p in layer.parameters()}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((id(parameter) in new, name.endswith("bias")), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": config.lr
+            * (config.new_layer_lr_factor if is_new else 1.0)
+            * (config.bias_lr_factor if is_bias else 1.0),
+            "weight_decay": config.weight_decay if config.bias_decay or not is_bias else 0.0,
+            "name": ("new" if is_new else "pretrained") + ("_biases" if is_bias else "_weights"),
+        }
+        for (is_new, is_bias), parameters in sorted(groups.items())
+    ]
+
+
+def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The optimiser over `parameter_groups`."""
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
+
+
+class AveragedWeights(WeightAveraging):
+    """Exponential moving average of the weights, used for validation and saved as the checkpoint's weights.
+
+    The decay rises to `decay` as (1 + n) / (10 + n) over the first updates, so that early validations are meaningful.
+    """
+
+    def __init__(self, decay: float) -> None:
+        def average(averages: list[Tensor], currents: list[Tensor], updates: Tensor | int) -> None:
+            weight = 1 - min(decay, (1 + int(updates)) / (10 + int(updates)))
+            for mean, current in zip(averages, currents, strict=True):
+                if mean.is_floating_point():
+                    mean.lerp_(current.to(mean.dtype), weight)
+                else:
+                    mean.copy_(current)
+
+        super().__init__(multi_avg_fn=average)
+        self._validating = False
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_validation_epoch_start(trainer, pl_module)
+        self._validating = self._average_model is not None
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_validation_epoch_end(trainer, pl_module)
+        self._validating = False
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """An interrupt during validation finds the averaged weights in the model: put the current ones back."""
+        if self._validating:
+            self._swap_models(pl_module)
+            self._validating = False

@@ -1,0 +1,220 @@
+"""The region proposal network: objectness and deltas at every anchor, proposals for the RoI heads, and its two losses.
+
+B images, A anchors per location, L levels, N all anchors of an image, P proposals of an image.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.ops import batched_nms
+
+from detector import boxes as box_ops
+from detector import losses
+from detector.anchors import AnchorConfig, AnchorGenerator
+from detector.errors import InputError
+from detector.image_batch import ImageBatch
+from detector.sampling import GroundTruth, match, sample, split_difficult
+
+
+@dataclass
+class RPNConfig:
+    """Region proposal network.
+
+    Args:
+        hidden_channels: Channels of the 3x3 convolution; 0: as many as the backbone's features. The paper: 512 for VGG16.
+        objectness: `sigmoid` over one score (torchvision, detectron2) or `softmax` over two (the paper) per anchor.
+        positive_iou: Anchors at or above this IoU with an object are positive.
+        negative_iou: Anchors below this IoU with every object are negative; those between are not used.
+        best_per_object: Also make an object's best anchors positive, ties included (the paper's rule i).
+        samples_per_image: Anchors that an image contributes to the losses.
+        positive_fraction: Upper limit of the share of positives among them.
+        pre_nms_train: Proposals per image and level before NMS in training, by score.
+        post_nms_train: Proposals per image after NMS in training.
+        pre_nms_test: The same in evaluation.
+        post_nms_test: The same in evaluation.
+        nms_iou: A proposal is dropped if it overlaps a better one by more than this.
+        min_side: Proposals with a side shorter than this many pixels of the resized image are dropped.
+        reg_beta: Smooth L1's turning point; 1/9 is sigma = 3 (py-faster-rcnn, torchvision).
+        reg_normalizer: Box loss divided by the number of `samples` or of `positives`.
+        reg_weight: Weight lambda of the box loss in the total.
+    """
+
+    hidden_channels: int = 0
+    objectness: Literal["sigmoid", "softmax"] = "sigmoid"
+    positive_iou: float = 0.7
+    negative_iou: float = 0.3
+    best_per_object: bool = True
+    samples_per_image: int = 256
+    positive_fraction: float = 0.5
+    pre_nms_train: int = 12000
+    post_nms_train: int = 2000
+    pre_nms_test: int = 6000
+    post_nms_test: int = 300
+    nms_iou: float = 0.7
+    min_side: float = 0.0
+    reg_beta: float = 1 / 9
+    reg_normalizer: losses.Normalizer = "samples"
+    reg_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.negative_iou <= self.positive_iou <= 1:
+            raise InputError(
+                f"rpn.negative_iou {self.negative_iou} and rpn.positive_iou {self.positive_iou}: "
+                "need 0 <= negative_iou <= positive_iou <= 1"
+            )
+        if not 0 < self.positive_fraction <= 1:
+            raise InputError(f"rpn.positive_fraction: {self.positive_fraction} must be in (0, 1]")
+        for key in ("samples_per_image", "pre_nms_train", "post_nms_train", "pre_nms_test", "post_nms_test"):
+            if getattr(self, key) < 1:
+                raise InputError(f"rpn.{key}: {getattr(self, key)} must be at least 1")
+
+
+class RPNHead(nn.Module):
+    """3x3 convolution, then 1x1 convolutions for objectness and deltas, shared by all levels.
+
+    Args:
+        in_channels: Channels of the features.
+        anchors_per_location: A.
+        config: Width and kind of objectness.
+    """
+
+    def __init__(self, in_channels: int, anchors_per_location: int, config: RPNConfig) -> None:
+        super().__init__()
+        hidden = config.hidden_channels or in_channels
+        self.softmax = config.objectness == "softmax"
+        self.conv = nn.Conv2d(in_channels, hidden, kernel_size=3, padding=1)
+        self.objectness = nn.Conv2d(hidden, anchors_per_location * (2 if self.softmax else 1), kernel_size=1)
+        self.deltas = nn.Conv2d(hidden, anchors_per_location * 4, kernel_size=1)
+        for layer in (self.conv, self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Objectness logits (B, h * w * A) and deltas (B, h * w * A, 4) of each level, float32, in the anchors' order.
+
+        With softmax the two scores of an anchor are (background, object), and the logit is their difference.
+        """
+        logits, deltas = [], []
+        for level in features:
+            hidden = torch.relu(self.conv(level))
+            scores = self.objectness(hidden).permute(0, 2, 3, 1).flatten(1).float()
+            if self.softmax:
+                scores = scores.unflatten(1, (-1, 2))
+                scores = scores[..., 1] - scores[..., 0]
+            logits.append(scores)
+            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(level), -1, 4).float())
+        return logits, deltas
+
+
+class RPNOutput(NamedTuple):
+    """What the RPN predicts for a batch: per level logits (B, n), deltas (B, n, 4) and anchors (n, 4), n = h * w * A."""
+
+    logits: list[Tensor]
+    deltas: list[Tensor]
+    anchors: list[Tensor]
+
+
+class RegionProposalNetwork(nn.Module):
+    """Head, anchors, proposals and losses.
+
+    Args:
+        in_channels: Channels of the features.
+        strides: Pixels per cell of each level.
+        anchors: Anchor shapes.
+        config: All other options.
+    """
+
+    def __init__(self, in_channels: int, strides: Sequence[int], anchors: AnchorConfig, config: RPNConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.anchor_generator = AnchorGenerator(anchors, strides)
+        self.head = RPNHead(in_channels, self.anchor_generator.anchors_per_location, config)
+
+    def forward(self, features: Sequence[Tensor]) -> RPNOutput:
+        """Predictions at all anchors, for features of all levels, each (B, channels, h, w)."""
+        logits, deltas = self.head(features)
+        sizes = [(int(level.shape[-2]), int(level.shape[-1])) for level in features]
+        return RPNOutput(logits, deltas, self.anchor_generator(sizes, features[0].device))
+
+    @torch.no_grad()
+    def proposals(self, output: RPNOutput, batch: ImageBatch) -> list[Tensor]:
+        """Proposals (P, 4) of each image by descending objectness: best by score, decoded, clipped, NMS within each level.
+
+        Detached: the RoI losses do not flow back into the proposals' coordinates (approximate joint training).
+        """
+        config = self.config
+        before, after = (
+            (config.pre_nms_train, config.post_nms_train) if self.training else (config.pre_nms_test, config.post_nms_test)
+        )
+        scores, candidates, levels = [], [], []
+        for level, (logits, deltas, anchors) in enumerate(zip(*output, strict=True)):
+            top, index = logits.topk(min(before, logits.shape[1]), dim=1)  # (B, k)
+            chosen = deltas.gather(1, index[..., None].expand(-1, -1, 4))
+            candidates.append(box_ops.decode(chosen, anchors[index]))
+            scores.append(top)
+            levels.append(torch.full_like(index, level))
+        all_scores, all_boxes, all_levels = torch.cat(scores, 1), torch.cat(candidates, 1), torch.cat(levels, 1)
+        proposals = []
+        for image, size in enumerate(batch.sizes):
+            boxes = box_ops.clip(all_boxes[image], size)
+            # A side of 0 is never a proposal: its IoU and its RoI are undefined.
+            usable = box_ops.has_sides_of(boxes, max(config.min_side, 1e-3))
+            boxes, image_scores, image_levels = boxes[usable], all_scores[image][usable], all_levels[image][usable]
+            keep = batched_nms(boxes, image_scores, image_levels, config.nms_iou)[:after]
+            proposals.append(boxes[keep])
+        return proposals
+
+    def losses(
+        self, output: RPNOutput, batch: ImageBatch, truths: Sequence[GroundTruth], difficult: str
+    ) -> dict[str, Tensor]:
+        """`loss_rpn_cls` and `loss_rpn_reg` (without its weight) over the sampled anchors of all images.
+
+        Args:
+            output: Predictions of the batch.
+            batch: Gives the images' sizes, for anchors that straddle the border.
+            truths: Objects of each image.
+            difficult: What difficult objects are in training: drop, keep or ignore.
+        """
+        config = self.config
+        anchors = torch.cat(output.anchors)
+        logits, deltas = torch.cat(output.logits, 1), torch.cat(output.deltas, 1)
+        picked_logits, picked_kinds, pred_deltas, target_deltas = [], [], [], []
+        for image, (truth, size) in enumerate(zip(truths, batch.sizes, strict=True)):
+            positives, negatives, truth_index, objects = self._sample_image(anchors, truth, size, difficult)
+            picked = torch.cat((positives, negatives))
+            picked_logits.append(logits[image, picked])
+            picked_kinds.append(torch.arange(len(picked), device=picked.device) < len(positives))
+            pred_deltas.append(deltas[image, positives])
+            target_deltas.append(box_ops.encode(objects[truth_index], anchors[positives]))
+        samples = torch.cat(picked_logits)
+        return {
+            "loss_rpn_cls": losses.rpn_classification_loss(samples, torch.cat(picked_kinds)),
+            "loss_rpn_reg": losses.box_loss(
+                torch.cat(pred_deltas), torch.cat(target_deltas), config.reg_beta, len(samples), config.reg_normalizer
+            ),
+        }
+
+    @torch.no_grad()
+    def _sample_image(
+        self, anchors: Tensor, truth: GroundTruth, size: tuple[int, int], difficult: str
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Indices of positive (P,) and negative anchors, the positives' object indices (P,), and the objects (G, 4)."""
+        config = self.config
+        truth, ignored = split_difficult(truth, difficult)
+        usable = torch.arange(len(anchors), device=anchors.device)
+        if self.anchor_generator.config.straddling == "drop":
+            # Before matching: an object's best anchor is its best among those that are used.
+            usable = usable[box_ops.is_inside(anchors, size)]
+        matches = match(
+            anchors[usable],
+            truth.boxes,
+            config.positive_iou,
+            (0.0, config.negative_iou),
+            config.best_per_object,
+            ignored,
+        )
+        positives, negatives = sample(matches.kind, config.samples_per_image, config.positive_fraction)
+        return usable[positives], usable[negatives], matches.index[positives], truth.boxes

@@ -1,0 +1,97 @@
+"""Candidate boxes and ground truth -> training targets. One room, two users: the RPN (anchors) and the RoI heads (RoIs).
+
+N candidates of one image, G ground-truth boxes. Everything here works on a single image, so that neither a sample nor a
+normaliser can be of the wrong one.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
+
+
+class GroundTruth(NamedTuple):
+    """Objects of one image in the coordinates of the resized image: boxes (G, 4), labels (G,) in 1..C, difficult (G,)."""
+
+    boxes: Tensor
+    labels: Tensor
+    difficult: Tensor
+
+
+class Matches(NamedTuple):
+    """For each candidate: `kind` (N,) POSITIVE, NEGATIVE or IGNORED, and `index` (N,) of its object (0 where G = 0)."""
+
+    kind: Tensor
+    index: Tensor
+
+
+def match(
+    candidates: Tensor,
+    gt_boxes: Tensor,
+    positive_iou: float,
+    negative_iou: tuple[float, float],
+    best_per_object: bool = False,
+    ignore_boxes: Tensor | None = None,
+) -> Matches:
+    """Assign each candidate to the object that it overlaps most.
+
+    Args:
+        candidates: (N, 4).
+        gt_boxes: (G, 4), G may be 0: then all candidates are background where `negative_iou` starts at 0.
+        positive_iou: A candidate is positive at or above this IoU.
+        negative_iou: A candidate is negative if its best IoU lies in [low, high).
+        best_per_object: Also make positive, for each object, the candidates with the highest IoU, ties included, unless
+            that IoU is 0 (Faster R-CNN, section 3.1.2, rule i).
+        ignore_boxes: (K, 4) objects that are neither positive nor negative: a candidate that is not positive and overlaps
+            one of them by the upper negative bound or more is ignored.
+    """
+    low, high = negative_iou
+    if len(gt_boxes) == 0:
+        best = candidates.new_zeros(len(candidates))
+        index = torch.zeros(len(candidates), dtype=torch.int64, device=candidates.device)
+        positive = torch.zeros(len(candidates), dtype=torch.bool, device=candidates.device)
+    else:
+        iou = box_iou(gt_boxes.float(), candidates.float())  # (G, N)
+        best, index = iou.max(dim=0)
+        positive = best >= positive_iou
+        if best_per_object:
+            best_of_object = iou.max(dim=1, keepdim=True).values
+            positive = positive | ((iou == best_of_object) & (best_of_object > 0)).any(dim=0)
+    kind = torch.full_like(index, IGNORED)
+    kind[(best >= low) & (best < high)] = NEGATIVE
+    if ignore_boxes is not None and len(ignore_boxes):
+        kind[box_iou(ignore_boxes.float(), candidates.float()).max(dim=0).values >= high] = IGNORED
+    kind[positive] = POSITIVE
+    return Matches(kind, index)
+
+
+def sample(kind: Tensor, number: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
+    """Draw up to `number` candidates of one image without replacement: at most `positive_fraction` of them positive.
+
+    Negatives fill up what positives leave; if there are too few of both, fewer are returned: nothing is padded.
+
+    Returns:
+        Indices of positives (P,) and of negatives (Q,) into `kind` (N,).
+    """
+    positives = torch.where(kind == POSITIVE)[0]
+    negatives = torch.where(kind == NEGATIVE)[0]
+    positives = _draw(positives, int(number * positive_fraction))
+    return positives, _draw(negatives, number - len(positives))
+
+
+def _draw(indices: Tensor, number: int) -> Tensor:
+    if len(indices) <= number:
+        return indices
+    return indices[torch.randperm(len(indices), device=indices.device)[:number]]
+
+
+def split_difficult(truth: GroundTruth, treatment: str) -> tuple[GroundTruth, Tensor]:
+    """Objects that count in training, and the boxes (K, 4) that are ignored, by `treatment`: drop, keep or ignore."""
+    if treatment == "keep":
+        return truth, truth.boxes[:0]
+    easy = ~truth.difficult
+    ignored = truth.boxes[truth.difficult] if treatment == "ignore" else truth.boxes[:0]
+    return GroundTruth(truth.boxes[easy], truth.labels[easy], truth.difficult[easy]), ignored

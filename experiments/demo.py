@@ -1,0 +1,78 @@
+"""`make demo`: writes MiniVOC, trains on it, tests, predicts, and says where everything is.
+
+Every step is a `frcnn` command that is printed before it runs, so that it can be typed again.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.run_folder import choose_run_folder
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path("data/mini_voc")
+CONFIG = Path("experiments/mini_voc.yaml")
+IMAGES = 600
+
+
+def main() -> int:
+    """Run all steps; the exit status of the first one that fails."""
+    os.chdir(ROOT)
+    run = choose_run_folder("runs", "mini_voc", None, seed=0)
+    pictures = run / "predictions"
+    started = time.monotonic()
+    for command in (
+        f"mini-voc {DATA} --images {IMAGES}",
+        f"fit --config {CONFIG} --run_name {run.name}",
+        f"test --ckpt_path {run}/checkpoints/last.ckpt",
+        f"predict --ckpt_path {run}/checkpoints/last.ckpt --images {_test_images(run)} --output {pictures}",
+    ):
+        print(f"\n$ frcnn {command}", flush=True)
+        if command.startswith("predict"):
+            _link_test_images(run)
+        status = subprocess.run([sys.executable, "-m", "experiments.cli", *command.split()], check=False).returncode
+        if status:
+            return status
+    _report(run, pictures, time.monotonic() - started)
+    return 0
+
+
+def _test_images(run: Path) -> Path:
+    return run / "test_images"
+
+
+def _link_test_images(run: Path) -> None:
+    """The first images of the test split in a folder of their own, since predict takes a folder."""
+    folder = _test_images(run)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (DATA / "ImageSets/Main/test.txt").read_text().split()[:24]:
+        (folder / f"{name}.jpg").write_bytes((DATA / f"JPEGImages/{name}.jpg").read_bytes())
+
+
+def _report(run: Path, pictures: Path, seconds: float) -> None:
+    metrics = json.loads((run / "metrics.json").read_text())
+    table = Table(title="MiniVOC, 8 classes, trained from scratch")
+    for column in ("metric", "validation", "test"):
+        table.add_column(column, justify="left" if column == "metric" else "right")
+    for name, meaning in (
+        ("AP50_voc07", "AP50, VOC2007's 11 points"),
+        ("AP50_voc", "AP50, area under the curve"),
+        ("AP", "AP, COCO's .50:.95"),
+        ("proposal_recall@100", "recall of 100 proposals, IoU 0.5"),
+    ):
+        table.add_row(meaning, *(f"{metrics[f'{stage}/{name}']:.3f}" for stage in ("val", "test")))
+    Console().print(table)
+    print(f"all steps        {seconds / 60:.1f} minutes")
+    print(f"run              {run}")
+    print(f"pictures         {pictures}")
+    print(f"TensorBoard      {Path(sys.executable).parent.relative_to(ROOT)}/tensorboard --logdir runs")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

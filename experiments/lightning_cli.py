@@ -1,0 +1,152 @@
+"""`frcnn fit|validate|test`: LightningCLI with a run folder, exact resuming, and one-line errors."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import yaml
+from jsonargparse import Namespace
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from datamodules.voc_datamodule import VOCDataModule
+from detector.callbacks.detection_images import DetectionImages
+from detector.callbacks.progress import LossProgressBar
+from detector.callbacks.resumable import SaveOnInterrupt
+from detector.callbacks.run_files import RunFiles
+from detector.callbacks.throughput import Throughput
+from detector.errors import InputError
+from detector.lightning_module import FasterRCNNModule
+from experiments.run_folder import ENVIRONMENT_VARIABLE, choose_run_folder, run_folder_of
+
+TRAINER_DEFAULTS = {"use_distributed_sampler": False, "log_every_n_steps": 20}
+
+
+class ConfigFile(SaveConfigCallback):
+    """Write the resolved configuration into the run folder: `config.yaml`, and beside it one file per resumption."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write once, at the start of a training."""
+        if trainer.is_global_zero and stage == "fit" and not self.already_saved and trainer.log_dir is not None:
+            folder = Path(trainer.log_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            names = ["config.yaml", *(f"config_resumed_{n}.yaml" for n in range(1, 10_000))]
+            name = next(name for name in names if not (folder / name).exists())
+            self.parser.save(self.config, folder / name, skip_none=False, multifile=False)
+            self.already_saved = True
+
+
+class DetectorCLI(LightningCLI):
+    """The command line of a training, a validation or a test."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Of Lightning's, all but predict, which works on images rather than on a dataset."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Where the run is written, and class names from the data to the model."""
+        parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument(
+            "--experiment",
+            type=str | None,
+            default=None,
+            help="Name of the experiment's folder; by default that of the config file.",
+        )
+        parser.add_argument(
+            "--run_name", type=str | None, default=None, help="Name of the run's folder; by default seed<N>, numbered."
+        )
+        parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: Lightning would let a checkpoint's hyperparameters win over the command line in silence."""
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run folder, and do not ask for backbone weights that a checkpoint replaces."""
+        config = self.config[self.subcommand]
+        checkpoint = config.get("ckpt_path")
+        if checkpoint is not None:
+            if not Path(checkpoint).is_file():
+                raise InputError(f"--ckpt_path {checkpoint}: no such checkpoint file")
+            config.model.load_backbone_weights = False
+        elif self.subcommand != "fit":
+            raise InputError(f"frcnn {self.subcommand} needs --ckpt_path, for example runs/X/seed0/checkpoints/last.ckpt")
+        self.run_folder = (checkpoint and run_folder_of(checkpoint)) or choose_run_folder(
+            config.runs_dir, config.experiment or _experiment_name(config), config.run_name, int(config.seed_everything)
+        )
+        if not config.trainer.fast_dev_run:
+            os.environ[ENVIRONMENT_VARIABLE] = str(self.run_folder)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Add the logger and the callbacks of the run folder."""
+        config = self.config[self.subcommand].trainer
+        self.trainer_defaults["callbacks"] = self._callbacks(config)
+        if config.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(
+                str(self.run_folder.parent.parent),
+                name=self.run_folder.parent.name,
+                version=self.run_folder.name,
+                default_hp_metric=False,
+            )
+        return super().instantiate_trainer(**kwargs)
+
+    def _callbacks(self, config: Namespace) -> list[pl.Callback]:
+        callbacks: list[pl.Callback] = [] if config.enable_progress_bar is False else [LossProgressBar()]
+        if config.fast_dev_run:
+            return callbacks
+        callbacks += [RunFiles(self.run_folder)]
+        if self.subcommand != "fit":
+            return callbacks
+        callbacks += [Throughput()]
+        if config.logger is not False:
+            callbacks += [LearningRateMonitor(logging_interval="step"), DetectionImages()]
+        if config.enable_checkpointing is not False:
+            folder = self.run_folder / "checkpoints"
+            best = ModelCheckpoint(folder, filename="best", monitor="val/AP50_voc07", mode="max", enable_version_counter=False)
+            last = ModelCheckpoint(
+                folder, filename="last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
+            )
+            callbacks += [best, last, SaveOnInterrupt(folder / "last.ckpt")]
+        return callbacks
+
+
+def run_lightning(arguments: list[str]) -> None:
+    """Run `fit`, `validate` or `test` with the rest of a command line.
+
+    A validation or test without `--config` takes the configuration of its checkpoint's run.
+    """
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+    DetectorCLI(
+        FasterRCNNModule,
+        VOCDataModule,
+        save_config_callback=ConfigFile,
+        seed_everything_default=0,
+        trainer_defaults=dict(TRAINER_DEFAULTS),
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        parser_kwargs={"exit_on_error": False},
+        args=[arguments[0], *_config_of_checkpoint(arguments[1:]), *arguments[1:]],
+    )
+
+
+def _config_of_checkpoint(arguments: list[str]) -> list[str]:
+    joined = [part for argument in arguments for part in argument.split("=", 1)]
+    if {"--config", "-c", "--help", "-h"} & set(joined) or "--ckpt_path" not in joined[:-1]:
+        return []
+    folder = run_folder_of(joined[joined.index("--ckpt_path") + 1])
+    return ["--config", str(folder / "config.yaml")] if folder else []
+
+
+def _experiment_name(config: Namespace) -> str:
+    files = config.get("config") or []
+    if not files:
+        return "default"
+    path = Path(str(files[0]))
+    if path.name == "config.yaml":  # a run's own file: its name says nothing, its folder does
+        saved = yaml.safe_load(path.read_text()) if path.is_file() else {}
+        return str(saved.get("experiment") or path.absolute().parents[1].name)
+    return path.stem

@@ -1,0 +1,98 @@
+"""`frcnn predict`: image files -> annotated images and predictions.json."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchvision.io import write_jpeg
+
+from datamodules.image_files import ImageFiles, find_images
+from datamodules.voc_datamodule import collate
+from detector.callbacks.drawing import draw_detections
+from detector.callbacks.run_files import coco_results, write_json
+from detector.errors import InputError
+from detector.lightning_module import FasterRCNNModule
+
+
+class DrawPredictions(pl.Callback):
+    """Save each image with its detections while predicting, and collect the detections.
+
+    Args:
+        output: Folder for the pictures.
+        names: File names of the images by image id.
+        score_threshold: Detections below are not drawn.
+    """
+
+    def __init__(self, output: Path, names: Sequence[str], score_threshold: float) -> None:
+        self.output = output
+        self.names = names
+        self.score_threshold = score_threshold
+        self.results: list[dict[str, Any]] = []
+        self.drawn = 0
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw and collect the images of a batch."""
+        for image, target, found in zip(*batch, outputs, strict=True):
+            index = int(target["image_id"])
+            arrays = {key: found[plural].float().cpu().numpy() for key, plural in (("score", "scores"), ("box", "boxes"))}
+            arrays["label"] = found["labels"].cpu().numpy()
+            arrays["image_id"] = torch.full((len(found["labels"]),), index).numpy()
+            self.results += coco_results(arrays, self.names, pl_module.class_names)
+            self.drawn += int((found["scores"] >= self.score_threshold).sum())
+            self._save(draw_detections(image, found, pl_module.class_names, self.score_threshold, min_side=400), index)
+
+    def _save(self, picture: Tensor, index: int) -> None:
+        path = self.output / Path(self.names[index]).with_suffix(".jpg")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_jpeg(picture.contiguous(), str(path), quality=92)
+
+
+def predict(
+    ckpt_path: str,
+    images: str,
+    output: str,
+    score_threshold: float = 0.5,
+    batch_size: int = 1,
+    accelerator: str = "auto",
+    precision: str = "32-true",
+) -> None:
+    """Detect objects in a file or in all images of a folder; see `frcnn predict --help`.
+
+    Raises:
+        InputError: A missing or unreadable checkpoint or image, or a folder without images.
+    """
+    if not 0 <= score_threshold <= 1:
+        raise InputError(f"--score_threshold {score_threshold}: must be in 0..1")
+    if batch_size < 1:
+        raise InputError(f"--batch_size {batch_size}: must be at least 1")
+    folder, names = find_images(images)
+    module = FasterRCNNModule.from_checkpoint(ckpt_path)
+    target = Path(output)
+    target.mkdir(parents=True, exist_ok=True)
+    drawing = DrawPredictions(target, names, score_threshold)
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        devices=1,
+        precision=precision,  # type: ignore[arg-type]
+        logger=False,
+        enable_checkpointing=False,
+        callbacks=[drawing],
+        enable_model_summary=False,
+        inference_mode=True,
+    )
+    loader = DataLoader(ImageFiles(folder, names), batch_size=batch_size, collate_fn=collate)
+    trainer.predict(module, loader, return_predictions=False)
+    write_json(target / "predictions.json", drawing.results, indent=None)
+    print(f"{len(names)} images, {drawing.drawn} detections with a score of at least {score_threshold:g} drawn in {target}")

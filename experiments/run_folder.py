@@ -1,0 +1,40 @@
+"""Where a run lives: `runs/<experiment>/<run name>/`, found again from a checkpoint inside it."""
+
+import os
+from pathlib import Path
+
+from detector.errors import InputError
+
+ENVIRONMENT_VARIABLE = "FRCNN_RUN_DIR"
+"""Tells the other processes of a multi-device run, which repeat the command, the folder that the first one chose."""
+
+
+def run_folder_of(checkpoint: str | Path) -> Path | None:
+    """The run folder of a checkpoint at `<run folder>/checkpoints/X.ckpt`, or None."""
+    path = Path(checkpoint).absolute()
+    return path.parents[1] if path.parent.name == "checkpoints" and (path.parents[1] / "config.yaml").is_file() else None
+
+
+def choose_run_folder(runs_dir: str, experiment: str, run_name: str | None, seed: int) -> Path:
+    """A folder for a new run: the given name, which must be free, or `seed<N>`, with a number where that is taken.
+
+    Raises:
+        InputError: `run_name` is taken, so that no run is overwritten.
+    """
+    if ENVIRONMENT_VARIABLE in os.environ:
+        return Path(os.environ[ENVIRONMENT_VARIABLE])
+    parent = Path(runs_dir) / experiment
+    if run_name is not None:
+        folder = parent / run_name
+        if _taken(folder):
+            raise InputError(
+                f"{folder}: there is a run already; choose another --run_name, or go on with it by "
+                f"--ckpt_path {folder}/checkpoints/last.ckpt"
+            )
+        return folder
+    names = (f"seed{seed}" if n == 1 else f"seed{seed}-{n}" for n in range(1, 1_000_000))
+    return next(parent / name for name in names if not _taken(parent / name))
+
+
+def _taken(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())

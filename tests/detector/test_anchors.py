@@ -1,0 +1,110 @@
+"""Anchors against hand-computed boxes: area, ratio = height / width, offsets, and the order of rows, cells and shapes."""
+
+from math import sqrt
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from detector.anchors import AnchorConfig, AnchorGenerator, base_anchors
+from detector.errors import InputError
+
+CPU = torch.device("cpu")
+
+
+def sides(anchors: Tensor) -> list[tuple[float, float]]:
+    return [(x2 - x1, y2 - y1) for x1, y1, x2, y2 in anchors.tolist()]
+
+
+def test_the_papers_nine_anchors() -> None:
+    half = [64 * sqrt(2), 128 * sqrt(2), 256 * sqrt(2)]  # half the longer side of 128, 256 and 512 at ratio 2
+    wide = [[-a, -a / 2, a, a / 2] for a in half]
+    square = [[-a, -a, a, a] for a in (64, 128, 256)]
+    high = [[-a / 2, -a, a / 2, a] for a in half]
+    torch.testing.assert_close(base_anchors(AnchorConfig()), torch.tensor(wide + square + high))
+    by_scale = [box for scale in zip(wide, square, high, strict=True) for box in scale]
+    torch.testing.assert_close(base_anchors(AnchorConfig(order="scale_major")), torch.tensor(by_scale))
+
+
+@pytest.mark.parametrize(
+    ("order", "expected"),
+    [
+        # ratio 1/4 is twice as wide as the side and half as high, ratio 9 a third as wide and three times as high
+        ("ratio_major", [(24, 6), (48, 12), (4, 36), (8, 72)]),
+        ("scale_major", [(24, 6), (4, 36), (48, 12), (8, 72)]),
+    ],
+)
+def test_ratio_is_height_over_width_at_equal_area(order: Any, expected: list[tuple[float, float]]) -> None:
+    anchors = base_anchors(AnchorConfig(scales=[1, 2], aspect_ratios=[0.25, 9], base_size=12, order=order))
+    assert anchors.dtype == torch.float32
+    assert sides(anchors) == expected
+    assert (anchors[:, :2] == -anchors[:, 2:]).all()
+
+
+@pytest.mark.parametrize(("offset", "first"), [("zero", 0.0), ("half_stride", 8.0), ("half_stride_minus_half", 7.5)])
+def test_centre_of_the_first_anchor(offset: Any, first: float) -> None:
+    generator = AnchorGenerator(AnchorConfig([1], [4], center_offset=offset), (16,))
+    (anchors,) = generator([(2, 3)], CPU)
+    assert sides(anchors) == [(8, 32)] * 6
+    centers = [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in anchors.tolist()]
+    # Row by row: x runs faster than y.
+    assert centers == [(first + 16 * column, first + 16 * row) for row in range(2) for column in range(3)]
+
+
+def test_all_shapes_of_a_cell_before_the_next_cell() -> None:
+    generator = AnchorGenerator(AnchorConfig([2, 4], [1], base_size=8, center_offset="zero"), (8,))
+    (anchors,) = generator([(2, 2)], CPU)
+    assert generator.anchors_per_location == 2
+    assert anchors.tolist() == [
+        *([-8, -8, 8, 8], [-16, -16, 16, 16]),  # (0, 0)
+        *([0, -8, 16, 8], [-8, -16, 24, 16]),  # row 0, column 1
+        *([-8, 0, 8, 16], [-16, -8, 16, 24]),  # row 1, column 0
+        *([0, 0, 16, 16], [-8, -8, 24, 24]),
+    ]
+
+
+def test_one_list_per_level() -> None:
+    config = AnchorConfig([[2, 3], [8, 12]], [1], base_size=4, center_offset="half_stride")
+    fine, coarse = AnchorGenerator(config, (4, 16))([(3, 5), (1, 2)], CPU)
+    assert (fine.shape, coarse.shape) == ((30, 4), (4, 4))
+    assert fine[:2].tolist() == [[-2, -2, 6, 6], [-4, -4, 8, 8]]
+    assert coarse.tolist() == [[-8, -8, 24, 24], [-16, -16, 32, 32], [8, -8, 40, 24], [0, -16, 48, 32]]
+
+
+def test_one_list_serves_all_levels() -> None:
+    fine, coarse = AnchorGenerator(AnchorConfig([2], [1], base_size=4), (4, 16))([(1, 1), (1, 1)], CPU)
+    assert fine.tolist() == [[-2, -2, 6, 6]]
+    assert coarse.tolist() == [[4, 4, 12, 12]]
+
+
+def test_wrong_numbers_are_named() -> None:
+    with pytest.raises(InputError, match=r"anchors\.scales: 2 lists for 3 feature levels \(strides \(4, 8, 16\)\)"):
+        AnchorGenerator(AnchorConfig([[1], [2]]), (4, 8, 16))
+    with pytest.raises(InputError, match=r"anchors\.scales: levels have \[3, 6\] anchors per location"):
+        AnchorGenerator(AnchorConfig([[1], [2, 3]]), (4, 8))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scales": []}, r"anchors\.scales: \[\]"),
+        ({"scales": [[8], [-1]]}, r"anchors\.scales: \[\[8\], \[-1\]\]"),
+        ({"aspect_ratios": [0.5, 0]}, r"anchors\.aspect_ratios: \[0.5, 0\]"),
+        ({"base_size": 0}, r"anchors\.base_size: 0"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        AnchorConfig(**options)
+
+
+def test_sizes_are_cached_up_to_a_limit() -> None:
+    generator = AnchorGenerator(AnchorConfig([1], [1]), (16,))
+    first = generator([(2, 3)], CPU)[0]
+    assert generator([(2, 3)], CPU)[0] is first
+    assert generator([(3, 2)], CPU)[0][-1].tolist() == [16, 32, 32, 48]  # not taken for (2, 3)
+    for height in range(1, 2 * generator.cache_size):
+        generator([(height, 1)], CPU)
+    assert len(generator._cache) == generator.cache_size
+    torch.testing.assert_close(generator([(2, 3)], CPU)[0], first)

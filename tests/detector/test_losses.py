@@ -1,0 +1,65 @@
+"""The losses against sums worked out by hand."""
+
+from math import exp, log
+
+import pytest
+import torch
+
+from detector.losses import Normalizer, box_loss, roi_classification_loss, rpn_classification_loss
+
+
+def test_objectness_by_hand() -> None:
+    logits, is_object = torch.tensor([0.0, 2.0, -3.0]), torch.tensor([True, False, True])
+    expected = (log(2) + log(1 + exp(2)) + log(1 + exp(3))) / 3
+    assert float(rpn_classification_loss(logits, is_object)) == pytest.approx(expected)
+
+
+def test_classes_by_hand() -> None:
+    logits, labels = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 4.0]]), torch.tensor([1, 0])
+    expected = (log(3) + log(exp(1) + exp(2) + exp(4)) - 1) / 2
+    assert float(roi_classification_loss(logits, labels)) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("beta", "expected"),
+    [
+        (1.0, 0.5 * 0.1**2 + 0.5 * 0.5**2 + (2 - 0.5)),
+        (1 / 9, 4.5 * 0.1**2 + (0.5 - 1 / 18) + (2 - 1 / 18)),  # turns at 1/9: 0.1 is below, 0.5 above
+        (0.0, 0.1 + 0.5 + 2),
+    ],
+)
+@pytest.mark.parametrize(("normalizer", "count"), [("samples", 7), ("positives", 2)])
+def test_box_loss_by_hand(beta: float, expected: float, normalizer: Normalizer, count: int) -> None:
+    targets = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]])
+    predictions = targets + torch.tensor([[0.1, 0.0, -0.5, 0.0], [0.0, 0.0, 0.0, 2.0]])
+    loss = box_loss(predictions, targets, beta, 7, normalizer)
+    assert float(loss) == pytest.approx(expected / count, rel=1e-5)
+
+
+@pytest.mark.parametrize("normalizer", ["samples", "positives"])
+def test_nothing_sampled_gives_zero_and_zero_gradients(normalizer: Normalizer) -> None:
+    scores, deltas = torch.ones(5, requires_grad=True), torch.ones(5, 4, requires_grad=True)
+    classes = torch.ones(5, 3, requires_grad=True)
+    none = torch.zeros(0, dtype=torch.int64)
+    total = (
+        rpn_classification_loss(scores[none], none.bool())
+        + roi_classification_loss(classes[none], none)
+        + box_loss(deltas[none], torch.zeros(0, 4), 1 / 9, 0, normalizer)
+    )
+    total.backward()
+    assert float(total.detach()) == 0
+    for leaf in (scores, classes, deltas):
+        assert leaf.grad is not None
+        assert (leaf.grad == 0).all()
+
+
+def test_losses_are_float32_under_bfloat16() -> None:
+    logits = torch.tensor([[0.1, 0.2, 0.4]], dtype=torch.bfloat16)
+    losses = (
+        rpn_classification_loss(logits[0], torch.tensor([True, False, True])),
+        roi_classification_loss(logits, torch.tensor([2])),
+        box_loss(logits[:, [0, 1, 2, 2]], torch.zeros(1, 4), 1.0, 3, "samples"),
+    )
+    assert {loss.dtype for loss in losses} == {torch.float32}
+    expected = sum(float(v) ** 2 for v in logits[0, [0, 1, 2, 2]]) / 2 / 3
+    assert float(losses[2]) == pytest.approx(expected, rel=1e-6)

@@ -1,0 +1,228 @@
+"""Matching and sampling, rule by rule, at exact values, and an example whose every intermediate number is known."""
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+from detector.anchors import AnchorConfig, AnchorGenerator
+from detector.boxes import encode, is_inside
+from detector.sampling import IGNORED, NEGATIVE, POSITIVE, GroundTruth, match, sample, split_difficult
+
+OBJECT = torch.tensor([[0.0, 0.0, 100.0, 100.0]])
+
+
+def strips(*heights: float) -> Tensor:
+    """Boxes within OBJECT, as wide as it is: their IoU with it is height / 100."""
+    return torch.tensor([[0.0, 0.0, 100.0, height] for height in heights])
+
+
+def tiles(rows: int, columns: int, side: float) -> Tensor:
+    """Boxes that tile the plane row by row."""
+    return torch.tensor([[x, y, x + 1, y + 1] for y in range(rows) for x in range(columns)]) * side
+
+
+# Matching
+
+
+def test_thresholds_at_exact_values() -> None:
+    candidates = strips(71, 70, 69, 30, 29, 10, 9)
+    kinds = match(candidates, OBJECT, 0.7, (0.0, 0.3)).kind
+    assert kinds.tolist() == [POSITIVE, POSITIVE, IGNORED, IGNORED, NEGATIVE, NEGATIVE, NEGATIVE]
+    # Fast R-CNN's background: [0.1, 0.5)
+    kinds = match(strips(50, 49, 10, 9), OBJECT, 0.5, (0.1, 0.5)).kind
+    assert kinds.tolist() == [POSITIVE, NEGATIVE, NEGATIVE, IGNORED]
+
+
+def test_a_candidate_goes_to_the_object_it_overlaps_most() -> None:
+    objects = torch.tensor([[0.0, 0.0, 40.0, 20.0], [10.0, 0.0, 50.0, 20.0], [200.0, 0.0, 240.0, 20.0]])
+    candidates = torch.tensor([[9.0, 0.0, 49.0, 20.0], [1.0, 0.0, 41.0, 20.0], [199.0, 0.0, 239.0, 20.0]])
+    matches = match(candidates, objects, 0.5, (0.0, 0.5))
+    assert matches.kind.tolist() == [POSITIVE] * 3
+    assert matches.index.tolist() == [1, 0, 2]
+
+
+def test_best_per_object_includes_ties_and_keeps_the_object() -> None:
+    objects = torch.tensor([[0.0, 0.0, 10.0, 20.0], [100.0, 100.0, 140.0, 120.0]])
+    candidates = torch.tensor(
+        [
+            [0.0, 0.0, 40.0, 20.0],  # IoU 0.25 with the first object: its best, shared with the next two
+            [-30.0, 0.0, 10.0, 20.0],
+            [0.0, -60.0, 10.0, 20.0],
+            [0.0, 0.0, 50.0, 20.0],  # 0.2
+            [100.0, 100.0, 140.0, 110.0],  # 0.5 with the second object: its best
+            [100.0, 100.0, 140.0, 104.0],  # 0.2
+        ]
+    )
+    without = match(candidates, objects, 0.7, (0.0, 0.3))
+    assert without.kind.tolist() == [NEGATIVE] * 4 + [IGNORED, NEGATIVE]
+    matches = match(candidates, objects, 0.7, (0.0, 0.3), best_per_object=True)
+    assert matches.kind.tolist() == [POSITIVE] * 3 + [NEGATIVE, POSITIVE, NEGATIVE]
+    assert matches.index[matches.kind == POSITIVE].tolist() == [0, 0, 0, 1]
+
+
+def test_an_object_that_nothing_overlaps_has_no_best_candidates() -> None:
+    candidates = tiles(2, 3, 10)
+    far = torch.tensor([[500.0, 500.0, 520.0, 510.0]])
+    matches = match(candidates, far, 0.7, (0.0, 0.3), best_per_object=True)
+    assert matches.kind.tolist() == [NEGATIVE] * 6
+    both = match(candidates, torch.cat((far, candidates[4:5])), 0.7, (0.0, 0.3), best_per_object=True)
+    assert both.kind.tolist() == [NEGATIVE] * 4 + [POSITIVE, NEGATIVE]
+    assert both.index[4] == 1
+
+
+@pytest.mark.parametrize(
+    ("box", "ties"),
+    [
+        ((229.0, 368.0, 250.0, 459.0), 36),
+        ((184.0, 307.0, 521.0, 756.0), 37),
+        ((590.0, 534.0, 667.0, 661.0), 3),
+        ((538.0, 557.0, 682.0, 798.0), 2),
+    ],
+)
+def test_ties_do_not_depend_on_rounding(box: tuple[float, float, float, float], ties: int) -> None:
+    """All anchors of one shape that contain an object overlap it alike, though sides of side * sqrt(ratio) are rounded."""
+    (anchors,) = AnchorGenerator(AnchorConfig(), (16,))([(50, 50)], torch.device("cpu"))
+    anchors = anchors[is_inside(anchors, (800, 800))]
+    # The same anchors without the rounding of their corners, and their IoU in float64.
+    center = ((anchors[:, :2] + anchors[:, 2:]).double() / 2 / 8).round() * 8
+    sides = (anchors[:, 2:] - anchors[:, :2]).double()
+    side = 2 ** sides.prod(1, keepdim=True).log2().div(2).round()
+    root = 2 ** ((sides[:, 1:] / sides[:, :1]).log2().round() / 2)
+    half = torch.cat((side / root, side * root), dim=1) / 2
+    exact = box_iou(torch.tensor([box], dtype=torch.float64), torch.cat((center - half, center + half), dim=1))[0]
+    expected = exact >= exact.max() - 1e-12
+    assert int(expected.sum()) == ties
+    matches = match(anchors, torch.tensor([box]), 0.99, (0.0, 0.3), best_per_object=True)
+    assert torch.equal(matches.kind == POSITIVE, expected)
+
+
+def test_background_near_ignored_objects_is_ignored() -> None:
+    ignored = torch.tensor([[200.0, 0.0, 300.0, 100.0]])
+    candidates = torch.cat((strips(80, 20), strips(60, 50, 49) + torch.tensor([200.0, 0.0, 200.0, 0.0])))
+    matches = match(candidates, OBJECT, 0.5, (0.0, 0.5), ignore_boxes=ignored)
+    assert matches.kind.tolist() == [POSITIVE, NEGATIVE, IGNORED, IGNORED, NEGATIVE]
+    # What is positive for an object stays so, however much it also overlaps an ignored one.
+    assert match(OBJECT, OBJECT, 0.5, (0.0, 0.5), ignore_boxes=OBJECT).kind.tolist() == [POSITIVE]
+    only_ignored = match(candidates, OBJECT[:0], 0.5, (0.0, 0.5), ignore_boxes=ignored)
+    assert only_ignored.kind.tolist() == [NEGATIVE, NEGATIVE, IGNORED, IGNORED, NEGATIVE]
+
+
+def test_no_objects_and_no_candidates() -> None:
+    none = torch.zeros(0, 4)
+    all_background = match(tiles(1, 3, 10), none, 0.7, (0.0, 0.3), best_per_object=True)
+    assert all_background.kind.tolist() == [NEGATIVE] * 3
+    assert all_background.index.tolist() == [0] * 3
+    # Where background must overlap an object a little, an empty image has none.
+    assert match(tiles(1, 3, 10), none, 0.5, (0.1, 0.5)).kind.tolist() == [IGNORED] * 3
+    for objects in (OBJECT, none):
+        try:
+            matches = match(none, objects, 0.7, (0.0, 0.3), best_per_object=True)
+        except (IndexError, RuntimeError) as error:
+            pytest.fail(f"no candidates, {len(objects)} objects: {error}")
+        assert matches.kind.shape == matches.index.shape == (0,)
+
+
+# Sampling
+
+
+def kinds(positives: int, negatives: int, ignored: int = 0) -> Tensor:
+    """Shuffled kinds of that many candidates."""
+    values = torch.tensor([POSITIVE] * positives + [NEGATIVE] * negatives + [IGNORED] * ignored)
+    return values[torch.randperm(len(values), generator=torch.Generator().manual_seed(0))]
+
+
+@pytest.mark.parametrize(
+    ("available", "number", "fraction", "expected"),
+    [
+        ((500, 5000), 256, 0.5, (128, 128)),
+        ((18, 5000), 256, 0.5, (18, 238)),  # negatives fill up
+        ((500, 20), 256, 0.5, (128, 20)),  # positives do not
+        ((3, 4), 256, 0.5, (3, 4)),  # nothing is padded
+        ((0, 4), 256, 0.5, (0, 4)),
+        ((5, 0), 256, 0.5, (5, 0)),
+        ((0, 0), 256, 0.5, (0, 0)),
+        ((500, 5000), 128, 0.25, (32, 96)),
+        ((500, 5000), 10, 1.0, (10, 0)),
+    ],
+)
+def test_sample_counts(available: tuple[int, int], number: int, fraction: float, expected: tuple[int, int]) -> None:
+    kind = kinds(*available, ignored=50)
+    positives, negatives = sample(kind, number, fraction)
+    assert (len(positives), len(negatives)) == expected
+    assert (kind[positives] == POSITIVE).all()
+    assert (kind[negatives] == NEGATIVE).all()
+    assert len({*positives.tolist(), *negatives.tolist()}) == sum(expected)  # without replacement
+
+
+def test_every_candidate_has_its_chance() -> None:
+    kind, seen_positives, seen_negatives = kinds(12, 30), set(), set()
+    torch.manual_seed(0)
+    for _ in range(60):
+        positives, negatives = sample(kind, 8, 0.5)
+        seen_positives |= set(positives.tolist())
+        seen_negatives |= set(negatives.tolist())
+    assert (len(seen_positives), len(seen_negatives)) == (12, 30)
+
+
+def test_thirty_objects_in_an_image() -> None:
+    candidates = tiles(20, 20, 10)
+    objects = candidates[::13][:30]
+    matches = match(candidates, objects, 0.5, (0.0, 0.5))
+    positives, negatives = sample(matches.kind, 128, 0.25)
+    assert sorted(matches.index[positives].tolist()) == list(range(30))
+    assert torch.equal(candidates[positives], objects[matches.index[positives]])
+    assert len(negatives) == 98
+
+
+# Difficult objects
+
+
+@pytest.mark.parametrize(
+    ("treatment", "labels", "ignored"), [("drop", [1, 3], []), ("keep", [1, 2, 3], []), ("ignore", [1, 3], [1.0])]
+)
+def test_difficult_objects(treatment: str, labels: list[int], ignored: list[float]) -> None:
+    boxes = torch.tensor([[float(i), 0.0, 9.0, 9.0] for i in range(3)])
+    truth = GroundTruth(boxes, torch.tensor([1, 2, 3]), torch.tensor([False, True, False]))
+    counted, boxes_ignored = split_difficult(truth, treatment)
+    assert counted.labels.tolist() == labels
+    assert [x1 + 1 for x1 in counted.boxes[:, 0].tolist()] == labels
+    assert len(counted.difficult) == len(labels)
+    assert boxes_ignored.shape == (len(ignored), 4)
+    assert boxes_ignored[:, 0].tolist() == ignored
+
+
+# A worked example: an image of 800 x 800 with two objects (y1, x1, y2, x2): (20, 30, 400, 500) and (300, 400, 500, 600)
+
+EXAMPLE_OBJECTS = torch.tensor([[30.0, 20.0, 500.0, 400.0], [400.0, 300.0, 600.0, 500.0]])
+POSITIVES = {
+    "scale_major": [
+        *(2264, 2271, 4097, 4105, 4113, 4121, 4371, 4379, 4387),
+        *(4395, 4645, 4653, 4661, 4669, 4919, 4927, 4935, 4943),
+    ],
+    "ratio_major": [
+        *(2262, 2269, 4096, 4104, 4112, 4120, 4370, 4378, 4386),
+        *(4394, 4644, 4652, 4660, 4668, 4918, 4926, 4934, 4942),
+    ],
+}
+
+
+@pytest.mark.parametrize("order", ["scale_major", "ratio_major"])
+def test_worked_example(order: str) -> None:
+    config = AnchorConfig([8, 16, 32], [0.5, 1, 2], center_offset="half_stride", order=order)  # type: ignore[arg-type]
+    (anchors,) = AnchorGenerator(config, (16,))([(50, 50)], torch.device("cpu"))
+    assert len(anchors) == 22500
+    inside = anchors[is_inside(anchors, (800, 800))]
+    assert len(inside) == 8940
+    iou = box_iou(EXAMPLE_OBJECTS, inside)
+    assert iou.max(dim=1).values.tolist() == pytest.approx([0.68130493, 0.61035156], abs=5e-9)
+    assert int((iou.max(dim=0).values >= 0.7).sum()) == 0
+    matches = match(inside, EXAMPLE_OBJECTS, 0.7, (0.0, 0.3), best_per_object=True)
+    assert torch.where(matches.kind == POSITIVE)[0].tolist() == POSITIVES[order]
+    assert matches.index[POSITIVES[order]].tolist() == [0, 0] + [1] * 16
+    assert int((matches.kind == NEGATIVE).sum()) == 7690
+    assert [len(indices) for indices in sample(matches.kind, 256, 0.5)] == [18, 238]
+    # dx, dy, dw, dh; float32 corners leave about 6 digits
+    deltas = encode(EXAMPLE_OBJECTS[iou.argmax(dim=0)], inside)
+    assert deltas[0].tolist() == pytest.approx([0.88940775, 1.70147569, 0.95412884, 1.43471458], rel=1e-6)
+    assert deltas[-1].tolist() == pytest.approx([-2.38096111, -5.89992221, 0.95412884, 1.43471458], rel=1e-6)
