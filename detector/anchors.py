@@ -1,7 +1,7 @@
 """Anchors: the reference boxes at every location of every feature level.
 
-A anchors per location, L levels, N all anchors of an image. Within a level anchors lie row by row, and within a location
-in the order of the config, which is the order in which the RPN head's output is flattened.
+A anchors per location, L levels, N all anchors of an image. Within a level anchors lie row by row, and within a
+location in the order of the config, which is the order in which the RPN head's output is flattened.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,15 @@ class AnchorConfig:
     """Anchors of the region proposal network.
 
     Args:
-        scales: Square roots of the anchors' areas in units of `base_size`: one list for all levels, or one list per level
-            (a list of lists, fine to coarse). The paper: [8, 16, 32], that is 128, 256 and 512 pixels after resizing.
+        scales: Square roots of the anchors' areas in units of `base_size`: one list for all levels, or one list per
+            level (a list of lists, fine to coarse). The paper: [8, 16, 32], that is 128, 256 and 512 pixels after
+            resizing.
         aspect_ratios: Height / width, at equal area. The paper: [0.5, 1, 2].
         base_size: Pixels of scale 1.
-        center_offset: Centre of the first anchor, in pixels from the corner of the image: `zero` (torchvision, detectron2),
-            `half_stride` (py-faster-rcnn in continuous coordinates: its inclusive base box (0, 0, 15, 15) is centred here),
-            `half_stride_minus_half` ((stride - 1) / 2: ports that keep that code's number but drop its "+1").
+        center_offset: Centre of the first anchor, in pixels from the corner of the image: `zero` (torchvision,
+            detectron2), `half_stride` (py-faster-rcnn in continuous coordinates: its inclusive base box (0, 0, 15, 15)
+            is centred here), `half_stride_minus_half` ((stride - 1) / 2: ports that keep that code's number but drop
+            its "+1").
         straddling: Whether anchors that cross the image border are used in training: `drop` (the paper) or `keep`
             (torchvision, detectron2).
         order: Which of the two varies slowest within a location: `ratio_major` (py-faster-rcnn and torchvision) or
@@ -57,7 +59,8 @@ def _flat(scales: Sequence[float] | Sequence[Sequence[float]]) -> list[float]:
 
 
 def base_anchors(config: AnchorConfig, level: int = 0) -> Tensor:
-    """Anchors (A, 4) of one level around the origin, float32: width = side / sqrt(ratio), height = side * sqrt(ratio)."""
+    """Anchors (A, 4) of one level around the origin, float32: width = side / sqrt(ratio), height = side *
+    sqrt(ratio)."""
     sides = torch.tensor(config.scales_of_level(level), dtype=torch.float64) * config.base_size
     roots = torch.tensor(config.aspect_ratios, dtype=torch.float64).sqrt()
     if config.order == "ratio_major":
@@ -83,7 +86,7 @@ class AnchorGenerator:
     def __init__(self, config: AnchorConfig, strides: Sequence[int]) -> None:
         if isinstance(config.scales[0], list) and len(config.scales) != len(strides):
             raise InputError(
-                f"anchors.scales: {len(config.scales)} lists for {len(strides)} feature levels (strides {tuple(strides)}); "
+                f"anchors.scales: {len(config.scales)} lists for {len(strides)} levels of strides {tuple(strides)}; "
                 "give one list per level, or one list for all"
             )
         self.config = config
@@ -98,7 +101,8 @@ class AnchorGenerator:
         self._cache: dict[tuple[object, ...], list[Tensor]] = {}
 
     def __call__(self, feature_sizes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
-        """One tensor (height * width * A, 4) per level for feature maps of sizes (height, width). Do not write into them."""
+        """One tensor (height * width * A, 4) per level for feature maps of sizes (height, width). Do not write into
+        them."""
         key = (*feature_sizes, device)
         if key not in self._cache:
             if len(self._cache) >= self.cache_size:

@@ -1,7 +1,7 @@
 """Box arithmetic: deltas <-> boxes, clipping, sides. Pure tensor functions in float32.
 
-Boxes are `xyxy` in continuous pixels (width = x2 - x1). Deltas are (dx, dy, dw, dh): the shift of the centre in units of the
-reference box's sides, and the logarithm of the ratio of sides (Faster R-CNN, section 3.1.2, eq. 2).
+Boxes are `xyxy` in continuous pixels (width = x2 - x1). Deltas are (dx, dy, dw, dh): the shift of the centre in units
+of the reference box's sides, and the logarithm of the ratio of sides (Faster R-CNN, section 3.1.2, eq. 2).
 """
 
 import math
@@ -30,7 +30,8 @@ def encode(boxes: Tensor, references: Tensor, std: Sequence[float] = (1.0, 1.0, 
 
 
 def decode(deltas: Tensor, references: Tensor, std: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
-    """Boxes (..., 4) in float32 from deltas (..., 4) at `references` (..., 4); the inverse of `encode` up to the clamp."""
+    """Boxes (..., 4) in float32 from deltas (..., 4) at `references` (..., 4); the inverse of `encode` up to the
+    clamp."""
     deltas = deltas.float()
     dx, dy, dw, dh = (deltas * deltas.new_tensor(std)).unbind(-1)
     rx, ry, rw, rh = centers_and_sides(references.float())

@@ -22,8 +22,8 @@ class FasterRCNN(nn.Module):
     Args:
         num_classes: C, without background.
         backbone, anchors, rpn, roi, image: The parts' options.
-        difficult: What objects marked difficult are in training: `drop` (as if not there: background), `keep`, or `ignore`
-            (neither positive nor negative).
+        difficult: What objects marked difficult are in training: `drop` (as if not there: background), `keep`, or
+            `ignore` (neither positive nor negative).
         load_weights: Whether the backbone's weights are loaded; False where a checkpoint follows.
     """
 
@@ -52,8 +52,8 @@ class FasterRCNN(nn.Module):
             images: Each (3, H, W) RGB in 0..255, uint8 or float, of any size.
 
         Returns:
-            Per image a dict of `boxes` (D, 4), `labels` (D,) in 1..C and `scores` (D,), by descending score; and per image
-            its proposals (P, 4), by descending objectness.
+            Per image a dict of `boxes` (D, 4), `labels` (D,) in 1..C and `scores` (D,), by descending score; and per
+            image its proposals (P, 4), by descending objectness.
         """
         batch = make_batch(images, self.image_config, self.training)
         features = self.backbone(batch.tensors)
@@ -61,7 +61,9 @@ class FasterRCNN(nn.Module):
         detections = self.detect(features, proposals, batch)
         return detections, [to_original(boxes, batch, image) for image, boxes in enumerate(proposals)]
 
-    def detect(self, features: Sequence[Tensor], proposals: Sequence[Tensor], batch: ImageBatch) -> list[dict[str, Tensor]]:
+    def detect(
+        self, features: Sequence[Tensor], proposals: Sequence[Tensor], batch: ImageBatch
+    ) -> list[dict[str, Tensor]]:
         """Detections from features and given proposals (P, 4) in the batch's pixels."""
         logits, deltas = self.roi_heads(features, proposals)
         return self.roi_heads.detections(logits, deltas, proposals, batch)
@@ -82,5 +84,7 @@ class FasterRCNN(nn.Module):
         parts = self.rpn.losses(output, batch, truths, self.difficult)
         parts |= self.roi_heads.losses(logits, deltas, sampled)
         weights = {"loss_rpn_reg": self.rpn.config.reg_weight, "loss_roi_reg": self.roi_heads.config.reg_weight}
-        parts["loss"] = sum((weights.get(name, 1.0) * parts[name] for name in LOSS_NAMES), start=parts["loss_rpn_cls"] * 0)
+        parts["loss"] = sum(
+            (weights.get(name, 1.0) * parts[name] for name in LOSS_NAMES), start=parts["loss_rpn_cls"] * 0
+        )
         return parts

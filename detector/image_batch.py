@@ -21,7 +21,8 @@ class ImageConfig:
     """Size and normalisation of the images that the network sees.
 
     Args:
-        shortest_side: Target length in pixels of an image's shorter side. Several values: training draws one for each image,
+        shortest_side: Target length in pixels of an image's shorter side. Several values: training draws one for each
+            image,
             evaluation uses the last. The paper: [600].
         longest_side: Upper limit of the longer side in pixels, which wins over `shortest_side`. The paper: 1000.
         mean: Subtracted, per channel in the order of `channel_order`, after scaling to 0..`pixel_max`.
@@ -53,7 +54,8 @@ class ImageConfig:
 class ImageBatch(NamedTuple):
     """A batch for the backbone.
 
-    tensors: (B, 3, H, W) float, channels last in memory. sizes: (height, width) of each image within it, without padding.
+    tensors: (B, 3, H, W) float, channels last in memory. sizes: (height, width) of each image within it, without
+    padding.
     original_sizes: (height, width) before resizing.
     """
 
@@ -63,7 +65,8 @@ class ImageBatch(NamedTuple):
 
 
 def resized_size(size: tuple[int, int], shortest: int, longest: int) -> tuple[int, int]:
-    """(height, width) after scaling so that the shorter side is `shortest`, or less where the longer would exceed `longest`.
+    """(height, width) after scaling so that the shorter side is `shortest`, or less where the longer would exceed
+    `longest`.
 
     Rounded down, as torchvision's detectors do.
     """
@@ -82,7 +85,11 @@ def make_batch(images: Sequence[Tensor], config: ImageConfig, training: bool) ->
         sides = config.shortest_side
         shortest = sides[int(torch.randint(len(sides), (1,)))] if training and len(sides) > 1 else sides[-1]
         target = resized_size(size, shortest, config.longest_side)
-        pixels = image.float().mul_(config.pixel_max / 255) if image.dtype == torch.uint8 else image * (config.pixel_max / 255)
+        pixels = (
+            image.float().mul_(config.pixel_max / 255)
+            if image.dtype == torch.uint8
+            else image * (config.pixel_max / 255)
+        )
         if config.channel_order == "bgr":
             pixels = pixels.flip(0)
         pixels = (pixels - mean) / std

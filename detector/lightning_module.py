@@ -1,4 +1,5 @@
-"""FasterRCNNModule: the detector under Lightning, with its four losses, its metrics, its optimiser and its randomness."""
+"""FasterRCNNModule: the detector under Lightning, with its four losses, its metrics, its optimiser and its
+randomness."""
 
 import os
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from typing import Any, Self, TypeVar
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
@@ -58,7 +60,14 @@ class FasterRCNNModule(pl.LightningModule):
         backbone, anchors = _config(BackboneConfig, backbone), _config(AnchorConfig, anchors)
         rpn, roi = _config(RPNConfig, rpn), _config(RoIConfig, roi)
         image, optimizer = _config(ImageConfig, image), _config(OptimizerConfig, optimizer)
-        configs = {"backbone": backbone, "anchors": anchors, "rpn": rpn, "roi": roi, "image": image, "optimizer": optimizer}
+        configs: dict[str, Any] = {
+            "backbone": backbone,
+            "anchors": anchors,
+            "rpn": rpn,
+            "roi": roi,
+            "image": image,
+            "optimizer": optimizer,
+        }
         self.save_hyperparameters(
             {
                 "class_names": list(class_names),
@@ -89,7 +98,9 @@ class FasterRCNNModule(pl.LightningModule):
             arguments = dict(checkpoint["hyper_parameters"])
             state = checkpoint["state_dict"]
         except Exception as error:
-            raise InputError(f"{path}: not a readable checkpoint of frcnn fit ({type(error).__name__}: {error})") from error
+            raise InputError(
+                f"{path}: not a readable checkpoint of frcnn fit ({type(error).__name__}: {error})"
+            ) from error
         module = cls(**arguments, load_backbone_weights=False)
         module.load_state_dict(state)
         return module.eval()
@@ -100,6 +111,12 @@ class FasterRCNNModule(pl.LightningModule):
         return detections
 
     # Training
+
+    def setup(self, stage: str) -> None:
+        """Say which weights the training starts from."""
+        report = self.model.backbone.weights_report
+        if stage == "fit" and report is not None:
+            rank_zero_info(report.summary())
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make the randomness of a step (sampling, dropout) a function of seed, step and rank.
@@ -121,7 +138,9 @@ class FasterRCNNModule(pl.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimiser over the groups of `parameter_groups`, and a schedule that advances by steps."""
         new_layers = (self.model.rpn, self.model.roi_heads.predictor)
-        optimizer = build_optimizer(parameter_groups(self.model, new_layers, self.optimizer_config), self.optimizer_config)
+        optimizer = build_optimizer(
+            parameter_groups(self.model, new_layers, self.optimizer_config), self.optimizer_config
+        )
         factor = lr_factor(self.optimizer_config, int(self.trainer.estimated_stepping_batches))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -129,20 +148,22 @@ class FasterRCNNModule(pl.LightningModule):
     def configure_callbacks(self) -> list[pl.Callback]:
         """Averaged weights, where asked for."""
         training = self.trainer.state.fn == "fit"
-        return [AveragedWeights(self.optimizer_config.ema_decay)] if training and self.optimizer_config.ema_decay else []
+        return (
+            [AveragedWeights(self.optimizer_config.ema_decay)] if training and self.optimizer_config.ema_decay else []
+        )
 
     # Evaluation: one pass yields detections and proposals
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Tensor]]:
-        """Detections of the batch; updates the metrics of the whole split."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Tensor]]]:
+        """`detections` of the batch; updates the metrics of the whole split."""
         return self._evaluate(batch, self.val_ap, self.val_recall)
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/*` over the whole split."""
         self._log_metrics("val", self.val_ap, self.val_recall)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Tensor]]:
-        """Detections of the batch; updates the metrics of the whole split."""
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Tensor]]]:
+        """`detections` of the batch; updates the metrics of the whole split."""
         return self._evaluate(batch, self.test_ap, self.test_recall)
 
     def on_test_epoch_end(self) -> None:
@@ -153,12 +174,12 @@ class FasterRCNNModule(pl.LightningModule):
         """Detections of the batch; targets are not looked at."""
         return self(batch[0])
 
-    def _evaluate(self, batch: Batch, ap: DetectionAP, recall: ProposalRecall) -> list[dict[str, Tensor]]:
+    def _evaluate(self, batch: Batch, ap: DetectionAP, recall: ProposalRecall) -> dict[str, list[dict[str, Tensor]]]:
         images, targets = batch
         detections, proposals = self.model(images)
         ap.update(detections, targets)
         recall.update(proposals, targets)
-        return list(detections)
+        return {"detections": detections}
 
     def _log_metrics(self, stage: str, ap: DetectionAP, recall: ProposalRecall) -> None:
         # Metrics are computed from all ranks' gathered states, so every rank logs the same numbers.

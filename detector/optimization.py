@@ -30,7 +30,8 @@ class OptimizerConfig:
         schedule: `step` (times `gamma` at each milestone), `cosine` (to 0 at the end) or `constant`.
         milestones: Where `step` drops, as fractions of all steps; py-faster-rcnn: 50,000 of 70,000.
         gamma: Factor at each milestone.
-        ema_decay: Decay of an exponential moving average of the weights, with which a run is validated and saved; 0: none.
+        ema_decay: Decay of an exponential moving average of the weights, with which a run is validated and saved; 0:
+            none.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -73,7 +74,9 @@ def lr_factor(config: OptimizerConfig, total_steps: int) -> Callable[[int], floa
     return factor
 
 
-def parameter_groups(model: nn.Module, new_layers: Iterable[nn.Module], config: OptimizerConfig) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, new_layers: Iterable[nn.Module], config: OptimizerConfig
+) -> list[dict[str, Any]]:
     """Trainable parameters by learning rate and decay: weights and biases, of pretrained and of new layers."""
     new = {id(p) for layer in new_layers for p in layer.parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}

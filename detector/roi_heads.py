@@ -1,4 +1,5 @@
-"""RoI heads: sampled proposals -> pooled features -> class scores and boxes, their two losses, and the final detections.
+"""RoI heads: sampled proposals -> pooled features -> class scores and boxes, their two losses, and the final
+detections.
 
 B images, R RoIs of all images together, C classes without background, D detections of an image.
 """
@@ -28,9 +29,11 @@ class RoIConfig:
         samples_per_image: RoIs that an image contributes to the losses.
         positive_fraction: Upper limit of the share of positives among them.
         positive_iou: A RoI at or above this IoU with an object takes its class.
-        background_iou: A RoI whose best IoU lies in [low, high) is background. Fast R-CNN: [0.1, 0.5]; later code: [0, 0.5].
+        background_iou: A RoI whose best IoU lies in [low, high) is background. Fast R-CNN: [0.1, 0.5]; later code: [0,
+            0.5].
         append_gt: Add the ground-truth boxes to the proposals in training.
-        pooling: `roi_align`, `roi_align_legacy` (without the half-pixel shift; torchvision's detectors) or `roi_pool` (the paper).
+        pooling: `roi_align`, `roi_align_legacy` (without the half-pixel shift; torchvision's detectors) or `roi_pool`
+            (the paper).
         sampling_ratio: RoIAlign's sampling points per bin and axis; 0: adaptive.
         delta_std: The targets' standard deviations, by which deltas are divided.
         class_agnostic: One box for all classes instead of one per class.
@@ -59,7 +62,10 @@ class RoIConfig:
     detections_per_image: int = 100
 
     def __post_init__(self) -> None:
-        if len(self.background_iou) != 2 or not 0 <= self.background_iou[0] < self.background_iou[1] <= self.positive_iou:
+        if (
+            len(self.background_iou) != 2
+            or not 0 <= self.background_iou[0] < self.background_iou[1] <= self.positive_iou
+        ):
             raise InputError(
                 f"roi.background_iou: {self.background_iou} must be [low, high] with "
                 f"0 <= low < high <= roi.positive_iou = {self.positive_iou}"
@@ -97,7 +103,8 @@ class BoxPredictor(nn.Module):
 
 
 class SampledRoIs(NamedTuple):
-    """RoIs of one image for training: boxes (S, 4), labels (S,) with 0 for background, deltas (S, 4) to the matched object.
+    """RoIs of one image for training: boxes (S, 4), labels (S,) with 0 for background, deltas (S, 4) to the matched
+    object.
 
     Positives come first; deltas of background RoIs are 0 and never used.
     """
@@ -129,7 +136,8 @@ class RoIHeads(nn.Module):
         self.predictor = BoxPredictor(box_head.out_channels, num_classes, config.class_agnostic)
 
     def forward(self, features: Sequence[Tensor], rois: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Class logits (R, C + 1) and deltas (R, C, 4), or (R, 1, 4) if class-agnostic, for RoIs (n, 4) of each image."""
+        """Class logits (R, C + 1) and deltas (R, C, 4), or (R, 1, 4) if class-agnostic, for RoIs (n, 4) of each
+        image."""
         logits, deltas = self.predictor(self.box_head(self.pool(features, rois)))
         return logits, deltas.unflatten(1, (-1, 4))
 
@@ -144,7 +152,9 @@ class RoIHeads(nn.Module):
         pooled = features[0].new_zeros(len(boxes), features[0].shape[1], size, size)
         for level, stride in enumerate(self.strides):
             index = torch.where(level_of_roi == level)[0]
-            pooled = pooled.index_copy(0, index, self._pool_level(features[level], boxes[index], stride).to(pooled.dtype))
+            pooled = pooled.index_copy(
+                0, index, self._pool_level(features[level], boxes[index], stride).to(pooled.dtype)
+            )
         return pooled
 
     def assign_levels(self, boxes: Tensor) -> Tensor:
@@ -158,12 +168,13 @@ class RoIHeads(nn.Module):
         size, scale = self.box_head.pool_size, 1.0 / stride
         if self.config.pooling == "roi_pool":
             return roi_pool(features.float(), boxes, size, scale)
-        counts = torch.bincount(boxes[:, 0].long(), minlength=len(features)).tolist()
         aligned = self.config.pooling == "roi_align"
-        return pool_aligned(features, boxes, counts, size, scale, self.config.sampling_ratio, aligned)
+        return pool_aligned(features, boxes, size, scale, self.config.sampling_ratio, aligned)
 
     @torch.no_grad()
-    def sample_rois(self, proposals: Sequence[Tensor], truths: Sequence[GroundTruth], difficult: str) -> list[SampledRoIs]:
+    def sample_rois(
+        self, proposals: Sequence[Tensor], truths: Sequence[GroundTruth], difficult: str
+    ) -> list[SampledRoIs]:
         """Training RoIs of each image from its proposals (P, 4) and objects."""
         config = self.config
         sampled = []
@@ -207,7 +218,8 @@ class RoIHeads(nn.Module):
     def detections(
         self, logits: Tensor, deltas: Tensor, rois: Sequence[Tensor], batch: ImageBatch
     ) -> list[dict[str, Tensor]]:
-        """Final detections of each image in its original pixels: `boxes` (D, 4), `labels` (D,), `scores` (D,) descending."""
+        """Final detections of each image in its original pixels: `boxes` (D, 4), `labels` (D,), `scores` (D,)
+        descending."""
         counts = [len(boxes) for boxes in rois]
         scores = logits.softmax(dim=-1)[:, 1:]  # (R, C)
         boxes = box_ops.decode(deltas, torch.cat(list(rois))[:, None], self.config.delta_std)

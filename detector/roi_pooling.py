@@ -1,9 +1,9 @@
 """RoIAlign as two matrix products.
 
-Bilinear interpolation is separable, and so is the mean over a bin's grid of sampling points: the pooled feature of a RoI is
-`Y @ F @ X^T` with an interpolation matrix for its rows and one for its columns. That is the same number as torchvision's
-`roi_align`, from dense products instead of scattered reads: several times faster on CPUs, above all backwards, and its
-gradients are deterministic on GPUs. It costs memory proportional to the map's width, so it serves small maps.
+Bilinear interpolation is separable, and so is the mean over a bin's grid of sampling points: the pooled feature of a
+RoI is `Y @ F @ X^T` with an interpolation matrix for its rows and one for its columns. That is the same number as
+torchvision's `roi_align`, from dense products instead of scattered reads: several times faster on CPUs, where
+torchvision's gradient runs on one thread. It costs memory proportional to the map's width, so it serves small maps.
 
 B images, R RoIs, P pool size, S sampling points per bin and axis, H x W the feature map.
 """
@@ -17,14 +17,13 @@ MAX_ELEMENTS = 40_000_000
 
 
 def pool_aligned(
-    features: Tensor, rois: Tensor, counts: list[int], pool_size: int, scale: float, sampling_ratio: int, aligned: bool
+    features: Tensor, rois: Tensor, pool_size: int, scale: float, sampling_ratio: int, aligned: bool
 ) -> Tensor:
-    """RoIAlign, by matrix products where the map is small enough.
+    """RoIAlign, on CPUs by matrix products where the map is small enough.
 
     Args:
         features: (B, channels, H, W).
         rois: (R, 5): image index and box in image pixels, sorted by image.
-        counts: RoIs of each image; they sum to R.
         pool_size: P.
         scale: 1 / stride.
         sampling_ratio: S; 0 or less means adaptive, which is torchvision's operator.
@@ -35,20 +34,23 @@ def pool_aligned(
     """
     features = features.float()
     elements = len(rois) * pool_size * features.shape[1] * features.shape[3]
-    if sampling_ratio < 1 or elements > MAX_ELEMENTS or len(rois) == 0:
+    if features.device.type != "cpu" or sampling_ratio < 1 or elements > MAX_ELEMENTS or len(rois) == 0:
         return roi_align(features, rois, pool_size, scale, sampling_ratio, aligned=aligned)
     with torch.autocast(features.device.type, enabled=False):
         x1, y1, x2, y2 = (rois[:, 1:].float() * scale - (0.5 if aligned else 0.0)).unbind(1)
         rows = interpolation_matrix(y1, y2, features.shape[2], pool_size, sampling_ratio, aligned)  # (R, P, H)
         columns = interpolation_matrix(x1, x2, features.shape[3], pool_size, sampling_ratio, aligned)  # (R, P, W)
+        counts = torch.bincount(rois[:, 0].long(), minlength=len(features)).tolist()
         return _pool(features, rows, columns, counts)
 
 
-def interpolation_matrix(start: Tensor, end: Tensor, cells: int, pool_size: int, sampling: int, aligned: bool) -> Tensor:
+def interpolation_matrix(
+    start: Tensor, end: Tensor, cells: int, pool_size: int, sampling: int, aligned: bool
+) -> Tensor:
     """Weights (R, P, cells) of a row of feature cells in each bin of RoIs from `start` to `end` (R,), in cells.
 
-    The rules of torchvision's operator: points beyond -1 or `cells` count as 0, points beyond the outermost cells' centres
-    take the outermost cell; without `aligned` a RoI is at least one cell long.
+    The rules of torchvision's operator: points beyond -1 or `cells` count as 0, points beyond the outermost cells'
+    centres take the outermost cell; without `aligned` a RoI is at least one cell long.
     """
     length = end - start if aligned else (end - start).clamp(min=1.0)
     points = torch.arange(pool_size * sampling, device=start.device, dtype=start.dtype)

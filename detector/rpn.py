@@ -24,7 +24,8 @@ class RPNConfig:
     """Region proposal network.
 
     Args:
-        hidden_channels: Channels of the 3x3 convolution; 0: as many as the backbone's features. The paper: 512 for VGG16.
+        hidden_channels: Channels of the 3x3 convolution; 0: as many as the backbone's features. The paper: 512 for
+            VGG16.
         objectness: `sigmoid` over one score (torchvision, detectron2) or `softmax` over two (the paper) per anchor.
         positive_iou: Anchors at or above this IoU with an object are positive.
         negative_iou: Anchors below this IoU with every object are negative; those between are not used.
@@ -110,7 +111,8 @@ class RPNHead(nn.Module):
 
 
 class RPNOutput(NamedTuple):
-    """What the RPN predicts for a batch: per level logits (B, n), deltas (B, n, 4) and anchors (n, 4), n = h * w * A."""
+    """What the RPN predicts for a batch: per level logits (B, n), deltas (B, n, 4) and anchors (n, 4), n = h * w *
+    A."""
 
     logits: list[Tensor]
     deltas: list[Tensor]
@@ -141,13 +143,16 @@ class RegionProposalNetwork(nn.Module):
 
     @torch.no_grad()
     def proposals(self, output: RPNOutput, batch: ImageBatch) -> list[Tensor]:
-        """Proposals (P, 4) of each image by descending objectness: best by score, decoded, clipped, NMS within each level.
+        """Proposals (P, 4) of each image by descending objectness: best by score, decoded, clipped, NMS within each
+        level.
 
         Detached: the RoI losses do not flow back into the proposals' coordinates (approximate joint training).
         """
         config = self.config
         before, after = (
-            (config.pre_nms_train, config.post_nms_train) if self.training else (config.pre_nms_test, config.post_nms_test)
+            (config.pre_nms_train, config.post_nms_train)
+            if self.training
+            else (config.pre_nms_test, config.post_nms_test)
         )
         scores, candidates, levels = [], [], []
         for level, (logits, deltas, anchors) in enumerate(zip(*output, strict=True)):

@@ -1,9 +1,11 @@
-"""Candidate boxes and ground truth -> training targets. One room, two users: the RPN (anchors) and the RoI heads (RoIs).
+"""Candidate boxes and ground truth -> training targets. One room, two users: the RPN (anchors) and the RoI heads
+(RoIs).
 
 N candidates of one image, G ground-truth boxes. Everything here works on a single image, so that neither a sample nor a
 normaliser can be of the wrong one.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -14,14 +16,16 @@ POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 
 
 class GroundTruth(NamedTuple):
-    """Objects of one image in the coordinates of the resized image: boxes (G, 4), labels (G,) in 1..C, difficult (G,)."""
+    """Objects of one image in the coordinates of the resized image: boxes (G, 4), labels (G,) in 1..C, difficult
+    (G,)."""
 
     boxes: Tensor
     labels: Tensor
     difficult: Tensor
 
 
-class Matches(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Matches:
     """For each candidate: `kind` (N,) POSITIVE, NEGATIVE or IGNORED, and `index` (N,) of its object (0 where G = 0)."""
 
     kind: Tensor
@@ -45,8 +49,8 @@ def match(
         negative_iou: A candidate is negative if its best IoU lies in [low, high).
         best_per_object: Also make positive, for each object, the candidates with the highest IoU, ties included, unless
             that IoU is 0 (Faster R-CNN, section 3.1.2, rule i).
-        ignore_boxes: (K, 4) objects that are neither positive nor negative: a candidate that is not positive and overlaps
-            one of them by the upper negative bound or more is ignored.
+        ignore_boxes: (K, 4) objects that are neither positive nor negative: a candidate that is not positive and
+            overlaps one of them by the upper negative bound or more is ignored.
     """
     low, high = negative_iou
     if len(gt_boxes) == 0:
@@ -57,9 +61,10 @@ def match(
         iou = box_iou(gt_boxes.float(), candidates.float())  # (G, N)
         best, index = iou.max(dim=0)
         positive = best >= positive_iou
-        if best_per_object:
+        if best_per_object and len(candidates):
             best_of_object = iou.max(dim=1, keepdim=True).values
-            positive = positive | ((iou == best_of_object) & (best_of_object > 0)).any(dim=0)
+            # Ties up to the rounding of corners in float32, which depends on where in the image an anchor lies.
+            positive = positive | ((iou >= best_of_object * (1 - 1e-5)) & (best_of_object > 0)).any(dim=0)
     kind = torch.full_like(index, IGNORED)
     kind[(best >= low) & (best < high)] = NEGATIVE
     if ignore_boxes is not None and len(ignore_boxes):

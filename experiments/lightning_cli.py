@@ -1,5 +1,6 @@
 """`frcnn fit|validate|test`: LightningCLI with a run folder, exact resuming, and one-line errors."""
 
+import logging
 import os
 import warnings
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytorch_lightning as pl
 import yaml
 from jsonargparse import Namespace
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ModelSummary
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 
@@ -73,7 +74,9 @@ class DetectorCLI(LightningCLI):
                 raise InputError(f"--ckpt_path {checkpoint}: no such checkpoint file")
             config.model.load_backbone_weights = False
         elif self.subcommand != "fit":
-            raise InputError(f"frcnn {self.subcommand} needs --ckpt_path, for example runs/X/seed0/checkpoints/last.ckpt")
+            raise InputError(
+                f"frcnn {self.subcommand} needs --ckpt_path, for example runs/X/seed0/checkpoints/last.ckpt"
+            )
         self.run_folder = (checkpoint and run_folder_of(checkpoint)) or choose_run_folder(
             config.runs_dir, config.experiment or _experiment_name(config), config.run_name, int(config.seed_everything)
         )
@@ -100,12 +103,14 @@ class DetectorCLI(LightningCLI):
         callbacks += [RunFiles(self.run_folder)]
         if self.subcommand != "fit":
             return callbacks
-        callbacks += [Throughput()]
+        callbacks += [Throughput(config.log_every_n_steps or 20), ModelSummary(max_depth=2)]
         if config.logger is not False:
             callbacks += [LearningRateMonitor(logging_interval="step"), DetectionImages()]
         if config.enable_checkpointing is not False:
             folder = self.run_folder / "checkpoints"
-            best = ModelCheckpoint(folder, filename="best", monitor="val/AP50_voc07", mode="max", enable_version_counter=False)
+            best = ModelCheckpoint(
+                folder, filename="best", monitor="val/AP50_voc07", mode="max", enable_version_counter=False
+            )
             last = ModelCheckpoint(
                 folder, filename="last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
             )
@@ -118,6 +123,9 @@ def run_lightning(arguments: list[str]) -> None:
 
     A validation or test without `--config` takes the configuration of its checkpoint's run.
     """
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
+        lambda record: "Tip:" not in record.getMessage()
+    )
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
     warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     DetectorCLI(

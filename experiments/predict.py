@@ -44,9 +44,12 @@ class DrawPredictions(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw and collect the images of a batch."""
+        assert isinstance(pl_module, FasterRCNNModule)
         for image, target, found in zip(*batch, outputs, strict=True):
             index = int(target["image_id"])
-            arrays = {key: found[plural].float().cpu().numpy() for key, plural in (("score", "scores"), ("box", "boxes"))}
+            arrays = {
+                key: found[plural].float().cpu().numpy() for key, plural in (("score", "scores"), ("box", "boxes"))
+            }
             arrays["label"] = found["labels"].cpu().numpy()
             arrays["image_id"] = torch.full((len(found["labels"]),), index).numpy()
             self.results += coco_results(arrays, self.names, pl_module.class_names)
@@ -95,4 +98,4 @@ def predict(
     loader = DataLoader(ImageFiles(folder, names), batch_size=batch_size, collate_fn=collate)
     trainer.predict(module, loader, return_predictions=False)
     write_json(target / "predictions.json", drawing.results, indent=None)
-    print(f"{len(names)} images, {drawing.drawn} detections with a score of at least {score_threshold:g} drawn in {target}")
+    print(f"{len(names)} images, {drawing.drawn} detections drawn (score >= {score_threshold:g}), in {target}")

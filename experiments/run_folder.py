@@ -12,7 +12,9 @@ ENVIRONMENT_VARIABLE = "FRCNN_RUN_DIR"
 def run_folder_of(checkpoint: str | Path) -> Path | None:
     """The run folder of a checkpoint at `<run folder>/checkpoints/X.ckpt`, or None."""
     path = Path(checkpoint).absolute()
-    return path.parents[1] if path.parent.name == "checkpoints" and (path.parents[1] / "config.yaml").is_file() else None
+    return (
+        path.parents[1] if path.parent.name == "checkpoints" and (path.parents[1] / "config.yaml").is_file() else None
+    )
 
 
 def choose_run_folder(runs_dir: str, experiment: str, run_name: str | None, seed: int) -> Path:

@@ -75,6 +75,9 @@ class FrozenBatchNorm2d(nn.Module):
     """Batch norm whose statistics and affine parameters are constants: buffers, the same in training and evaluation.
 
     (B, C, H, W) -> (B, C, H, W). Tensor names are those of `nn.BatchNorm2d`, so its weights load.
+
+    Attributes:
+        folded: The convolution before it applies it (see `folding`); inputs are passed on.
     """
 
     weight: Tensor
@@ -85,18 +88,22 @@ class FrozenBatchNorm2d(nn.Module):
     def __init__(self, num_features: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.eps = eps
+        self.folded = False
         self.register_buffer("weight", torch.ones(num_features))
         self.register_buffer("bias", torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
         self.register_buffer("running_var", torch.ones(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        if not x.requires_grad:
-            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        # batch_norm would keep x for the gradients of weight and bias; a plain scale and shift keeps no activation.
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
+        if self.folded:
+            return x
+        scale, shift = self.scale_and_shift()
         return torch.addcmul(shift[:, None, None].to(x.dtype), x, scale[:, None, None].to(x.dtype))
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """The norm as x * scale + shift, each (C,)."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
 
     def extra_repr(self) -> str:
         return f"{len(self.weight)}, eps={self.eps}"

@@ -1,11 +1,11 @@
 """MobileNetV2 1.0 (Sandler et al.), as C4 (its last blocks are the box head) or under an FPN."""
 
-import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2
 
 from detector.backbones.base import BackboneConfig, Body, BoxHead, SingleLevel, TwoLayerHead, norm_layer
+from detector.backbones.folding import fold_frozen_norms
 from detector.backbones.fpn import FeaturePyramid
 
 STAGES = ("stride 2", "stride 4", "stride 8", "stride 16", "stride 32")
@@ -13,33 +13,9 @@ _ENDS = (2, 4, 7, 14, 19)  # of the stages, in torchvision's `features`
 _CHANNELS = (16, 24, 32, 96, 1280)
 
 
-class StridedDepthwise(nn.Conv2d):
-    """A depthwise convolution with a stride, in float32 under autocast on CPUs.
-
-    oneDNN has no bfloat16 gradient for it: the fallback is 30 times slower than float32 (torch 2.15).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu":
-            return super().forward(x)
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(x.float())
-
-    @classmethod
-    def replace_in(cls, network: nn.Module) -> None:
-        """Replace all convolutions of this kind in a network, keeping names and weights."""
-        for module in list(network.modules()):
-            for name, child in module.named_children():
-                if isinstance(child, nn.Conv2d) and child.groups == child.in_channels and child.stride != (1, 1):
-                    size, stride, padding = child.kernel_size, child.stride, child.padding
-                    new = cls(child.in_channels, child.out_channels, size, stride, padding, groups=child.groups, bias=False)  # type: ignore[arg-type]
-                    new.weight = child.weight
-                    setattr(module, name, new)
-
-
 def _network(config: BackboneConfig) -> MobileNetV2:
     network = torchvision.models.mobilenet_v2(weights=None, norm_layer=norm_layer(config))
-    StridedDepthwise.replace_in(network.features)
+    fold_frozen_norms(network)
     return network
 
 

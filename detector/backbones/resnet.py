@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from detector.backbones.base import BackboneConfig, Body, BoxHead, SingleLevel, TwoLayerHead, norm_layer
+from detector.backbones.folding import fold_frozen_norms
 from detector.backbones.fpn import FeaturePyramid
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
@@ -74,7 +75,9 @@ def _network(config: BackboneConfig) -> ResNet:
         "resnet50": torchvision.models.resnet50,
         "resnet101": torchvision.models.resnet101,
     }
-    return constructors[config.name.partition("_")[0]](weights=None, norm_layer=norm_layer(config))
+    network = constructors[config.name.partition("_")[0]](weights=None, norm_layer=norm_layer(config))
+    fold_frozen_norms(network)
+    return network
 
 
 def _channels(layer: nn.Module) -> int:

@@ -7,6 +7,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from detector.callbacks.drawing import GROUND_TRUTH_COLOR, draw_boxes, draw_detections
+from detector.lightning_module import FasterRCNNModule
 
 
 class DetectionImages(pl.Callback):
@@ -37,8 +38,9 @@ class DetectionImages(pl.Callback):
         logger = trainer.logger
         if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(logger, TensorBoardLogger):
             return
+        assert isinstance(pl_module, FasterRCNNModule)
         # Rank r holds images r, r + world size, ...: the first rank draws its share of the first images.
-        for image, target, detections in zip(*batch, outputs, strict=True):
+        for image, target, detections in zip(*batch, outputs["detections"], strict=True):
             if int(target["image_id"]) < self.images:
                 picture = self.draw(image, target, detections, pl_module.class_names)
                 logger.experiment.add_image(f"val_images/{target['file_name']}", picture, trainer.global_step)

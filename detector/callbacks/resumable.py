@@ -25,7 +25,7 @@ class SaveOnInterrupt(Checkpoint):
         """Save, unless nothing was trained yet."""
         if not isinstance(exception, KeyboardInterrupt | SIGTERMException) or trainer.state.fn != "fit":
             return
-        if trainer.sanity_checking or trainer.fast_dev_run or trainer.global_step == 0:
+        if trainer.sanity_checking or trainer.global_step == 0:
             return
         trainer.save_checkpoint(self.path)
         rank_zero_info(f"Interrupted at step {trainer.global_step}. To go on: add --ckpt_path {self.path}")

@@ -12,7 +12,7 @@ import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from detector.metrics import DetectionAP
+from detector.lightning_module import FasterRCNNModule
 
 HPARAMS_METRICS = ("val/AP50_voc07", "val/AP50_voc", "val/AP", "val/AP50", "val/proposal_recall@300")
 
@@ -20,9 +20,9 @@ HPARAMS_METRICS = ("val/AP50_voc07", "val/AP50_voc", "val/AP", "val/AP50", "val/
 class RunFiles(pl.Callback):
     """Write the run's final numbers and detections into its folder.
 
-    `metrics.json` holds the metrics of the last validation or test under their logged names (null where undefined), `epoch`,
-    `step`, `seed` and `git_commit`; a test adds to what the training wrote. `predictions.json` holds the detections of the
-    last validation or test as COCO results, with file and class names.
+    `metrics.json` holds the metrics of the last validation or test under their logged names (null where undefined),
+    `epoch`, `step`, `seed` and `git_commit`; a test adds to what the training wrote. `predictions.json` holds the
+    detections of the last validation or test as COCO results, with file and class names.
 
     Args:
         folder: The run folder.
@@ -35,11 +35,11 @@ class RunFiles(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the detections; Lightning calls this before the module resets its metrics."""
         if not trainer.sanity_checking:
-            self._keep(trainer, pl_module.val_ap, trainer.val_dataloaders, pl_module.class_names)
+            self._keep(trainer, pl_module, "val")
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the detections."""
-        self._keep(trainer, pl_module.test_ap, trainer.test_dataloaders, pl_module.class_names)
+        self._keep(trainer, pl_module, "test")
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write at the end of `frcnn validate`; a training writes once, at its end."""
@@ -57,13 +57,16 @@ class RunFiles(pl.Callback):
             metrics = _finite({k: v for k, v in _metrics(trainer).items() if k in HPARAMS_METRICS})
             trainer.logger.log_hyperparams(flatten_hparams(pl_module.hparams), metrics)
 
-    def _keep(self, trainer: pl.Trainer, metric: DetectionAP, loader: Any, class_names: Sequence[str]) -> None:
+    def _keep(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        assert isinstance(pl_module, FasterRCNNModule)
+        metric = pl_module.val_ap if stage == "val" else pl_module.test_ap
+        loader: Any = trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders
         metric.compute()  # all ranks: gathers
         if trainer.is_global_zero:
-            self._predictions = coco_results(metric.results(), loader.dataset.file_names, class_names)
+            self._predictions = coco_results(metric.results(), loader.dataset.file_names, pl_module.class_names)
 
     def _write(self, trainer: pl.Trainer) -> None:
-        if not trainer.is_global_zero or trainer.fast_dev_run:
+        if not trainer.is_global_zero:
             return
         if self._predictions is not None:
             write_json(self.folder / "predictions.json", self._predictions, indent=None)
@@ -89,7 +92,8 @@ def coco_results(
     """Detections as COCO results: `image_id`, `file_name`, `category_id`, `category_name`, `bbox` (xywh) and `score`.
 
     Args:
-        results: Arrays `image_id` (D,), `label` (D,), `score` (D,), `box` (D, 4) xyxy, as `DetectionAP.results` gives them.
+        results: Arrays `image_id` (D,), `label` (D,), `score` (D,), `box` (D, 4) xyxy, as `DetectionAP.results` gives
+            them.
         file_names: By image id.
         class_names: Of classes 1..C.
     """
@@ -132,7 +136,8 @@ def git_commit() -> str | None:
 
 
 def flatten_hparams(hparams: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | int | bool]:
-    """Nested options -> one level, `a/b` keys; lists become text and None "none", which TensorBoard shows without loss."""
+    """Nested options -> one level, `a/b` keys; lists become text and None "none", which TensorBoard shows without
+    loss."""
     flat: dict[str, str | float | int | bool] = {}
     for key, value in hparams.items():
         if isinstance(value, Mapping):

@@ -34,12 +34,10 @@ def test_deltas_by_hand() -> None:
 def test_boxes_by_hand() -> None:
     # 40 x 20 around (30, 30): the centre moves by 0.25 * 40 and -0.5 * 20, the sides become 80 and 5.
     reference = torch.tensor([[10.0, 20.0, 50.0, 40.0]])
-    deltas = torch.tensor([[0.25, -0.5, LN2, -2 * LN2]])
-    torch.testing.assert_close(decode(deltas, reference), torch.tensor([[0.0, 17.5, 80.0, 22.5]]))
+    deltas, box = torch.tensor([[0.25, -0.5, LN2, -2 * LN2]]), torch.tensor([[0.0, 17.5, 80.0, 22.5]])
+    torch.testing.assert_close(decode(deltas, reference), box)
     std = (0.5, 0.25, 0.1, 2.0)
-    torch.testing.assert_close(
-        decode(deltas / torch.tensor(std), reference, std), torch.tensor([[0.0, 17.5, 80.0, 22.5]])
-    )
+    torch.testing.assert_close(decode(deltas / torch.tensor(std), reference, std), box)
 
 
 @pytest.mark.parametrize("std", [(1.0, 1.0, 1.0, 1.0), (0.1, 0.2, 0.3, 0.4)])

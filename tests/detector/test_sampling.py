@@ -81,7 +81,7 @@ def test_an_object_that_nothing_overlaps_has_no_best_candidates() -> None:
     ],
 )
 def test_ties_do_not_depend_on_rounding(box: tuple[float, float, float, float], ties: int) -> None:
-    """All anchors of one shape that contain an object overlap it alike, though sides of side * sqrt(ratio) are rounded."""
+    """All anchors of one shape that contain an object overlap it alike, though their corners are rounded."""
     (anchors,) = AnchorGenerator(AnchorConfig(), (16,))([(50, 50)], torch.device("cpu"))
     anchors = anchors[is_inside(anchors, (800, 800))]
     # The same anchors without the rounding of their corners, and their IoU in float64.
@@ -116,10 +116,7 @@ def test_no_objects_and_no_candidates() -> None:
     # Where background must overlap an object a little, an empty image has none.
     assert match(tiles(1, 3, 10), none, 0.5, (0.1, 0.5)).kind.tolist() == [IGNORED] * 3
     for objects in (OBJECT, none):
-        try:
-            matches = match(none, objects, 0.7, (0.0, 0.3), best_per_object=True)
-        except (IndexError, RuntimeError) as error:
-            pytest.fail(f"no candidates, {len(objects)} objects: {error}")
+        matches = match(none, objects, 0.7, (0.0, 0.3), best_per_object=True)  # all anchors straddle the border
         assert matches.kind.shape == matches.index.shape == (0,)
 
 
