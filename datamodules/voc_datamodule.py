@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import cast
@@ -18,18 +17,13 @@ from torch.utils.data import DataLoader, Sampler
 from datamodules.augmentations import build_augmentation
 from datamodules.download import archive_for, download_voc
 from datamodules.samplers import EpochSampler, ShardSampler
-from datamodules.voc_dataset import Split, Target, VOCDetectionDataset
+from datamodules.voc_dataset import Target, VOCDetectionDataset
 from datamodules.voc_format import Annotation, read_annotation, read_split
+from datamodules.voc_splits import VOC_CLASSES, Split, check_overlap, check_root, find_split, is_plain
 from detector.errors import InputError
 
 __all__ = ["VOC_CLASSES", "VOCDataModule", "VOCDetectionDataset", "collate"]
 
-VOC_CLASSES = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
-
-_YEAR_SPLIT = re.compile(r"(\d{4})_(.+)")
 Batch = tuple[list[Tensor], list[Target]]
 
 
@@ -60,6 +54,10 @@ class VOCDataModule(pl.LightningDataModule):
         num_workers: Worker processes per data loader.
         seed: Seed of order and augmentation; default: seed_everything's, else 0.
         download: Fetch missing VOC2007 or VOC2012 splits into root.
+        allow_overlap: Accept images that are in more than one of train_splits, val_splits and test_splits. Without it
+            training and testing refuse them, because a number on images that were trained on, or that a checkpoint was
+            chosen by, is not one on unseen images. Where only two sets of images exist, validate on the second and
+            give no test_splits.
 
     Raises:
         InputError: for a missing root or bad values; `setup` raises it for anything wrong with the files.
@@ -78,6 +76,7 @@ class VOCDataModule(pl.LightningDataModule):
         num_workers: int = 2,
         seed: int | None = None,
         download: bool = False,
+        allow_overlap: bool = False,
     ) -> None:
         super().__init__()
         # Fewer evaluation images than ranks leave a rank without any, which Lightning refuses unless told so.
@@ -90,10 +89,11 @@ class VOCDataModule(pl.LightningDataModule):
         self.num_workers = num_workers
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
         self.download = download
+        self.allow_overlap = allow_overlap
         self._check_values()
-        self._plain = (self.root / "ImageSets" / "Main").is_dir() or (self.root / "Annotations").is_dir()
+        self._plain = is_plain(self.root)
         if not download:
-            self._check_root()
+            check_root(self.root)
         self._annotations: dict[Path, Annotation] = {}
         self.class_names: list[str] = list(class_names) if class_names else self._default_class_names()
         if len(set(self.class_names)) < len(self.class_names):
@@ -112,38 +112,9 @@ class VOCDataModule(pl.LightningDataModule):
                 raise InputError(f"--data.{part}_splits is empty; name at least one split")
         build_augmentation(self.augmentation)
 
-    def _check_root(self) -> None:
-        if not self.root.is_dir():
-            raise InputError(
-                f"--data.root {self.root}: no such folder; `frcnn mini-voc OUT_DIR` writes a small synthetic dataset, "
-                "--data.download true fetches VOC years"
-            )
-        if not self._plain and not self._years():
-            raise InputError(
-                f"--data.root {self.root}: holds neither VOC<year>/ nor JPEGImages/, Annotations/ and ImageSets/Main/"
-            )
-
-    def _years(self) -> list[str]:
-        folders = [*self.root.glob("VOC[0-9][0-9][0-9][0-9]"), *self.root.glob("VOCdevkit/VOC[0-9][0-9][0-9][0-9]")]
-        return sorted({folder.name.removeprefix("VOC") for folder in folders})
-
-    def _split(self, name: str) -> Split:
-        if self._plain:
-            return Split(self.root, name)
-        match = _YEAR_SPLIT.fullmatch(name)
-        if match is None:
-            years = ", ".join(self._years()) or "none yet"
-            raise InputError(
-                f"split {name!r}: write <year>_<split>, such as 2007_{name} (years in {self.root}: {years})"
-            )
-        year, rest = match.groups()
-        splits = [Split(folder / f"VOC{year}", rest) for folder in (self.root, self.root / "VOCdevkit")]
-        with_file = [split for split in splits if split.path.is_file()]
-        return next(iter(with_file or [split for split in splits if split.folder.is_dir()]), splits[-1])
-
     def _all_splits(self) -> list[Split]:
         names = dict.fromkeys(name for names in self.split_names.values() for name in names)
-        return [self._split(name) for name in names]
+        return [find_split(self.root, name) for name in names]
 
     def _default_class_names(self) -> list[str]:
         splits = self._all_splits()
@@ -171,8 +142,17 @@ class VOCDataModule(pl.LightningDataModule):
         download_voc(self.root, [archive_for(split.folder.name.removeprefix("VOC"), split.name) for split in missing])
 
     def setup(self, stage: str | None = None) -> None:
-        """Read and check all annotations that the stage ("fit", "validate", "test"; None: all) needs."""
-        self._check_root()
+        """Read and check all annotations that the stage ("fit", "validate", "test"; None: all) needs.
+
+        Raises:
+            InputError: Anything wrong with the files; for "fit", "test" and None also images that are in more than one
+                of the train, val and test splits, unless `allow_overlap`.
+        """
+        check_root(self.root)
+        if stage in (None, "fit", "test") and not self.allow_overlap:
+            check_overlap(
+                {part: [find_split(self.root, name) for name in names] for part, names in self.split_names.items()}
+            )
         parts = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": []}
         wanted = parts[stage] if stage else [part for part, names in self.split_names.items() if names]
         for part in wanted:
@@ -185,7 +165,7 @@ class VOCDataModule(pl.LightningDataModule):
             if not self.split_names[part]:
                 raise InputError(f"no {part} splits are given; set --data.{part}_splits")
             self._datasets[part] = VOCDetectionDataset(
-                [self._split(name) for name in self.split_names[part]],
+                [find_split(self.root, name) for name in self.split_names[part]],
                 self.class_names,
                 build_augmentation(self.augmentation) if part == "train" else None,
                 self.seed,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
@@ -22,7 +21,8 @@ from torch.utils.data import Dataset
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from datamodules.augmentations import augment
-from datamodules.voc_format import IMAGE_SUFFIXES, Annotation, VOCObject, read_annotation, read_split
+from datamodules.voc_format import Annotation, clip_box, read_annotation, read_split
+from datamodules.voc_splits import Split, brief, find_image, image_size
 from detector.errors import InputError
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # half an image under whole boxes must be an error, not a training example
@@ -37,52 +37,6 @@ class Target(TypedDict):
     difficult: Tensor
     image_id: Tensor
     file_name: str
-
-
-@dataclass(frozen=True)
-class Split:
-    """A split of one dataset folder.
-
-    Args:
-        folder: holds JPEGImages/, Annotations/ and ImageSets/Main/.
-        name: the split file's stem, e.g. "trainval".
-    """
-
-    folder: Path
-    name: str
-
-    @property
-    def path(self) -> Path:
-        return self.folder / "ImageSets" / "Main" / f"{self.name}.txt"
-
-    def annotation_path(self, stem: str) -> Path:
-        return self.folder / "Annotations" / f"{stem}.xml"
-
-
-def find_image(folder: Path, stem: str) -> Path:
-    """The image `stem` in `folder`/JPEGImages, .jpg before other suffixes.
-
-    Raises:
-        InputError: if there is none.
-    """
-    for suffix in IMAGE_SUFFIXES:
-        path = folder / "JPEGImages" / f"{stem}{suffix}"
-        if path.is_file():
-            return path
-    raise InputError(f"{folder / 'JPEGImages' / stem}.jpg: no such image (nor .jpeg or .png), but a split names it")
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in stored pixels, from the file's header.
-
-    Raises:
-        InputError: if the file is no readable image.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not a readable image ({_brief(error)})") from error
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -106,11 +60,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         with Image.open(io.BytesIO(data)) as image:
             return np.array(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be decoded ({_brief(error)}); replace the file") from error
-
-
-def _brief(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{path}: cannot be decoded ({brief(error)}); replace the file") from error
 
 
 class VOCDetectionDataset(Dataset[tuple[Tensor, Target]]):
@@ -187,7 +137,7 @@ class VOCDetectionDataset(Dataset[tuple[Tensor, Target]]):
                     f"{path}: object {index} is of the class {item.name!r}; known classes (--data.class_names): "
                     f"{', '.join(self.class_names)}"
                 )
-            boxes[index] = _clipped(item, size, f"{path}: object {index} ({item.name})")
+            boxes[index] = clip_box(item, size, f"{path}: object {index} ({item.name})")
         return image, annotation, boxes
 
     def __len__(self) -> int:
@@ -237,15 +187,3 @@ class VOCDetectionDataset(Dataset[tuple[Tensor, Target]]):
             labels, difficult = labels[kept], difficult[kept]
         pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return pixels, self._target(index, boxes, labels, difficult)
-
-
-def _clipped(item: VOCObject, size: tuple[int, int], where: str) -> tuple[float, float, float, float]:
-    width, height = size
-    x1, y1, x2, y2 = item.box
-    clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height))
-    # Compared as float32, which is what is kept.
-    if not (np.float32(clipped[0]) < np.float32(clipped[2]) and np.float32(clipped[1]) < np.float32(clipped[3])):
-        raise InputError(
-            f"{where} has box {item.box}, wholly outside its image of {width} x {height} pixels; correct or remove it"
-        )
-    return clipped

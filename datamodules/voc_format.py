@@ -15,6 +15,7 @@ from decimal import Context, Decimal
 from pathlib import Path
 
 import defusedxml.ElementTree
+import numpy as np
 from defusedxml.common import DefusedXmlException
 
 from detector.errors import InputError
@@ -138,6 +139,23 @@ def read_split(path: str | Path) -> list[str]:
         twice = next(name for index, name in enumerate(names) if name in names[:index])
         raise InputError(f"{path}: names the image {twice} more than once")
     return names
+
+
+def clip_box(item: VOCObject, size: tuple[int, int], where: str) -> tuple[float, float, float, float]:
+    """The box of an object clipped to its image of `size` (width, height).
+
+    Raises:
+        InputError: names `where`, if nothing of the box is in the image.
+    """
+    width, height = size
+    x1, y1, x2, y2 = item.box
+    clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height))
+    # Compared as float32, which is what is kept.
+    if not (np.float32(clipped[0]) < np.float32(clipped[2]) and np.float32(clipped[1]) < np.float32(clipped[3])):
+        raise InputError(
+            f"{where} has box {item.box}, wholly outside its image of {width} x {height} pixels; correct or remove it"
+        )
+    return clipped
 
 
 def _listed(names: list[str], limit: int = 12) -> str:

@@ -3,8 +3,11 @@
 import argparse
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
+from itertools import pairwise
+from typing import NoReturn
 
 from detector.errors import InputError
 
@@ -16,8 +19,17 @@ Faster R-CNN on PASCAL VOC in PyTorch Lightning.
   validate   evaluate a checkpoint on the validation splits
   test       evaluate a checkpoint on the test splits
   predict    detect objects in image files, and draw them
+  evaluate   score any detector's result files against the annotations of splits
+  benchmark  time this code beside a peer
   mini-voc   write a small synthetic dataset in VOC format
 """
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports bad usage as every other bad input is reported: one line, without the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} ({self.prog} --help shows all options)")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         "validate": lambda rest: _lightning("validate", rest),
         "test": lambda rest: _lightning("test", rest),
         "predict": _predict,
+        "evaluate": _evaluate,
+        "benchmark": _benchmark,
         "mini-voc": _mini_voc,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -45,17 +59,23 @@ def main(arguments: list[str] | None = None) -> int:
 def _lightning(command: str, arguments: list[str]) -> None:
     # Imported here, so that `frcnn --help` answers at once.
     from jsonargparse import ArgumentError
+    from pytorch_lightning.utilities.exceptions import SIGTERMException
 
     from experiments.lightning_cli import run_lightning
 
     try:
         run_lightning([command, *arguments])
     except ArgumentError as error:
-        raise InputError(str(error)) from None
+        parts = [part for argument in arguments for part in argument.split("=", 1)]
+        files = [value for option, value in pairwise(parts) if option in ("--config", "-c")]
+        # A file that is no YAML is named by none of the parsers.
+        raise InputError(str(error).replace("<unicode string>", " or ".join(files))) from None
+    except SIGTERMException:  # a SystemExit without a code, which would be taken for success
+        sys.exit(128 + signal.SIGTERM)
 
 
 def _predict(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser("frcnn predict", description="Detect objects in images with a trained checkpoint.")
+    parser = Parser("frcnn predict", description="Detect objects in images with a trained checkpoint.")
     parser.add_argument("--ckpt_path", required=True, help="checkpoint of frcnn fit; nothing else of the run is needed")
     parser.add_argument("--images", required=True, help="an image file, or a folder of them")
     parser.add_argument("--output", required=True, help="folder for one annotated image each, and predictions.json")
@@ -69,10 +89,76 @@ def _predict(arguments: list[str]) -> None:
     predict(**vars(options))
 
 
+def _evaluate(arguments: list[str]) -> None:
+    parser = Parser(
+        "frcnn evaluate",
+        description="Score detections, of any detector, against the annotations of splits. Images are not needed.",
+    )
+    parser.add_argument(
+        "predictions",
+        nargs="+",
+        metavar="PREDICTIONS",
+        help="COCO results (JSON: file_name or image_id, category_name or category_id, bbox xywh, score), or a folder "
+        "of the devkit's comp4_det_test_<class>.txt; several are evaluated one by one",
+    )
+    parser.add_argument("--data.root", dest="root", required=True, help="as for frcnn fit")
+    parser.add_argument(
+        "--data.val_splits", dest="val_splits", required=True, type=_names, help='as for frcnn fit: "[2007_test]"'
+    )
+    parser.add_argument("--data.class_names", dest="class_names", type=_names, help="names of labels 1, 2, ...")
+    parser.add_argument("--format", choices=["table", "json"], default="table", help="(table)")
+    parser.add_argument("--bootstrap", type=int, metavar="N", help="95 %% intervals from N resamples of the images")
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples (0)")
+    parser.add_argument(
+        "--compare", metavar="OTHER", help="other detections on the same images: differences, by paired resamples"
+    )
+    parser.add_argument("--breakdown", action="store_true", help="AP50 lost to each kind of error, and in each class")
+    parser.add_argument("--plot", metavar="FILE", help="draw the breakdown into a .png, .pdf or .svg")
+    parser.add_argument(
+        "--proposals", metavar="FILE", help="proposals as COCO results: adds their recall, which detections do not hold"
+    )
+    options = parser.parse_args(arguments)
+    from experiments.evaluate import EvaluateOptions, evaluate
+
+    evaluate(EvaluateOptions(**vars(options)))
+
+
+def _benchmark(arguments: list[str]) -> None:
+    parser = Parser("frcnn benchmark", description="Time this code beside a peer, in one run.")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND", parser_class=Parser)
+    kind = kinds.add_parser("evaluate", help="metrics, beside torchmetrics")
+    kind.add_argument("--images", type=int, default=4952, help="number of images (4952, as VOC2007 test)")
+    kind.add_argument("--detections", type=int, default=100, help="per image (100)")
+    kind.add_argument("--repeats", type=int, default=3, help="of our metrics; the peer runs once (3)")
+    kind.add_argument("--format", choices=["table", "json"], default="table", help="(table)")
+    options = vars(parser.parse_args(arguments))
+    from experiments.benchmark import print_benchmark
+    from experiments.benchmark_evaluate import benchmark_evaluate
+
+    style = options.pop("format")
+    print_benchmark({"evaluate": benchmark_evaluate}[options.pop("kind")](**options), style)
+
+
+def _names(text: str) -> list[str]:
+    """A list as the other commands take it: "[a, b]", or one name alone."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    names = [value] if isinstance(value, str | int) else value
+    if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of names, such as [a, b]")
+    return [str(name) for name in names]
+
+
 def _mini_voc(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser("frcnn mini-voc", description="Write a small synthetic dataset in VOC format.")
+    parser = Parser("frcnn mini-voc", description="Write a small synthetic dataset in VOC format.")
     parser.add_argument("out_dir", help="folder to make; an existing equal one is kept")
-    parser.add_argument("--images", type=int, default=300, help="number of images (300): 60% train, 20% val, 20% test")
+    parser.add_argument(
+        "--images", type=int, default=300, help="number of images (300): 60%% train, 20%% val, 20%% test"
+    )
     parser.add_argument("--seed", type=int, default=0, help="another seed, other images (0)")
     options = parser.parse_args(arguments)
     from datamodules.mini_voc import write_mini_voc

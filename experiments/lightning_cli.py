@@ -12,6 +12,7 @@ from jsonargparse import Namespace
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ModelSummary
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from datamodules.voc_datamodule import VOCDataModule
 from detector.callbacks.detection_images import DetectionImages
@@ -20,7 +21,8 @@ from detector.callbacks.resumable import SaveOnInterrupt
 from detector.callbacks.run_files import RunFiles
 from detector.callbacks.throughput import Throughput
 from detector.errors import InputError
-from detector.lightning_module import FasterRCNNModule
+from detector.lightning_module import FasterRCNNModule, read_checkpoint
+from experiments.result_files import write_devkit_results
 from experiments.run_folder import ENVIRONMENT_VARIABLE, choose_run_folder, run_folder_of
 
 TRAINER_DEFAULTS = {"use_distributed_sampler": False, "log_every_n_steps": 20}
@@ -62,6 +64,23 @@ class DetectorCLI(LightningCLI):
         )
         parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "test":
+            parser.add_argument(
+                "--save_devkit_results",
+                type=str | None,
+                default=None,
+                help="Folder for the detections as the VOC devkit reads them: comp4_det_test_<class>.txt.",
+            )
+        return parser
+
+    def after_test(self) -> None:
+        """Write the devkit's files, if asked to."""
+        folder = self.config[self.subcommand].save_devkit_results
+        if folder is not None and self.trainer.is_global_zero:
+            write_devkit_results(self.run_files.predictions, self.datamodule.class_names, folder)
+
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let a checkpoint's hyperparameters win over the command line in silence."""
 
@@ -70,12 +89,16 @@ class DetectorCLI(LightningCLI):
         config = self.config[self.subcommand]
         checkpoint = config.get("ckpt_path")
         if checkpoint is not None:
-            if not Path(checkpoint).is_file():
-                raise InputError(f"--ckpt_path {checkpoint}: no such checkpoint file")
+            read_checkpoint(checkpoint)  # to refuse an unusable one at once
             config.model.load_backbone_weights = False
         elif self.subcommand != "fit":
             raise InputError(
                 f"frcnn {self.subcommand} needs --ckpt_path, for example runs/X/seed0/checkpoints/last.ckpt"
+            )
+        devkit_folder = config.get("save_devkit_results")
+        if devkit_folder is not None and (Path(devkit_folder).is_file() or config.trainer.fast_dev_run):
+            raise InputError(
+                f"--save_devkit_results {devkit_folder}: must be a folder, and a whole test is needed, not fast_dev_run"
             )
         self.run_folder = (checkpoint and run_folder_of(checkpoint)) or choose_run_folder(
             config.runs_dir, config.experiment or _experiment_name(config), config.run_name, int(config.seed_everything)
@@ -94,13 +117,17 @@ class DetectorCLI(LightningCLI):
                 version=self.run_folder.name,
                 default_hp_metric=False,
             )
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:  # an unknown accelerator, devices that are not there
+            raise InputError(f"--trainer: {error}") from error
 
     def _callbacks(self, config: Namespace) -> list[pl.Callback]:
         callbacks: list[pl.Callback] = [] if config.enable_progress_bar is False else [LossProgressBar()]
         if config.fast_dev_run:
             return callbacks
-        callbacks += [RunFiles(self.run_folder)]
+        self.run_files = RunFiles(self.run_folder)
+        callbacks += [self.run_files]
         if self.subcommand != "fit":
             return callbacks
         callbacks += [Throughput(config.log_every_n_steps or 20), ModelSummary(max_depth=2)]

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,10 @@ class RunFiles(pl.Callback):
     `epoch`, `step`, `seed` and `git_commit`; a test adds to what the training wrote. `predictions.json` holds the
     detections of the last validation or test as COCO results, with file and class names.
 
+    Tests are counted, because choosing among several makes the test split a validation split: `metrics.json` has
+    `test_count`, `test_checkpoint` of the last test and `test_history`, the numbers of the earlier ones, oldest first.
+    From the second test of a run on, a line on stderr says so before it starts.
+
     Args:
         folder: The run folder.
     """
@@ -31,6 +36,24 @@ class RunFiles(pl.Callback):
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._predictions: list[dict[str, Any]] | None = None
+
+    @property
+    def predictions(self) -> list[dict[str, Any]]:
+        """The detections of the last validation or test, as COCO results; on rank 0 only."""
+        return self._predictions or []
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say so where the run has been tested before."""
+        before = self._read()
+        count = before.get("test_count", 0)
+        if count and trainer.is_global_zero:
+            value = before.get("test/AP50_voc07")
+            last = "" if value is None else f" (the last one gave test/AP50_voc07 {value:.4f})"
+            print(
+                f"warning: {self.folder} has been tested {count} time{'s' * (count > 1)} before{last}; the best of "
+                "several tests is no test result. All are kept in metrics.json as test_history",
+                file=sys.stderr,
+            )
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the detections; Lightning calls this before the module resets its metrics."""
@@ -55,7 +78,9 @@ class RunFiles(pl.Callback):
         self._write(trainer)
         if isinstance(trainer.logger, TensorBoardLogger):
             metrics = _finite({k: v for k, v in _metrics(trainer).items() if k in HPARAMS_METRICS})
-            trainer.logger.log_hyperparams(flatten_hparams(pl_module.hparams), metrics)
+            # At the step of the last log: at 0, the default, the final numbers would bend every curve back.
+            step = max(trainer.global_step - 1, 0)
+            trainer.logger.log_hyperparams(flatten_hparams(pl_module.hparams), metrics, step)
 
     def _keep(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, FasterRCNNModule)
@@ -70,11 +95,11 @@ class RunFiles(pl.Callback):
             return
         if self._predictions is not None:
             write_json(self.folder / "predictions.json", self._predictions, indent=None)
-        path = self.folder / "metrics.json"
-        before = json.loads(path.read_text()) if path.is_file() else {}
+        before = self._read()
         write_json(
-            path,
+            self.folder / "metrics.json",
             before
+            | (self._test_record(trainer, before) if trainer.state.fn == "test" else {})
             | {name: value if math.isfinite(value) else None for name, value in _metrics(trainer).items()}
             | {
                 "epoch": trainer.current_epoch,
@@ -84,6 +109,23 @@ class RunFiles(pl.Callback):
             }
             | ({k: before[k] for k in ("epoch", "step", "seed") if k in before} if trainer.state.fn != "fit" else {}),
         )
+
+    def _read(self) -> dict[str, Any]:
+        path = self.folder / "metrics.json"
+        content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return content
+
+    @staticmethod
+    def _test_record(trainer: pl.Trainer, before: dict[str, Any]) -> dict[str, Any]:
+        history = list(before.get("test_history", []))
+        if before.get("test_count", 0):
+            kept = ("test_checkpoint", "git_commit")
+            history.append({k: v for k, v in before.items() if k.startswith("test/") or k in kept})
+        return {
+            "test_count": before.get("test_count", 0) + 1,
+            "test_checkpoint": str(trainer.ckpt_path),
+            "test_history": history,
+        }
 
 
 def coco_results(

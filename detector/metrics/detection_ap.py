@@ -116,13 +116,7 @@ class DetectionAP(FlatStateMetric):
         """All numbers over everything seen so far, on all processes; see the class."""
         split = self._collect()
         self._evaluated = split
-        labels = range(1, len(self.class_names) + 1)
-        voc = evaluate_voc(split.detections, split.ground_truth, labels)
-        values = {"AP50_voc07": voc.ap_voc07, "AP50_voc": voc.ap_area}
-        if self.coco:
-            values |= evaluate_coco(split.detections, split.ground_truth, split.image_id, labels)
-        for name, result in zip(self.class_names, voc.per_class, strict=True):
-            values[f"AP50_voc_class/{name}"] = result.ap_area
+        values = average_precisions_by_name(split, self.class_names, self.coco)
         return {name: torch.tensor(value, dtype=torch.float32, device=self.device) for name, value in values.items()}
 
     def reset(self) -> None:
@@ -171,6 +165,20 @@ class DetectionAP(FlatStateMetric):
             difficult=self.ints("object_difficult")[object_rows].astype(np.bool_),
         )
         return EvaluatedSplit(images, detections, ground_truth)
+
+
+def average_precisions_by_name(
+    split: EvaluatedSplit, class_names: Sequence[str], coco: bool = True
+) -> dict[str, float]:
+    """The numbers of `DetectionAP.compute` as Python floats, for detections that are arrays already."""
+    labels = range(1, len(class_names) + 1)
+    voc = evaluate_voc(split.detections, split.ground_truth, labels)
+    values = {"AP50_voc07": voc.ap_voc07, "AP50_voc": voc.ap_area}
+    if coco:
+        values |= evaluate_coco(split.detections, split.ground_truth, split.image_id, labels)
+    for name, result in zip(class_names, voc.per_class, strict=True):
+        values[f"AP50_voc_class/{name}"] = result.ap_area
+    return values
 
 
 def _concatenate(

@@ -54,8 +54,8 @@ def plain(tmp_path) -> Path:
 
 
 def _module(root, **changes) -> VOCDataModule:
-    arguments = {"root": str(root), "train_splits": ["train"], "val_splits": ["val"], "num_workers": 0, **changes}
-    return VOCDataModule(**arguments)
+    arguments = {"root": str(root), "train_splits": ["train"], "val_splits": ["val"], "num_workers": 0}
+    return VOCDataModule(**arguments | {"allow_overlap": True} | changes)
 
 
 # ---- samples ----
@@ -183,6 +183,52 @@ def test_test_splits_are_never_guessed(plain):
     given.setup("test")
     names = [[target["file_name"] for target in targets] for _, targets in given.test_dataloader()]
     assert names == [["i07.jpg", "i08.jpg"], ["i09.jpg"]]
+
+
+@pytest.mark.parametrize(
+    ("splits", "words"),
+    [
+        (
+            {"train_splits": ["train"], "val_splits": ["val"]},
+            "train_splits and --data.val_splits share 3 .*i07, i08, i09",
+        ),
+        (
+            {"train_splits": ["val"], "val_splits": ["rest"], "test_splits": ["rest"]},
+            "val_splits and .*test.* share 5 ",
+        ),
+        (
+            {"train_splits": ["rest"], "val_splits": ["val"], "test_splits": ["one"]},
+            "train_splits and .*test.* share 1 ",
+        ),
+    ],
+)
+@pytest.mark.parametrize("stage", ["fit", "test"])
+def test_parts_that_share_images_are_refused(plain, splits, words, stage):
+    _split(plain, "rest", [f"i{number:02}" for number in range(5)])
+    _split(plain, "one", ["i04"])
+    with pytest.raises(InputError, match=words) as caught:
+        _module(plain, allow_overlap=False, **splits).setup(stage)
+    assert "--data.allow_overlap true" in str(caught.value) and "\n" not in str(caught.value)
+    _module(plain, allow_overlap=False, **splits).setup("validate")
+    data = _module(plain, allow_overlap=True, **splits)
+    if stage == "fit" or data.split_names["test"]:
+        data.setup(stage)
+
+
+def test_parts_without_common_images_are_accepted_and_a_later_split_file_may_be_missing(plain):
+    _split(plain, "rest", ["i00", "i01"])
+    data = _module(plain, train_splits=["rest"], test_splits=["later"], class_names=["cat", "dog"], allow_overlap=False)
+    data.setup("fit")
+    assert (len(data.train_dataset), len(data.val_dataset)) == (2, 3)
+
+
+def test_equal_names_in_two_years_are_different_images(tmp_path):
+    for year in ("2007", "2012"):
+        _image(tmp_path / f"VOC{year}", "000001.jpg")
+        _annotate(tmp_path / f"VOC{year}", "000001", VOCObject("sofa", CAT.box))
+        _split(tmp_path / f"VOC{year}", "trainval", ["000001"])
+    years = {"train_splits": ["2007_trainval"], "val_splits": ["2012_trainval"]}
+    _module(tmp_path, allow_overlap=False, **years).setup("fit")
 
 
 # ---- layouts, classes, download ----

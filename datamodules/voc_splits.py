@@ -1,0 +1,141 @@
+"""Where the files of a dataset in VOC format are, and which splits share images."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from PIL import Image
+
+from datamodules.voc_format import IMAGE_SUFFIXES, read_split
+from detector.errors import InputError
+
+VOC_CLASSES: Final = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+
+_YEAR_SPLIT = re.compile(r"(\d{4})_(.+)")
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split of one dataset folder.
+
+    Args:
+        folder: holds JPEGImages/, Annotations/ and ImageSets/Main/.
+        name: the split file's stem, e.g. "trainval".
+    """
+
+    folder: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "ImageSets" / "Main" / f"{self.name}.txt"
+
+    def annotation_path(self, stem: str) -> Path:
+        return self.folder / "Annotations" / f"{stem}.xml"
+
+
+def is_plain(root: Path) -> bool:
+    """Whether `root` is itself a dataset folder rather than one that holds VOC<year>/."""
+    return (root / "ImageSets" / "Main").is_dir() or (root / "Annotations").is_dir()
+
+
+def years_in(root: Path) -> list[str]:
+    """The years whose VOC<year>/ is in `root` or in `root`/VOCdevkit."""
+    folders = [*root.glob("VOC[0-9][0-9][0-9][0-9]"), *root.glob("VOCdevkit/VOC[0-9][0-9][0-9][0-9]")]
+    return sorted({folder.name.removeprefix("VOC") for folder in folders})
+
+
+def check_root(root: Path) -> None:
+    """Raises InputError unless `root` is, or holds, a dataset folder."""
+    if not root.is_dir():
+        raise InputError(
+            f"--data.root {root}: no such folder; `frcnn mini-voc OUT_DIR` writes a small synthetic dataset, "
+            "--data.download true fetches VOC years"
+        )
+    if not is_plain(root) and not years_in(root):
+        raise InputError(
+            f"--data.root {root}: holds neither VOC<year>/ nor JPEGImages/, Annotations/ and ImageSets/Main/"
+        )
+
+
+def find_split(root: Path, name: str) -> Split:
+    """The split that `name` means in `root`: a plain name in a dataset folder, else <year>_<split>.
+
+    Raises:
+        InputError: `root` holds years and the name has none. Whether the split file is there is not looked at.
+    """
+    if is_plain(root):
+        return Split(root, name)
+    match = _YEAR_SPLIT.fullmatch(name)
+    if match is None:
+        years = ", ".join(years_in(root)) or "none yet"
+        raise InputError(f"split {name!r}: write <year>_<split>, such as 2007_{name} (years in {root}: {years})")
+    year, rest = match.groups()
+    splits = [Split(folder / f"VOC{year}", rest) for folder in (root, root / "VOCdevkit")]
+    with_file = [split for split in splits if split.path.is_file()]
+    return next(iter(with_file or [split for split in splits if split.folder.is_dir()]), splits[-1])
+
+
+def check_overlap(parts: Mapping[str, Sequence[Split]]) -> None:
+    """Check that no image is in two parts; split files that are not there are left out.
+
+    Args:
+        parts: Splits by what they are for: "train", "val", "test".
+
+    Raises:
+        InputError: Names two parts, how many images they share, and the first of these.
+    """
+    images = {part: _images(splits) for part, splits in parts.items()}
+    for (first, ours), (second, theirs) in itertools.combinations(images.items(), 2):
+        shared = [stem for key, stem in ours.items() if key in theirs]
+        if shared:
+            names = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
+            raise InputError(
+                f"--data.{first}_splits and --data.{second}_splits share {len(shared)} images ({names}), so numbers "
+                f"on {second} would not be those of unseen images; name splits without common images, or accept it by "
+                "--data.allow_overlap true"
+            )
+
+
+def _images(splits: Sequence[Split]) -> dict[tuple[Path, str], str]:
+    present = [split for split in splits if split.path.is_file()]
+    return {(split.folder.resolve(), stem): stem for split in present for stem in read_split(split.path)}
+
+
+def find_image(folder: Path, stem: str) -> Path:
+    """The image `stem` in `folder`/JPEGImages, .jpg before other suffixes.
+
+    Raises:
+        InputError: if there is none.
+    """
+    for suffix in IMAGE_SUFFIXES:
+        path = folder / "JPEGImages" / f"{stem}{suffix}"
+        if path.is_file():
+            return path
+    raise InputError(f"{folder / 'JPEGImages' / stem}.jpg: no such image (nor .jpeg or .png), but a split names it")
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) in stored pixels, from the file's header.
+
+    Raises:
+        InputError: if the file is no readable image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: not a readable image ({brief(error)})") from error
+
+
+def brief(error: Exception) -> str:
+    """The message of an error in one line; its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,231 @@
+"""What is missing from a perfect AP50: six kinds of errors, and what AP would be without each.
+
+Source: Bolya et al., "TIDE: A General Toolbox for Identifying Object Detection Errors" (ECCV 2020), section 2, on top
+of VOC's matching (`voc_ap.py`) and its area under the curve. With `own` the highest IoU of a false positive with an
+object of its class and `other` that with an object of another class, both in its image, it is the first of
+
+- localisation: 0.1 <= own < 0.5;
+- classification: other >= 0.5;
+- duplicate: own >= 0.5 (the object has been found by a better scored detection);
+- both: 0.1 <= other < 0.5, the wrong class in the wrong place;
+- background: all else.
+
+An object is missed if no detection finds it and no localisation or classification error points at it.
+
+Each kind is corrected alone. A localisation or classification error becomes a true positive of the object it points at;
+if the object has been found already, or a better scored error of the kind points at it, the detection is removed
+instead. Duplicates, both and background are removed. Missed objects are no longer to be found.
+
+Difficult objects count as objects when a false positive is put into its kind (half of a difficult object is not
+background), but nothing is gained by finding one, and none is missed: an error that points at one is removed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.errors import InputError
+from detector.metrics.voc_ap import (
+    FALSE_POSITIVE,
+    IGNORED,
+    TRUE_POSITIVE,
+    Assignment,
+    BoolArray,
+    Detections,
+    FlagArray,
+    GroundTruth,
+    IntArray,
+    assign,
+    average_precisions,
+    canonical_order,
+    evaluate_voc,
+    nan_mean,
+)
+
+KINDS: Final = ("classification", "localisation", "both", "duplicate", "background", "missed")
+COLORS: Final = ("#0072b2", "#e69f00", "#cc79a7", "#009e73", "#999999", "#d55e00")
+
+
+@dataclass(frozen=True, eq=False)
+class ErrorBreakdown:
+    """Errors of C classes, by the names of `KINDS`.
+
+    Attributes:
+        ap: (C,) area under the curve at the IoU threshold, nan for a class without objects.
+        gain: By kind (C,): what correcting the errors of this kind alone adds to `ap`.
+        count: By kind (C,): number of detections of the class, or of its objects for "missed".
+        kind: (D,) index into `KINDS` of each detection, -1 for those that are no error.
+        missed: (G,) whether each object is missed.
+    """
+
+    ap: NDArray[np.float64]
+    gain: dict[str, NDArray[np.float64]]
+    count: dict[str, IntArray]
+    kind: FlagArray
+    missed: BoolArray
+
+    def mean_gain(self) -> dict[str, float]:
+        """By kind: the gain in mean AP over the classes that have objects; nan if none has."""
+        return {kind: nan_mean(self.gain[kind].tolist()) for kind in KINDS}
+
+
+def break_down_errors(
+    detections: Detections,
+    ground_truth: GroundTruth,
+    labels: Sequence[int],
+    iou_threshold: float = 0.5,
+    background_iou: float = 0.1,
+) -> ErrorBreakdown:
+    """Sort the errors of a detector into kinds; see the top of the module.
+
+    Args:
+        detections: D detections.
+        ground_truth: G objects.
+        labels: The C classes to evaluate; others are left out of everything.
+        iou_threshold: Lowest IoU that finds an object.
+        background_iou: Lowest IoU that touches an object at all.
+
+    Raises:
+        InputError: Not 0 < background_iou < iou_threshold <= 1.
+    """
+    if not 0 < background_iou < iou_threshold <= 1:
+        raise InputError(
+            f"background_iou {background_iou}, iou_threshold {iou_threshold}: they must rise, between 0 and 1"
+        )
+    result = evaluate_voc(detections, ground_truth, labels, iou_threshold)
+    other = _other_class(detections, ground_truth, labels)
+    kind = _kinds(result.flags, np.isin(detections.label, labels), result.assignment.best_iou, other.best_iou,
+                  iou_threshold, background_iou)  # fmt: skip
+    target = np.where(kind == KINDS.index("classification"), other.best_object, result.assignment.best_object)
+    found = np.zeros(len(ground_truth), dtype=np.bool_)
+    found[result.assignment.best_object[result.flags == TRUE_POSITIVE]] = True
+    pointing = np.isin(kind, [KINDS.index("classification"), KINDS.index("localisation")])
+    missed = ~found & ~ground_truth.difficult & np.isin(ground_truth.label, labels)
+    missed[target[pointing]] = False
+    numbers = [int((~ground_truth.difficult & (ground_truth.label == label)).sum()) for label in labels]
+    missed_numbers = [int(missed[ground_truth.label == label].sum()) for label in labels]
+    ap = np.array([one.ap_area for one in result.per_class])
+    gain, count = {}, {}
+    for index, name in enumerate(KINDS[:-1]):
+        mine = kind == index
+        flags, label = np.where(mine, IGNORED, result.flags).astype(np.int8), detections.label
+        if name in ("classification", "localisation"):
+            corrected = _first_to_each(detections, np.flatnonzero(mine), target, found | ground_truth.difficult)
+            flags[corrected] = TRUE_POSITIVE
+            label = label.copy()
+            label[corrected] = ground_truth.label[target[corrected]]
+        gain[name] = _areas(replace(detections, label=label), flags, labels, numbers) - ap
+        count[name] = np.array([int((mine & (detections.label == label)).sum()) for label in labels])
+    remaining = [number - lost for number, lost in zip(numbers, missed_numbers, strict=True)]
+    after = _areas(detections, result.flags, labels, remaining)
+    # With no object left to find, whatever there was to find is found.
+    gain["missed"] = np.where(np.isnan(after) & ~np.isnan(ap), 1.0, after) - ap
+    count["missed"] = np.array(missed_numbers)
+    return ErrorBreakdown(ap, gain, count, kind, missed)
+
+
+def _other_class(detections: Detections, ground_truth: GroundTruth, labels: Sequence[int]) -> Assignment:
+    """For each detection the object of another class in its image with the highest IoU."""
+    best_object = np.full(len(detections), -1, dtype=np.int64)
+    best_iou = np.full(len(detections), -1.0)
+    for label in labels:
+        mine = np.flatnonzero(detections.label == label)
+        others = np.flatnonzero((ground_truth.label != label) & np.isin(ground_truth.label, labels))
+        # One class for all, so that `assign` looks at every object of the image.
+        nearest = assign(
+            Detections(detections.image_id[mine], np.zeros_like(mine), detections.score[mine], detections.box[mine]),
+            GroundTruth(
+                ground_truth.image_id[others],
+                np.zeros_like(others),
+                ground_truth.box[others],
+                ground_truth.difficult[others],
+            ),
+        )
+        hit = nearest.best_object >= 0
+        best_object[mine[hit]] = others[nearest.best_object[hit]]
+        best_iou[mine] = nearest.best_iou
+    return Assignment(best_object, best_iou)
+
+
+def _kinds(
+    flags: FlagArray,
+    asked_for: BoolArray,
+    own: NDArray[np.float64],
+    other: NDArray[np.float64],
+    iou_threshold: float,
+    background_iou: float,
+) -> FlagArray:
+    conditions = [
+        ~asked_for | (flags != FALSE_POSITIVE),
+        (own >= background_iou) & (own < iou_threshold),
+        other >= iou_threshold,
+        own >= iou_threshold,
+        other >= background_iou,
+    ]
+    names = ("localisation", "classification", "duplicate", "both")
+    chosen = np.select(conditions, [-1, *(KINDS.index(name) for name in names)], default=KINDS.index("background"))
+    kinds: FlagArray = chosen.astype(np.int8)
+    return kinds
+
+
+def _first_to_each(detections: Detections, errors: IntArray, target: IntArray, closed: BoolArray) -> IntArray:
+    """Of the detections `errors`, the best scored one for each object that is not closed."""
+    errors = errors[~closed[target[errors]]]
+    errors = errors[np.lexsort((detections.image_id[errors], -detections.score[errors]))]
+    _, first = np.unique(target[errors], return_index=True)
+    best: IntArray = errors[first]
+    return best
+
+
+def _areas(
+    detections: Detections, flags: FlagArray, labels: Sequence[int], numbers: Sequence[int]
+) -> NDArray[np.float64]:
+    """Area under the curve (C,) of each class, for given flags and numbers of objects."""
+    order = canonical_order(detections)
+    order = order[flags[order] != IGNORED]
+    sorted_label, is_true = detections.label[order], flags[order] == TRUE_POSITIVE
+    areas = []
+    for label, number in zip(labels, numbers, strict=True):
+        start, stop = np.searchsorted(sorted_label, [label, label + 1])
+        areas.append(average_precisions(is_true[start:stop], number)[1])
+    return np.array(areas)
+
+
+def plot_error_breakdown(breakdown: ErrorBreakdown, class_names: Sequence[str], path: str | Path, title: str) -> None:
+    """Draw what each kind costs, overall and in each class, into an image file (.png, .pdf, .svg).
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    from matplotlib.figure import Figure  # here, because it takes a second to import
+
+    figure = Figure(figsize=(9, 2.8 + 0.28 * len(class_names)), layout="constrained")
+    above, below = figure.subplots(2, 1, height_ratios=(7, 1 + len(class_names)))
+    mean = breakdown.mean_gain()
+    bars = above.barh(KINDS, [100 * mean[kind] for kind in KINDS], color=COLORS)
+    above.bar_label(bars, fmt="%.1f", padding=3)
+    above.invert_yaxis()
+    above.margins(x=0.12)
+    above.set_xlabel("points of AP50 gained by correcting this kind of error alone")
+    above.set_title(title)
+    points = 100 * np.stack([breakdown.gain[kind] for kind in KINDS], axis=1)
+    below.imshow(points, aspect="auto", cmap="Oranges", vmin=0)
+    below.set_xticks(range(len(KINDS)), KINDS)
+    below.set_yticks(
+        range(len(class_names)), [f"{n} ({100 * ap:.1f})" for n, ap in zip(class_names, breakdown.ap, strict=True)]
+    )
+    darkest = float(np.nanmax(points, initial=0.0))
+    for row, values in enumerate(points):
+        for column, value in enumerate(values):
+            color = "white" if value > 0.6 * darkest else "black"
+            text = "-" if np.isnan(value) else f"{value:.1f}"
+            below.text(column, row, text, ha="center", va="center", fontsize=8, color=color)
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as error:  # no permission; a suffix that matplotlib does not know
+        raise InputError(f"{path}: the plot cannot be written ({' '.join(str(error).split())})") from error

@@ -1,0 +1,90 @@
+"""`frcnn benchmark KIND`: times of this code beside those of a peer, measured in one run."""
+
+import json
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from statistics import median
+from time import perf_counter
+
+
+@dataclass(frozen=True)
+class Case:
+    """One comparison.
+
+    Attributes:
+        name: What is measured.
+        ours_ms: Median time of this code.
+        peer_ms: Median time of the peer, or None without one.
+        parts: Share of each part of `ours_ms`.
+        peer: What the peer is.
+        ours_peak_mb, peer_peak_mb: Memory that the measured code needs at its peak beyond its input.
+    """
+
+    name: str
+    ours_ms: float
+    peer_ms: float | None
+    parts: dict[str, float] = field(default_factory=dict)
+    peer: str = ""
+    ours_peak_mb: float | None = None
+    peer_peak_mb: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times faster than the peer."""
+        return None if self.peer_ms is None else self.peer_ms / self.ours_ms
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """What a benchmark measured, on what, and with which input."""
+
+    title: str
+    device: str
+    cases: Sequence[Case]
+    packages: Sequence[str] = ("torch", "numpy")
+
+
+def print_benchmark(benchmark: Benchmark, format: str) -> None:
+    """Print as a table, or as JSON with the keys `device`, `versions`, `cases`, and `title`."""
+    versions = {"python": platform.python_version(), **{name: _version(name) for name in benchmark.packages}}
+    if format == "json":
+        cases = [{**asdict(case), "ratio": case.ratio} for case in benchmark.cases]
+        document = {"title": benchmark.title, "device": benchmark.device, "versions": versions, "cases": cases}
+        print(json.dumps(document, indent=2))
+        return
+    print(benchmark.title)
+    print(f"{benchmark.device}; " + ", ".join(f"{name} {number}" for name, number in versions.items()))
+    for case in benchmark.cases:
+        peer = "" if case.peer_ms is None else f", {case.peer} {case.peer_ms:.0f} ms: {case.ratio:.1f}x"
+        print(f"\n{case.name}: {case.ours_ms:.0f} ms{peer}")
+        if case.parts:
+            print("  parts: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in case.parts.items()))
+        if case.ours_peak_mb is not None:
+            peer = "" if case.peer_peak_mb is None else f", {case.peer} {case.peer_peak_mb:.0f} MB"
+            print(f"  peak memory beyond the input: {case.ours_peak_mb:.0f} MB{peer}")
+
+
+def timed(parts: Sequence[tuple[str, Callable[[], object]]]) -> dict[str, float]:
+    """Run each part once, in order; milliseconds by name."""
+    times: dict[str, float] = {}
+    for name, run in parts:
+        start = perf_counter()
+        run()
+        times[name] = times.get(name, 0.0) + 1000 * (perf_counter() - start)
+    return times
+
+
+def median_times(repeats: Sequence[dict[str, float]]) -> tuple[float, dict[str, float]]:
+    """Median total of several `timed` results, and each part's share of the summed time."""
+    total = sum(sum(times.values()) for times in repeats)
+    shares = {name: sum(times[name] for times in repeats) / total for name in repeats[0]}
+    return median(sum(times.values()) for times in repeats), shares
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,177 @@
+"""What many tests share: a small dataset, a tiny experiment, and the command line, run in this process or in one of its
+own."""
+
+import contextlib
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from datamodules.mini_voc import write_mini_voc
+from experiments.cli import main
+
+TINY: dict[str, Any] = {
+    "trainer": {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 1,
+        "num_sanity_val_steps": 0,
+        "log_every_n_steps": 1,
+        "enable_progress_bar": False,
+    },
+    "model": {
+        "backbone": {
+            "name": "small_c4",
+            "weights": "none",
+            "frozen_stages": 0,
+            "pool_size": 4,
+            "box_head_channels": 32,
+        },
+        "anchors": {"scales": [1, 2], "aspect_ratios": [1], "straddling": "keep"},
+        "rpn": {"pre_nms_train": 60, "post_nms_train": 30, "pre_nms_test": 60, "post_nms_test": 30},
+        "roi": {"samples_per_image": 16, "score_threshold": 0.01},
+        "image": {"shortest_side": [64], "longest_side": 96, "pad_multiple": 8},
+        "optimizer": {
+            "name": "adamw",
+            "lr": 0.003,
+            "bias_decay": False,
+            "warmup_steps": 2,
+            "schedule": "cosine",
+            "ema_decay": 0.9,
+        },
+    },
+    "data": {
+        "train_splits": ["train"],
+        "val_splits": ["odd"],
+        "test_splits": ["test"],
+        "allow_overlap": True,
+        "batch_size": 2,
+        "num_workers": 0,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left: exit code, standard output, standard error (Lightning's own log is not in it)."""
+
+    code: int | str | None
+    out: str
+    err: str
+
+
+Frcnn = Callable[..., Result]
+
+
+@contextlib.contextmanager
+def untouched_process(cwd: Path) -> Iterator[None]:
+    """Put back what a command sets for its own process: working directory, environment, random states, signals."""
+    before, environment, threads = Path.cwd(), dict(os.environ), torch.get_num_threads()
+    interrupt = signal.getsignal(signal.SIGINT)
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    for name in ("FRCNN_RUN_DIR", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
+        os.environ.pop(name, None)
+    os.chdir(cwd)
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        os.environ.clear()
+        os.environ.update(environment)
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        torch.set_num_threads(threads)
+        signal.signal(signal.SIGINT, interrupt)
+
+
+@pytest.fixture(scope="session")
+def frcnn() -> Frcnn:
+    """`frcnn(*arguments, cwd=folder)` runs a command in this process; exceptions other than exits come through."""
+
+    def run(*arguments: object, cwd: Path) -> Result:
+        out, err = io.StringIO(), io.StringIO()
+        with untouched_process(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                code: int | str | None = main([str(argument) for argument in arguments])
+            except SystemExit as error:
+                code = error.code
+        return Result(code, out.getvalue(), err.getvalue())
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def frcnn_process() -> Callable[..., "subprocess.Popen[str]"]:
+    """`frcnn_process(*arguments, cwd=folder)` starts a command in a process of its own, with one thread."""
+
+    def start(*arguments: object, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
+        inherited = {k: v for k, v in os.environ.items() if k not in ("FRCNN_RUN_DIR", "PL_GLOBAL_SEED")}
+        return subprocess.Popen(
+            [sys.executable, "-m", "experiments.cli", *(str(argument) for argument in arguments)],
+            cwd=cwd,
+            env=inherited | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def mini_voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of 20 images, read-only: train 12, val 4, test 4, and `odd`: seven of the training images, so that
+    briefly trained detectors score above zero on it."""
+    folder = write_mini_voc(tmp_path_factory.mktemp("data") / "mini", images=20, seed=10)
+    splits = folder / "ImageSets" / "Main"
+    (splits / "odd.txt").write_text("\n".join((splits / "train.txt").read_text().split()[:7]) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory: pytest.TempPathFactory, mini_voc: Path) -> Path:
+    """A config file `tiny.yaml` of the smallest detector on `mini_voc`: six steps of two images in an epoch."""
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(yaml.safe_dump(TINY | {"data": TINY["data"] | {"root": str(mini_voc)}}))
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, frcnn: Frcnn) -> Path:
+    """The run folder `<cwd>/runs/tiny/seed0` of a finished training of 14 epochs, validated after every seventh;
+    read-only."""
+    cwd = tmp_path_factory.mktemp("trained")
+    result = frcnn(
+        "fit",
+        *("--config", tiny_config),
+        *("--trainer.max_epochs", 14),
+        *("--trainer.check_val_every_n_epoch", 7),
+        cwd=cwd,
+    )
+    assert result.code == 0, result.err
+    return cwd / "runs" / "tiny" / "seed0"
+
+
+@pytest.fixture(scope="session")
+def metrics_of() -> Callable[[Path], dict[str, Any]]:
+    """`metrics_of(run folder)`: its metrics.json."""
+
+    def read(run: Path) -> dict[str, Any]:
+        metrics: dict[str, Any] = json.loads((run / "metrics.json").read_text())
+        return metrics
+
+    return read
