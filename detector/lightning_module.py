@@ -2,7 +2,7 @@
 randomness."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -91,24 +91,35 @@ class FasterRCNNModule(pl.LightningModule):
         Raises:
             InputError: The file is missing, unreadable, or not a checkpoint of this class.
         """
-        if not Path(path).is_file():
-            raise InputError(f"{path}: no such checkpoint file")
+        checkpoint = read_checkpoint(path)
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            arguments = dict(checkpoint["hyper_parameters"])
-            state = checkpoint["state_dict"]
-        except Exception as error:
-            raise InputError(
-                f"{path}: not a readable checkpoint of frcnn fit ({type(error).__name__}: {error})"
-            ) from error
-        module = cls(**arguments, load_backbone_weights=False)
-        module.load_state_dict(state)
+            module = cls(**checkpoint["hyper_parameters"], load_backbone_weights=False)
+        except TypeError as error:
+            raise InputError(f"{path}: not a checkpoint of frcnn fit ({error})") from error
+        _check_state(path, checkpoint["state_dict"], module.state_dict())
+        module.load_state_dict(checkpoint["state_dict"])
         return module.eval()
 
     def forward(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """Detections of images, each (3, H, W) RGB in 0..255: see `FasterRCNN.forward`."""
         detections: list[dict[str, Tensor]] = self.model(images)[0]
         return detections
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint that does not fit, before its weights are loaded.
+
+        Raises:
+            InputError: It was trained on other classes, or on the same ones in another order, or its network differs.
+        """
+        path = self.trainer.ckpt_path or "the checkpoint"
+        theirs = checkpoint.get("hyper_parameters", {}).get("class_names", self.class_names)
+        if theirs != self.class_names:
+            raise InputError(
+                f"{path}: was trained on {len(theirs)} classes ({', '.join(theirs)}), but the data has "
+                f"{len(self.class_names)} classes ({', '.join(self.class_names)}); "
+                "give the checkpoint's by --data.class_names, or another checkpoint"
+            )
+        _check_state(path, checkpoint["state_dict"], self.state_dict())
 
     # Training
 
@@ -189,6 +200,42 @@ class FasterRCNNModule(pl.LightningModule):
             self.log(f"{stage}/{name}", value, prog_bar=name in shown, rank_zero_only=False)
         ap.reset()
         recall.reset()
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """The content of a checkpoint of `frcnn fit`; tensors are on the CPU and read when they are first used.
+
+    Raises:
+        InputError: The file is missing, unreadable, or no such checkpoint.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such checkpoint file")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:
+        raise InputError(f"{path}: not a readable checkpoint of frcnn fit ({type(error).__name__})") from error
+    keys = ("hyper_parameters", "state_dict", "pytorch-lightning_version")
+    if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in keys):
+        raise InputError(f"{path}: not a checkpoint of frcnn fit (it lacks one of {', '.join(keys)})")
+    return checkpoint
+
+
+def _check_state(path: str | Path, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
+    """Raises InputError unless both have the same tensor names and shapes."""
+    differing = [
+        f"{key} is {_shape(theirs.get(key))} there and {_shape(ours.get(key))} here"
+        for key in [*ours, *(key for key in theirs if key not in ours)]
+        if _shape(theirs.get(key)) != _shape(ours.get(key))
+    ]
+    if differing:
+        more = f", and {len(differing) - 1} more tensors differ" if len(differing) > 1 else ""
+        raise InputError(
+            f"{path}: is of another network than the --model options: {differing[0]}{more}; give the options of its run"
+        )
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "missing" if tensor is None else " x ".join(map(str, tensor.shape)) or "a number"
 
 
 def _config(cls: type[C], value: C | dict[str, Any]) -> C:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.io import write_jpeg
@@ -85,16 +86,19 @@ def predict(
     target = Path(output)
     target.mkdir(parents=True, exist_ok=True)
     drawing = DrawPredictions(target, names, score_threshold)
-    trainer = pl.Trainer(
-        accelerator=accelerator,
-        devices=1,
-        precision=precision,  # type: ignore[arg-type]
-        logger=False,
-        enable_checkpointing=False,
-        callbacks=[drawing],
-        enable_model_summary=False,
-        inference_mode=True,
-    )
+    try:
+        trainer = pl.Trainer(
+            accelerator=accelerator,
+            devices=1,
+            precision=precision,  # type: ignore[arg-type]
+            logger=False,
+            enable_checkpointing=False,
+            callbacks=[drawing],
+            enable_model_summary=False,
+            inference_mode=True,
+        )
+    except (ValueError, MisconfigurationException) as error:
+        raise InputError(f"--accelerator {accelerator} and --precision {precision}: {error}") from error
     loader = DataLoader(ImageFiles(folder, names), batch_size=batch_size, collate_fn=collate)
     trainer.predict(module, loader, return_predictions=False)
     write_json(target / "predictions.json", drawing.results, indent=None)

@@ -1,0 +1,64 @@
+"""Two processes: each image counts once, all write into one run folder, and numbers are those of one process."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DDP = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
+
+
+def run_processes(frcnn_process, *arguments, cwd: Path) -> tuple[int, str]:
+    process = frcnn_process(*arguments, *DDP, cwd=cwd)
+    try:
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    return process.returncode, out + err
+
+
+def evaluation(run: Path) -> dict[str, Any]:
+    metrics = json.loads((run / "metrics.json").read_text())
+    return {name: value for name, value in metrics.items() if name.startswith("val/")}
+
+
+def detections(run: Path) -> list[Any]:
+    rows = json.loads((run / "predictions.json").read_text())
+    return sorted((row["file_name"], row["category_id"], row["score"], *row["bbox"]) for row in rows)
+
+
+@pytest.mark.timeout(150)
+def test_validation_equals_that_of_one_process(frcnn, frcnn_process, trained, tiny_config, tmp_path):
+    """Seven images, one at a time: the second process gets fewer, and none is repeated to even that out."""
+    one, two = (Path(shutil.copytree(trained, tmp_path / name / "runs" / "tiny" / "seed0")) for name in ("one", "two"))
+    for run in (one, two):
+        (run / "metrics.json").unlink()
+        (run / "predictions.json").unlink()
+    options = ("validate", "--config", tiny_config, "--data.eval_batch_size", 1, "--ckpt_path")
+    assert frcnn(*options, one / "checkpoints" / "last.ckpt", cwd=one.parents[2]).code == 0
+    code, log = run_processes(frcnn_process, *options, two / "checkpoints" / "last.ckpt", cwd=two.parents[2])
+    assert code == 0, log
+    assert evaluation(one)["val/AP50_voc07"] > 0
+    assert evaluation(two) == evaluation(one)
+    assert detections(two) == detections(one)
+
+
+@pytest.mark.timeout(150)
+def test_training(frcnn, frcnn_process, tiny_config, metrics_of, tmp_path):
+    """Twelve images, two processes, two images each: three steps. The weights that are saved are those validated."""
+    code, log = run_processes(frcnn_process, "fit", "--config", tiny_config, "--data.eval_batch_size", 1, cwd=tmp_path)
+    assert code == 0, log
+    assert [path.name for path in (tmp_path / "runs" / "tiny").iterdir()] == ["seed0"]
+    run = tmp_path / "runs" / "tiny" / "seed0"
+    assert len(list(run.glob("events.out.tfevents.*"))) == 1
+    assert metrics_of(run)["step"] == 3
+    before, found = evaluation(run), detections(run)
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    result = frcnn(
+        "validate", "--ckpt_path", checkpoint, "--trainer.devices", 1, "--trainer.strategy", "auto", cwd=tmp_path
+    )
+    assert result.code == 0, result.err
+    assert evaluation(run) == before
+    assert detections(run) == found
