@@ -106,7 +106,7 @@ def test_sizes_ratios_and_classes_are_spread(labelled: list[Annotation]) -> None
     assert 0.35 < (ratio > 1).mean() < 0.65
     names = [voc_object.name for annotation in labelled for voc_object in annotation.objects]
     assert set(names) == set(CLASS_NAMES)
-    assert len(CLASS_NAMES) == 8
+    assert len(CLASS_NAMES) == 6
     assert list(CLASS_NAMES) == sorted(CLASS_NAMES)
     assert max(names.count(name) for name in CLASS_NAMES) < 0.3 * len(names)
 
@@ -125,7 +125,7 @@ def test_boxes_lie_inside_images_of_varied_sizes(labelled: list[Annotation]) -> 
     sizes = {(annotation.width, annotation.height) for annotation in labelled}
     assert len(sizes) > IMAGES // 2
     assert any(width < height for width, height in sizes)
-    assert all(120 <= min(size) <= max(size) <= 224 for size in sizes)
+    assert all(96 <= min(size) <= max(size) <= 176 for size in sizes)
 
 
 def test_number_of_objects_is_0_to_6() -> None:
