@@ -79,7 +79,7 @@ def test_one_list_serves_all_levels() -> None:
 
 
 def test_wrong_numbers_are_named() -> None:
-    with pytest.raises(InputError, match=r"anchors\.scales: 2 lists for 3 feature levels .*4, 8, 16"):
+    with pytest.raises(InputError, match=r"anchors\.scales: 2 lists for 3 .*levels.*4, 8, 16"):
         AnchorGenerator(AnchorConfig([[1], [2]]), (4, 8, 16))
     with pytest.raises(InputError, match=r"anchors\.scales: levels have \[3, 6\] anchors per location"):
         AnchorGenerator(AnchorConfig([[1], [2, 3]]), (4, 8))

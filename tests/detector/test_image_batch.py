@@ -34,14 +34,15 @@ def test_sizes_by_hand(size: tuple[int, int], expected: tuple[int, int]) -> None
 
 
 def test_pixels_and_sizes_are_torchvisions() -> None:
-    # (7, 301): 301 * (100 / 301) is 99.99... in floating point, so the longer side becomes 99 there and here.
-    sizes = [(37, 53), (53, 37), (333, 500), (61, 200), (199, 35), (60, 100), (123, 77), (7, 301)]
+    # 104 * (60 / 104) is below 60 in floating point: the side becomes 59 there and here.
+    sizes = [(37, 53), (53, 37), (333, 500), (61, 200), (199, 35), (60, 100), (123, 77), (104, 110)]
     images = [image(*size, seed=i) for i, size in enumerate(sizes)]
     config = ImageConfig(shortest_side=[60], longest_side=100, mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.25])
     batch = make_batch(images, config, training=False)
     transform = GeneralizedRCNNTransform(60, 100, config.mean, config.std, size_divisible=32).eval()
     peer, _ = transform([i / 255 for i in images])
     assert batch.sizes == [tuple(size) for size in peer.image_sizes]
+    assert batch.sizes[-1] == (59, 63)
     assert batch.original_sizes == sizes
     assert batch.tensors.shape == (8, 3, 128, 128)  # 100 rounded up to a multiple of 32
     torch.testing.assert_close(batch.tensors, peer.tensors, atol=1e-5, rtol=0)

@@ -1,0 +1,302 @@
+"""RoI heads: pooling by level, training samples, class-specific boxes, both losses, and detections."""
+
+from math import log
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
+from torchvision.models.detection.roi_heads import fastrcnn_loss
+from torchvision.ops import nms, roi_align, roi_pool
+
+from detector.backbones.base import TwoLayerHead
+from detector.errors import InputError
+from detector.image_batch import ImageBatch
+from detector.roi_heads import RoIConfig, RoIHeads, SampledRoIs
+from detector.sampling import GroundTruth
+
+NO_BOXES = torch.zeros(0, 4)
+
+
+def heads(classes: int = 3, strides: tuple[int, ...] = (16,), pool_size: int = 2, **options: Any) -> RoIHeads:
+    return RoIHeads(TwoLayerHead(pool_size, 5, 8), strides, classes, RoIConfig(**options))
+
+
+def image_batch(*sizes: tuple[int, int], originals: list[tuple[int, int]] | None = None) -> ImageBatch:
+    """A batch of which only the sizes matter."""
+    return ImageBatch(torch.zeros(len(sizes), 3, 1, 1), list(sizes), originals or list(sizes))
+
+
+def random_boxes(count: int, seed: int, reach: float = 150.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    corner, sides = torch.rand(count, 2, generator=generator), torch.rand(count, 2, generator=generator)
+    return torch.cat((corner * reach, corner * reach + 12 + sides * 70), dim=1)
+
+
+def truth(boxes: list[list[float]], labels: list[int], difficult: list[bool] | None = None) -> GroundTruth:
+    flags = torch.tensor(difficult or [False] * len(boxes), dtype=torch.bool)
+    return GroundTruth(torch.tensor(boxes).view(-1, 4), torch.tensor(labels, dtype=torch.int64), flags)
+
+
+# Pooling
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "level"),
+    [
+        (224, 224, 2),  # FPN, eq. 1: stride 16
+        (112, 448, 2),  # its area counts, not its shape
+        (223, 223, 1),
+        (112, 112, 1),
+        (111, 111, 0),
+        (448, 448, 3),
+        (1000, 900, 3),  # there is no coarser one
+        (16, 8, 0),
+        (0, 0, 0),
+    ],
+)
+def test_level_of_a_roi(width: float, height: float, level: int) -> None:
+    box = torch.tensor([[30.0, 40.0, 30.0 + width, 40.0 + height]])
+    assert heads(strides=(4, 8, 16, 32)).assign_levels(box).tolist() == [level]
+
+
+def test_pooled_features_keep_the_order_of_images_and_rois() -> None:
+    """Level `l` of image `i` holds 10 * l + i everywhere: each RoI shows where it was pooled from."""
+    strides = (4, 8, 16, 32)
+    values = torch.arange(4)[:, None] * 10.0 + torch.arange(3)
+    features = [
+        values[level].view(3, 1, 1, 1).expand(3, 5, 640 // stride, 640 // stride)
+        for level, stride in enumerate(strides)
+    ]
+    sides = [[300.0, 20.0, 130.0, 500.0], [], [50.0, 240.0]]
+    rois = [torch.tensor([[9.0, 9.0, 9.0 + side, 9.0 + side] for side in image]).view(-1, 4) for image in sides]
+    pooled = heads(strides=strides).pool(features, rois)
+    assert pooled.shape == (6, 5, 2, 2)
+    torch.testing.assert_close(pooled, torch.tensor([20.0, 0, 10, 30, 2, 22]).view(6, 1, 1, 1).expand(6, 5, 2, 2))
+
+
+@pytest.mark.parametrize("pooling", ["roi_align", "roi_align_legacy", "roi_pool"])
+@pytest.mark.parametrize("sampling_ratio", [0, 2, 3])
+def test_pooling_is_torchvisions(pooling: str, sampling_ratio: int) -> None:
+    """Values and gradients, on an oblong map, with RoIs that reach over its border."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 5, 9, 13, generator=generator)
+    ours, theirs = (features.clone().requires_grad_() for _ in range(2))
+    rois = [torch.cat((random_boxes(6, seed=1), torch.tensor([[-40.0, -50.0, 30.0, 20.0]]))), random_boxes(4, seed=2)]
+    config = {"pooling": pooling, "sampling_ratio": sampling_ratio}
+    pooled = heads(pool_size=3, **config).pool([ours], rois)
+    if pooling == "roi_pool":
+        expected = roi_pool(theirs, rois, 3, 1 / 16)
+    else:
+        expected = roi_align(theirs, rois, 3, 1 / 16, sampling_ratio or -1, aligned=pooling == "roi_align")
+    torch.testing.assert_close(pooled, expected, atol=1e-5, rtol=1e-5)
+    weights = torch.randn(pooled.shape, generator=generator)
+    (pooled * weights).sum().backward()
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("strides", [(16,), (8, 16)])
+def test_no_rois(strides: tuple[int, ...]) -> None:
+    roi_heads = heads(strides=strides)
+    features = [torch.randn(2, 5, 4, 4) for _ in strides]
+    logits, deltas = roi_heads(features, [NO_BOXES, NO_BOXES])
+    assert (logits.shape, deltas.shape) == ((0, 4), (0, 3, 4))
+    found = roi_heads.detections(logits, deltas, [NO_BOXES, NO_BOXES], image_batch((64, 64), (64, 64)))
+    assert [(d["boxes"].shape, len(d["labels"]), len(d["scores"])) for d in found] == [((0, 4), 0, 0)] * 2
+
+
+# Training samples
+
+OBJECTS = truth([[60, 0, 70, 10], [0, 0, 40, 20], [100, 50, 120, 90]], [1, 2, 3], [True, False, False])
+# Of the first object half, of the second all, of the difficult one all, and nothing of any.
+PROPOSALS = torch.tensor([[0.0, 0, 20, 20], [100, 50, 120, 90], [60, 0, 70, 10], [200, 200, 220, 230]])
+
+
+@pytest.mark.parametrize(
+    ("difficult", "expected"),
+    [
+        ("drop", {0: 2, 1: 3, 2: 0, 3: 0}),
+        ("keep", {0: 2, 1: 3, 2: 1, 3: 0}),
+        ("ignore", {0: 2, 1: 3, 3: 0}),
+    ],
+)
+@pytest.mark.parametrize("append", [False, True])
+def test_labels_and_deltas_of_sampled_rois(difficult: str, expected: dict[int, int], append: bool) -> None:
+    roi_heads = heads(append_gt=append, delta_std=[0.1, 0.2, 0.4, 0.5], samples_per_image=50, positive_fraction=0.5)
+    (rois,) = roi_heads.sample_rois([PROPOSALS], [OBJECTS], difficult)
+    wanted = [(PROPOSALS[place].tolist(), label) for place, label in expected.items()]
+    if append:
+        wanted += [([0, 0, 40, 20], 2), ([100, 50, 120, 90], 3)]
+        wanted += [([60, 0, 70, 10], 1)] if difficult == "keep" else []
+    found = list(zip(rois.boxes.tolist(), rois.labels.tolist(), strict=True))
+    assert sorted(found) == sorted(wanted)
+    # Positives come first.
+    assert (rois.labels > 0).tolist() == sorted((rois.labels > 0).tolist(), reverse=True)
+    half = rois.boxes.tolist().index([0, 0, 20, 20])  # its object lies half its width to the right and is twice as wide
+    torch.testing.assert_close(rois.deltas[half], torch.tensor([0.5 / 0.1, 0.0, log(2) / 0.4, 0.0]))
+    others = torch.arange(len(found)) != half
+    assert (rois.deltas[others] == 0).all()
+
+
+def test_sampled_rois_keep_the_given_shares_and_the_lower_bound_of_background() -> None:
+    objects = truth([[0, 0, 100, 100]], [1])
+    heights = torch.cat((torch.full((40,), 50.0), torch.full((200,), 10.0), torch.full((300,), 9.0)))  # IoU x 100
+    boxes = torch.stack((torch.zeros(540), torch.zeros(540), torch.full((540,), 100.0), heights), dim=1)
+    options = {"samples_per_image": 64, "positive_fraction": 0.25, "append_gt": False}
+    (rois,) = heads(background_iou=[0.1, 0.5], **options).sample_rois([boxes], [objects], "drop")
+    assert [int((rois.labels == label).sum()) for label in (1, 0)] == [16, 48]
+    assert set(rois.boxes[rois.labels == 0][:, 3].tolist()) == {10.0}
+    (few,) = heads(background_iou=[0.1, 0.5], **options).sample_rois([boxes[240:]], [objects], "drop")
+    assert len(few.boxes) == 0  # nothing is padded
+
+
+def test_images_are_sampled_apart() -> None:
+    objects = [truth([[0, 0, 40, 20]], [2]), truth([], []), truth([[0, 0, 40, 20]], [3])]
+    sampled = heads(append_gt=True).sample_rois([PROPOSALS, PROPOSALS, NO_BOXES], objects, "drop")
+    assert [rois.labels.tolist()[:2] for rois in sampled] == [[2, 2], [0, 0], [3]]
+    assert [len(rois.boxes) for rois in sampled] == [5, 4, 1]
+
+
+def test_thirty_objects() -> None:
+    boxes = [[x * 30.0, y * 30.0, x * 30.0 + 20, y * 30.0 + 10] for y in range(5) for x in range(6)]
+    (rois,) = heads(35).sample_rois([NO_BOXES], [truth(boxes, list(range(1, 31)))], "drop")
+    assert sorted(rois.labels.tolist()) == list(range(1, 31))
+
+
+# Losses
+
+
+@pytest.mark.parametrize("class_agnostic", [False, True])
+def test_the_box_of_the_own_class_is_trained_and_never_that_of_background(class_agnostic: bool) -> None:
+    roi_heads = heads(class_agnostic=class_agnostic, reg_beta=1.0)
+    deltas = torch.zeros(4, 1 if class_agnostic else 3, 4, requires_grad=True)
+    sampled = [
+        SampledRoIs(torch.zeros(3, 4), torch.tensor([3, 1, 0]), torch.full((3, 4), 0.5)),
+        SampledRoIs(torch.zeros(1, 4), torch.tensor([2]), torch.full((1, 4), 3.0)),
+    ]
+    logits = torch.zeros(4, 4)
+    losses = roi_heads.losses(logits, deltas, sampled)
+    assert float(losses["loss_roi_cls"]) == pytest.approx(log(4))
+    # Two positives with 4 x 0.5^2 / 2, one with 4 x (3 - 0.5), over four samples.
+    assert float(losses["loss_roi_reg"].detach()) == pytest.approx((0.5 + 0.5 + 10) / 4)
+    losses["loss_roi_reg"].backward()
+    assert deltas.grad is not None
+    touched = deltas.grad.abs().sum(dim=2).nonzero().tolist()
+    assert touched == [[0, 0], [1, 0], [3, 0]] if class_agnostic else touched == [[0, 2], [1, 0], [3, 1]]
+
+
+def test_losses_equal_torchvisions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, deltas = torch.randn(40, 4, generator=generator), torch.randn(40, 3, 4, generator=generator)
+    labels = torch.randint(4, (40,), generator=generator)
+    targets = torch.randn(40, 4, generator=generator)
+    sampled = [SampledRoIs(torch.zeros(n, 4), part, goal) for n, part, goal in
+               zip((25, 15), labels.split([25, 15]), targets.split([25, 15]), strict=True)]  # fmt: skip
+    ours = heads(reg_beta=1 / 9).losses(logits, deltas, sampled)
+    with_background = torch.cat((torch.full((40, 1, 4), 99.0), deltas), dim=1).flatten(1)
+    cls, reg = fastrcnn_loss(logits, with_background, [labels], [targets])
+    torch.testing.assert_close(ours["loss_roi_cls"], cls, rtol=1e-5, atol=0)
+    torch.testing.assert_close(ours["loss_roi_reg"], reg, rtol=1e-5, atol=0)
+
+
+def torchvision_heads(config: RoIConfig) -> TorchvisionRoIHeads:
+    weights = tuple(1 / std for std in config.delta_std)
+    thresholds = config.score_threshold, config.nms_iou, config.detections_per_image
+    return TorchvisionRoIHeads(None, None, None, 0.5, 0.5, 10**6, 0.25, weights, *thresholds)
+
+
+def test_training_samples_equal_torchvisions_when_all_are_kept() -> None:
+    roi_heads = heads(samples_per_image=10**6)
+    proposals = [random_boxes(600, 1), random_boxes(50, 2)]
+    objects = [truth(random_boxes(4, 3).tolist(), [1, 2, 3, 1]), truth([], [])]
+    ours = roi_heads.sample_rois(proposals, objects, "drop")
+    boxes, _, labels, deltas = torchvision_heads(roi_heads.config).select_training_samples(
+        list(proposals), [{"boxes": t.boxes, "labels": t.labels} for t in objects]
+    )
+    assert int((labels[0] > 0).sum()) > 10
+    for image, rois in enumerate(ours):
+        # Theirs are in the order of the proposals; their background has deltas too, which nobody reads.
+        order = torch.cat((torch.where(labels[image] > 0)[0], torch.where(labels[image] == 0)[0]))
+        torch.testing.assert_close(rois.boxes, boxes[image][order])
+        assert torch.equal(rois.labels, labels[image][order])
+        positive = rois.labels > 0
+        torch.testing.assert_close(rois.deltas[positive], deltas[image][order][positive], atol=1e-4, rtol=1e-5)
+
+
+# Detections
+
+
+def predictions(rois: int, columns: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rois, 4, generator=generator) * 2, torch.randn(rois, columns, 4, generator=generator)
+
+
+@pytest.mark.parametrize("class_agnostic", [False, True])
+def test_detections_equal_a_slow_selection(class_agnostic: bool) -> None:
+    roi_heads = heads(class_agnostic=class_agnostic, score_threshold=0.2, nms_iou=0.4, detections_per_image=12)
+    rois, size = random_boxes(40, 5), (170, 200)
+    logits, deltas = predictions(40, 1 if class_agnostic else 3)
+    (found,) = roi_heads.detections(logits, deltas, [rois], image_batch(size))
+    scores, expected = logits.softmax(1), []
+    for label in (1, 2, 3):
+        column = deltas[:, 0 if class_agnostic else label - 1] * torch.tensor(roi_heads.config.delta_std)
+        boxes = BoxCoder((1.0, 1.0, 1.0, 1.0)).decode_single(column, rois)
+        boxes = torch.stack([boxes[:, i].clamp(0, size[1 - i % 2]) for i in range(4)], dim=1)
+        likely = scores[:, label] > 0.2
+        boxes, class_scores = boxes[likely], scores[likely, label]
+        expected += [(float(class_scores[i]), label, boxes[i]) for i in nms(boxes, class_scores, 0.4).tolist()]
+    expected = sorted(expected, key=lambda each: -each[0])
+    assert len(expected) > 12
+    assert found["labels"].tolist() == [label for _, label, _ in expected[:12]]
+    torch.testing.assert_close(found["scores"], torch.tensor([score for score, _, _ in expected[:12]]))
+    torch.testing.assert_close(found["boxes"], torch.stack([box for *_, box in expected[:12]]), atol=1e-3, rtol=1e-5)
+
+
+def test_detections_equal_torchvisions() -> None:
+    roi_heads = heads(score_threshold=0.05, nms_iou=0.5, detections_per_image=30)
+    rois, sizes = [random_boxes(30, 5), random_boxes(25, 6)], [(170, 200), (140, 160)]
+    logits, deltas = predictions(55, 3)
+    found = roi_heads.detections(logits, deltas, rois, image_batch(*sizes))
+    with_background = torch.cat((torch.zeros(55, 1, 4), deltas), dim=1).flatten(1)
+    peer = torchvision_heads(roi_heads.config).postprocess_detections(logits, with_background, rois, sizes)
+    for ours, boxes, scores, labels in zip(found, *peer, strict=True):
+        assert len(boxes) == 30
+        assert torch.equal(ours["labels"], labels)
+        torch.testing.assert_close(ours["scores"], scores)
+        torch.testing.assert_close(ours["boxes"], boxes, atol=1e-3, rtol=1e-5)
+
+
+def test_detections_return_to_original_pixels_axis_by_axis() -> None:
+    """61 x 200 became 30 x 100: the height by a factor of 61 / 30, the width by 2."""
+    roi_heads = heads(classes=2)
+    rois = torch.tensor([[10.0, 3.0, 75.0, 15.0], [50.0, 6.0, 300.0, 90.0]])
+    logits = torch.tensor([[0.0, 9.0, 0.0], [0.0, 0.0, 8.0]])
+    batch = image_batch((30, 100), originals=[(61, 200)])
+    (found,) = roi_heads.detections(logits, torch.zeros(2, 2, 4), [rois], batch)
+    assert found["labels"].tolist() == [1, 2]
+    torch.testing.assert_close(found["boxes"], torch.tensor([[20.0, 6.1, 150.0, 30.5], [100.0, 12.2, 200.0, 61.0]]))
+
+
+def test_a_score_must_exceed_the_threshold_and_empty_boxes_are_dropped() -> None:
+    roi_heads = heads(classes=1, score_threshold=0.5)
+    rois = torch.tensor([[0.0, 0, 9, 9], [20, 20, 40, 30], [150, 10, 160, 20]])  # the last lies outside of the image
+    logits = torch.tensor([[0.0, 0.0], [0.0, 0.1], [0.0, 5.0]])
+    (found,) = roi_heads.detections(logits, torch.zeros(3, 1, 4), [rois], image_batch((50, 100)))
+    assert found["boxes"].tolist() == [[20, 20, 40, 30]]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"background_iou": [0.5, 0.1]}, r"roi\.background_iou: \[0.5, 0.1\]"),
+        ({"background_iou": [0.0, 0.6]}, r"roi\.positive_iou = 0.5"),
+        ({"delta_std": [0.1, 0.1, 0.2]}, r"roi\.delta_std"),
+        ({"positive_fraction": 1.5}, r"roi\.positive_fraction 1.5"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        RoIConfig(**options)

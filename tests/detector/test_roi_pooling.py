@@ -1,0 +1,72 @@
+"""RoIAlign by matrix products against torchvision's operator, gradients included."""
+
+import pytest
+import torch
+from torch import Tensor
+from torchvision.ops import roi_align
+
+from detector import roi_pooling
+from detector.roi_pooling import interpolation_matrix, pool_aligned
+
+
+def random_rois(number: int) -> Tensor:
+    """RoIs in three images of 208 x 272 pixels, some crossing the border, some far outside, some thin."""
+    corner = torch.rand(number, 2) * torch.tensor([340.0, 270.0]) - 40
+    boxes = torch.cat((corner, corner + torch.rand(number, 2) ** 2 * 250 + 0.1), dim=1)
+    image = torch.sort(torch.randint(0, 3, (number,))).values
+    return torch.cat((image[:, None].float(), boxes), dim=1)
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+@pytest.mark.parametrize(("pool_size", "sampling"), [(7, 2), (7, 1), (14, 2), (3, 4)])
+def test_equals_torchvision(aligned: bool, pool_size: int, sampling: int) -> None:
+    torch.manual_seed(0)
+    features = torch.randn(3, 5, 13, 17, requires_grad=True)
+    rois = random_rois(60)
+    expected = roi_align(features, rois, pool_size, 1 / 16, sampling, aligned=aligned)
+    pooled = pool_aligned(features, rois, pool_size, 1 / 16, sampling, aligned)
+    torch.testing.assert_close(pooled, expected, atol=2e-5, rtol=1e-5)
+    weights = torch.randn_like(expected)
+    (gradient,) = torch.autograd.grad(pooled, features, weights)
+    (expected_gradient,) = torch.autograd.grad(expected, features, weights)
+    torch.testing.assert_close(gradient, expected_gradient, atol=5e-5, rtol=1e-5)
+
+
+def test_weights_by_hand() -> None:
+    """A RoI from cell 0.5 to 2.5, two bins, one point each: points 1.0 and 2.0, exactly on the cells' centres."""
+    weights = interpolation_matrix(torch.tensor([0.5]), torch.tensor([2.5]), 4, pool_size=2, sampling=1, aligned=True)
+    torch.testing.assert_close(weights, torch.tensor([[[0.0, 1, 0, 0], [0, 0, 1, 0]]]))
+    # Two points per bin: 0.75 and 1.25, then 1.75 and 2.25.
+    weights = interpolation_matrix(torch.tensor([0.5]), torch.tensor([2.5]), 4, pool_size=2, sampling=2, aligned=True)
+    expected = [[0.125, 0.75, 0.125, 0], [0, 0.125, 0.75, 0.125]]
+    torch.testing.assert_close(weights, torch.tensor([expected]))
+
+
+def test_points_outside() -> None:
+    """Beyond -1 a point is 0; between -1 and 0 it takes the first cell."""
+    weights = interpolation_matrix(torch.tensor([-3.0]), torch.tensor([1.0]), 2, pool_size=4, sampling=1, aligned=True)
+    torch.testing.assert_close(weights[0], torch.tensor([[0.0, 0], [0, 0], [1, 0], [0.5, 0.5]]))
+
+
+def test_large_maps_take_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, rois = torch.randn(3, 5, 13, 17), random_rois(10)
+    by_matrices = pool_aligned(features, rois, 7, 1 / 16, 2, True)
+    monkeypatch.setattr(roi_pooling, "MAX_ELEMENTS", 10 * 7 * 5 * 17 - 1)
+    by_operator = pool_aligned(features, rois, 7, 1 / 16, 2, True)
+    assert torch.equal(by_operator, roi_align(features, rois, 7, 1 / 16, 2, aligned=True))
+    torch.testing.assert_close(by_matrices, by_operator, atol=2e-5, rtol=1e-5)
+
+
+def test_no_rois() -> None:
+    features = torch.randn(2, 5, 13, 17, requires_grad=True)
+    pooled = pool_aligned(features, torch.zeros(0, 5), 7, 1 / 16, 2, True)
+    assert pooled.shape == (0, 5, 7, 7)
+    assert torch.autograd.grad(pooled.sum(), features)[0].abs().max() == 0
+
+
+def test_float32_under_autocast() -> None:
+    features, rois = torch.randn(3, 5, 13, 17).bfloat16(), random_rois(10)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pooled = pool_aligned(features, rois, 7, 1 / 16, 2, True)
+    assert pooled.dtype == torch.float32
+    torch.testing.assert_close(pooled, roi_align(features.float(), rois, 7, 1 / 16, 2, aligned=True), atol=2e-5, rtol=0)
