@@ -77,10 +77,11 @@ class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
 
 
 class ShardSampler(DistributedSampler):  # type: ignore[type-arg]
-    """Evaluation order: over all ranks each image exactly once, nothing repeated or left out.
+    """Evaluation order: every image on some rank, and equally many on each rank.
 
-    Ranks may get unequal numbers of images (none at all when there are fewer images than ranks); yields plain indices
-    in increasing order.
+    The first images are repeated to fill up, and the metrics count them once. Equal numbers, because DDP exchanges the
+    buffers of batch norm in every forward pass of a training's validation: a rank with one batch more would hang.
+    Yields plain indices.
 
     Args:
         dataset: anything with a length.
@@ -90,8 +91,8 @@ class ShardSampler(DistributedSampler):  # type: ignore[type-arg]
 
     def __init__(self, dataset: Sized, num_replicas: int = 1, rank: int = 0) -> None:
         super().__init__(cast(Dataset, dataset), num_replicas=num_replicas, rank=rank, shuffle=False)
-        self._indices = range(rank, len(dataset), num_replicas)
-        self.num_samples = len(self._indices)
+        self.num_samples = -(-len(dataset) // num_replicas)
+        self._indices = [i % len(dataset) for i in range(rank, self.num_samples * num_replicas, num_replicas)]
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._indices)

@@ -33,8 +33,9 @@ class ConfigFile(SaveConfigCallback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write once, at the start of a training."""
-        if trainer.is_global_zero and stage == "fit" and not self.already_saved and trainer.log_dir is not None:
-            folder = Path(trainer.log_dir)
+        log_dir = trainer.log_dir  # a broadcast: on all ranks
+        if trainer.is_global_zero and stage == "fit" and not self.already_saved and log_dir is not None:
+            folder = Path(log_dir)
             folder.mkdir(parents=True, exist_ok=True)
             names = ["config.yaml", *(f"config_resumed_{n}.yaml" for n in range(1, 10_000))]
             name = next(name for name in names if not (folder / name).exists())

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from torch.utils.data.distributed import DistributedSampler
 
@@ -6,11 +8,12 @@ from datamodules.samplers import EpochSampler, ShardSampler
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 @pytest.mark.parametrize("count", [1, 2, 3, 8, 10])
-def test_shards_hold_each_image_once(world_size, count):
+def test_shards_hold_each_image_and_are_equally_long(world_size, count):
     shards = [ShardSampler(range(count), world_size, rank) for rank in range(world_size)]
-    assert sorted(index for shard in shards for index in shard) == list(range(count))
-    assert [len(shard) for shard in shards] == [len(list(shard)) for shard in shards]
-    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+    drawn = [index for shard in shards for index in shard]
+    assert set(drawn) == set(range(count))
+    assert len(drawn) - count < world_size
+    assert {len(shard) for shard in shards} == {len(list(shard)) for shard in shards} == {math.ceil(count / world_size)}
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
