@@ -57,7 +57,7 @@ def _link_test_images(run: Path) -> None:
 
 def _report(run: Path, pictures: Path, seconds: float) -> None:
     metrics = json.loads((run / "metrics.json").read_text())
-    table = Table(title="MiniVOC, 8 classes, trained from scratch")
+    table = Table(title="MiniVOC, 6 classes, trained from scratch")
     for column in ("metric", "validation", "test"):
         table.add_column(column, justify="left" if column == "metric" else "right")
     for name, meaning in (

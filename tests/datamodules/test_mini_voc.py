@@ -166,7 +166,7 @@ def _object(side: int, visible_area: float) -> SceneObject:
 
 
 @pytest.mark.parametrize(
-    ("side", "visible_area", "difficult"), [(13, 36, False), (13, 34, True), (12, 100, True), (13, 100, False)]
+    ("side", "visible_area", "difficult"), [(14, 36, False), (14, 34, True), (13, 100, True), (14, 100, False)]
 )
 def test_difficult_is_mostly_covered_or_small(side: int, visible_area: float, difficult: bool) -> None:
     assert _object(side, visible_area).is_difficult() is difficult
