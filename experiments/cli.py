@@ -1,10 +1,12 @@
 """The `frcnn` command."""
 
 import argparse
+import logging
 import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from typing import NoReturn
@@ -56,6 +58,17 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _quiet() -> None:
+    """Keep advertising and warnings about Lightning's own inside away from the user."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_no_tip)
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()
+
+
 def _lightning(command: str, arguments: list[str]) -> None:
     # Imported here, so that `frcnn --help` answers at once.
     from jsonargparse import ArgumentError
@@ -63,6 +76,7 @@ def _lightning(command: str, arguments: list[str]) -> None:
 
     from experiments.lightning_cli import run_lightning
 
+    _quiet()
     try:
         run_lightning([command, *arguments])
     except ArgumentError as error:
@@ -86,6 +100,7 @@ def _predict(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     from experiments.predict import predict
 
+    _quiet()
     predict(**vars(options))
 
 

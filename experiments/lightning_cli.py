@@ -1,8 +1,6 @@
 """`frcnn fit|validate|test`: LightningCLI with a run folder, exact resuming, and one-line errors."""
 
-import logging
 import os
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -151,11 +149,6 @@ def run_lightning(arguments: list[str]) -> None:
 
     A validation or test without `--config` takes the configuration of its checkpoint's run.
     """
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(
-        lambda record: "Tip:" not in record.getMessage()
-    )
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
     DetectorCLI(
         FasterRCNNModule,
         VOCDataModule,
