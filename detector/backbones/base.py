@@ -44,8 +44,8 @@ class BackboneConfig:
             to layer3 of `small_c4`. 2 is the paper's choice for VGG16 and the custom for ResNets. Must be 0 with random
             weights.
         norm: Batch norm of the pretrained layers, box head included: `frozen` (statistics and scale stay those of the
-            weights) or `batch` (trained). Must be `batch` with random weights. Without effect on networks without batch
-            norm (`vgg16`, `small_c4`).
+            weights) or `batch` (trained). Must be `batch` with random weights. Without effect on `vgg16`, which has
+            none, and on `small_c4`, which always trains its own.
         pool_size: Height and width of the pooled features in cells; null takes the network's own: 14 for a ResNet C4 (7
             where `box_head_stride` is 1), 7 for all others.
         box_head_stride: Stride of the first layer of the box head of `resnet*_c4` and `mobilenet_v2_c4`.
