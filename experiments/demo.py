@@ -18,7 +18,7 @@ from experiments.run_folder import choose_run_folder
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path("data/mini_voc")
 CONFIG = Path("experiments/mini_voc.yaml")
-IMAGES = 1000
+IMAGES = 2000
 
 
 def main() -> int:
