@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 from torchvision.ops import nms
 
@@ -18,12 +19,18 @@ def hardest(boxes: Tensor, losses: Tensor, nms_iou: float, number: int) -> Tenso
 
 @contextmanager
 def read_only(*networks: nn.Module) -> Iterator[None]:
-    """Networks in evaluation mode: without dropout, and without a trace in batch norm's statistics."""
+    """Networks in evaluation mode: without dropout, and without a trace in batch norm's statistics.
+
+    Autocast caches no weights meanwhile: copies made without gradients would serve the next pass, with gradients, too.
+    """
     training = [module for network in networks for module in network.modules() if module.training]
+    caching = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
     for module in training:
         module.training = False
     try:
         yield
     finally:
+        torch.set_autocast_cache_enabled(caching)
         for module in training:
             module.training = True
