@@ -21,7 +21,7 @@ def hardest(boxes: Tensor, losses: Tensor, nms_iou: float, number: int) -> Tenso
 def read_only(*networks: nn.Module) -> Iterator[None]:
     """Networks in evaluation mode: without dropout, and without a trace in batch norm's statistics.
 
-    Autocast caches no weights meanwhile: copies made without gradients would serve the next pass, with gradients, too.
+    Autocast's cache of weights is off meanwhile: a copy made without gradients must not serve the training pass.
     """
     training = [module for network in networks for module in network.modules() if module.training]
     caching = torch.is_autocast_cache_enabled()

@@ -203,7 +203,7 @@ def test_targets_with_mean_and_without_normalisation() -> None:
         # The way back: predicted targets give the object.
         logits = torch.tensor([[0.0, 0.0, 9.0, 0.0]])
         (found,) = roi_heads.detections(logits, rois.deltas[:, None].expand(1, 3, 4), [roi], image_batch((50, 60)))
-        torch.testing.assert_close(found["boxes"], objects.boxes, atol=1e-4, rtol=0)
+        torch.testing.assert_close(found["boxes"], objects.boxes.float(), atol=1e-4, rtol=0)
 
 
 def test_sampled_rois_keep_the_given_shares_and_the_lower_bound_of_background() -> None:
@@ -358,7 +358,7 @@ def test_initial_weights_of_the_predictor() -> None:
     for options, stds in (({}, (0.01, 0.001)), ({"score_init_std": 0.2, "delta_init_std": 0.05}, (0.2, 0.05))):
         predictor = RoIHeads(TwoLayerHead(1, 5, 256), (16,), 20, RoIConfig(**options)).predictor
         assert predictor.scores.weight.shape == (21, 256)
-        found = float(predictor.scores.weight.std()), float(predictor.deltas.weight.std())
+        found = float(predictor.scores.weight.detach().std()), float(predictor.deltas.weight.detach().std())
         assert found == pytest.approx(stds, rel=0.05)
 
 

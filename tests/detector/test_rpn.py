@@ -250,7 +250,7 @@ def test_initial_weights() -> None:
     for options, std in (({}, 0.01), ({"init_std": 0.3}, 0.3)):
         head = RPNHead(256, 9, RPNConfig(**options))
         for layer in (head.conv, head.objectness, head.deltas):
-            assert float(layer.weight.std()) == pytest.approx(std, rel=0.06)
+            assert float(layer.weight.detach().std()) == pytest.approx(std, rel=0.06)
             assert float(layer.bias.abs().max()) == 0  # type: ignore[union-attr]
 
 
