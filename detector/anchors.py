@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from detector.checks import check_choices
 from detector.errors import InputError
 
 
@@ -47,6 +48,7 @@ class AnchorConfig:
                 raise InputError(f"anchors.{key}: {getattr(self, key)} must be a list of positive numbers")
         if self.base_size <= 0:
             raise InputError(f"anchors.base_size: {self.base_size} must be positive")
+        check_choices("anchors", self)
 
     def scales_of_level(self, level: int) -> list[float]:
         """The scales at one feature level."""

@@ -21,19 +21,29 @@ def centers_and_sides(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return x1 + 0.5 * width, y1 + 0.5 * height, width, height
 
 
-def encode(boxes: Tensor, references: Tensor, std: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
-    """Deltas (..., 4) that turn `references` (..., 4) into `boxes` (..., 4), divided by `std`."""
+def encode(
+    boxes: Tensor,
+    references: Tensor,
+    std: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+    mean: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
+) -> Tensor:
+    """Deltas (..., 4) that turn `references` (..., 4) into `boxes` (..., 4), less `mean`, divided by `std`."""
     cx, cy, w, h = centers_and_sides(boxes.float())
     rx, ry, rw, rh = centers_and_sides(references.float())
     deltas = torch.stack(((cx - rx) / rw, (cy - ry) / rh, torch.log(w / rw), torch.log(h / rh)), dim=-1)
-    return deltas / deltas.new_tensor(std)
+    return (deltas - deltas.new_tensor(mean)) / deltas.new_tensor(std)
 
 
-def decode(deltas: Tensor, references: Tensor, std: Sequence[float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+def decode(
+    deltas: Tensor,
+    references: Tensor,
+    std: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
+    mean: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
+) -> Tensor:
     """Boxes (..., 4) in float32 from deltas (..., 4) at `references` (..., 4); the inverse of `encode` up to the
     clamp."""
     deltas = deltas.float()
-    dx, dy, dw, dh = (deltas * deltas.new_tensor(std)).unbind(-1)
+    dx, dy, dw, dh = (deltas * deltas.new_tensor(std) + deltas.new_tensor(mean)).unbind(-1)
     rx, ry, rw, rh = centers_and_sides(references.float())
     cx, cy = rx + dx * rw, ry + dy * rh
     half_w = 0.5 * rw * dw.clamp(max=MAX_LOG_RATIO).exp()

@@ -9,6 +9,7 @@ from detector.anchors import AnchorConfig
 from detector.backbones import build_backbone
 from detector.backbones.base import BackboneConfig
 from detector.image_batch import ImageBatch, ImageConfig, ground_truth, make_batch, to_original
+from detector.image_views import detect_in_views
 from detector.roi_heads import RoIConfig, RoIHeads
 from detector.rpn import RegionProposalNetwork, RPNConfig
 
@@ -55,16 +56,34 @@ class FasterRCNN(nn.Module):
             Per image a dict of `boxes` (D, 4), `labels` (D,) in 1..C and `scores` (D,), by descending score; and per
             image its proposals (P, 4), by descending objectness.
         """
-        batch = make_batch(images, self.image_config, self.training)
-        features = self.backbone(batch.tensors)
-        proposals = self.rpn.proposals(self.rpn(features), batch)
+        if not self.training and (self.image_config.test_flip or self.image_config.test_shortest_sides):
+            return detect_in_views(self, images)
+        features, batch = self.features(images)
+        proposals = self.proposals(features, batch)
         detections = self.detect(features, proposals, batch)
         return detections, [to_original(boxes, batch, image) for image, boxes in enumerate(proposals)]
+
+    # The parts of a pass. Published ports call them extractor (`features`), rpn (`proposals`) and head
+    # (`roi_heads`, or `detect` with post-processing).
+
+    def features(self, images: Sequence[Tensor], image: ImageConfig | None = None) -> tuple[list[Tensor], ImageBatch]:
+        """Feature maps of all levels, each (B, channels, h, w), and the batch that they were computed from.
+
+        Args:
+            images: As in `forward`.
+            image: Sizes and normalisation other than the detector's own.
+        """
+        batch = make_batch(images, image or self.image_config, self.training)
+        return self.backbone(batch.tensors), batch
+
+    def proposals(self, features: Sequence[Tensor], batch: ImageBatch) -> list[Tensor]:
+        """Proposals (P, 4) of each image from its features, in the batch's pixels, by descending objectness."""
+        return self.rpn.proposals(self.rpn(features), batch)
 
     def detect(
         self, features: Sequence[Tensor], proposals: Sequence[Tensor], batch: ImageBatch
     ) -> list[dict[str, Tensor]]:
-        """Detections from features and given proposals (P, 4) in the batch's pixels."""
+        """Detections, in original pixels, from features and given proposals (P, 4) in the batch's pixels."""
         logits, deltas = self.roi_heads(features, proposals)
         return self.roi_heads.detections(logits, deltas, proposals, batch)
 
@@ -79,7 +98,7 @@ class FasterRCNN(nn.Module):
         truths = ground_truth(targets, batch)
         features = self.backbone(batch.tensors)
         output = self.rpn(features)
-        sampled = self.roi_heads.sample_rois(self.rpn.proposals(output, batch), truths, self.difficult)
+        sampled = self.roi_heads.sample_rois(self.rpn.proposals(output, batch), truths, self.difficult, features)
         logits, deltas = self.roi_heads(features, [rois.boxes for rois in sampled])
         parts = self.rpn.losses(output, batch, truths, self.difficult)
         parts |= self.roi_heads.losses(logits, deltas, sampled)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detector import boxes as box_ops
+from detector.checks import check_choices, check_range
 from detector.errors import InputError
 from detector.sampling import GroundTruth
 
@@ -22,14 +23,18 @@ class ImageConfig:
 
     Args:
         shortest_side: Target length in pixels of an image's shorter side. Several values: training draws one for each
-            image,
-            evaluation uses the last. The paper: [600].
-        longest_side: Upper limit of the longer side in pixels, which wins over `shortest_side`. The paper: 1000.
+            image, evaluation uses the last. The paper: [600]; torchvision and detectron2 at test: 800.
+        longest_side: Upper limit of the longer side in pixels, which wins over `shortest_side`. The paper: 1000;
+            torchvision and detectron2: 1333.
         mean: Subtracted, per channel in the order of `channel_order`, after scaling to 0..`pixel_max`.
         std: Divided by, likewise.
         channel_order: `rgb` (torchvision's weights) or `bgr` (caffe's weights).
         pixel_max: Images are scaled to 0..`pixel_max`: 1 for torchvision's weights, 255 for caffe's.
         pad_multiple: Batches are padded at the bottom and right to a multiple of this many pixels.
+        test_flip: In evaluation, also detect on the mirrored image, and merge the detections by NMS.
+        test_shortest_sides: In evaluation, detect at each of these shortest sides, and merge the detections by NMS. The
+            limit of the longer side grows and shrinks with them: where 600 goes up to 1000, 1200 goes up to 2000.
+            Empty: `shortest_side` alone, as in the paper's tables.
     """
 
     shortest_side: list[int] = field(default_factory=lambda: [600])
@@ -39,6 +44,8 @@ class ImageConfig:
     channel_order: Literal["rgb", "bgr"] = "rgb"
     pixel_max: float = 1.0
     pad_multiple: int = 32
+    test_flip: bool = False
+    test_shortest_sides: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.shortest_side or min(self.shortest_side) < 16:
@@ -49,6 +56,12 @@ class ImageConfig:
             )
         if len(self.mean) != 3 or len(self.std) != 3:
             raise InputError(f"image.mean and image.std: got {len(self.mean)} and {len(self.std)} numbers; give 3 each")
+        if min(self.std) <= 0:
+            raise InputError(f"image.std: {self.std} must be positive")
+        if any(side < 16 for side in self.test_shortest_sides):
+            raise InputError(f"image.test_shortest_sides: {self.test_shortest_sides} must be of at least 16 pixels")
+        check_choices("image", self)
+        check_range("image.pad_multiple", self.pad_multiple, 1)
 
 
 class ImageBatch(NamedTuple):

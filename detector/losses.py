@@ -6,10 +6,13 @@ divided by a stated count, and 0 (with a gradient of 0) where there are none.
 
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Normalizer = Literal["samples", "positives"]
+Normalizer = Literal["samples", "positives", "samples_per_image"]
+"""What the sum of the box losses is divided by."""
+RPNNormalizer = Literal["samples", "positives", "samples_per_image", "locations"]
 
 
 def _mean(total: Tensor, count: int) -> Tensor:
@@ -26,20 +29,65 @@ def rpn_classification_loss(logits: Tensor, is_object: Tensor) -> Tensor:
     )
 
 
-def box_loss(pred_deltas: Tensor, deltas: Tensor, beta: float, samples: int, normalizer: Normalizer) -> Tensor:
-    """Smooth L1 of positives' deltas (P, 4), summed over coordinates, divided by the number of samples or of positives.
+def box_loss(
+    pred_deltas: Tensor,
+    deltas: Tensor,
+    beta: float,
+    samples: int,
+    normalizer: RPNNormalizer,
+    samples_per_batch: int = 0,
+    locations: int = 0,
+) -> Tensor:
+    """Smooth L1 of positives' deltas (P, 4), summed over coordinates, divided by a count.
 
     Args:
         pred_deltas: (P, 4) predictions.
         deltas: (P, 4) targets.
         beta: Where the loss turns from quadratic to linear; 1 / sigma^2 in the notation of Fast R-CNN. 0 is plain L1.
         samples: S, positives and negatives together.
-        normalizer: `samples` (py-faster-rcnn, torchvision) or `positives`.
+        normalizer: `samples` (py-faster-rcnn, torchvision), `positives`, `samples_per_image` (as many as were asked
+            for, found or not: detectron2's RPN, mx-rcnn), or `locations` (the paper's N_reg).
+        samples_per_batch: Samples asked for, of all images.
+        locations: Locations of anchors, of all images.
     """
     total = F.smooth_l1_loss(pred_deltas.float(), deltas, beta=beta, reduction="sum")
-    return _mean(total, samples if normalizer == "samples" else len(deltas))
+    counts = {"samples": samples, "positives": len(deltas), "samples_per_image": samples_per_batch}
+    return _mean(total, (counts | {"locations": locations})[normalizer])
 
 
-def roi_classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of class logits (S, C + 1) against labels (S,) in 0..C, mean over the samples."""
-    return _mean(F.cross_entropy(logits.float(), labels, reduction="sum"), len(labels))
+def roi_classification_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Cross-entropy of class logits (S, C + 1) against labels (S,) in 0..C, mean over the samples.
+
+    With `weights` (C + 1,) of the classes it is the weighted mean, as in PyTorch's cross-entropy, but 0 where all
+    samples weigh nothing.
+    """
+    if weights is None:
+        return _mean(F.cross_entropy(logits.float(), labels, reduction="sum"), len(labels))
+    total = F.cross_entropy(logits.float(), labels, weight=weights, reduction="sum")
+    return total / weights[labels].sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def balanced_class_weights(labels: Tensor, num_classes: int) -> Tensor:
+    """Weights (C + 1,) under which background counts as much as all objects together: 1 for every class, and the number
+    of objects over that of background samples for background, among labels (S,) in 0..C."""
+    objects = (labels > 0).sum()
+    weights = torch.ones(num_classes + 1, device=labels.device)
+    weights[0] = objects / (len(labels) - objects).clamp(min=1)
+    return weights
+
+
+def loss_of_each_roi(
+    logits: Tensor, labels: Tensor, pred_deltas: Tensor, deltas: Tensor, beta: float, reg_weight: float
+) -> Tensor:
+    """Classification loss plus `reg_weight` times the box loss of positives, (S,), of each RoI by itself.
+
+    Args:
+        logits: (S, C + 1).
+        labels: (S,) in 0..C.
+        pred_deltas: (S, 4) predictions for the RoI's class.
+        deltas: (S, 4) targets.
+        beta: As in `box_loss`.
+        reg_weight: Weight of the box loss.
+    """
+    boxes = F.smooth_l1_loss(pred_deltas.float(), deltas, beta=beta, reduction="none").sum(dim=1)
+    return F.cross_entropy(logits.float(), labels, reduction="none") + reg_weight * boxes * (labels > 0)

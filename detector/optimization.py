@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor, nn
 
+from detector.checks import check_choices, check_range
 from detector.errors import InputError
 
 
@@ -22,11 +23,13 @@ class OptimizerConfig:
         lr: Learning rate after warm-up, of the pretrained layers' weights.
         momentum: Of SGD.
         weight_decay: L2 penalty (sgd) or decoupled decay (adamw).
-        bias_lr_factor: Learning rate of biases relative to `lr`; caffe's models: 2.
-        bias_decay: Whether biases decay; caffe's models: false.
+        bias_lr_factor: Learning rate of biases relative to `lr`. Caffe's models and their ports (py-faster-rcnn,
+            chenyuntc): 2; torchvision, detectron2: 1.
+        bias_decay: Whether biases decay. Caffe's models and their ports: false; torchvision, detectron2: true.
         new_layer_lr_factor: Learning rate of the layers without pretrained weights (RPN, predictor) relative to `lr`.
-        warmup_steps: Steps over which the learning rate rises linearly.
-        warmup_start: Its first value relative to `lr`.
+        warmup_steps: Steps over which the learning rate rises linearly (py-faster-rcnn: 0; torchvision, detectron2: up
+            to 1000).
+        warmup_start: Its first value relative to `lr` (torchvision, detectron2: 0.001).
         schedule: `step` (times `gamma` at each milestone), `cosine` (to 0 at the end) or `constant`.
         milestones: Where `step` drops, as fractions of all steps; py-faster-rcnn: 50,000 of 70,000.
         gamma: Factor at each milestone.
@@ -55,6 +58,12 @@ class OptimizerConfig:
             raise InputError(f"optimizer.milestones: {self.milestones} must be fractions of the training, in (0, 1)")
         if not 0 <= self.ema_decay < 1:
             raise InputError(f"optimizer.ema_decay: {self.ema_decay} must be in [0, 1)")
+        check_choices("optimizer", self)
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"optimizer.momentum: {self.momentum} must be in [0, 1)")
+        for key in ("weight_decay", "bias_lr_factor", "new_layer_lr_factor", "warmup_steps", "gamma"):
+            check_range(f"optimizer.{key}", getattr(self, key), 0)
+        check_range("optimizer.warmup_start", self.warmup_start, 0, 1)
 
 
 def lr_factor(config: OptimizerConfig, total_steps: int) -> Callable[[int], float]:

@@ -5,78 +5,24 @@ B images, R RoIs of all images together, C classes without background, D detecti
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import batched_nms, roi_pool
+from torchvision.ops import roi_pool
 
 from detector import boxes as box_ops
 from detector import losses
 from detector.backbones.base import BoxHead
 from detector.errors import InputError
+from detector.hard_examples import hardest, read_only
 from detector.image_batch import ImageBatch, to_original
-from detector.roi_pooling import pool_aligned
-from detector.sampling import GroundTruth, match, sample, split_difficult
+from detector.post_processing import Candidates, likely_boxes, suppress
+from detector.roi_config import RoIConfig
+from detector.roi_pooling import pool_aligned, pool_whole_cells
+from detector.sampling import GroundTruth, jittered, match, sample, split_difficult
 
-
-@dataclass
-class RoIConfig:
-    """Sampling of RoIs, pooling, the box head's losses, and post-processing.
-
-    Args:
-        samples_per_image: RoIs that an image contributes to the losses.
-        positive_fraction: Upper limit of the share of positives among them.
-        positive_iou: A RoI at or above this IoU with an object takes its class.
-        background_iou: A RoI whose best IoU lies in [low, high) is background. Fast R-CNN: [0.1, 0.5]; later code: [0,
-            0.5].
-        append_gt: Add the ground-truth boxes to the proposals in training.
-        pooling: `roi_align`, `roi_align_legacy` (without the half-pixel shift; torchvision's detectors) or `roi_pool`
-            (the paper).
-        sampling_ratio: RoIAlign's sampling points per bin and axis; 0: adaptive.
-        delta_std: The targets' standard deviations, by which deltas are divided.
-        class_agnostic: One box for all classes instead of one per class.
-        reg_beta: Smooth L1's turning point on normalised deltas; the paper: 1, torchvision: 1/9.
-        reg_normalizer: Box loss divided by the number of `samples` or of `positives`.
-        reg_weight: Weight of the box loss in the total.
-        score_threshold: Detections at or below this score are dropped.
-        nms_iou: A detection is dropped if it overlaps a better one of its class by more than this.
-        detections_per_image: Upper limit of detections of an image.
-    """
-
-    samples_per_image: int = 128
-    positive_fraction: float = 0.25
-    positive_iou: float = 0.5
-    background_iou: list[float] = field(default_factory=lambda: [0.0, 0.5])
-    append_gt: bool = True
-    pooling: Literal["roi_align", "roi_align_legacy", "roi_pool"] = "roi_align"
-    sampling_ratio: int = 2
-    delta_std: list[float] = field(default_factory=lambda: [0.1, 0.1, 0.2, 0.2])
-    class_agnostic: bool = False
-    reg_beta: float = 1.0
-    reg_normalizer: losses.Normalizer = "samples"
-    reg_weight: float = 1.0
-    score_threshold: float = 0.05
-    nms_iou: float = 0.3
-    detections_per_image: int = 100
-
-    def __post_init__(self) -> None:
-        if (
-            len(self.background_iou) != 2
-            or not 0 <= self.background_iou[0] < self.background_iou[1] <= self.positive_iou
-        ):
-            raise InputError(
-                f"roi.background_iou: {self.background_iou} must be [low, high] with "
-                f"0 <= low < high <= roi.positive_iou = {self.positive_iou}"
-            )
-        if len(self.delta_std) != 4 or min(self.delta_std) <= 0:
-            raise InputError(f"roi.delta_std: {self.delta_std} must be 4 positive numbers")
-        if self.samples_per_image < 1 or not 0 < self.positive_fraction <= 1:
-            raise InputError(
-                f"roi.samples_per_image {self.samples_per_image} must be at least 1 and "
-                f"roi.positive_fraction {self.positive_fraction} in (0, 1]"
-            )
+__all__ = ["BoxPredictor", "RoIConfig", "RoIHeads", "SampledRoIs"]
 
 
 class BoxPredictor(nn.Module):
@@ -86,14 +32,23 @@ class BoxPredictor(nn.Module):
         in_features: Width of the box head's output.
         num_classes: C.
         class_agnostic: One set of deltas for all classes.
+        score_std: Standard deviation of the initial weights of the scores.
+        delta_std: And of the deltas.
     """
 
-    def __init__(self, in_features: int, num_classes: int, class_agnostic: bool) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        class_agnostic: bool,
+        score_std: float = 0.01,
+        delta_std: float = 0.001,
+    ) -> None:
         super().__init__()
         self.scores = nn.Linear(in_features, num_classes + 1)
         self.deltas = nn.Linear(in_features, 4 if class_agnostic else 4 * num_classes)
-        nn.init.normal_(self.scores.weight, std=0.01)
-        nn.init.normal_(self.deltas.weight, std=0.001)
+        nn.init.normal_(self.scores.weight, std=score_std)
+        nn.init.normal_(self.deltas.weight, std=delta_std)
         nn.init.zeros_(self.scores.bias)
         nn.init.zeros_(self.deltas.bias)
 
@@ -133,7 +88,14 @@ class RoIHeads(nn.Module):
         self.strides = tuple(strides)
         self.num_classes = num_classes
         self.box_head = box_head
-        self.predictor = BoxPredictor(box_head.out_channels, num_classes, config.class_agnostic)
+        self.predictor = BoxPredictor(
+            box_head.out_channels, num_classes, config.class_agnostic, config.score_init_std, config.delta_init_std
+        )
+        if isinstance(config.class_weights, list) and len(config.class_weights) != num_classes + 1:
+            raise InputError(
+                f"roi.class_weights: {len(config.class_weights)} numbers for {num_classes} classes; "
+                f"give {num_classes + 1}, the first for background"
+            )
 
     def forward(self, features: Sequence[Tensor], rois: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Class logits (R, C + 1) and deltas (R, C, 4), or (R, 1, 4) if class-agnostic, for RoIs (n, 4) of each
@@ -168,26 +130,37 @@ class RoIHeads(nn.Module):
         size, scale = self.box_head.pool_size, 1.0 / stride
         if self.config.pooling == "roi_pool":
             return roi_pool(features.float(), boxes, size, scale)
+        if self.config.pooling == "roi_pool_floor":
+            return pool_whole_cells(features, boxes, size, stride)
         aligned = self.config.pooling == "roi_align"
         return pool_aligned(features, boxes, size, scale, self.config.sampling_ratio, aligned)
 
     @torch.no_grad()
     def sample_rois(
-        self, proposals: Sequence[Tensor], truths: Sequence[GroundTruth], difficult: str
+        self,
+        proposals: Sequence[Tensor],
+        truths: Sequence[GroundTruth],
+        difficult: str,
+        features: Sequence[Tensor] | None = None,
     ) -> list[SampledRoIs]:
-        """Training RoIs of each image from its proposals (P, 4) and objects."""
+        """Training RoIs of each image from its proposals (P, 4) and objects; the hardest by `features`, with `ohem`."""
         config = self.config
         sampled = []
         for boxes, full_truth in zip(proposals, truths, strict=True):
             truth, ignored = split_difficult(full_truth, difficult)
             if config.append_gt:
                 boxes = torch.cat((boxes, truth.boxes))
+            if config.append_gt == "jittered":
+                boxes = torch.cat((boxes, jittered(truth.boxes, config.gt_jitter)))
             low, high = config.background_iou
             matches = match(boxes, truth.boxes, config.positive_iou, (low, high), ignore_boxes=ignored)
-            positives, negatives = sample(matches.kind, config.samples_per_image, config.positive_fraction)
+            number, fraction = (
+                (len(boxes), 1.0) if config.ohem else (config.samples_per_image, config.positive_fraction)
+            )
+            positives, negatives = sample(matches.kind, number, fraction)
             index = matches.index[positives]
             background = torch.zeros_like(negatives)
-            deltas = box_ops.encode(truth.boxes[index], boxes[positives], config.delta_std)
+            deltas = box_ops.encode(truth.boxes[index], boxes[positives], config.delta_std, config.delta_mean)
             sampled.append(
                 SampledRoIs(
                     boxes[torch.cat((positives, negatives))],
@@ -195,24 +168,52 @@ class RoIHeads(nn.Module):
                     torch.cat((deltas, deltas.new_zeros(len(negatives), 4))),
                 )
             )
-        return sampled
+        return self._hardest(features, sampled) if config.ohem else sampled
+
+    def _hardest(self, features: Sequence[Tensor] | None, labelled: Sequence[SampledRoIs]) -> list[SampledRoIs]:
+        """Of all labelled RoIs of each image the `samples_per_image` with the highest losses."""
+        if features is None:
+            raise ValueError("the features are needed to find the hardest RoIs")
+        config = self.config
+        with read_only(self.box_head, self.predictor):
+            logits, deltas = self(features, [rois.boxes for rois in labelled])
+        labels = torch.cat([rois.labels for rois in labelled])
+        pred_deltas = deltas[torch.arange(len(labels), device=labels.device), self._column(labels)]
+        targets = torch.cat([rois.deltas for rois in labelled])
+        each = losses.loss_of_each_roi(logits, labels, pred_deltas, targets, config.reg_beta, config.reg_weight)
+        chosen = []
+        for rois, loss in zip(labelled, each.split([len(rois.labels) for rois in labelled]), strict=True):
+            hard = hardest(rois.boxes, loss, config.ohem_nms_iou, config.samples_per_image)
+            chosen.append(SampledRoIs(rois.boxes[hard], rois.labels[hard], rois.deltas[hard]))
+        return chosen
+
+    def _column(self, labels: Tensor) -> Tensor:
+        """Column (S,) of the deltas that belongs to each label (S,); 0 for background, which has none."""
+        return torch.zeros_like(labels) if self.config.class_agnostic else (labels - 1).clamp(min=0)
 
     def losses(self, logits: Tensor, deltas: Tensor, sampled: Sequence[SampledRoIs]) -> dict[str, Tensor]:
         """`loss_roi_cls` and `loss_roi_reg` (without its weight) over the sampled RoIs of all images."""
         labels = torch.cat([rois.labels for rois in sampled])
         targets = torch.cat([rois.deltas for rois in sampled])
         positive = torch.where(labels > 0)[0]
-        column = torch.zeros_like(positive) if self.config.class_agnostic else labels[positive] - 1
         return {
-            "loss_roi_cls": losses.roi_classification_loss(logits, labels),
+            "loss_roi_cls": losses.roi_classification_loss(logits, labels, self._class_weights(labels)),
             "loss_roi_reg": losses.box_loss(
-                deltas[positive, column],
+                deltas[positive, self._column(labels[positive])],
                 targets[positive],
                 self.config.reg_beta,
                 len(labels),
                 self.config.reg_normalizer,
+                self.config.samples_per_image * len(sampled),
             ),
         }
+
+    def _class_weights(self, labels: Tensor) -> Tensor | None:
+        """Weights (C + 1,) of the classes for RoIs of `labels` (S,)."""
+        weights = self.config.class_weights
+        if isinstance(weights, list):
+            return torch.tensor(weights, dtype=torch.float32, device=labels.device)
+        return losses.balanced_class_weights(labels, self.num_classes) if weights == "balanced" else None
 
     @torch.no_grad()
     def detections(
@@ -220,24 +221,35 @@ class RoIHeads(nn.Module):
     ) -> list[dict[str, Tensor]]:
         """Final detections of each image in its original pixels: `boxes` (D, 4), `labels` (D,), `scores` (D,)
         descending."""
+        kept = [self.suppress(found) for found in self.candidates(logits, deltas, rois, batch)]
+        return [
+            {"boxes": to_original(found.boxes, batch, image), "labels": found.labels, "scores": found.scores}
+            for image, found in enumerate(kept)
+        ]
+
+    @torch.no_grad()
+    def candidates(self, logits: Tensor, deltas: Tensor, rois: Sequence[Tensor], batch: ImageBatch) -> list[Candidates]:
+        """Boxes above the score threshold of each image, in pixels of the batch, before NMS."""
         counts = [len(boxes) for boxes in rois]
         scores = logits.softmax(dim=-1)[:, 1:]  # (R, C)
-        boxes = box_ops.decode(deltas, torch.cat(list(rois))[:, None], self.config.delta_std)
+        config = self.config
+        boxes = box_ops.decode(deltas, torch.cat(list(rois))[:, None], config.delta_std, config.delta_mean)
         boxes = boxes.expand(-1, self.num_classes, -1)  # (R, C, 4)
         return [
-            self._select(image_boxes, image_scores, batch, image)
-            for image, (image_boxes, image_scores) in enumerate(
-                zip(boxes.split(counts), scores.split(counts), strict=True)
+            likely_boxes(image_boxes, image_scores, size, config.score_threshold)
+            for image_boxes, image_scores, size in zip(
+                boxes.split(counts), scores.split(counts), batch.sizes, strict=True
             )
         ]
 
-    def _select(self, boxes: Tensor, scores: Tensor, batch: ImageBatch, image: int) -> dict[str, Tensor]:
-        """Threshold, NMS within each class, and the best detections, of boxes (n, C, 4) with scores (n, C)."""
+    def suppress(self, found: Candidates) -> Candidates:
+        """What NMS within each class, of the configured kind, leaves of an image's candidates; the best come first."""
         config = self.config
-        boxes = box_ops.clip(boxes, batch.sizes[image])
-        roi, column = torch.where(scores > config.score_threshold)
-        boxes, scores, labels = boxes[roi, column], scores[roi, column], column + 1
-        usable = box_ops.has_sides_of(boxes, 1e-2)
-        boxes, scores, labels = boxes[usable], scores[usable], labels[usable]
-        keep = batched_nms(boxes, scores, labels, config.nms_iou)[: config.detections_per_image]
-        return {"boxes": to_original(boxes[keep], batch, image), "labels": labels[keep], "scores": scores[keep]}
+        return suppress(
+            found,
+            config.nms,
+            config.nms_iou,
+            config.soft_nms_sigma,
+            config.score_threshold,
+            config.detections_per_image,
+        )

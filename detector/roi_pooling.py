@@ -1,4 +1,4 @@
-"""RoIAlign as two matrix products.
+"""RoIAlign as two matrix products, and max pooling over whole cells.
 
 Bilinear interpolation is separable, and so is the mean over a bin's grid of sampling points: the pooled feature of a
 RoI is `Y @ F @ X^T` with an interpolation matrix for its rows and one for its columns. That is the same number as
@@ -9,6 +9,7 @@ B images, R RoIs, P pool size, S sampling points per bin and axis, H x W the fea
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
 
@@ -42,6 +43,34 @@ def pool_aligned(
         columns = interpolation_matrix(x1, x2, features.shape[3], pool_size, sampling_ratio, aligned)  # (R, P, W)
         counts = torch.bincount(rois[:, 0].long(), minlength=len(features)).tolist()
         return _pool(features, rows, columns, counts)
+
+
+def pool_whole_cells(features: Tensor, rois: Tensor, pool_size: int, stride: int) -> Tensor:
+    """Max pooling over all cells from that of a RoI's first corner to that of its last one, both included.
+
+    RoIPool rounds a corner to the nearest cell, this rounds it down. It is what ports without a RoIPool operator do:
+    cut the map at the corners divided by the stride, then pool the cut to P x P (adaptive max pooling).
+
+    Args:
+        features: (B, channels, H, W).
+        rois: (R, 5): image index and box in image pixels.
+        pool_size: P.
+        stride: Pixels per cell.
+
+    Returns:
+        (R, channels, P, P), float32.
+    """
+    features = features.float()
+    height, width = features.shape[-2:]
+    cells = torch.div(rois[:, 1:], stride, rounding_mode="floor").long()
+    cells = torch.minimum(cells.clamp(min=0), cells.new_tensor([width - 1, height - 1, width - 1, height - 1]))
+    pooled = [
+        F.adaptive_max_pool2d(features[image, :, y1 : y2 + 1, x1 : x2 + 1], pool_size)
+        for image, (x1, y1, x2, y2) in zip(rois[:, 0].long().tolist(), cells.tolist(), strict=True)
+    ]
+    if not pooled:
+        return features.new_zeros(0, features.shape[1], pool_size, pool_size) + features.sum() * 0
+    return torch.stack(pooled)
 
 
 def interpolation_matrix(

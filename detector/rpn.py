@@ -3,6 +3,7 @@
 B images, A anchors per location, L levels, N all anchors of an image, P proposals of an image.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -14,6 +15,7 @@ from torchvision.ops import batched_nms
 from detector import boxes as box_ops
 from detector import losses
 from detector.anchors import AnchorConfig, AnchorGenerator
+from detector.checks import check_choices, check_range
 from detector.errors import InputError
 from detector.image_batch import ImageBatch
 from detector.sampling import GroundTruth, match, sample, split_difficult
@@ -27,9 +29,12 @@ class RPNConfig:
         hidden_channels: Channels of the 3x3 convolution; 0: as many as the backbone's features. The paper: 512 for
             VGG16.
         objectness: `sigmoid` over one score (torchvision, detectron2) or `softmax` over two (the paper) per anchor.
+        init_std: Standard deviation of the initial weights of all three layers (the paper: 0.01).
         positive_iou: Anchors at or above this IoU with an object are positive.
         negative_iou: Anchors below this IoU with every object are negative; those between are not used.
-        best_per_object: Also make an object's best anchors positive, ties included (the paper's rule i).
+        best_per_object: Also make an object's best anchors positive, whatever their IoU (the paper's rule i): true
+            (ties included: py-faster-rcnn, torchvision, detectron2), false, or `one` (only the first of the best, which
+            then learns that object: bubbliiiing's port).
         samples_per_image: Anchors that an image contributes to the losses.
         positive_fraction: Upper limit of the share of positives among them.
         pre_nms_train: Proposals per image and level before NMS in training, by score.
@@ -37,17 +42,23 @@ class RPNConfig:
         pre_nms_test: The same in evaluation.
         post_nms_test: The same in evaluation.
         nms_iou: A proposal is dropped if it overlaps a better one by more than this.
-        min_side: Proposals with a side shorter than this many pixels of the resized image are dropped.
+        min_side: Proposals with a side shorter than this many pixels of the resized image are dropped (py-faster-rcnn:
+            16; detectron2: 0).
+        min_side_scales: Count `min_side` in pixels of the original image, that is, multiply it by the factor by which
+            the image was resized (py-faster-rcnn, chenyuntc's port).
         reg_beta: Smooth L1's turning point; 1/9 is sigma = 3 (py-faster-rcnn, torchvision).
-        reg_normalizer: Box loss divided by the number of `samples` or of `positives`.
-        reg_weight: Weight lambda of the box loss in the total.
+        reg_normalizer: Box loss divided by the number of `samples` (py-faster-rcnn, torchvision), of `positives`, by
+            `samples_per_image` times the images, whether so many were found or not (detectron2, mx-rcnn), or by the
+            number of `locations` of the feature map without padding (the paper: about 2400).
+        reg_weight: Weight lambda of the box loss in the total. The paper: 10, with `locations`; 1 in most code.
     """
 
     hidden_channels: int = 0
     objectness: Literal["sigmoid", "softmax"] = "sigmoid"
+    init_std: float = 0.01
     positive_iou: float = 0.7
     negative_iou: float = 0.3
-    best_per_object: bool = True
+    best_per_object: bool | Literal["one"] = True
     samples_per_image: int = 256
     positive_fraction: float = 0.5
     pre_nms_train: int = 12000
@@ -56,8 +67,9 @@ class RPNConfig:
     post_nms_test: int = 300
     nms_iou: float = 0.7
     min_side: float = 0.0
+    min_side_scales: bool = False
     reg_beta: float = 1 / 9
-    reg_normalizer: losses.Normalizer = "samples"
+    reg_normalizer: losses.RPNNormalizer = "samples"
     reg_weight: float = 1.0
 
     def __post_init__(self) -> None:
@@ -71,6 +83,12 @@ class RPNConfig:
         for key in ("samples_per_image", "pre_nms_train", "post_nms_train", "pre_nms_test", "post_nms_test"):
             if getattr(self, key) < 1:
                 raise InputError(f"rpn.{key}: {getattr(self, key)} must be at least 1")
+        check_choices("rpn", self)
+        if self.best_per_object not in (True, False, "one"):
+            raise InputError(f"rpn.best_per_object: {self.best_per_object!r} is none of true, false, one")
+        check_range("rpn.nms_iou", self.nms_iou, 0, 1)
+        for key in ("hidden_channels", "init_std", "min_side", "reg_beta", "reg_weight"):
+            check_range(f"rpn.{key}", getattr(self, key), 0)
 
 
 class RPNHead(nn.Module):
@@ -90,7 +108,7 @@ class RPNHead(nn.Module):
         self.objectness = nn.Conv2d(hidden, anchors_per_location * (2 if self.softmax else 1), kernel_size=1)
         self.deltas = nn.Conv2d(hidden, anchors_per_location * 4, kernel_size=1)
         for layer in (self.conv, self.objectness, self.deltas):
-            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.normal_(layer.weight, std=config.init_std)
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -166,11 +184,20 @@ class RegionProposalNetwork(nn.Module):
         for image, size in enumerate(batch.sizes):
             boxes = box_ops.clip(all_boxes[image], size)
             # A side of 0 is never a proposal: its IoU and its RoI are undefined.
-            usable = box_ops.has_sides_of(boxes, max(config.min_side, 1e-3))
+            usable = box_ops.has_sides_of(boxes, max(self._min_side(batch, image), 1e-3))
             boxes, image_scores, image_levels = boxes[usable], all_scores[image][usable], all_levels[image][usable]
             keep = batched_nms(boxes, image_scores, image_levels, config.nms_iou)[:after]
             proposals.append(boxes[keep])
         return proposals
+
+    def _min_side(self, batch: ImageBatch, image: int) -> float:
+        """Pixels of the resized image; its longer side shows best by which factor it was resized."""
+        scale = max(batch.sizes[image]) / max(batch.original_sizes[image]) if self.config.min_side_scales else 1.0
+        return self.config.min_side * scale
+
+    def _locations(self, size: tuple[int, int]) -> int:
+        """Feature cells of all levels over an image of `size` (height, width), without its padding."""
+        return sum(math.prod(-(-side // stride) for side in size) for stride in self.anchor_generator.strides)
 
     def losses(
         self, output: RPNOutput, batch: ImageBatch, truths: Sequence[GroundTruth], difficult: str
@@ -198,7 +225,13 @@ class RegionProposalNetwork(nn.Module):
         return {
             "loss_rpn_cls": losses.rpn_classification_loss(samples, torch.cat(picked_kinds)),
             "loss_rpn_reg": losses.box_loss(
-                torch.cat(pred_deltas), torch.cat(target_deltas), config.reg_beta, len(samples), config.reg_normalizer
+                torch.cat(pred_deltas),
+                torch.cat(target_deltas),
+                config.reg_beta,
+                len(samples),
+                config.reg_normalizer,
+                config.samples_per_image * len(truths),
+                sum(map(self._locations, batch.sizes)),
             ),
         }
 

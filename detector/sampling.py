@@ -6,7 +6,7 @@ normaliser can be of the wrong one.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ def match(
     gt_boxes: Tensor,
     positive_iou: float,
     negative_iou: tuple[float, float],
-    best_per_object: bool = False,
+    best_per_object: bool | Literal["one"] = False,
     ignore_boxes: Tensor | None = None,
 ) -> Matches:
     """Assign each candidate to the object that it overlaps most.
@@ -48,7 +48,8 @@ def match(
         positive_iou: A candidate is positive at or above this IoU.
         negative_iou: A candidate is negative if its best IoU lies in [low, high).
         best_per_object: Also make positive, for each object, the candidates with the highest IoU, ties included, unless
-            that IoU is 0 (Faster R-CNN, section 3.1.2, rule i).
+            that IoU is 0 (Faster R-CNN, section 3.1.2, rule i). `one`: only the first of them, which then goes to that
+            object even where it overlaps another one more.
         ignore_boxes: (K, 4) objects that are neither positive nor negative: a candidate that is not positive and
             overlaps one of them by the upper negative bound or more is ignored.
     """
@@ -64,7 +65,15 @@ def match(
         if best_per_object and len(candidates):
             best_of_object = iou.max(dim=1, keepdim=True).values
             # Ties up to the rounding of corners in float32, which depends on where in the image an anchor lies.
-            positive = positive | ((iou >= best_of_object * (1 - 1e-5)) & (best_of_object > 0)).any(dim=0)
+            ties = (iou >= best_of_object * (1 - 1e-5)) & (best_of_object > 0)  # (G, N)
+            if best_per_object == "one":
+                has_best = ties.any(dim=1)
+                first = ties.int().argmax(dim=1)[has_best]
+                objects = torch.where(has_best)[0]
+                # Where two objects share their best candidate, the last one has it.
+                index = index.scatter_reduce(0, first, objects, "amax", include_self=False)
+                ties = torch.zeros_like(ties[:1]).index_fill(1, first, True)
+            positive = positive | ties.any(dim=0)
     kind = torch.full_like(index, IGNORED)
     kind[(best >= low) & (best < high)] = NEGATIVE
     if ignore_boxes is not None and len(ignore_boxes):
@@ -91,6 +100,15 @@ def _draw(indices: Tensor, number: int) -> Tensor:
     if len(indices) <= number:
         return indices
     return indices[torch.randperm(len(indices), device=indices.device)[:number]]
+
+
+def jittered(boxes: Tensor, share: float) -> Tensor:
+    """Boxes (G, 4), each shifted along x and y at random by up to half of `share` of its width and height.
+
+    The shape stays; longcw's port of py-faster-rcnn adds such copies of the ground truth to the proposals.
+    """
+    shift = (torch.rand(len(boxes), 2, device=boxes.device) - 0.5) * share * (boxes[:, 2:] - boxes[:, :2])
+    return boxes + shift.repeat(1, 2)
 
 
 def split_difficult(truth: GroundTruth, treatment: str) -> tuple[GroundTruth, Tensor]:

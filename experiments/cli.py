@@ -97,6 +97,10 @@ def _predict(arguments: list[str]) -> None:
     parser.add_argument("--batch_size", type=int, default=1, help="images at a time (1)")
     parser.add_argument("--accelerator", default="auto", help="as Lightning's: auto, cpu, gpu, ...")
     parser.add_argument("--precision", default="32-true", help="as Lightning's: 32-true, bf16-mixed, 16-mixed")
+    parser.add_argument("--flip", action="store_true", help="also detect on the mirrored image, and merge")
+    parser.add_argument(
+        "--shortest_sides", type=_numbers, metavar="[N, ...]", help='detect at several sizes, and merge: "[480, 600]"'
+    )
     options = parser.parse_args(arguments)
     from experiments.predict import predict
 
@@ -166,6 +170,13 @@ def _names(text: str) -> list[str]:
     if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of names, such as [a, b]")
     return [str(name) for name in names]
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(name) for name in _names(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers, such as [480, 600]") from None
 
 
 def _mini_voc(arguments: list[str]) -> None:

@@ -1,6 +1,7 @@
 """`frcnn predict`: image files -> annotated images and predictions.json."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,12 @@ def predict(
     batch_size: int = 1,
     accelerator: str = "auto",
     precision: str = "32-true",
+    flip: bool = False,
+    shortest_sides: list[int] | None = None,
 ) -> None:
     """Detect objects in a file or in all images of a folder; see `frcnn predict --help`.
+
+    Without `flip` and `shortest_sides` an image is seen as the checkpoint's own options say.
 
     Raises:
         InputError: A missing or unreadable checkpoint or image, or a folder without images.
@@ -83,6 +88,13 @@ def predict(
         raise InputError(f"--batch_size {batch_size}: must be at least 1")
     folder, names = find_images(images)
     module = FasterRCNNModule.from_checkpoint(ckpt_path)
+    if flip or shortest_sides:
+        image = module.model.image_config
+        module.model.image_config = replace(
+            image,
+            test_flip=flip or image.test_flip,
+            test_shortest_sides=shortest_sides or image.test_shortest_sides,
+        )
     target = Path(output)
     target.mkdir(parents=True, exist_ok=True)
     drawing = DrawPredictions(target, names, score_threshold)

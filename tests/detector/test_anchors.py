@@ -92,6 +92,7 @@ def test_wrong_numbers_are_named() -> None:
         ({"scales": [[8], [-1]]}, r"anchors\.scales: \[\[8\], \[-1\]\]"),
         ({"aspect_ratios": [0.5, 0]}, r"anchors\.aspect_ratios: \[0.5, 0\]"),
         ({"base_size": 0}, r"anchors\.base_size: 0"),
+        ({"order": "random"}, r"anchors\.order: 'random' is none of ratio_major, scale_major"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

@@ -88,3 +88,14 @@ def test_inside_includes_the_border() -> None:
     )
     assert is_inside(boxes, (50, 100)).tolist() == [True, False, False, False, False]
     assert not is_inside(torch.tensor([[0.0, 0.0, 60.0, 20.0]]), (100, 50)).any()
+
+
+def test_mean_and_std_of_deltas_by_hand() -> None:
+    """An object half its width to the right of the reference, twice as wide and half as high."""
+    reference, box = torch.tensor([[0.0, 0.0, 20.0, 40.0]]), torch.tensor([[0.0, 10.0, 40.0, 30.0]])
+    std, mean = (0.1, 0.2, 0.5, 0.25), (0.25, -0.1, 0.2, 0.3)
+    plain = torch.tensor([[0.5, 0.0, math.log(2), -math.log(2)]])
+    torch.testing.assert_close(encode(box, reference), plain)
+    expected = torch.tensor([[2.5, 0.5, (math.log(2) - 0.2) / 0.5, (-math.log(2) - 0.3) / 0.25]])
+    torch.testing.assert_close(encode(box, reference, std, mean), expected)
+    torch.testing.assert_close(decode(expected, reference, std, mean), box, atol=1e-5, rtol=0)

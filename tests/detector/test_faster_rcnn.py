@@ -123,6 +123,42 @@ def test_a_larger_copy_of_an_image_gives_larger_boxes() -> None:
     torch.testing.assert_close(two, one * 2, atol=0.05, rtol=1e-3)
 
 
+def test_partial_passes_compose_to_the_whole() -> None:
+    """Features alone, proposals from them, detections from both: what published ports call extractor, rpn and head."""
+    model = detector().eval()
+    images = [image(128, 176, 3), image(96, 64, 1)]
+    with torch.no_grad():
+        detections, proposals = model(images)
+        features, batch = model.features(images)
+        assert [level.shape[2:] for level in features] == [(12, 12)]  # 96 x 88 padded to 96, on stride 8
+        assert batch.sizes == [(64, 88), (96, 64)]
+        proposed = model.proposals(features, batch)
+        detected = model.detect(features, proposed, batch)
+        for whole, parts, size, original in zip(proposals, proposed, batch.sizes, batch.original_sizes, strict=True):
+            scale = torch.tensor([original[1] / size[1], original[0] / size[0]] * 2)
+            torch.testing.assert_close(whole, parts * scale)
+        for whole_found, found in zip(detections, detected, strict=True):
+            assert len(found["boxes"]) > 3
+            assert all(torch.equal(whole_found[key], found[key]) for key in ("boxes", "labels", "scores"))
+        # Given proposals: each image has its own, in the pixels of the batch; the head alone gives raw predictions.
+        given = [proposed[0][:1], proposed[1][:3]]
+        logits, deltas = model.roi_heads(features, given)
+        assert (logits.shape, deltas.shape) == ((4, 4), (4, 3, 4))
+        few = model.detect(features, given, batch)
+        alone = model.detect([level[1:] for level in features], given[1:], batch._replace(
+            sizes=batch.sizes[1:], original_sizes=batch.original_sizes[1:]))  # fmt: skip
+        torch.testing.assert_close(few[1]["boxes"], alone[0]["boxes"])
+        assert len(few[0]["boxes"]) <= 3  # one proposal, three classes
+
+
+def test_partial_passes_in_training_give_the_training_counts_and_gradients() -> None:
+    model = detector().train()
+    features, batch = model.features(IMAGES)
+    assert features[0].requires_grad
+    counts = [len(boxes) for boxes in model.proposals(features, batch)]
+    assert max(counts) > 25  # the count of evaluation
+
+
 # Losses
 
 
@@ -169,8 +205,9 @@ def test_roi_losses_do_not_move_the_proposals() -> None:
         {"anchors": AnchorConfig([32], [1.0])},  # all anchors straddle the border and are dropped
         {"roi": {"background_iou": [0.1, 0.5]}},  # no RoI of an empty image counts as background
         {"roi": {"append_gt": False, "class_agnostic": True}, "rpn": {"objectness": "softmax"}},
+        {"roi": {"ohem": True, "class_weights": "balanced", "append_gt": "jittered", "pooling": "roi_pool_floor"}},
     ],
-    ids=["plain", "no anchors", "no background", "agnostic softmax"],
+    ids=["plain", "no anchors", "no background", "agnostic softmax", "hard examples"],
 )
 def test_every_parameter_gets_a_gradient(
     backbone: BackboneConfig, targets: list[dict[str, Tensor]], options: dict[str, Any]

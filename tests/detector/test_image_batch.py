@@ -126,6 +126,9 @@ def test_boxes_back_in_the_original_are_clipped_to_it() -> None:
         ({"shortest_side": [600, 8]}, r"image\.shortest_side: \[600, 8\]"),
         ({"shortest_side": [480, 800], "longest_side": 700}, r"700 is below the largest shortest_side 800"),
         ({"mean": [0.5]}, r"got 1 and 3 numbers"),
+        ({"std": [0.2, 0.0, 0.2]}, r"image\.std: \[0\.2, 0\.0, 0\.2\] must be positive"),
+        ({"channel_order": "gbr"}, r"image\.channel_order: 'gbr' is none of rgb, bgr"),
+        ({"test_shortest_sides": [480, 8]}, r"image\.test_shortest_sides: \[480, 8\]"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

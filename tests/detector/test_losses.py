@@ -5,7 +5,15 @@ from math import exp, log
 import pytest
 import torch
 
-from detector.losses import Normalizer, box_loss, roi_classification_loss, rpn_classification_loss
+from detector.losses import (
+    Normalizer,
+    RPNNormalizer,
+    balanced_class_weights,
+    box_loss,
+    loss_of_each_roi,
+    roi_classification_loss,
+    rpn_classification_loss,
+)
 
 
 def test_objectness_by_hand() -> None:
@@ -20,6 +28,52 @@ def test_classes_by_hand() -> None:
     assert float(roi_classification_loss(logits, labels)) == pytest.approx(expected)
 
 
+def test_classes_with_weights_by_hand() -> None:
+    logits, labels = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 4.0]]), torch.tensor([1, 0])
+    first, second = log(3), log(exp(1) + exp(2) + exp(4)) - 1
+    loss = roi_classification_loss(logits, labels, torch.tensor([0.25, 2.0, 7.0]))
+    assert float(loss) == pytest.approx((2 * first + 0.25 * second) / 2.25)
+    torch.testing.assert_close(
+        loss, torch.nn.functional.cross_entropy(logits, labels, weight=torch.tensor([0.25, 2.0, 7.0]))
+    )
+
+
+@pytest.mark.parametrize(
+    ("labels", "background"),
+    [
+        ([0, 0, 0, 0, 3, 1], 2 / 4),  # two objects weigh as much as four samples of background
+        ([2, 2, 1, 0], 3.0),
+        ([0, 0], 0.0),  # no objects: background counts nothing
+        ([3, 1], 2.0),  # no background: nothing to weigh
+    ],
+)
+def test_balanced_weights(labels: list[int], background: float) -> None:
+    weights = balanced_class_weights(torch.tensor(labels), 3)
+    assert weights.tolist() == [background, 1, 1, 1]
+    total = sum(weights[label] for label in labels if label == 0)
+    assert float(total) == (2 if labels == [0, 0, 0, 0, 3, 1] else 3 if labels == [2, 2, 1, 0] else 0)
+
+
+def test_samples_that_weigh_nothing_give_zero_and_zero_gradients() -> None:
+    logits = torch.randn(3, 4, requires_grad=True)
+    labels = torch.zeros(3, dtype=torch.int64)
+    loss = roi_classification_loss(logits, labels, balanced_class_weights(labels, 3))
+    loss.backward()
+    assert float(loss.detach()) == 0
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
+
+
+def test_loss_of_each_roi_by_hand() -> None:
+    logits = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 4.0], [0.0, 3.0, 0.0]])
+    goals = torch.zeros(3, 4)
+    predicted = torch.tensor([[3.0, 0.0, 0.5, 0.0]] * 3)
+    each = loss_of_each_roi(logits, torch.tensor([2, 0, 1]), predicted, goals, 1.0, 10.0)
+    box = 10 * (2.5 + 0.125)
+    expected = [log(3) + box, log(exp(1) + exp(2) + exp(4)) - 1, log(2 + exp(3)) - 3 + box]  # none for background
+    assert each.tolist() == pytest.approx(expected, rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("beta", "expected"),
     [
@@ -28,11 +82,13 @@ def test_classes_by_hand() -> None:
         (0.0, 0.1 + 0.5 + 2),
     ],
 )
-@pytest.mark.parametrize(("normalizer", "count"), [("samples", 7), ("positives", 2)])
-def test_box_loss_by_hand(beta: float, expected: float, normalizer: Normalizer, count: int) -> None:
+@pytest.mark.parametrize(
+    ("normalizer", "count"), [("samples", 7), ("positives", 2), ("samples_per_image", 12), ("locations", 35)]
+)
+def test_box_loss_by_hand(beta: float, expected: float, normalizer: RPNNormalizer, count: int) -> None:
     targets = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]])
     predictions = targets + torch.tensor([[0.1, 0.0, -0.5, 0.0], [0.0, 0.0, 0.0, 2.0]])
-    loss = box_loss(predictions, targets, beta, 7, normalizer)
+    loss = box_loss(predictions, targets, beta, 7, normalizer, samples_per_batch=12, locations=35)
     assert float(loss) == pytest.approx(expected / count, rel=1e-5)
 
 

@@ -167,6 +167,10 @@ def test_average_by_hand(decay: float, averages: list[float | None]) -> None:
         ({"lr": 0.0}, r"optimizer\.lr: 0\.0"),
         ({"milestones": [0.5, 1.5]}, r"optimizer\.milestones: \[0\.5, 1\.5\]"),
         ({"ema_decay": 1.0}, r"optimizer\.ema_decay: 1\.0"),
+        ({"name": "adam"}, r"optimizer\.name: 'adam' is none of sgd, adamw"),
+        ({"momentum": 1.0}, r"optimizer\.momentum: 1\.0"),
+        ({"warmup_steps": -1}, r"optimizer\.warmup_steps: -1 must be >= 0"),
+        ({"warmup_start": 2.0}, r"optimizer\.warmup_start: 2\.0 must be in \[0, 1\]"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

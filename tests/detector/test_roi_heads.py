@@ -1,6 +1,6 @@
 """RoI heads: pooling by level, training samples, class-specific boxes, both losses, and detections."""
 
-from math import log
+from math import exp, log
 from typing import Any
 
 import pytest
@@ -98,6 +98,18 @@ def test_pooling_is_torchvisions(pooling: str, sampling_ratio: int) -> None:
     torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-5)
 
 
+def test_pooling_on_whole_cells() -> None:
+    """Columns 1 to 3 and rows 0 to 4 of the second level; torchvision's operator would take other cells."""
+    features = [torch.randn(2, 5, 12, 14), torch.randn(2, 5, 6, 7)]
+    rois = [NO_BOXES, torch.tensor([[28.0, 15.0, 50.0, 64.0]])]
+    roi_heads = heads(strides=(8, 16), pooling="roi_pool_floor")
+    roi_heads.canonical_level_side = 16.0
+    expected = torch.nn.functional.adaptive_max_pool2d(features[1][1, :, 0:5, 1:4], 2)
+    torch.testing.assert_close(roi_heads.pool(features, rois), expected[None])
+    roi_heads.config.pooling = "roi_pool"
+    assert not torch.equal(roi_heads.pool(features, rois), expected[None])
+
+
 @pytest.mark.parametrize("strides", [(16,), (8, 16)])
 def test_no_rois(strides: tuple[int, ...]) -> None:
     roi_heads = heads(strides=strides)
@@ -141,6 +153,59 @@ def test_labels_and_deltas_of_sampled_rois(difficult: str, expected: dict[int, i
     assert (rois.deltas[others] == 0).all()
 
 
+def test_jittered_ground_truth_is_appended_beside_the_exact_one() -> None:
+    objects = truth([[0, 0, 200, 100], [300, 50, 340, 250]], [1, 2], [False, True])
+    torch.manual_seed(0)
+    for jitter, reach in ((0.05, 0.025), (0.4, 0.2)):
+        roi_heads = heads(append_gt="jittered", gt_jitter=jitter, positive_fraction=1.0)
+        (rois,) = roi_heads.sample_rois([NO_BOXES], [objects], "drop")  # a difficult object is not appended
+        assert rois.labels.tolist() == [1, 1]
+        assert rois.boxes[0].tolist() == [0, 0, 200, 100]
+        shift = rois.boxes[1] - rois.boxes[0]
+        torch.testing.assert_close(shift[:2], shift[2:])
+        assert 0 < abs(float(shift[0])) <= reach * 200
+        assert 0 < abs(float(shift[1])) <= reach * 100
+        # Back to the object, in units of 0.1 sides.
+        expected = torch.tensor([-shift[0] / 200 / 0.1, -shift[1] / 100 / 0.1, 0.0, 0.0])
+        torch.testing.assert_close(rois.deltas[1], expected, atol=1e-4, rtol=1e-4)
+    for append, count in ((True, 1), (False, 0)):
+        (rois,) = heads(append_gt=append).sample_rois([NO_BOXES], [objects], "drop")
+        assert len(rois.boxes) == count
+
+
+def test_jitter_alone_uses_random_numbers() -> None:
+    objects = truth([[0, 0, 200, 100]], [1])
+    states = []
+    for append in (True, "jittered"):
+        torch.manual_seed(3)
+        heads_state = torch.get_rng_state()
+        roi_heads = heads(append_gt=append)
+        torch.set_rng_state(heads_state)
+        roi_heads.sample_rois([PROPOSALS], [objects], "drop")
+        states.append(torch.equal(torch.get_rng_state(), heads_state))
+    assert states == [True, False]
+
+
+def test_targets_with_mean_and_without_normalisation() -> None:
+    """A RoI on the left half of an object of 40 x 20: dx 0.5, dw ln 2."""
+    objects, roi = truth([[0, 0, 40, 20]], [2]), torch.tensor([[0.0, 0, 20, 20]])
+    for options, expected in (
+        ({}, [5.0, 0, log(2) / 0.2, 0]),
+        ({"delta_std": [1.0, 1.0, 1.0, 1.0]}, [0.5, 0, log(2), 0]),
+        (
+            {"delta_mean": [0.1, 0.2, 0.3, -0.4], "delta_std": [0.1, 0.5, 0.2, 0.4]},
+            [4.0, -0.4, (log(2) - 0.3) / 0.2, 1.0],
+        ),
+    ):
+        roi_heads = heads(append_gt=False, score_threshold=0.5, **options)  # type: ignore[arg-type]
+        (rois,) = roi_heads.sample_rois([roi], [objects], "drop")
+        torch.testing.assert_close(rois.deltas, torch.tensor([expected]))
+        # The way back: predicted targets give the object.
+        logits = torch.tensor([[0.0, 0.0, 9.0, 0.0]])
+        (found,) = roi_heads.detections(logits, rois.deltas[:, None].expand(1, 3, 4), [roi], image_batch((50, 60)))
+        torch.testing.assert_close(found["boxes"], objects.boxes.float(), atol=1e-4, rtol=0)
+
+
 def test_sampled_rois_keep_the_given_shares_and_the_lower_bound_of_background() -> None:
     objects = truth([[0, 0, 100, 100]], [1])
     heights = torch.cat((torch.full((40,), 50.0), torch.full((200,), 10.0), torch.full((300,), 9.0)))  # IoU x 100
@@ -166,7 +231,135 @@ def test_thirty_objects() -> None:
     assert sorted(rois.labels.tolist()) == list(range(1, 31))
 
 
+# Hard examples
+
+
+def ohem_heads(**options: Any) -> RoIHeads:
+    """Heads whose prediction is the same everywhere: background and class 1 equally likely, classes 2 and 3 never."""
+    roi_heads = heads(ohem=True, append_gt=False, **options)
+    for parameter in roi_heads.predictor.parameters():
+        torch.nn.init.zeros_(parameter)
+    with torch.no_grad():
+        roi_heads.predictor.scores.bias[2:] = torch.tensor([-4.0, -9.0])
+    return roi_heads
+
+
+FEATURES = [torch.zeros(1, 5, 20, 20)]
+
+
+@pytest.mark.parametrize(
+    ("number", "iou", "expected"),
+    [
+        (2, 0.95, [[60, 0, 70, 10], [60, 0, 70, 10.8]]),  # the two of class 3: a loss of about 9.7
+        (2, 0.7, [[60, 0, 70, 10.8], [0, 0, 40, 20]]),  # they overlap by 0.93: the harder one, then that of class 2
+        (3, 0.7, [[60, 0, 70, 10.8], [0, 0, 40, 20], [100, 50, 120, 90]]),
+        (99, 0.7, [[60, 0, 70, 10.8], [0, 0, 40, 20], [100, 50, 120, 90], [200, 200, 220, 230]]),
+        # The other one of class 3 stays away, and so does no background.
+    ],
+)
+def test_the_hardest_rois_are_trained_on(number: int, iou: float, expected: list[list[float]]) -> None:
+    """Losses: class 3 ln(2 + e^-4 + e^-9) + 9, and a box loss for the second; class 2 that + 4; class 1 and
+    background that alone, and class 1 a box loss more."""
+    objects = truth([[60, 0, 70, 10], [0, 0, 40, 20], [100, 50, 120, 80]], [3, 2, 1])
+    boxes = torch.tensor(
+        [[200.0, 200, 220, 230], [60, 0, 70, 10], [60, 0, 70, 10.8], [0, 0, 40, 20], [100, 50, 120, 90]]
+    )
+    roi_heads = ohem_heads(samples_per_image=number, ohem_nms_iou=iou, positive_fraction=0.25)
+    (rois,) = roi_heads.sample_rois([boxes], [objects], "drop", FEATURES)
+    assert sorted(rois.boxes.tolist()) == sorted(torch.tensor(expected).tolist())
+    labels = {60.0: 3, 0.0: 2, 100.0: 1, 200.0: 0}
+    assert rois.labels.tolist() == [labels[x] for x in rois.boxes[:, 0].tolist()]
+    assert (rois.labels > 0).tolist() == sorted((rois.labels > 0).tolist(), reverse=True)
+
+
+def test_the_box_loss_makes_a_roi_harder_by_its_weight() -> None:
+    """Class 1, 10 pixels too high: dh = ln(30 / 40), dy = -1 / 8; background elsewhere costs as much in its class."""
+    objects = truth([[100, 50, 120, 80]], [1])
+    boxes = torch.tensor([[200.0, 200, 220, 230], [100, 50, 120, 90]])
+    for weight, first in ((1.0, 100.0), (0.0, 200.0)):
+        roi_heads = ohem_heads(samples_per_image=1, reg_weight=weight)
+        with torch.no_grad():
+            roi_heads.predictor.scores.bias[1] = 0.01  # class 1 a little easier than background
+        (rois,) = roi_heads.sample_rois([boxes], [objects], "drop", FEATURES)
+        assert rois.boxes[:, 0].tolist() == [first]
+
+
+def test_finding_the_hardest_leaves_no_trace() -> None:
+    """No dropout, no batch statistics, no gradients, no random numbers; and the mode of each part comes back."""
+    head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(20, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout())
+    head.pool_size, head.out_channels = 2, 8  # type: ignore[assignment]
+    head[1].eval()  # frozen
+    roi_heads = RoIHeads(head, (16,), 3, RoIConfig(ohem=True, samples_per_image=2))  # type: ignore[arg-type]
+    before = {key: value.clone() for key, value in roi_heads.state_dict().items()}
+    state = torch.get_rng_state()
+    features = [torch.randn(1, 5, 20, 20, generator=torch.Generator().manual_seed(0)).requires_grad_()]
+    picked = [roi_heads.sample_rois([PROPOSALS], [OBJECTS], "ignore", features)[0] for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(picked[0].boxes, picked[1].boxes)
+    assert all(torch.equal(value, before[key]) for key, value in roi_heads.state_dict().items())
+    assert [module.training for module in head] == [True, False, True, True]
+    assert [60, 0, 70, 10] not in picked[0].boxes.tolist()  # difficult, ignored
+
+
+def test_hard_examples_learn_under_mixed_precision() -> None:
+    """Autocast's copies of the weights, made without gradients for the choice, must not serve the training pass."""
+    roi_heads = heads(ohem=True, samples_per_image=3)
+    features = [torch.randn(1, 5, 20, 20)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        sampled = roi_heads.sample_rois([PROPOSALS], [OBJECTS], "drop", features)
+        logits, deltas = roi_heads(features, [rois.boxes for rois in sampled])
+        sum(roi_heads.losses(logits, deltas, sampled).values()).backward()  # type: ignore[union-attr]
+    for name, parameter in roi_heads.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("proposals", [NO_BOXES, torch.tensor([[0.0, 0, 30, 20]])])
+def test_hard_examples_without_objects(proposals: Tensor) -> None:
+    (rois,) = ohem_heads().sample_rois([proposals], [truth([], [])], "drop", FEATURES)
+    assert rois.labels.tolist() == [0] * len(proposals)
+
+
 # Losses
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ("none", (3 * log(4) + 2) / 5),
+        # One object, four of background at a quarter each.
+        ("balanced", (log(4) + (2 * log(4) + 2) / 4) / 2),
+        ([0.5, 9.0, 9.0, 3.0], (3 * log(4) + 0.5 * (2 * log(4) + 2)) / (3 + 4 * 0.5)),
+    ],
+)
+def test_class_weights(weights: Any, expected: float) -> None:
+    """Three RoIs at ln 4, of which one is an object of class 3, and two of background at 1 each."""
+    easy = log((exp(1) - 1) / 3)  # ln(1 + 3 e^x) = 1
+    logits = torch.zeros(5, 4)
+    logits[3:, 1:] = easy
+    sampled = [SampledRoIs(torch.zeros(5, 4), torch.tensor([3, 0, 0, 0, 0]), torch.zeros(5, 4))]
+    loss = heads(class_weights=weights).losses(logits, torch.zeros(5, 3, 4), sampled)["loss_roi_cls"]
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("normalizer", "count"), [("samples", 4), ("positives", 3), ("samples_per_image", 2 * 50)])
+def test_normalisers_of_the_box_loss(normalizer: str, count: int) -> None:
+    roi_heads = heads(reg_normalizer=normalizer, samples_per_image=50)
+    sampled = [
+        SampledRoIs(torch.zeros(3, 4), torch.tensor([3, 1, 0]), torch.full((3, 4), 0.5)),
+        SampledRoIs(torch.zeros(1, 4), torch.tensor([2]), torch.full((1, 4), 3.0)),
+    ]
+    loss = roi_heads.losses(torch.zeros(4, 4), torch.zeros(4, 3, 4), sampled)["loss_roi_reg"]
+    assert float(loss) == pytest.approx((0.5 + 0.5 + 10) / count)
+
+
+def test_initial_weights_of_the_predictor() -> None:
+    torch.manual_seed(0)
+    for options, stds in (({}, (0.01, 0.001)), ({"score_init_std": 0.2, "delta_init_std": 0.05}, (0.2, 0.05))):
+        predictor = RoIHeads(TwoLayerHead(1, 5, 256), (16,), 20, RoIConfig(**options)).predictor
+        assert predictor.scores.weight.shape == (21, 256)
+        found = float(predictor.scores.weight.detach().std()), float(predictor.deltas.weight.detach().std())
+        assert found == pytest.approx(stds, rel=0.05)
 
 
 @pytest.mark.parametrize("class_agnostic", [False, True])
@@ -280,6 +473,21 @@ def test_detections_return_to_original_pixels_axis_by_axis() -> None:
     torch.testing.assert_close(found["boxes"], torch.tensor([[20.0, 6.1, 150.0, 30.5], [100.0, 12.2, 200.0, 61.0]]))
 
 
+@pytest.mark.parametrize(
+    ("nms", "scores"),
+    [("hard", [0.9, 0.5]), ("soft_linear", [0.9, 0.5, 0.32]), ("soft_gaussian", [0.9, 0.5, 0.8 * 0.48675226])],
+)
+def test_kinds_of_nms(nms: str, scores: list[float]) -> None:
+    """The second box overlaps the first by 0.6: 0.8 x 0.4, or 0.8 x exp(-0.36 / 0.5). The third is alone."""
+    roi_heads = heads(classes=1, nms=nms, nms_iou=0.5)
+    rois = torch.tensor([[0.0, 0, 40, 20], [0, 0, 40, 12], [100, 100, 140, 112]])
+    probabilities = torch.tensor([0.9, 0.8, 0.5])
+    logits = torch.stack((torch.zeros(3), torch.logit(probabilities)), dim=1)
+    (found,) = roi_heads.detections(logits, torch.zeros(3, 1, 4), [rois], image_batch((200, 200)))
+    assert found["scores"].tolist() == pytest.approx(scores)
+    assert found["boxes"].tolist() == rois[[0, 2, 1]][: len(scores)].tolist()
+
+
 def test_a_score_must_exceed_the_threshold_and_empty_boxes_are_dropped() -> None:
     roi_heads = heads(classes=1, score_threshold=0.5)
     rois = torch.tensor([[0.0, 0, 9, 9], [20, 20, 40, 30], [150, 10, 160, 20]])  # the last lies outside of the image
@@ -293,10 +501,25 @@ def test_a_score_must_exceed_the_threshold_and_empty_boxes_are_dropped() -> None
     [
         ({"background_iou": [0.5, 0.1]}, r"roi\.background_iou: \[0.5, 0.1\]"),
         ({"background_iou": [0.0, 0.6]}, r"roi\.positive_iou = 0.5"),
-        ({"delta_std": [0.1, 0.1, 0.2]}, r"roi\.delta_std"),
+        ({"delta_std": [0.1, 0.1, 0.2]}, r"roi\.delta_std: \[0.1, 0.1, 0.2\] has 3 numbers, needs 4"),
+        ({"delta_std": [0.1, 0.1, 0.2, 0]}, r"roi\.delta_std: .* must be positive"),
+        ({"delta_mean": [0.0] * 5}, r"roi\.delta_mean: .* has 5 numbers, needs 4"),
+        ({"append_gt": "maybe"}, r"roi\.append_gt: 'maybe' is none of true, false, jittered"),
+        ({"class_weights": "even"}, r"roi\.class_weights: 'even'"),
+        ({"class_weights": [0.0, 0.0]}, r"roi\.class_weights: \[0.0, 0.0\]"),
+        ({"nms": "soft"}, r"roi\.nms: 'soft' is none of hard, soft_linear, soft_gaussian"),
+        ({"soft_nms_sigma": 0.0}, r"roi\.soft_nms_sigma: 0.0 must be positive"),
+        ({"ohem_nms_iou": 7}, r"roi\.ohem_nms_iou: 7 must be in \[0, 1\]"),
+        ({"detections_per_image": 0}, r"roi\.detections_per_image: 0 must be >= 1"),
+        ({"pooling": "max"}, r"roi\.pooling: 'max' is none of roi_align, .*, roi_pool_floor"),
         ({"positive_fraction": 1.5}, r"roi\.positive_fraction 1.5"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         RoIConfig(**options)
+
+
+def test_a_wrong_number_of_class_weights_names_both() -> None:
+    with pytest.raises(InputError, match=r"roi\.class_weights: 3 numbers for 3 classes; give 4, the first for back"):
+        heads(class_weights=[1.0, 2.0, 3.0])

@@ -1,12 +1,12 @@
-"""RoIAlign by matrix products against torchvision's operator, gradients included."""
+"""RoIAlign by matrix products against torchvision's operator, gradients included; max pooling over whole cells."""
 
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
+from torchvision.ops import roi_align, roi_pool
 
 from detector import roi_pooling
-from detector.roi_pooling import interpolation_matrix, pool_aligned
+from detector.roi_pooling import interpolation_matrix, pool_aligned, pool_whole_cells
 
 
 def random_rois(number: int) -> Tensor:
@@ -70,3 +70,37 @@ def test_float32_under_autocast() -> None:
         pooled = pool_aligned(features, rois, 7, 1 / 16, 2, True)
     assert pooled.dtype == torch.float32
     torch.testing.assert_close(pooled, roi_align(features.float(), rois, 7, 1 / 16, 2, aligned=True), atol=2e-5, rtol=0)
+
+
+# Max pooling over whole cells
+
+
+def test_corners_are_rounded_down_and_both_cells_included() -> None:
+    """A RoI from (28, 15) to (50, 64): columns 1 to 3 and rows 0 to 4; for RoIPool columns 2, 3 and rows 1 to 4."""
+    features = torch.arange(42.0).view(1, 1, 6, 7)  # 7 * row + column
+    rois = torch.tensor([[0.0, 28.0, 15.0, 50.0, 64.0]])
+    pooled = pool_whole_cells(-features, rois, 2, 16)  # the lowest number of each bin
+    # Two bins of 3 columns share the middle one (1-2, 2-3), and so do those of 5 rows (0-2, 2-4).
+    assert (-pooled).tolist() == [[[[1, 2], [15, 16]]]]
+    assert pool_whole_cells(features, rois, 2, 16).tolist() == [[[[16, 17], [30, 31]]]]
+    assert (-roi_pool(-features, rois, 2, 1 / 16)).tolist() == [[[[9, 10], [23, 24]]]]
+
+
+def test_a_roi_up_to_the_border_ends_in_the_last_cell() -> None:
+    features = torch.randn(2, 3, 4, 6)
+    rois = torch.tensor([[1.0, 40.0, 20.0, 96.0, 64.0], [0.0, 95.9, 63.9, 96.0, 64.0], [0.0, -9.0, -9.0, 3.0, 3.0]])
+    pooled = pool_whole_cells(features, rois, 3, 16)
+    torch.testing.assert_close(pooled[0], torch.nn.functional.adaptive_max_pool2d(features[1, :, 1:, 2:], 3))
+    torch.testing.assert_close(pooled[1], features[0, :, 3:, 5:].expand(3, 3, 3))
+    torch.testing.assert_close(pooled[2], features[0, :, :1, :1].expand(3, 3, 3))
+
+
+def test_whole_cells_give_each_maximum_its_gradient() -> None:
+    features = torch.arange(12.0).view(1, 1, 3, 4).requires_grad_()
+    pooled = pool_whole_cells(features, torch.tensor([[0.0, 0, 0, 20, 40], [0, 16, 16, 40, 40]]), 1, 16)
+    (gradient,) = torch.autograd.grad(pooled.sum(), features)
+    assert pooled.flatten().tolist() == [9, 10]
+    assert gradient.nonzero()[:, 2:].tolist() == [[2, 1], [2, 2]]
+    none = pool_whole_cells(features, torch.zeros(0, 5), 2, 16)
+    assert none.shape == (0, 1, 2, 2)
+    assert torch.autograd.grad(none.sum(), features)[0].abs().max() == 0

@@ -21,9 +21,9 @@ from detector.sampling import GroundTruth
 LN2 = log(2)
 
 
-def image_batch(*sizes: tuple[int, int]) -> ImageBatch:
+def image_batch(*sizes: tuple[int, int], originals: list[tuple[int, int]] | None = None) -> ImageBatch:
     """A batch of which only the sizes matter."""
-    return ImageBatch(torch.zeros(len(sizes), 3, 1, 1), list(sizes), list(sizes))
+    return ImageBatch(torch.zeros(len(sizes), 3, 1, 1), list(sizes), originals or list(sizes))
 
 
 def truth(*boxes: list[float], difficult: bool = False) -> GroundTruth:
@@ -172,6 +172,15 @@ def test_small_proposals_are_dropped_after_clipping() -> None:
     assert len(rpn.proposals(output, image_batch((16, 20)))[0]) == 2
 
 
+@pytest.mark.parametrize(("scales", "kept"), [(False, [3, 3]), (True, [2, 3])])
+def test_minimum_side_follows_the_factor_of_its_image(scales: bool, kept: list[int]) -> None:
+    """Boxes of 16, 16 and 13 pixels; the first image was enlarged by 1.5, the second shrunk by half."""
+    rpn = network(min_side=10.0, min_side_scales=scales).eval()  # 15 pixels of the first, 5 of the second
+    output = random_output(rpn, 2, (1, 3), spread=0)
+    batch = image_batch((60, 45), (60, 45), originals=[(40, 30), (120, 90)])
+    assert [len(boxes) for boxes in rpn.proposals(output, batch)] == kept
+
+
 def test_proposals_are_detached() -> None:
     rpn = network(AnchorConfig([1, 2], [0.5, 2]))
     output = rpn([torch.randn(1, 6, 3, 4)])
@@ -209,7 +218,10 @@ def test_difficult_objects_in_the_loss(difficult: str, expected: float) -> None:
     assert float(losses["loss_rpn_reg"]) == 0
 
 
-@pytest.mark.parametrize(("normalizer", "count"), [("samples", 16 + 2), ("positives", 3)])
+@pytest.mark.parametrize(
+    ("normalizer", "count"),
+    [("samples", 16 + 2), ("positives", 3), ("samples_per_image", 2 * 256), ("locations", 4 * 4 + 1 * 2)],
+)
 def test_box_loss_by_hand_over_two_images(normalizer: str, count: int) -> None:
     """Each image has its own objects: targets and normalisers are not mixed up."""
     rpn = network(reg_beta=1.0, reg_normalizer=normalizer, positive_iou=0.5, negative_iou=0.3)
@@ -224,6 +236,32 @@ def test_box_loss_by_hand_over_two_images(normalizer: str, count: int) -> None:
     dy, dh = -3 / 16, log(10 / 16)
     second = 0.5 * (dy**2 + dh**2) + 0.5 * 0.5**2
     assert float(losses["loss_rpn_reg"]) == pytest.approx((first + second) / count, rel=1e-5)
+
+
+def test_locations_of_all_levels_and_images_without_padding() -> None:
+    rpn = network(AnchorConfig([1], [0.5, 2]), strides=(16, 32))
+    # The paper's images: 600 x 1000 on stride 16 has about 2400. Anchors at a location do not count.
+    assert network()._locations((600, 1000)) == 38 * 63
+    assert rpn._locations((33, 64)) == 3 * 4 + 2 * 2
+
+
+def test_initial_weights() -> None:
+    torch.manual_seed(0)
+    for options, std in (({}, 0.01), ({"init_std": 0.3}, 0.3)):
+        head = RPNHead(256, 9, RPNConfig(**options))
+        for layer in (head.conv, head.objectness, head.deltas):
+            assert float(layer.weight.detach().std()) == pytest.approx(std, rel=0.06)
+            assert float(layer.bias.abs().max()) == 0  # type: ignore[union-attr]
+
+
+def test_best_anchors_of_an_object() -> None:
+    """An object between two anchors, at IoU 1/3 with both: both are positive, one of them, or none."""
+    between = [8.0, 0.0, 24.0, 16.0]
+    for best, expected in ((True, [0, 1]), ("one", [0]), (False, [])):
+        rpn, output = tiled(best_per_object=best)
+        positives, negatives, *_ = rpn._sample_image(output.anchors[0], truth(between), (64, 64), "drop")
+        assert positives.tolist() == expected
+        assert len(negatives) == 14
 
 
 def test_sampling_limits_each_image() -> None:
@@ -312,6 +350,11 @@ def test_worked_example() -> None:
         ({"positive_fraction": 0}, r"rpn\.positive_fraction: 0"),
         ({"pre_nms_test": 0}, r"rpn\.pre_nms_test: 0"),
         ({"samples_per_image": -1}, r"rpn\.samples_per_image: -1"),
+        ({"objectness": "tanh"}, r"rpn\.objectness: 'tanh' is none of sigmoid, softmax"),
+        ({"reg_normalizer": "anchors"}, r"rpn\.reg_normalizer: 'anchors' is none of samples, positives, samples_per_"),
+        ({"best_per_object": "two"}, r"rpn\.best_per_object: 'two' is none of true, false, one"),
+        ({"nms_iou": 1.5}, r"rpn\.nms_iou: 1.5 must be in \[0, 1\]"),
+        ({"min_side": -1.0}, r"rpn\.min_side: -1.0 must be >= 0"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

@@ -7,7 +7,7 @@ from torchvision.ops import box_iou
 
 from detector.anchors import AnchorConfig, AnchorGenerator
 from detector.boxes import encode, is_inside
-from detector.sampling import IGNORED, NEGATIVE, POSITIVE, GroundTruth, match, sample, split_difficult
+from detector.sampling import IGNORED, NEGATIVE, POSITIVE, GroundTruth, jittered, match, sample, split_difficult
 
 OBJECT = torch.tensor([[0.0, 0.0, 100.0, 100.0]])
 
@@ -59,6 +59,36 @@ def test_best_per_object_includes_ties_and_keeps_the_object() -> None:
     matches = match(candidates, objects, 0.7, (0.0, 0.3), best_per_object=True)
     assert matches.kind.tolist() == [POSITIVE] * 3 + [NEGATIVE, POSITIVE, NEGATIVE]
     assert matches.index[matches.kind == POSITIVE].tolist() == [0, 0, 0, 1]
+
+
+def test_one_best_per_object_is_the_first_of_ties_and_goes_to_that_object() -> None:
+    objects = torch.tensor([[0.0, 0.0, 10.0, 20.0], [0.0, 0.0, 40.0, 16.0], [500.0, 0.0, 540.0, 10.0]])
+    candidates = torch.tensor(
+        [
+            [0.0, 0.0, 40.0, 20.0],  # 0.25 with the first object, 0.8 with the second
+            [-30.0, 0.0, 10.0, 20.0],  # 0.25 with the first
+            [300.0, 0.0, 340.0, 20.0],
+        ]
+    )
+    both = match(candidates, objects, 0.9, (0.0, 0.2), best_per_object=True)
+    assert both.kind.tolist() == [POSITIVE, POSITIVE, NEGATIVE]
+    assert both.index[:2].tolist() == [1, 0]
+    swapped = match(candidates, objects[[1, 0, 2]], 0.9, (0.0, 0.2), best_per_object="one")
+    one = match(candidates, objects, 0.9, (0.0, 0.2), best_per_object="one")
+    # The first candidate is the best of two objects: the last of them has it. The third object has none.
+    assert one.kind.tolist() == swapped.kind.tolist() == [POSITIVE, IGNORED, NEGATIVE]
+    assert (one.index[0], swapped.index[0]) == (1, 1)
+    alone = match(candidates[[1, 0]], objects[:1], 0.9, (0.0, 0.2), best_per_object="one")
+    assert alone.kind.tolist() == [POSITIVE, IGNORED]
+
+
+def test_one_best_may_overlap_another_object_more() -> None:
+    objects = torch.tensor([[0.0, 0.0, 40.0, 20.0], [0.0, 0.0, 40.0, 4.0]])
+    candidates = torch.tensor([[0.0, 0.0, 40.0, 20.0], [0.0, 0.0, 40.0, 12.0]])  # IoU 1, 0.2; 0.6, 1/3
+    own, one = (match(candidates, objects, 0.7, (0.0, 0.3), best_per_object=value) for value in (True, "one"))
+    assert own.kind.tolist() == one.kind.tolist() == [POSITIVE, POSITIVE]
+    assert own.index.tolist() == [0, 0]
+    assert one.index.tolist() == [0, 1]
 
 
 def test_an_object_that_nothing_overlaps_has_no_best_candidates() -> None:
@@ -160,6 +190,22 @@ def test_every_candidate_has_its_chance() -> None:
         seen_positives |= set(positives.tolist())
         seen_negatives |= set(negatives.tolist())
     assert (len(seen_positives), len(seen_negatives)) == (12, 30)
+
+
+def test_jittered_boxes_keep_their_shape_within_half_the_share() -> None:
+    boxes = torch.tensor([[10.0, 20.0, 110.0, 40.0]]).repeat(400, 1)
+    torch.manual_seed(0)
+    moved = jittered(boxes, 0.1) - boxes
+    torch.testing.assert_close(moved[:, :2], moved[:, 2:])
+    x, y = moved[:, 0], moved[:, 1]
+    # Up to 5 pixels along x, where the side is 100, and up to 1 along y, where it is 20; both ways, not together.
+    assert 4.8 < float(x.max()) <= 5 + 1e-4
+    assert -5 - 1e-4 <= float(x.min()) < -4.8
+    assert 0.96 < float(y.max()) <= 1 + 1e-4
+    assert -1 - 1e-4 <= float(y.min()) < -0.96
+    assert abs(float(torch.corrcoef(torch.stack((x, y)))[0, 1])) < 0.2
+    assert torch.equal(jittered(boxes, 0.0), boxes)
+    assert jittered(boxes[:0], 0.1).shape == (0, 4)
 
 
 def test_thirty_objects_in_an_image() -> None:

@@ -251,3 +251,19 @@ def test_command_line_wins_over_the_hyperparameters_of_the_checkpoint(copied_run
     left = predictions(copied_run)
     assert 0 < len(left) < len(found)
     assert min(row["score"] for row in left) >= threshold - 1e-6
+
+
+def test_views_and_soft_nms_of_a_trained_checkpoint(copied_run, frcnn, metrics_of):
+    """Options of the model that change evaluation alone are taken from the command line."""
+    found = [predictions(copied_run)]
+    checkpoint = copied_run / "checkpoints" / "last.ckpt"
+    for option in (
+        ["--model.image.test_flip", "true"],
+        ["--model.image.test_shortest_sides", "[48,64]"],
+        ["--model.roi.nms", "soft_gaussian"],
+    ):
+        result = frcnn("validate", "--ckpt_path", checkpoint, *option, cwd=copied_run.parents[2])
+        assert result.code == 0, result.err
+        found.append(predictions(copied_run))
+        assert 0 <= metrics_of(copied_run)["val/AP50_voc07"] <= 1
+    assert all(one != other for place, one in enumerate(found) for other in found[:place])

@@ -126,3 +126,30 @@ def test_works_after_run_and_data_are_gone(frcnn, tiny_config, mini_voc, images,
     assert result.code == 0, result.err
     assert len(list((tmp_path / "out").rglob("*.jpg"))) == 3
     assert "3 images" in result.out
+
+
+def test_views_change_the_detections(frcnn, checkpoint, images, tmp_path):
+    written = []
+    for number, options in enumerate(([], ["--flip"], ["--shortest_sides", "[48, 64]"])):
+        result = frcnn(
+            *("predict", "--ckpt_path", checkpoint, "--images", images, "--output", f"out{number}"),
+            *("--accelerator", "cpu", *options),
+            cwd=tmp_path,
+        )
+        assert result.code == 0, result.err
+        written.append(json.loads((tmp_path / f"out{number}" / "predictions.json").read_text()))
+        check_entries(written[-1], images, ["a.jpg", "c.png", "more/b.JPG"])
+    assert written[0] != written[1] != written[2] != written[0]
+
+
+@pytest.mark.parametrize(
+    ("sides", "message"),
+    [("[64, big]", "'[64, big]' is not a list of whole numbers"), ("[4]", "[4] must be of at least")],
+)
+def test_bad_sides(frcnn, checkpoint, images, tmp_path, sides, message):
+    result = frcnn(
+        *("predict", "--ckpt_path", checkpoint, "--images", images, "--output", "out", "--shortest_sides", sides),
+        cwd=tmp_path,
+    )
+    assert result.code == 2
+    assert message in result.err

@@ -1,0 +1,63 @@
+"""Test-time augmentation: each image is seen in several views, mirrored and at several sizes.
+
+All views' candidates above the score threshold meet, in pixels of the original image, in one NMS.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from detector.image_batch import ImageConfig, to_original
+from detector.post_processing import Candidates
+
+if TYPE_CHECKING:
+    from detector.faster_rcnn import FasterRCNN
+
+
+class View(NamedTuple):
+    """A way to look at an image: at the size of `image`, mirrored or not."""
+
+    image: ImageConfig
+    mirrored: bool
+
+
+def views(config: ImageConfig) -> list[View]:
+    """The views of an image in evaluation; one, as it is, unless the configuration asks for more."""
+    usual = config.shortest_side[-1]
+    sizes = [
+        replace(
+            config,
+            shortest_side=[side],
+            longest_side=config.longest_side * side // usual,
+            test_flip=False,
+            test_shortest_sides=[],
+        )
+        for side in config.test_shortest_sides or [usual]
+    ]
+    return [View(size, mirrored) for size in sizes for mirrored in ((False, True) if config.test_flip else (False,))]
+
+
+def mirror(boxes: Tensor, width: int) -> Tensor:
+    """Boxes (..., 4) in the mirror image of an image of `width`: x becomes width - x."""
+    x1, y1, x2, y2 = boxes.unbind(-1)
+    return torch.stack((width - x2, y1, width - x1, y2), dim=-1)
+
+
+def detect_in_views(model: "FasterRCNN", images: Sequence[Tensor]) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
+    """As `FasterRCNN.forward`, over all views of each image; the proposals are those of the first view."""
+    found: list[list[Candidates]] = [[] for _ in images]
+    first_proposals: list[Tensor] = []
+    for view in views(model.image_config):
+        features, batch = model.features([image.flip(-1) if view.mirrored else image for image in images], view.image)
+        proposals = model.proposals(features, batch)
+        first_proposals = first_proposals or [to_original(boxes, batch, i) for i, boxes in enumerate(proposals)]
+        logits, deltas = model.roi_heads(features, proposals)
+        for index, candidates in enumerate(model.roi_heads.candidates(logits, deltas, proposals, batch)):
+            boxes = to_original(candidates.boxes, batch, index)
+            boxes = mirror(boxes, batch.original_sizes[index][1]) if view.mirrored else boxes
+            found[index].append(candidates._replace(boxes=boxes))
+    merged = [model.roi_heads.suppress(Candidates(*map(torch.cat, zip(*each, strict=True)))) for each in found]
+    return [{"boxes": each.boxes, "labels": each.labels, "scores": each.scores} for each in merged], first_proposals

@@ -1,0 +1,74 @@
+"""From class scores and boxes of all RoIs to the detections of an image: threshold, then hard or soft NMS.
+
+n RoIs of an image, C classes without background, K candidates, D detections.
+"""
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.ops import batched_nms, box_iou
+
+from detector import boxes as box_ops
+
+NMS = Literal["hard", "soft_linear", "soft_gaussian"]
+
+
+class Candidates(NamedTuple):
+    """Boxes (K, 4), labels (K,) in 1..C and scores (K,) of one image, in any order."""
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+
+
+def likely_boxes(boxes: Tensor, scores: Tensor, size: tuple[int, int], threshold: float) -> Candidates:
+    """Of boxes (n, C, 4) with scores (n, C) those above `threshold`, clipped to an image of `size` (height, width)."""
+    boxes = box_ops.clip(boxes, size)
+    roi, column = torch.where(scores > threshold)
+    boxes, scores, labels = boxes[roi, column], scores[roi, column], column + 1
+    usable = box_ops.has_sides_of(boxes, 1e-2)
+    return Candidates(boxes[usable], labels[usable], scores[usable])
+
+
+def suppress(found: Candidates, kind: NMS, iou: float, sigma: float, threshold: float, limit: int) -> Candidates:
+    """The best `limit` candidates by descending score after NMS within each class.
+
+    Args:
+        found: Candidates.
+        kind: `hard`: those that overlap a better one by more than `iou` are dropped; otherwise as `soft_nms`.
+        iou: Overlap from which on boxes of a class compete.
+        sigma: Of `soft_gaussian`.
+        threshold: Candidates whose score soft NMS lowers to this or less are dropped.
+        limit: Upper limit of their number.
+    """
+    if kind == "hard":
+        keep = batched_nms(found.boxes, found.scores, found.labels, iou)[:limit]
+        return Candidates(found.boxes[keep], found.labels[keep], found.scores[keep])
+    keep, scores = soft_nms(found, kind, iou, sigma, limit)
+    above = scores > threshold
+    keep = keep[above]
+    return Candidates(found.boxes[keep], found.labels[keep], scores[above])
+
+
+def soft_nms(found: Candidates, kind: NMS, iou: float, sigma: float, limit: int) -> tuple[Tensor, Tensor]:
+    """Indices (D,) of the best `limit` candidates, and their lowered scores (D,), descending.
+
+    Again and again the best remaining candidate is taken, and the scores of the others of its class are multiplied by
+    1 - IoU where the IoU exceeds `iou` (`soft_linear`) or by exp(-IoU^2 / sigma) (`soft_gaussian`): Bodla et al., ICCV
+    2017, equations 2 and 3. All classes take turns in one loop, which can end at `limit` since scores only fall.
+    """
+    remaining = found.scores.clone()
+    number = min(limit, len(remaining))
+    keep, scores = torch.zeros(number, dtype=torch.int64, device=remaining.device), remaining.new_zeros(number)
+    for place in range(number):
+        best = remaining.argmax()
+        keep[place], scores[place] = best, remaining[best]
+        overlap = box_iou(found.boxes[best][None], found.boxes)[0]
+        if kind == "soft_linear":
+            factor = torch.where(overlap > iou, 1 - overlap, 1.0)
+        else:
+            factor = torch.exp(-(overlap**2) / sigma)
+        remaining = torch.where(found.labels == found.labels[best], remaining * factor, remaining)
+        remaining[best] = -1.0  # never above 0 again, whatever it is multiplied by
+    return keep, scores
