@@ -14,8 +14,9 @@ class RoIConfig:
     """Sampling of RoIs, pooling, the box head's losses, and post-processing.
 
     Args:
-        samples_per_image: RoIs that an image contributes to the losses.
-        positive_fraction: Upper limit of the share of positives among them.
+        samples_per_image: RoIs that an image contributes to the losses. py-faster-rcnn: 128; torchvision, detectron2:
+            512.
+        positive_fraction: Upper limit of the share of positives among them (0.25 in Fast R-CNN and most code).
         positive_iou: A RoI at or above this IoU with an object takes its class.
         background_iou: A RoI whose best IoU lies in [low, high) is background. Fast R-CNN: [0.1, 0.5]; torchvision and
             detectron2: [0, 0.5].

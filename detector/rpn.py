@@ -30,23 +30,26 @@ class RPNConfig:
             VGG16.
         objectness: `sigmoid` over one score (torchvision, detectron2) or `softmax` over two (the paper) per anchor.
         init_std: Standard deviation of the initial weights of all three layers (the paper: 0.01).
-        positive_iou: Anchors at or above this IoU with an object are positive.
-        negative_iou: Anchors below this IoU with every object are negative; those between are not used.
+        positive_iou: Anchors at or above this IoU with an object are positive (0.7 in the paper and its ports).
+        negative_iou: Anchors below this IoU with every object are negative; those between are not used (0.3 in the
+            paper and its ports).
         best_per_object: Also make an object's best anchors positive, whatever their IoU (the paper's rule i): true
             (ties included: py-faster-rcnn, torchvision, detectron2), false, or `one` (only the first of the best, which
             then learns that object: bubbliiiing's port).
-        samples_per_image: Anchors that an image contributes to the losses.
-        positive_fraction: Upper limit of the share of positives among them.
-        pre_nms_train: Proposals per image and level before NMS in training, by score.
-        post_nms_train: Proposals per image after NMS in training.
-        pre_nms_test: The same in evaluation.
-        post_nms_test: The same in evaluation.
-        nms_iou: A proposal is dropped if it overlaps a better one by more than this.
+        samples_per_image: Anchors that an image contributes to the losses (256 in the paper and its ports).
+        positive_fraction: Upper limit of the share of positives among them (0.5 in the paper and its ports).
+        pre_nms_train: Proposals per image and level before NMS in training, by score. py-faster-rcnn: 12000;
+            torchvision: 2000.
+        post_nms_train: Proposals per image after NMS in training. The paper: 2000; bubbliiiing's port: 600.
+        pre_nms_test: As `pre_nms_train`, in evaluation. py-faster-rcnn: 6000; bubbliiiing's port: 3000; torchvision:
+            1000.
+        post_nms_test: As `post_nms_train`, in evaluation. The paper: 300; torchvision: 1000.
+        nms_iou: A proposal is dropped if it overlaps a better one by more than this (0.7 in the paper and its ports).
         min_side: Proposals with a side shorter than this many pixels of the resized image are dropped (py-faster-rcnn:
             16; detectron2: 0).
         min_side_scales: Count `min_side` in pixels of the original image, that is, multiply it by the factor by which
             the image was resized (py-faster-rcnn, chenyuntc's port).
-        reg_beta: Smooth L1's turning point; 1/9 is sigma = 3 (py-faster-rcnn, torchvision).
+        reg_beta: Smooth L1's turning point; 1/9 is sigma = 3 (py-faster-rcnn, mx-rcnn, torchvision). detectron2: 0.
         reg_normalizer: Box loss divided by the number of `samples` (py-faster-rcnn, torchvision), of `positives`, by
             `samples_per_image` times the images, whether so many were found or not (detectron2, mx-rcnn), or by the
             number of `locations` of the feature map without padding (the paper: about 2400).

@@ -12,6 +12,8 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from detector.lightning_module import FasterRCNNModule
+
 LOSSES = {f"train/{name}" for name in ("loss", "loss_rpn_cls", "loss_rpn_reg", "loss_roi_cls", "loss_roi_reg")}
 METRICS = {
     *("val/AP50_voc07", "val/AP50_voc", "val/AP", "val/AP50", "val/AP75"),
@@ -267,3 +269,28 @@ def test_views_and_soft_nms_of_a_trained_checkpoint(copied_run, frcnn, metrics_o
         found.append(predictions(copied_run))
         assert 0 <= metrics_of(copied_run)["val/AP50_voc07"] <= 1
     assert all(one != other for place, one in enumerate(found) for other in found[:place])
+
+
+def test_conventions_of_other_systems_train_and_stay_in_the_checkpoint(tiny_config, frcnn, tmp_path):
+    result = frcnn(
+        *("fit", "--config", tiny_config, "--model.rpn.best_per_object", "one"),
+        *("--model.rpn.reg_normalizer", "locations", "--model.rpn.min_side_scales", "true"),
+        *("--model.roi.append_gt", "jittered", "--model.roi.class_weights", "balanced", "--model.roi.ohem", "true"),
+        *("--model.roi.pooling", "roi_pool_floor", "--model.roi.nms", "soft_linear", "--model.image.test_flip", "true"),
+        cwd=tmp_path,
+    )
+    assert result.code == 0, result.err
+    model = FasterRCNNModule.from_checkpoint(tmp_path / "runs" / "tiny" / "seed0" / "checkpoints" / "last.ckpt").model
+    roi, rpn = model.roi_heads.config, model.rpn.config
+    assert (roi.append_gt, roi.class_weights, roi.ohem) == ("jittered", "balanced", True)
+    assert (roi.pooling, roi.nms, model.image_config.test_flip) == ("roi_pool_floor", "soft_linear", True)
+    assert (rpn.best_per_object, rpn.reg_normalizer, rpn.min_side_scales) == ("one", "locations", True)
+
+
+@pytest.mark.parametrize(("value", "expected"), [("no", False), ("yes", True), ("[0.5,1,1,1,1,1,2]", None)])
+def test_spellings_of_options_of_two_kinds(tiny_config, frcnn, tmp_path, value, expected):
+    option = "--model.roi.append_gt" if expected is not None else "--model.roi.class_weights"
+    result = frcnn("fit", "--config", tiny_config, option, value, "--print_config", cwd=tmp_path)
+    roi = yaml.safe_load(result.out)["model"]["roi"]
+    assert roi["append_gt"] is (expected is not False)
+    assert roi["class_weights"] == ("none" if expected is not None else [0.5, 1, 1, 1, 1, 1, 2])
