@@ -1,6 +1,6 @@
 """What a choice of anchors does to the objects of a dataset, before any training: plain arrays, no images, no network.
 
-Augmentation is left out, and so is the padding of a batch: it adds locations beyond the right and lower border, at which
+Augmentation is left out, and so is the padding of a batch: it adds locations beyond the right and lower border, whose
 anchors take part in training only if straddling ones are kept.
 
 Shapes: `S` anchor shapes (levels times anchors per location), `N` images, `M` objects. Sizes are (height, width).

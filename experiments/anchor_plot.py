@@ -37,28 +37,28 @@ def plot_audit(result: AuditResult, views: Sequence[TrainingView], best: Array, 
     anchor_width, anchor_height = np.array([(anchor.width, anchor.height) for anchor in result.anchors]).T
     without = np.array([anchor.images_without for anchor in result.anchors])
     dead = (2 * without >= result.images) & (result.straddling == "drop")
-    figure = Figure(figsize=(15, 5.2), layout="constrained")
+    weight = np.full(len(boxes), 1 / len(views))
+    figure = Figure(figsize=(15, 5.6), layout="constrained")
     sides, ratios, both = figure.subplots(1, 3)
     figure.suptitle(title)
-    _histogram(sides, np.sqrt(width * height), best, np.sqrt(anchor_width * anchor_height), dead)
+    _histogram(sides, np.sqrt(width * height), weight, best, np.sqrt(anchor_width * anchor_height), dead)
     sides.set_xlabel("square root of area in pixels, after resizing")
-    _histogram(ratios, height / width, best, anchor_height / anchor_width, dead)
+    _histogram(ratios, height / width, weight, best, anchor_height / anchor_width, dead)
     ratios.set_xlabel("aspect ratio (height / width)")
-    ratios.legend(loc="center right")
-    if len(boxes):
-        both.hexbin(width, height, gridsize=40, xscale="log", yscale="log", bins="log", mincnt=1, cmap="Blues")
-    for rows, color, name in (
-        (~dead, ANCHOR, "anchor"),
-        (dead, DEAD, "anchor that fits into half of the images at most"),
-    ):
+    edges = [_edges(np.concatenate(pair)) for pair in ((width, anchor_width), (height, anchor_height))]
+    counts = np.histogram2d(width, height, edges, weights=weight)[0].T
+    both.pcolormesh(*edges, np.ma.masked_equal(counts, 0), cmap="Blues", norm="log" if counts.any() else None)
+    names = "anchor", "anchor that fits into half of the images at most"
+    for rows, color, name in ((~dead, ANCHOR, names[0]), (dead, DEAD, names[1])):
         if rows.any():
             points = anchor_width[rows], anchor_height[rows]
             both.plot(*points, "X", color=color, markersize=11, markeredgecolor="white", label=name)
     both.set_xlabel("width in pixels, after resizing")
-    both.set_ylabel("height in pixels")
-    both.legend(loc="upper left")
+    both.set_ylabel("height in pixels (the darker, the more objects)")
     for axis, set_scale in ((both.xaxis, both.set_xscale), (both.yaxis, both.set_yscale)):
         _logarithmic(axis, set_scale)
+    handles = [axes.get_legend_handles_labels() for axes in (sides, both)]
+    figure.legend(*(sum(parts, []) for parts in zip(*handles, strict=True)), loc="outside lower center", ncols=4)
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=100)
@@ -66,14 +66,19 @@ def plot_audit(result: AuditResult, views: Sequence[TrainingView], best: Array, 
         raise InputError(f"--plot {path}: cannot be written ({' '.join(str(error).split())})") from error
 
 
-def _histogram(axes: Any, values: Array, best: Array, anchors: Array, dead: Array) -> None:
+def _histogram(axes: Any, values: Array, weight: Array, best: Array, anchors: Array, dead: Array) -> None:
     """Objects by a positive quantity, and a line at each anchor; in the colour of dead ones where all of them are."""
-    shown = np.concatenate((values, anchors))
-    low, high = np.log(shown.min()) / np.log(BIN), np.log(shown.max()) / np.log(BIN)
-    bins = BIN ** np.arange(np.floor(low), np.ceil(high) + 1.5)
-    groups = [values[best >= 0.5], values[best < 0.5]]
-    axes.hist(groups, bins, stacked=True, color=list(COLORS.values()), label=list(COLORS))
-    axes.margins(y=0.15)
+    bins = _edges(np.concatenate((values, anchors)))
+    groups = best >= 0.5, best < 0.5
+    axes.hist(
+        [values[rows] for rows in groups],
+        bins,
+        weights=[weight[rows] for rows in groups],
+        stacked=True,
+        color=list(COLORS.values()),
+        label=list(COLORS),
+    )
+    axes.margins(x=0, y=0.12)
     axes.set_ylabel("objects")
     _logarithmic(axes.xaxis, axes.set_xscale)
     distinct, group = np.unique(anchors.round(3), return_inverse=True)
@@ -82,6 +87,13 @@ def _histogram(axes: Any, values: Array, best: Array, anchors: Array, dead: Arra
         axes.axvline(value, color=color, linestyle="--", linewidth=1.2)
         place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "top"}
         axes.annotate(f"{value:.3g}", (value, 1), (3, -4), color=color, **place)
+
+
+def _edges(values: Array) -> Array:
+    """Of bins of equal ratio that hold all values."""
+    low, high = np.log(values.min()) / np.log(BIN), np.log(values.max()) / np.log(BIN)
+    edges: Array = BIN ** np.arange(np.floor(low), np.ceil(high) + 1.5)
+    return edges
 
 
 def _logarithmic(axis: Any, set_scale: Any) -> None:
