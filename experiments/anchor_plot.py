@@ -57,8 +57,8 @@ def plot_audit(result: AuditResult, views: Sequence[TrainingView], best: Array, 
     both.set_ylabel("height in pixels (the darker, the more objects)")
     for axis, set_scale in ((both.xaxis, both.set_xscale), (both.yaxis, both.set_yscale)):
         _logarithmic(axis, set_scale)
-    handles = [axes.get_legend_handles_labels() for axes in (sides, both)]
-    figure.legend(*(sum(parts, []) for parts in zip(*handles, strict=True)), loc="outside lower center", ncols=4)
+    handles = [handle for axes in (sides, both) for handle in axes.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=100)

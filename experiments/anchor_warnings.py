@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 
 from datamodules.voc_splits import image_size
 from experiments.anchor_audit import AuditResult, audit
+from experiments.training_view import Array
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,9 @@ class AnchorWarnings(pl.Callback):
     def _audit(self, model: Any, dataset: Any) -> AuditResult:
         step = max(1, -(-len(dataset) // self.images))
         deadline = time.monotonic() + self.seconds
-        sizes, boxes, owners = [], [], []
+        sizes: list[tuple[int, int]] = []
+        boxes: list[Array] = []
+        owners: list[int] = []
         for index in range(0, len(dataset), step):
             if sizes and time.monotonic() > deadline:
                 break

@@ -212,7 +212,11 @@ def _anchor_lines(result: AuditResult) -> list[str]:
             f"{anchor.stride:6}  {anchor.scale:6g}  {anchor.aspect_ratio:6g}   {sides:>14}   "
             f"{_percent(anchor.legal_share)}   {anchor.images_without:8} images   {shares}"
         )
-    return [*lines, "(legal: the share of all locations at which the anchor is inside the image)"]
+    used = "it is used elsewhere, too, since" if result.straddling == "keep" else "it is used nowhere else, since"
+    return [
+        *lines,
+        f"(legal: the share of locations at which it is inside the image; {used} straddling: {result.straddling})",
+    ]
 
 
 def _coverage_lines(result: AuditResult) -> list[str]:

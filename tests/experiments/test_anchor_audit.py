@@ -79,8 +79,8 @@ def test_boxes_and_images_are_resized() -> None:
     double = ImageConfig(shortest_side=[100], longest_side=1000)
     result = audited([[9, 5, 15, 35]], [0], images=double)
     assert result.mean_best_iou == 720 / 1024
-    # Columns 0 to 5 of 7 and rows 2 to 9 of 13; columns 0 to 11 of 13 and rows 2 and 3 of 7.
-    assert result.anchors[0].legal_share == pytest.approx((6 * 8 + 12 * 2) / (2 * 7 * 13))
+    # Columns 0 to 5 of 7 and rows 2 to 10 of 13; columns 0 to 11 of 13 and rows 2 and 3 of 7.
+    assert result.anchors[0].legal_share == pytest.approx((6 * 9 + 12 * 2) / (2 * 7 * 13))
     assert result.by_size["medium"].objects == 0
     assert result.by_size["small"].objects == 1  # 12 x 60 pixels
     assert result.by_original_size["small"].objects == 1
@@ -278,7 +278,7 @@ def test_the_papers_anchors_on_voc2007(voc2007: SplitTruth) -> None:
 @pytest.mark.real_data
 @pytest.mark.parametrize("straddling", ["drop", "keep"])
 def test_brute_force_on_a_sample_of_voc2007(voc2007: SplitTruth, straddling: Any) -> None:
-    chosen = np.arange(17, 5011, 600)
+    chosen = np.arange(17, 5011, 250)
     objects = voc2007.objects
     rows = [np.flatnonzero((objects.image_id == i) & ~objects.difficult) for i in chosen]
     sizes = voc2007.sizes[chosen]
@@ -298,4 +298,4 @@ def test_brute_force_on_a_sample_of_voc2007(voc2007: SplitTruth, straddling: Any
         boxes.append(objects.box[own] * np.tile([new[1] / width, new[0] / height], 2))
     expected = brute_force([[128, 256, 512]], [0.5, 1, 2], [16], resized, boxes, straddling == "drop")
     check_against_brute_force(result, expected, 16)
-    assert len(expected["best"]) > 15
+    assert len(expected["best"]) > 25

@@ -138,6 +138,19 @@ def test_plot(frcnn, tiny_config, tmp_path):
         assert len(image.convert("RGB").getcolors(1 << 20) or []) > 20
 
 
+def test_dataset_without_objects(frcnn, document, mini_voc, tiny_config, tmp_path):
+    copied = Path(shutil.copytree(mini_voc, tmp_path / "copied"))
+    for path in (copied / "Annotations").glob("*.xml"):
+        path.write_text(re.sub("<object>.*</object>", "", path.read_text(), flags=re.DOTALL))
+    options = ("--data.root", copied, "--data.class_names", "[cat]", "--plot", tmp_path / "empty.svg")
+    found = document(*options)
+    assert (found["images"], found["objects"], found["mean_best_iou"], found["by_class"]) == (12, 0, None, {})
+    assert (tmp_path / "empty.svg").is_file()
+    result = frcnn("anchors", "--config", tiny_config, *options, cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert "12 images, 0 objects" in result.out
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
