@@ -23,12 +23,14 @@ class SplitTruth:
         image_names: Names of the images without suffix, in split order; the image id is the position.
         class_names: Of labels 1..C.
         objects: All objects, those marked difficult included; boxes are clipped to their image.
+        sizes: (N, 2) height and width of the images in pixels.
     """
 
     splits: tuple[str, ...]
     image_names: tuple[str, ...]
     class_names: tuple[str, ...]
     objects: GroundTruth
+    sizes: IntArray
 
     @property
     def image_ids(self) -> IntArray:
@@ -36,7 +38,12 @@ class SplitTruth:
         return np.arange(len(self.image_names), dtype=np.int64)
 
 
-def read_ground_truth(root: str | Path, splits: Sequence[str], class_names: Sequence[str] | None = None) -> SplitTruth:
+def read_ground_truth(
+    root: str | Path,
+    splits: Sequence[str],
+    class_names: Sequence[str] | None = None,
+    option: str = "--data.val_splits",
+) -> SplitTruth:
     """Read the annotations of splits as `VOCDataModule` would, in the same order and with the same boxes.
 
     An image's size, to which its boxes are clipped, is that of the image file, or where that is missing the one its
@@ -47,6 +54,7 @@ def read_ground_truth(root: str | Path, splits: Sequence[str], class_names: Sequ
         splits: As `--data.val_splits`.
         class_names: In label order; default: the 20 VOC classes for VOC years, else the sorted names found in all
             annotations of the dataset folder.
+        option: What names `splits` on the command line, for messages.
 
     Raises:
         InputError: A missing or bad file, an unknown class, an image name that is given twice; names the first such
@@ -55,12 +63,12 @@ def read_ground_truth(root: str | Path, splits: Sequence[str], class_names: Sequ
     root = Path(root).expanduser()
     check_root(root)
     if not splits:
-        raise InputError("--data.val_splits is empty; name at least one split")
+        raise InputError(f"{option} is empty; name at least one split")
     members = [
         (split, stem) for split in (find_split(root, name) for name in splits) for stem in read_split(split.path)
     ]
     names = tuple(stem for _, stem in members)
-    _check_unique(names, splits)
+    _check_unique(names, splits, option)
     if class_names is not None:
         classes = tuple(class_names)
     else:
@@ -70,12 +78,14 @@ def read_ground_truth(root: str | Path, splits: Sequence[str], class_names: Sequ
         raise InputError(f"--data.class_names names a class twice: {', '.join(classes)}")
     rows: list[tuple[int, int, bool]] = []
     boxes: list[tuple[float, float, float, float]] = []
+    sizes: list[tuple[int, int]] = []
     problems: list[InputError] = []
     for image_id, (split, stem) in enumerate(members):
         path = split.annotation_path(stem)
         try:
             annotation = read_annotation(path)
             size = _size(annotation, split, stem, path)
+            sizes.append((size[1], size[0]))
             for index, item in enumerate(annotation.objects):
                 if item.name not in labels:
                     raise InputError(
@@ -97,15 +107,15 @@ def read_ground_truth(root: str | Path, splits: Sequence[str], class_names: Sequ
         box=np.array(boxes, dtype=np.float32).reshape(-1, 4),
         difficult=columns[:, 2].astype(np.bool_),
     )
-    return SplitTruth(tuple(splits), names, classes, objects)
+    return SplitTruth(tuple(splits), names, classes, objects, np.array(sizes, dtype=np.int64).reshape(-1, 2))
 
 
-def _check_unique(names: Sequence[str], splits: Sequence[str]) -> None:
+def _check_unique(names: Sequence[str], splits: Sequence[str], option: str) -> None:
     first: dict[str, int] = {}
     repeated = [index for index, name in enumerate(names) if first.setdefault(name, index) != index]
     if repeated:
         raise InputError(
-            f"--data.val_splits [{', '.join(splits)}]: image {repeated[0]} has the name {names[repeated[0]]}, which "
+            f"{option} [{', '.join(splits)}]: image {repeated[0]} has the name {names[repeated[0]]}, which "
             f"image {first[names[repeated[0]]]} has too; {len(repeated)} names occur more than once, so results could "
             "not be told apart"
         )

@@ -20,6 +20,7 @@ from detector.callbacks.run_files import RunFiles
 from detector.callbacks.throughput import Throughput
 from detector.errors import InputError
 from detector.lightning_module import FasterRCNNModule, read_checkpoint
+from experiments.anchor_warnings import AnchorWarnings
 from experiments.result_files import write_devkit_results
 from experiments.run_folder import ENVIRONMENT_VARIABLE, choose_run_folder, run_folder_of
 
@@ -129,7 +130,7 @@ class DetectorCLI(LightningCLI):
         callbacks += [self.run_files]
         if self.subcommand != "fit":
             return callbacks
-        callbacks += [Throughput(config.log_every_n_steps or 20), ModelSummary(max_depth=2)]
+        callbacks += [Throughput(config.log_every_n_steps or 20), ModelSummary(max_depth=2), AnchorWarnings()]
         if config.logger is not False:
             callbacks += [LearningRateMonitor(logging_interval="step"), DetectionImages()]
         if config.enable_checkpointing is not False:

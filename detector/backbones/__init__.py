@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
+
 from detector.backbones import mobilenet_v2, resnet, small, vgg16
-from detector.backbones.base import Backbone, BackboneConfig, BoxHead, check_frozen_stages
+from detector.backbones.base import Backbone, BackboneConfig, BackboneName, BoxHead, check_frozen_stages
 from detector.errors import InputError
 from detector.weights import load_backbone_weights
 
-__all__ = ["Backbone", "BackboneConfig", "BoxHead", "build_backbone", "check_backbone_config"]
+__all__ = ["Backbone", "BackboneConfig", "BoxHead", "backbone_strides", "build_backbone", "check_backbone_config"]
 
 
 class _Entry(NamedTuple):
@@ -47,6 +49,13 @@ def build_backbone(config: BackboneConfig, load_weights: bool = True) -> tuple[B
     if load_weights:
         backbone.weights_report = load_backbone_weights(backbone, box_head, config)
     return backbone, box_head
+
+
+def backbone_strides(name: BackboneName) -> tuple[int, ...]:
+    """Pixels per cell of a backbone's levels, fine to coarse; takes neither memory nor weights."""
+    with torch.device("meta"):
+        backbone, _ = _BACKBONES[name].build(BackboneConfig(name=name, weights="none", frozen_stages=0, norm="batch"))
+    return backbone.strides
 
 
 def check_backbone_config(config: BackboneConfig) -> None:

@@ -43,6 +43,7 @@ def test_objects_of_a_split_without_images(plain: Path) -> None:
     assert truth.objects.label.tolist() == [2, 3, 3]
     assert truth.objects.box.tolist() == [[0, 0, 100, 80], [1, 2, 3, 4], [5, 6, 50, 60]]  # clipped to the stated size
     assert truth.objects.difficult.tolist() == [False, False, True]
+    assert truth.sizes.tolist() == [[80, 100]] * 3  # height, width
     assert read_ground_truth(plain, ["rest", "val"], ["dog", "cat", "bird"]).objects.label.tolist() == [3, 2, 1, 1]
 
 
@@ -53,6 +54,7 @@ def test_same_as_the_data_module_where_images_are_there(plain: Path) -> None:
     data = VOCDataModule(str(plain), ["rest"], ["val"], num_workers=0)
     truth = read_ground_truth(plain, ["val"])
     assert list(truth.class_names) == data.class_names
+    assert truth.sizes.tolist() == [[85, 110], [30, 40], [9, 9]]
     for image in range(3):
         target, rows = data.val_dataset.target(image), truth.objects.image_id == image
         np.testing.assert_array_equal(target["boxes"].numpy(), truth.objects.box[rows])

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from detector.backbones import Backbone, BackboneConfig, BoxHead, build_backbone, check_backbone_config
+from detector.backbones import (
+    Backbone,
+    BackboneConfig,
+    BoxHead,
+    backbone_strides,
+    build_backbone,
+    check_backbone_config,
+)
 from detector.backbones.base import BackboneName, FrozenBatchNorm2d
 from detector.backbones.fpn import FeaturePyramid
 from detector.backbones.resnet import ResNetBody
@@ -236,3 +243,9 @@ def test_bad_configurations_are_refused_before_anything_is_built(options: dict[s
 @pytest.mark.parametrize("name", ["vgg16", "small_c4"])
 def test_networks_without_batch_norm_ignore_norm(name: Any) -> None:
     check_backbone_config(BackboneConfig(name=name, weights=None, frozen_stages=0, norm="frozen"))
+
+
+def test_strides_without_building() -> None:
+    assert {name: backbone_strides(name) for name in get_args(BackboneName)} == {
+        name: strides for name, (strides, *_) in EXPECTED.items()
+    }

@@ -1,0 +1,70 @@
+"""Says at the start of a training what an anchor audit would warn of."""
+
+import logging
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+
+from datamodules.voc_splits import image_size
+from experiments.anchor_audit import AuditResult, audit
+from experiments.training_view import Array
+
+logger = logging.getLogger(__name__)
+
+
+class AnchorWarnings(pl.Callback):
+    """Audit the anchors on some training images, and print what is wrong in short lines on stderr.
+
+    Never stops a training: where the audit is not possible, nothing is said.
+
+    Args:
+        images: At most so many, evenly spread over the training images.
+        seconds: No more images are looked at after this time (a slow disk).
+    """
+
+    def __init__(self, images: int = 1000, seconds: float = 1.0) -> None:
+        self.images = images
+        self.seconds = seconds
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print the warnings, once for all processes."""
+        if not trainer.is_global_zero:
+            return
+        try:
+            dataset = trainer.datamodule.train_dataset  # type: ignore[attr-defined]
+            result = self._audit(pl_module.model, dataset)
+            part = "" if result.images == len(dataset) else f" (from {result.images} of {len(dataset)} images)"
+            lines = [f"warning: {line}{part}" for line in result.warnings]
+        except Exception:
+            logger.debug("no anchor audit at the start of this training", exc_info=True)
+            return
+        if lines:
+            print("\n".join(lines), "(all numbers: frcnn anchors --config ...)", sep="\n", file=sys.stderr)
+
+    def _audit(self, model: Any, dataset: Any) -> AuditResult:
+        step = max(1, -(-len(dataset) // self.images))
+        deadline = time.monotonic() + self.seconds
+        sizes: list[tuple[int, int]] = []
+        boxes: list[Array] = []
+        owners: list[int] = []
+        for index in range(0, len(dataset), step):
+            if sizes and time.monotonic() > deadline:
+                break
+            target = dataset.target(index)
+            kept = target["boxes"] if model.difficult == "keep" else target["boxes"][~target["difficult"]]
+            width, height = image_size(dataset.image_path(index))
+            owners += [len(sizes)] * len(kept)
+            boxes.append(kept.numpy())
+            sizes.append((height, width))
+        return audit(
+            model.rpn.anchor_generator.config,
+            model.backbone.strides,
+            model.image_config,
+            np.array(sizes),
+            np.concatenate(boxes),
+            np.array(owners, np.int64),
+            rpn=model.rpn.config,
+        )

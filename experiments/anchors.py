@@ -1,0 +1,255 @@
+"""`frcnn anchors`: what the configured anchors do to the objects of the training splits. Images are not needed."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytorch_lightning as pl
+from jsonargparse import Namespace
+from pytorch_lightning.cli import LightningArgumentParser
+
+from datamodules.voc_datamodule import VOCDataModule
+from datamodules.voc_ground_truth import SplitTruth, read_ground_truth
+from detector.anchors import AnchorConfig, AnchorGenerator
+from detector.backbones import backbone_strides
+from detector.errors import InputError
+from detector.image_batch import ImageConfig
+from detector.lightning_module import FasterRCNNModule
+from detector.rpn import RPNConfig
+from experiments.anchor_audit import AuditResult, Coverage, audit, without_nan
+from experiments.anchor_plot import plot_audit
+from experiments.anchor_suggestion import Suggestion, suggest_anchors
+from experiments.lightning_cli import TRAINER_DEFAULTS, DetectorCLI
+from experiments.training_view import TrainingView, training_views
+
+DESCRIPTION = (
+    "Audit anchors from the annotations and image sizes of the training splits alone. Takes the config file and the "
+    "options of frcnn fit; --model.anchors, --model.rpn, --model.image, --model.backbone.name, --model.difficult and "
+    "--data matter, the rest is without effect."
+)
+
+
+class AuditCLI(DetectorCLI):
+    """Parses all that `frcnn fit` parses, so that its config files and those of runs serve, and builds nothing."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What `frcnn fit` has, and the options of the audit."""
+        super().add_arguments_to_parser(parser)
+        parser.add_method_arguments(pl.Trainer, "fit", skip=set(self.subcommands()["fit"]))
+        parser.add_argument("--format", type=Literal["table", "json"], default="table", help="table or json.")
+        parser.add_argument(
+            "--plot", type=str | None, default=None, help="Draw objects and anchors into a .png, .pdf or .svg."
+        )
+        parser.add_argument(
+            "--suggest",
+            type=int | None,
+            default=None,
+            help="Search for better anchors: this many scales (in each level's list where scales are listed per level) "
+            "times as many aspect ratios as are configured.",
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Do nothing: there is no run."""
+
+    def instantiate_classes(self) -> None:
+        """Do nothing: only the configuration is wanted."""
+
+    def _set_seed(self) -> None:
+        """Do nothing: what is random here has its own generator."""
+
+
+@dataclass(frozen=True)
+class AuditInput:
+    """What the configuration of a training gives to an audit."""
+
+    anchors: AnchorConfig
+    strides: tuple[int, ...]
+    image: ImageConfig
+    rpn: RPNConfig
+    difficult: str
+    truth: SplitTruth
+
+    def audit(self) -> AuditResult:
+        """Audit the objects that training uses."""
+        objects, kept = self.truth.objects, self.kept
+        return audit(
+            self.anchors,
+            self.strides,
+            self.image,
+            self.truth.sizes,
+            objects.box[kept],
+            objects.image_id[kept],
+            objects.label[kept],
+            self.truth.class_names,
+            self.rpn,
+        )
+
+    def views(self) -> list[TrainingView]:
+        """The same objects at the sizes of training."""
+        objects, kept = self.truth.objects, self.kept
+        return training_views(self.image, self.truth.sizes, objects.box[kept], objects.image_id[kept])
+
+    @property
+    def kept(self) -> Any:
+        """(M,) mask: objects marked difficult only where training keeps them."""
+        return ~self.truth.objects.difficult | (self.difficult == "keep")
+
+
+def audit_input(config: Namespace) -> AuditInput:
+    """From the parsed options of `frcnn fit`: reads the annotations of the training splits.
+
+    Raises:
+        InputError: A bad value, or anything wrong with the dataset.
+    """
+    model, data = config.model, config.data.get("init_args", config.data)
+    anchors = AnchorConfig(**model.anchors.as_dict())
+    strides = backbone_strides(model.backbone.name)
+    AnchorGenerator(anchors, strides)  # refuses lists that do not fit the levels, before files are read
+    return AuditInput(
+        anchors,
+        strides,
+        ImageConfig(**model.image.as_dict()),
+        RPNConfig(**model.rpn.as_dict()),
+        model.difficult,
+        read_ground_truth(data.root, data.train_splits, data.class_names, "--data.train_splits"),
+    )
+
+
+def parse(arguments: list[str]) -> Namespace:
+    """The parsed options of `frcnn anchors`."""
+    cli = AuditCLI(
+        FasterRCNNModule,
+        VOCDataModule,
+        save_config_callback=None,
+        seed_everything_default=0,
+        trainer_defaults=dict(TRAINER_DEFAULTS),
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        parser_kwargs={"exit_on_error": False, "prog": "frcnn anchors", "description": DESCRIPTION},
+        args=arguments,
+        run=False,
+    )
+    return cli.config
+
+
+def print_audit(arguments: list[str]) -> None:
+    """Audit, and suggest and draw where asked to; print a table or one JSON document.
+
+    Raises:
+        InputError: Anything wrong with options or files.
+    """
+    config = parse(arguments)
+    if config.plot is not None and Path(config.plot).suffix not in (".png", ".pdf", ".svg"):
+        raise InputError(f"--plot {config.plot}: the file must end with .png, .pdf or .svg")
+    if config.suggest is not None and config.suggest < 1:
+        raise InputError(f"--suggest {config.suggest}: give the number of scales, at least 1")
+    given = audit_input(config)
+    result = given.audit()
+    suggestion = None
+    if config.suggest is not None:
+        suggestion = suggest_anchors(given.anchors, given.strides, given.views(), config.suggest)
+    if config.plot is not None:
+        views = given.views()
+        best = np.concatenate([view.best_ious(given.anchors, given.strides) for view in views])
+        plot_audit(result, views, best, config.plot, f"{', '.join(given.truth.splits)}: {_sentence(given, result)}")
+    if config.format == "json":
+        print(json.dumps(_document(given, result, suggestion), indent=2, allow_nan=False))
+    else:
+        print("\n".join(_table(given, result, suggestion)))
+
+
+def _document(given: AuditInput, result: AuditResult, suggestion: Suggestion | None) -> dict[str, Any]:
+    document = result.to_dict() | {
+        "splits": list(given.truth.splits),
+        "difficult": given.difficult,
+        "difficult_objects": int(given.truth.objects.difficult.sum()),
+        "strides": list(given.strides),
+        "shortest_side": given.image.shortest_side,
+        "longest_side": given.image.longest_side,
+    }
+    if suggestion is not None:
+        document["suggestion"] = without_nan(asdict(suggestion))
+    return document
+
+
+def _sentence(given: AuditInput, result: AuditResult) -> str:
+    sides = given.image.shortest_side
+    shortest = f"{sides[0]}" if len(sides) == 1 else f"{min(sides)} to {max(sides)}"
+    return (
+        f"{result.images} images, {result.objects:g} objects; shortest side {shortest}, longest "
+        f"{given.image.longest_side}; straddling anchors {'dropped' if result.straddling == 'drop' else 'kept'}"
+    )
+
+
+def _table(given: AuditInput, result: AuditResult, suggestion: Suggestion | None) -> list[str]:
+    difficult = int(given.truth.objects.difficult.sum())
+    how = "included" if given.difficult == "keep" else "not counted"
+    lines = [
+        f"{', '.join(given.truth.splits)}: {_sentence(given, result)}",
+        f"({difficult} objects marked difficult are {how})",
+        "",
+        *_anchor_lines(result),
+        "",
+        *_coverage_lines(result),
+        "",
+        f"positive anchors per image: {result.positives_per_image:.1f}; of {result.wanted_positives} wanted, sampling "
+        f"finds {result.sampled_positives_per_image:.1f} on average, and all of them in "
+        f"{_percent(result.share_images_wanted).strip()} of images",
+    ]
+    lines += ["", *result.warnings] if result.warnings else []
+    return lines + (_suggestion_lines(suggestion) if suggestion is not None else [])
+
+
+def _anchor_lines(result: AuditResult) -> list[str]:
+    lines = ["stride   scale   ratio   width x height   legal at   fits nowhere in    best match   positives"]
+    for anchor in result.anchors:
+        sides = f"{anchor.width:.0f} x {anchor.height:.0f}"
+        shares = f"{_percent(anchor.best_match_share):>10}   {_percent(anchor.positive_share):>9}"
+        lines.append(
+            f"{anchor.stride:6}  {anchor.scale:6g}  {anchor.aspect_ratio:6g}   {sides:>14}   "
+            f"{_percent(anchor.legal_share)}   {anchor.images_without:8} images   {shares}"
+        )
+    used = "it is used elsewhere, too, since" if result.straddling == "keep" else "it is used nowhere else, since"
+    return [
+        *lines,
+        f"(legal: the share of locations at which it is inside the image; {used} straddling: {result.straddling})",
+    ]
+
+
+def _coverage_lines(result: AuditResult) -> list[str]:
+    groups: list[tuple[str, Mapping[str, Coverage]]] = [
+        ("", {"all objects": result}),
+        ("by class", result.by_class),
+        ("by size after resizing", result.by_size),
+        ("by size in the original image", result.by_original_size),
+        ("by aspect ratio (height / width)", result.by_aspect_ratio),
+    ]
+    lines = [f"{'best IoU with any anchor':32} objects    mean   >= 0.5    >= 0.7   rescued   no anchor"]
+    for title, rows in groups:
+        lines += [title] if title and rows else []
+        for name, row in rows.items():
+            shares = (row.share_iou_50, row.share_iou_70, row.share_rescued, row.share_without_anchor)
+            text = "".join(f"  {_percent(share)}" for share in shares)
+            mean = "     -" if row.mean_best_iou != row.mean_best_iou else f"{row.mean_best_iou:6.3f}"
+            indented = f"  {name}" if title else name
+            lines.append(f"{indented:32} {row.objects:7.6g}  {mean}{text}")
+    return [*lines, "(rescued: only the rule that an object's best anchors are positive gives it any)"]
+
+
+def _suggestion_lines(found: Suggestion) -> list[str]:
+    gain = found.mean_best_iou - found.given_mean_best_iou
+    return [
+        "",
+        f"suggested, on images that it was not fitted to ({found.folds} folds):",
+        f"  mean best IoU {found.mean_best_iou:.3f} (given: {found.given_mean_best_iou:.3f}, gain {gain:+.3f}, by fold "
+        f"{min(found.gains):+.3f} to {max(found.gains):+.3f})",
+        f"  IoU >= 0.5 {_percent(found.share_iou_50).strip()} (given: {_percent(found.given_share_iou_50).strip()})",
+        f"  {found.options}",
+    ]
+
+
+def _percent(share: float) -> str:
+    return "      -" if share != share else f"{100 * share:5.1f} %"
