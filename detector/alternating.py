@@ -216,6 +216,9 @@ class AlternatingTraining(nn.Module):
             trainer.strategy.model = module
             trainer.strategy.configure_ddp()
         trainer.strategy.setup_optimizers(trainer)
+        # Or Lightning would log the last step's losses again and again until the end of the epoch.
+        if trainer._results is not None:
+            trainer._results.reset()
         self.announce()
 
     def announce(self) -> None:
