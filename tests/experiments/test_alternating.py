@@ -1,4 +1,4 @@
-"""`frcnn fit --model.training_scheme alternating`: one command, one run folder, interrupted anywhere, on two processes."""
+"""`frcnn fit --model.training_scheme alternating`: one command, one run folder, interrupted anywhere, two processes."""
 
 import json
 import os
