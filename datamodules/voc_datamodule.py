@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from datamodules.detection_datamodule import DetectionDataModule, collate
 from datamodules.detection_dataset import ImageRecord
@@ -26,16 +27,8 @@ class VOCDataModule(DetectionDataModule):
         test_splits: Splits to test on; never taken from the others.
         class_names: Class names in label order; default: the 20 VOC classes for VOC years, else the sorted names found
             in the annotations of all splits.
-        augmentation: Training augmentation: none, flip, photometric or ssd_crop.
-        batch_size: Training images per process and step.
-        eval_batch_size: Evaluation images per process and step; default: batch_size.
-        num_workers: Worker processes per data loader.
-        seed: Seed of order and augmentation; default: seed_everything's, else 0.
         download: Fetch missing VOC2007 or VOC2012 splits into root.
-        allow_overlap: Accept images that are in more than one of train_splits, val_splits and test_splits. Without it
-            training and testing refuse them, because a number on images that were trained on, or that a checkpoint was
-            chosen by, is not one on unseen images. Where only two sets of images exist, validate on the second and
-            give no test_splits.
+        options: Those of `DetectionDataModule`.
 
     Raises:
         InputError: for a missing root or bad values; `setup` raises it for anything wrong with the files.
@@ -48,24 +41,11 @@ class VOCDataModule(DetectionDataModule):
         val_splits: list[str],
         test_splits: list[str] | None = None,
         class_names: list[str] | None = None,
-        augmentation: str = "flip",
-        batch_size: int = 2,
-        eval_batch_size: int | None = None,
-        num_workers: int = 2,
-        seed: int | None = None,
         download: bool = False,
-        allow_overlap: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__(
-            root,
-            {"train": train_splits, "val": val_splits, "test": test_splits or []},
-            augmentation=augmentation,
-            batch_size=batch_size,
-            eval_batch_size=eval_batch_size,
-            num_workers=num_workers,
-            seed=seed,
-            allow_overlap=allow_overlap,
-        )
+        splits = {"train": train_splits, "val": val_splits, "test": test_splits or []}
+        super().__init__(root, splits, **options)
         self.download = download
         self._plain = is_plain(self.root)
         if not download:
