@@ -40,7 +40,7 @@ def _limit_threads(_worker: int) -> None:
 
 
 @rank_zero_only
-def _keep_lists(folder: Path | None, lists: dict[str, list[str]], made_by: dict[str, float]) -> None:
+def _keep_lists(folder: Path | None, lists: dict[str, list[str]], made_by: dict[str, float | None]) -> None:
     """Say how many images are in each list, and write the lists if there is a folder for them."""
     if folder is not None:
         write_lists(folder, lists, made_by)
@@ -114,6 +114,7 @@ class DetectionDataModule(pl.LightningDataModule):
         self._check_values()
         self._store = AnnotationStore(annotation_cache)
         self._made: dict[str, list[Member]] = {}
+        self._new_lists: dict[str, list[str]] = {}
         self._datasets: dict[str, DetectionDataset] = {}
         self._resume: dict[str, int] = {}
 
@@ -188,6 +189,9 @@ class DetectionDataModule(pl.LightningDataModule):
         parts = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": []}
         for part in parts[stage] if stage else self._given():
             self._dataset(part)
+        if self._new_lists:  # not before all else is well: a failed start leaves no run folder
+            _keep_lists(self.splits_folder, self._new_lists, self._made_by)
+            self._new_lists = {}
         if stage is None or set(self._datasets) >= set(self._given()):
             self._forget()
 
@@ -220,17 +224,19 @@ class DetectionDataModule(pl.LightningDataModule):
     def _divide(self, val_fraction: float) -> dict[str, list[Member]]:
         """Images to train and to validate on: as this run had them before, else made now."""
         images = {member.name: member for member in self._to_divide()}
-        made_by = {"val_fraction": val_fraction, "split_seed": self.split_seed}
         folder = self.splits_folder
-        lists = read_lists(folder, made_by) if folder is not None else None
+        lists = read_lists(folder, self._made_by) if folder is not None else None
         if lists is None:
             train, val = divide(list(images), val_fraction, self.split_seed)
-            lists = {"train": train, "val": val}
-            _keep_lists(folder, lists, made_by)
+            lists = self._new_lists = {"train": train, "val": val}
         gone = [name for names in lists.values() for name in names if name not in images]
         if gone:
             raise InputError(f"{folder}: {len(gone)} images of this run's splits ({gone[0]}) are not in the dataset")
         return {part: [images[name] for name in names] for part, names in lists.items()}
+
+    @property
+    def _made_by(self) -> dict[str, float | None]:
+        return {"val_fraction": self.val_fraction, "split_seed": self.split_seed}
 
     def _to_divide(self) -> list[Member]:
         if self.split_names["train"]:
