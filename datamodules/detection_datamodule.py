@@ -4,7 +4,6 @@ and resumed runs."""
 from __future__ import annotations
 
 import os
-import sys
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,14 +13,13 @@ import cv2
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loops.progress import _ProcessedTracker
-from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from datamodules.annotation_cache import AnnotationStore
 from datamodules.augmentations import build_augmentation
 from datamodules.detection_dataset import DetectionDataset, ImageRecord, Target, raise_first
-from datamodules.made_splits import Member, check_overlap, divide, read_lists, write_lists
+from datamodules.made_splits import Member, check_overlap, divide, keep_lists, read_lists
 from datamodules.samplers import EpochSampler, ShardSampler
 from detector.errors import InputError
 
@@ -37,19 +35,6 @@ def collate(samples: list[tuple[Tensor, Target]]) -> Batch:
 def _limit_threads(_worker: int) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-
-
-@rank_zero_only
-def _keep_lists(folder: Path | None, lists: dict[str, list[str]], made_by: dict[str, float | None]) -> None:
-    """Say how many images are in each list, and write the lists if there is a folder for them."""
-    if folder is not None:
-        write_lists(folder, lists, made_by)
-    where = f"; the lists are in {folder}" if folder is not None else ""
-    by = ", ".join(f"{key} {value}" for key, value in made_by.items())
-    print(
-        f"splits made by {by}: {len(lists['train'])} images to train and {len(lists['val'])} to validate on{where}",
-        file=sys.stderr,
-    )
 
 
 class DetectionDataModule(pl.LightningDataModule):
@@ -190,7 +175,7 @@ class DetectionDataModule(pl.LightningDataModule):
         for part in parts[stage] if stage else self._given():
             self._dataset(part)
         if self._new_lists:  # not before all else is well: a failed start leaves no run folder
-            _keep_lists(self.splits_folder, self._new_lists, self._made_by)
+            keep_lists(self.splits_folder, self._new_lists, self._made_by)
             self._new_lists = {}
         if stage is None or set(self._datasets) >= set(self._given()):
             self._forget()
