@@ -70,6 +70,25 @@ class Annotation:
     folder: str = "VOC"
 
 
+class NegativeBoxError(InputError):
+    """A box whose last pixel lies before its first one."""
+
+
+@dataclass(frozen=True)
+class UnreadObject:
+    """An <object> that cannot be read.
+
+    Args:
+        name: class name; empty where there is none.
+        difficult: VOC flag; False where it is unreadable.
+        error: why.
+    """
+
+    name: str
+    difficult: bool
+    error: InputError
+
+
 def read_annotation(path: str | Path) -> Annotation:
     """Read one VOC XML file.
 
@@ -80,18 +99,36 @@ def read_annotation(path: str | Path) -> Annotation:
         InputError: names the file (and the object, counted from 0) for a missing or unparsable file, a missing or
             non-numeric value, or a box whose xmax < xmin or ymax < ymin.
     """
+    annotation, objects = read_annotation_loosely(path)
+    for item in objects:
+        if isinstance(item, UnreadObject):
+            raise item.error
+    return annotation
+
+
+def read_annotation_loosely(path: str | Path) -> tuple[Annotation, tuple[VOCObject | UnreadObject, ...]]:
+    """Read one VOC XML file as `read_annotation` does, bad objects included.
+
+    Returns:
+        The annotation with its readable objects, and all objects in the order of the file.
+
+    Raises:
+        InputError: names the file, if it is missing or unparsable as a whole.
+    """
     path = Path(path)
     root = _parse(path)
     size = root.find("size")
     width, height, depth = (_size_value(size, key, path) for key in ("width", "height", "depth"))
-    return Annotation(
+    objects = tuple(_read_object_or_error(node, index, path) for index, node in enumerate(root.findall("object")))
+    annotation = Annotation(
         file_name=_text(root, "filename") or f"{path.stem}.jpg",
         width=width,
         height=height,
-        objects=tuple(_read_object(node, index, path) for index, node in enumerate(root.findall("object"))),
+        objects=tuple(item for item in objects if isinstance(item, VOCObject)),
         depth=depth or 3,
         folder=_text(root, "folder") or "VOC",
     )
+    return annotation, objects
 
 
 def write_annotation(annotation: Annotation, path: str | Path) -> None:
@@ -195,6 +232,13 @@ def _size_value(size: ElementTree.Element | None, key: str, path: Path) -> int:
     return int(value)
 
 
+def _read_object_or_error(node: ElementTree.Element, index: int, path: Path) -> VOCObject | UnreadObject:
+    try:
+        return _read_object(node, index, path)
+    except InputError as error:
+        return UnreadObject(_text(node, "name"), _text(node, "difficult").lower() in ("1", "true"), error)
+
+
 def _read_object(node: ElementTree.Element, index: int, path: Path) -> VOCObject:
     where = f"{path}: object {index}"
     name = _text(node, "name")
@@ -207,7 +251,7 @@ def _read_object(node: ElementTree.Element, index: int, path: Path) -> VOCObject
     # Compared in continuous coordinates: xmax >= xmin in the file is exactly a width of at least 1 here.
     for low, high, axis in ((x1, x2, "x"), (y1, y2, "y")):
         if high - low < 1 and Decimal(_text(bndbox, f"{axis}max")) < Decimal(_text(bndbox, f"{axis}min")):
-            raise InputError(
+            raise NegativeBoxError(
                 f"{where} ({name}) has {axis}max {_text(bndbox, f'{axis}max')} below {axis}min "
                 f"{_text(bndbox, f'{axis}min')}; {axis}max must be at least {axis}min"
             )
