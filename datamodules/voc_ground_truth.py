@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
+from datamodules.image_reading import image_size
 from datamodules.voc_format import Annotation, clip_box, read_annotation, read_split
-from datamodules.voc_splits import VOC_CLASSES, Split, check_root, find_image, find_split, image_size, is_plain
+from datamodules.voc_splits import VOC_CLASSES, Split, check_root, find_image, find_split, is_plain
 from detector.errors import InputError
 from detector.metrics.voc_ap import GroundTruth, IntArray
 

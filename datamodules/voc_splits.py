@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from PIL import Image
-
 from datamodules.voc_format import IMAGE_SUFFIXES, read_split
 from detector.errors import InputError
 
@@ -129,21 +127,3 @@ def find_image(folder: Path, stem: str) -> Path:
         if path.is_file():
             return path
     raise InputError(f"{folder / 'JPEGImages' / stem}.jpg: no such image (nor .jpeg or .png), but a split names it")
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in stored pixels, from the file's header.
-
-    Raises:
-        InputError: if the file is no readable image.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not a readable image ({brief(error)})") from error
-
-
-def brief(error: Exception) -> str:
-    """The message of an error in one line; its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__

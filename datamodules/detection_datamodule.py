@@ -1,0 +1,251 @@
+"""DetectionDataModule: what training and evaluation do with images and boxes of any format, exact under workers, ranks
+and resumed runs."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Final, cast
+
+import cv2
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loops.progress import _ProcessedTracker
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from datamodules.augmentations import build_augmentation
+from datamodules.detection_dataset import DetectionDataset, ImageRecord, Target, raise_first
+from datamodules.samplers import EpochSampler, ShardSampler
+from detector.errors import InputError
+
+Batch = tuple[list[Tensor], list[Target]]
+PARTS: Final = ("train", "val", "test")
+
+
+def collate(samples: list[tuple[Tensor, Target]]) -> Batch:
+    """Samples -> (images, targets), as lists: images differ in size."""
+    return [image for image, _ in samples], [target for _, target in samples]
+
+
+def _limit_threads(_worker: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+class DetectionDataModule(pl.LightningDataModule):
+    """Data loaders over images and boxes. A format derives from this, says where its images and annotations are, and
+    calls `_set_class_names` at the end of its construction.
+
+    Args:
+        root: Folder of the dataset.
+        split_names: Splits by part ("train", "val", "test"), in the format's own terms.
+        augmentation: Training augmentation: none, flip, photometric or ssd_crop.
+        batch_size: Training images per process and step.
+        eval_batch_size: Evaluation images per process and step; default: batch_size.
+        num_workers: Worker processes per data loader.
+        seed: Seed of order and augmentation; default: seed_everything's, else 0.
+        allow_overlap: Accept images that are in more than one of train_splits, val_splits and test_splits. Without it
+            training and testing refuse them, because a number on images that were trained on, or that a checkpoint was
+            chosen by, is not one on unseen images. Where only two sets of images exist, validate on the second and
+            give no test_splits.
+
+    Raises:
+        InputError: for bad values; `setup` raises it for anything wrong with the files.
+    """
+
+    class_names: list[str]
+
+    def __init__(
+        self,
+        root: str,
+        split_names: Mapping[str, list[str]],
+        augmentation: str = "flip",
+        batch_size: int = 2,
+        eval_batch_size: int | None = None,
+        num_workers: int = 2,
+        seed: int | None = None,
+        allow_overlap: bool = False,
+    ) -> None:
+        super().__init__()
+        # Fewer evaluation images than ranks leave a rank without any, which Lightning refuses unless told so.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.root = Path(root).expanduser()
+        self.split_names = {part: list(split_names.get(part, [])) for part in PARTS}
+        self.augmentation = augmentation
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.num_workers = num_workers
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+        self.allow_overlap = allow_overlap
+        self._check_values()
+        self._datasets: dict[str, DetectionDataset] = {}
+        self._resume: dict[str, int] = {}
+
+    # ---- what a format says ----
+
+    @abstractmethod
+    def _find_class_names(self) -> list[str]:
+        """The classes where none are given, in label order."""
+
+    @abstractmethod
+    def _read_part(self, part: str) -> tuple[list[ImageRecord], list[InputError]]:
+        """The images of "train", "val" or "test" in order, and what is wrong with those that are left out."""
+
+    @abstractmethod
+    def _check_files(self, overlap: bool) -> None:
+        """Raise InputError unless the dataset is there and, if `overlap`, no image is in two parts."""
+
+    def _forget(self) -> None:
+        """Free what was only needed for reading."""
+
+    # ---- what is common ----
+
+    def _check_values(self) -> None:
+        for key, least in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0), ("seed", 0)):
+            if getattr(self, key) < least:
+                raise InputError(f"--data.{key} is {getattr(self, key)}; it must be at least {least}")
+        for part in ("train", "val"):
+            if not self.split_names[part]:
+                raise InputError(f"--data.{part}_splits is empty; name at least one split")
+        build_augmentation(self.augmentation)
+
+    def _set_class_names(self, given: list[str] | None) -> None:
+        self.class_names = list(given) if given else self._find_class_names()
+        if len(set(self.class_names)) < len(self.class_names):
+            raise InputError(f"--data.class_names names a class twice: {', '.join(self.class_names)}")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and check all annotations that the stage ("fit", "validate", "test"; None: all) needs.
+
+        Raises:
+            InputError: Anything wrong with the files; for "fit", "test" and None also images that are in more than one
+                of the train, val and test splits, unless `allow_overlap`.
+        """
+        self._check_files(overlap=stage in (None, "fit", "test") and not self.allow_overlap)
+        parts = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": []}
+        given = [part for part, names in self.split_names.items() if names]
+        for part in parts[stage] if stage else given:
+            self._dataset(part)
+        if stage is None or set(self._datasets) >= set(given):
+            self._forget()
+
+    def _dataset(self, part: str) -> DetectionDataset:
+        if part not in self._datasets:
+            if not self.split_names[part]:
+                raise InputError(f"no {part} splits are given; set --data.{part}_splits")
+            records, problems = self._read_part(part)
+            raise_first(problems)
+            augmentation = build_augmentation(self.augmentation) if part == "train" else None
+            self._datasets[part] = DetectionDataset(records, self.class_names, augmentation, self.seed)
+        return self._datasets[part]
+
+    @property
+    def train_dataset(self) -> DetectionDataset:
+        return self._dataset("train")
+
+    @property
+    def val_dataset(self) -> DetectionDataset:
+        return self._dataset("val")
+
+    @property
+    def test_dataset(self) -> DetectionDataset:
+        return self._dataset("test")
+
+    @property
+    def _world(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, Target]]:
+        """Shuffled; the last, smaller batch is left out unless the split is smaller than one batch over all ranks."""
+        world_size, rank = self._world
+        dataset = self.train_dataset
+        drop_last = len(dataset) >= self.batch_size * world_size
+        sampler = EpochSampler(dataset, world_size, rank, self.seed, drop_last)
+        self._resume_into(sampler)
+        return self._loader(dataset, sampler, self.batch_size, drop_last)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, Target]]:
+        """Each image once over all ranks, in order."""
+        return self._eval_loader(self.val_dataset)
+
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, Target]]:
+        """Each image once over all ranks, in order; raises `InputError` if no test splits are given."""
+        return self._eval_loader(self.test_dataset)
+
+    def _eval_loader(self, dataset: DetectionDataset) -> DataLoader[tuple[Tensor, Target]]:
+        return self._loader(dataset, ShardSampler(dataset, *self._world), self.eval_batch_size, drop_last=False)
+
+    def _loader(
+        self, dataset: DetectionDataset, sampler: Sampler[object], batch_size: int, drop_last: bool
+    ) -> DataLoader[tuple[Tensor, Target]]:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=cast(Iterable[object], sampler),
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            drop_last=drop_last,
+            worker_init_fn=_limit_threads,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    # ---- resuming in the middle of an epoch ----
+
+    def state_dict(self) -> dict[str, int]:
+        """Where training goes on: `epoch` and the number of its `batches` already done on each rank, with what these
+        numbers hang on (`batch_size`, `world_size`, `seed`, `images`)."""
+        if self.trainer is None or "train" not in self._datasets:
+            return {}
+        loop = self.trainer.fit_loop
+        epochs = cast(_ProcessedTracker, loop.epoch_progress.current)
+        # Not `completed`: Lightning raises that only after the hook in which checkpoints are written.
+        batches = cast(_ProcessedTracker, loop.epoch_loop.batch_progress.current).processed
+        epoch = epochs.processed
+        if epochs.started == epochs.processed:  # between two epochs
+            batches = 0
+        elif batches >= self.trainer.num_training_batches:  # all batches done, the epoch's end hooks not yet
+            epoch, batches = epoch + 1, 0
+        return {"epoch": epoch, "batches": batches, **self._resume_terms()}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Remember where to go on; the next training loader starts there."""
+        self._resume = dict(state_dict)
+
+    def _resume_terms(self) -> dict[str, int]:
+        return {
+            "batch_size": self.batch_size,
+            "world_size": self._world[0],
+            "seed": self.seed,
+            "images": len(self.train_dataset),
+        }
+
+    def _resume_into(self, sampler: EpochSampler) -> None:
+        state, self._resume = self._resume, {}
+        if not state:
+            return
+        if state["batches"]:
+            changed = [
+                f"{key} {state[key]}, now {now}" for key, now in self._resume_terms().items() if state[key] != now
+            ]
+            if changed:
+                raise InputError(
+                    f"the checkpoint was written in the middle of epoch {state['epoch']} with {'; '.join(changed)}: "
+                    "resume with the same values, or from a checkpoint of an epoch's end"
+                )
+        sampler.resume(state["epoch"], state["batches"] * state["batch_size"])
+        if self.trainer is not None:
+            _start_new_epoch_if_finished(self.trainer)
+
+
+def _start_new_epoch_if_finished(trainer: pl.Trainer) -> None:
+    """With `max_steps`, Lightning 2.6 takes a checkpoint of an epoch's end for one of its middle and runs one epoch
+    without batches, which shifts all epoch numbers by one; tell its loops what it tells them under `max_epochs`."""
+    loop = trainer.fit_loop
+    epochs = cast(_ProcessedTracker, loop.epoch_progress.current)
+    if loop.restarting and epochs.ready == epochs.started == epochs.processed:
+        loop._restarting = False
+        loop.epoch_loop.restarting = False
