@@ -18,11 +18,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.image_reading import read_image
 from datamodules.near_duplicates import Fingerprint, copies, fingerprint
 from datamodules.problems import Problem
 from datamodules.split_check import Member, SplitTable, UsedSplit, read_split_table, split_problems
 from datamodules.voc_check import CheckedImage, check_image, similar_classes
-from datamodules.image_reading import read_image
 from datamodules.voc_format import IMAGE_SUFFIXES
 from datamodules.voc_splits import VOC_CLASSES, Split, check_root, dataset_folders, is_plain
 from detector.errors import InputError

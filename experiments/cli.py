@@ -23,6 +23,7 @@ Faster R-CNN on PASCAL VOC in PyTorch Lightning.
   predict    detect objects in image files, and draw them
   evaluate   score any detector's result files against the annotations of splits
   benchmark  time this code beside a peer
+  doctor     what is wrong with a dataset: frcnn doctor DATASET_DIR
   mini-voc   write a small synthetic dataset in VOC format
 """
 
@@ -44,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         "predict": _predict,
         "evaluate": _evaluate,
         "benchmark": _benchmark,
+        "doctor": _doctor,
         "mini-voc": _mini_voc,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -180,6 +182,43 @@ def _mini_voc(arguments: list[str]) -> None:
 
     folder = write_mini_voc(options.out_dir, options.images, options.seed)
     print(f"{options.images} images in {folder} (splits train, val, trainval, test)")
+
+
+def _doctor(arguments: list[str]) -> None:
+    parser = Parser(
+        "frcnn doctor",
+        description="Say what is wrong with a dataset in VOC format, what each problem does to a training, and what is "
+        "in it. Exit status 1 if something would stop a training.",
+    )
+    parser.add_argument("root", metavar="DATASET_DIR", help="as --data.root of frcnn fit")
+    for part in ("train", "val", "test"):
+        parser.add_argument(
+            f"--data.{part}_splits",
+            dest=part,
+            type=_names,
+            help="as for frcnn fit: examine only the splits that are given; without any of the three all files of the "
+            "dataset, and which splits must not share images is told from their names (train, trainval, val, test)",
+        )
+    parser.add_argument("--data.class_names", dest="class_names", type=_names, help="the known classes")
+    parser.add_argument("--no-images", "--no_images", action="store_true", help="annotations alone")
+    parser.add_argument("--workers", type=int, help="processes (one per CPU core)")
+    parser.add_argument("--format", choices=["table", "json"], default="table", help="(table)")
+    parser.add_argument("--plot", metavar="FILE", help="draw classes, object sizes and aspect ratios: .png, .pdf, .svg")
+    options = parser.parse_args(arguments)
+    if options.workers is not None and options.workers < 1:
+        raise InputError(f"--workers {options.workers}: at least 1 is needed")
+    from pathlib import Path
+
+    from datamodules.doctor import DoctorOptions
+    from experiments.doctor import Output, doctor
+
+    splits = {part: names for part in ("train", "val", "test") if (names := getattr(options, part))}
+    healthy = doctor(
+        DoctorOptions(Path(options.root), splits, options.class_names, not options.no_images, options.workers),
+        Output(options.format, options.plot),
+    )
+    if not healthy:
+        sys.exit(1)
 
 
 def _one_line(error: BaseException) -> str:
