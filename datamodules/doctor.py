@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from datamodules.image_reading import read_image
 from datamodules.near_duplicates import Fingerprint, copies, fingerprint
 from datamodules.problems import Problem
-from datamodules.split_check import Member, SplitTable, UsedSplit, read_split_table, split_problems
+from datamodules.split_check import PARTS, Member, SplitTable, UsedSplit, read_split_table, split_problems
 from datamodules.voc_check import CheckedImage, check_image, similar_classes
 from datamodules.voc_format import IMAGE_SUFFIXES
 from datamodules.voc_splits import VOC_CLASSES, Split, check_root, dataset_folders, is_plain
@@ -188,9 +188,17 @@ def _no_images(folder: Path) -> Problem:
 
 
 def _copies(found: Sequence[Examined], splits_of: Mapping[Member, Sequence[UsedSplit]]) -> Iterator[Problem]:
-    """Pictures with equal content: a leak if they are in splits that must not share images, else a duplicate."""
+    """Pictures with equal content: a leak if they are in splits that must not share images, else a duplicate.
+
+    Of a leak the file of the training split is named, as the one to leave out."""
+
+    def rank(index: int) -> int:
+        parts = [PARTS.index(part) for split in splits_of.get(seen[index][0].member, []) for part in split.parts]
+        return -max(parts, default=-1)
+
     seen = [(one, one.image.path, one.print) for one in found if one.image.path is not None and one.print is not None]
     for group in copies([path for _, path, _ in seen], [print_ for _, _, print_ in seen]):
+        group.sort(key=rank)
         for position, index in enumerate(group[1:], start=1):
             one, path, _ = seen[index]
             mine = splits_of.get(one.member, [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 Kind = Literal[
     "missing_image",
@@ -72,7 +72,7 @@ CONSEQUENCES: Final[dict[Kind, Consequence]] = {
     "similar_class": Consequence("trained on as a class of its own"),
     "class_without_objects": Consequence("never learned, and its AP is not defined"),
     "unusable_split": Consequence("stops training on this split before its first step", breaks=True),
-    "named_twice": Consequence("stops training before its first step; --data.on_error skip uses it once", breaks=True),
+    "named_twice": Consequence("stops training before its first step; name the image once", breaks=True),
     "leak_by_name": Consequence(
         "stops training on the one and evaluating on the other; --data.on_error skip leaves the image out of the "
         "split that is trained on, --data.allow_overlap true accepts it",
@@ -112,3 +112,15 @@ class Problem:
         """What happens to it in training."""
         consequence = CONSEQUENCES[self.kind]
         return "not used: no split names the image" if consequence.breaks and not self.used else consequence.effect
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "file": self.file,
+            "object": self.object,
+            "kind": self.kind,
+            "effect": self.effect,
+            "breaks_training": self.breaks,
+            "message": self.message,
+        }

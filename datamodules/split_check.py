@@ -19,7 +19,8 @@ from datamodules.voc_format import read_split
 from datamodules.voc_splits import Split, dataset_folders, find_split, is_plain
 from detector.errors import InputError
 
-_PARTS: Final = {
+PARTS: Final = ("train", "val", "test")
+_WORDS: Final = {
     "train": ("train", "training", "trainval"),
     "val": ("val", "valid", "validation", "dev", "trainval"),
     "test": ("test", "testing"),
@@ -170,7 +171,7 @@ def _is_of_one_class(path: Path) -> bool:
 
 def _parts_of(name: str) -> frozenset[str]:
     words = set(re.split(r"[^a-z]+", name.lower()))
-    return frozenset(part for part, names in _PARTS.items() if words & set(names))
+    return frozenset(part for part, names in _WORDS.items() if words & set(names))
 
 
 def _joined(labels: Sequence[str]) -> str:

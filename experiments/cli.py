@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import pairwise
 from typing import NoReturn
 
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         commands[arguments[0]](arguments[1:])
     except InputError as error:
-        return _complain(_one_line(error))
+        return _complain(_one_line(error), error.details)
     return 0
 
 
@@ -229,9 +229,9 @@ def _one_line(error: BaseException) -> str:
     return re.sub(r"\s*\n\s*", " ", text.strip())
 
 
-def _complain(message: str) -> int:
+def _complain(message: str, details: Iterable[str] = ()) -> int:
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"frcnn: {message}", file=sys.stderr)
+        print(f"frcnn: {message}", *details, sep="\n  ", file=sys.stderr)
     return 2
 
 

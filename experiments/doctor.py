@@ -82,17 +82,7 @@ def document_of(report: Report, options: DoctorOptions) -> dict[str, Any]:
         "aspect_ratio": _histogram(ratios, RATIO_EDGES),
         "breaks_training": sum(problem.breaks for problem in report.problems),
         "kinds": {kind: kinds[kind] for kind in KINDS if kinds[kind]},
-        "problems": [
-            {
-                "file": problem.file,
-                "object": problem.object,
-                "kind": problem.kind,
-                "effect": problem.effect,
-                "breaks_training": problem.breaks,
-                "message": problem.message,
-            }
-            for problem in report.problems
-        ],
+        "problems": [problem.document for problem in report.problems],
     }
 
 
