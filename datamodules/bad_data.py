@@ -21,6 +21,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.image_reading import read_image
 from datamodules.problems import Problem
 from detector.errors import InputError
 
@@ -52,6 +53,34 @@ def settle(problems: Sequence[Problem], on_error: OnError, images: int, report: 
     error = InputError(f"{broken[0].message}{more}")
     error.details = _details(broken) if len(broken) > 1 else ()
     raise error
+
+
+def ends_properly(image: Path) -> bool:
+    """Whether a JPEG or PNG file has its end mark; False for other formats, which only decoding can judge."""
+    with image.open("rb") as file:
+        start = file.read(8)
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - 64))
+        end = file.read()
+    if start[:2] == b"\xff\xd8":
+        return end.rstrip(b"\0\r\n").endswith(b"\xff\xd9")
+    return start == b"\x89PNG\r\n\x1a\n" and b"IEND\xaeB`\x82" in end
+
+
+def find_cut_images(images: Iterable[tuple[Path, bool]]) -> list[Problem]:
+    """The images that are cut short: those whose end mark is missing, and that cannot be decoded.
+
+    Args:
+        images: files, and whether their EXIF orientation is applied.
+    """
+    found: list[Problem] = []
+    for path, upright in images:
+        try:
+            if not ends_properly(path):
+                read_image(path, upright)
+        except (InputError, OSError) as error:
+            found.append(Problem(str(path), None, "truncated_image", str(error)))
+    return found
 
 
 def write_problems(problems: Iterable[Problem], path: Path) -> None:

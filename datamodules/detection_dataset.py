@@ -1,7 +1,7 @@
 """Images with boxes as a torch Dataset, whatever format they were read from.
 
-Shape legend: `G` objects of an image, `H`, `W` its size in pixels as stored (EXIF orientation is not applied: VOC boxes
-refer to the stored pixels).
+Shape legend: `G` objects of an image, `H`, `W` its size in pixels, in the frame that its boxes refer to (see
+`image_reading`).
 """
 
 from __future__ import annotations
@@ -40,15 +40,19 @@ class ImageRecord:
 
     Args:
         path: the image file.
+        name: what results call the image.
         boxes: float32 (G, 4) xyxy pixels, clipped to the image, of positive area.
         labels: int64 (G,) in 1..C.
         difficult: bool (G,).
+        upright: apply the EXIF orientation; without it the boxes refer to the stored pixels.
     """
 
     path: Path
+    name: str
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     difficult: NDArray[np.bool_]
+    upright: bool = False
 
 
 def raise_first(problems: Sequence[InputError]) -> None:
@@ -87,7 +91,8 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         self._boxes = np.concatenate([np.zeros((0, 4), np.float32), *(record.boxes for record in records)])
         self._labels = np.concatenate([np.zeros(0, np.int64), *(record.labels for record in records)])
         self._difficult = np.concatenate([np.zeros(0, np.bool_), *(record.difficult for record in records)])
-        self.file_names: list[str] = [path.name for path in self._paths]
+        self._upright = np.array([record.upright for record in records], dtype=np.bool_)
+        self.file_names: list[str] = [record.name for record in records]
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -128,7 +133,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         index = range(len(self))[index]  # IndexError beyond the end; counts negative ones from it
         objects = slice(self._starts[index], self._starts[index + 1])
         boxes, labels, difficult = self._boxes[objects], self._labels[objects], self._difficult[objects]
-        image = read_image(self._paths[index])
+        image = read_image(self._paths[index], bool(self._upright[index]))
         if self.augmentation is not None:
             image, boxes, kept = augment(
                 self.augmentation, image, boxes, np.random.SeedSequence([self.seed, epoch, index])

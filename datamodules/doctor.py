@@ -6,29 +6,26 @@ at too. Then come the questions about many images at once: splits, copies, class
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.image_reading import read_image
 from datamodules.near_duplicates import Fingerprint, copies, fingerprint
+from datamodules.parallel import map_files
 from datamodules.problems import Problem
-from datamodules.split_check import PARTS, Member, SplitTable, UsedSplit, read_split_table, split_problems
+from datamodules.split_check import PARTS, ImageKey, SplitTable, UsedSplit, read_split_table, split_problems
 from datamodules.voc_check import CheckedImage, check_image, similar_classes
 from datamodules.voc_format import IMAGE_SUFFIXES
-from datamodules.voc_splits import VOC_CLASSES, Split, check_root, dataset_folders, is_plain
+from datamodules.voc_splits import VOC_CLASSES, annotated_members, check_root, dataset_folders, is_plain
 from detector.errors import InputError
 
-Progress = Callable[[Iterable["Examined"], int], Iterable["Examined"]]
-_CHUNK = 64  # images that are worth a process of their own
+PARALLEL_FROM = 64  # images, which are decoded
 
 
 @dataclass(frozen=True)
@@ -40,28 +37,30 @@ class DoctorOptions:
         splits: splits by part ("train", "val", "test"); none: everything, with the parts of splits by their names.
         class_names: the known classes; None: the 20 VOC classes for VOC years, else those found.
         images: whether images are expected and looked at.
-        workers: number of processes; None: one per CPU core.
     """
 
     root: Path
     splits: Mapping[str, Sequence[str]] = field(default_factory=dict)
     class_names: Sequence[str] | None = None
     images: bool = True
-    workers: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Examined:
     """One image: what a training would find, and what it looks like (None if it was not decoded)."""
 
-    member: Member
+    member: ImageKey
     image: CheckedImage
     print: Fingerprint | None
 
     @property
     def file(self) -> Path:
         """The file by which problems of the image as a whole name it."""
-        return self.image.path or Split(self.member.folder, "").annotation_path(self.member.stem)
+        return self.image.path or self.annotation
+
+    @property
+    def annotation(self) -> Path:
+        return self.member.folder / "Annotations" / f"{self.member.stem}.xml"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +92,11 @@ class Report:
     problems: list[Problem]
 
 
-def examine(options: DoctorOptions, progress: Progress | None = None) -> Report:
+def examine(options: DoctorOptions) -> Report:
     """Examine a dataset.
 
     Args:
-        options: what, and how.
-        progress: wraps the images as they come, given their number, to show how far it is.
+        options: what.
 
     Raises:
         InputError: There is no dataset, or a split that is asked for does not exist.
@@ -113,10 +111,13 @@ def examine(options: DoctorOptions, progress: Progress | None = None) -> Report:
     table = read_split_table(root, options.splits)
     splits_of = table.by_member()
     folders = dataset_folders(root)
-    without = [folder for folder in folders if not options.images or not _stems(folder, "JPEGImages", IMAGE_SUFFIXES)]
-    members = sorted(splits_of if table.chosen else {*splits_of, *_members_in(folders)})
+    stored = {folder: _images_in(folder) if options.images else set() for folder in folders}
+    without = [folder for folder in folders if not stored[folder]]
+    there = {ImageKey(folder, stem) for folder in folders for stem in stored[folder]}
+    there |= {ImageKey(folder, member.stem) for folder in folders for member in annotated_members(folder)}
+    members = sorted(splits_of if table.chosen else there.union(splits_of))
     jobs = [(member, member.folder not in without) for member in members]
-    found = list(_in_parallel(partial(_examine_one, class_names=known), jobs, options.workers, progress))
+    found = map_files(partial(_examine_one, class_names=known), jobs, "examining", parallel_from=PARALLEL_FROM)
     problems = [
         *(problem for one in found for problem in _problems_of(one, not table.splits or one.member in splits_of)),
         *(_no_images(folder) for folder in without if options.images),
@@ -130,51 +131,23 @@ def examine(options: DoctorOptions, progress: Progress | None = None) -> Report:
     return replace(report, problems=problems)
 
 
-def _stems(folder: Path, name: str, suffixes: Sequence[str]) -> set[str]:
-    """Names without suffix of the files in a dataset folder's JPEGImages/ or Annotations/."""
-    place = folder / name
-    return {file.stem for file in place.iterdir() if file.suffix in suffixes} if place.is_dir() else set()
+def _images_in(folder: Path) -> set[str]:
+    """Names without suffix of the files in a dataset folder's JPEGImages/."""
+    images = folder / "JPEGImages"
+    paths = [path.relative_to(images) for path in images.rglob("*") if path.suffix in IMAGE_SUFFIXES]
+    return {path.with_suffix("").as_posix() for path in paths if not path.name.startswith(".")}
 
 
-def _members_in(folders: Iterable[Path]) -> Iterator[Member]:
-    for folder in folders:
-        for stem in _stems(folder, "Annotations", [".xml"]) | _stems(folder, "JPEGImages", IMAGE_SUFFIXES):
-            yield Member(folder, stem)
-
-
-def _examine_one(job: tuple[Member, bool], class_names: Sequence[str] | None) -> Examined:
+def _examine_one(job: tuple[ImageKey, bool], class_names: Sequence[str] | None) -> Examined:
     member, look = job
-    image = check_image(Split(member.folder, ""), member.stem, class_names, "header" if look else "none")
+    image = check_image(member.folder, member.stem, class_names, look)
     if image.path is None or any(problem.kind == "unreadable_image" for problem in image.problems):
         return Examined(member, image, None)
     try:
-        return Examined(member, image, fingerprint(read_image(image.path)))
+        return Examined(member, image, fingerprint(read_image(image.path, image.upright)))
     except InputError as error:
         problem = Problem(str(image.path), None, "truncated_image", str(error))
         return Examined(member, replace(image, problems=(*image.problems, problem)), None)
-
-
-def _in_parallel(
-    work: Callable[[tuple[Member, bool]], Examined],
-    jobs: Sequence[tuple[Member, bool]],
-    workers: int | None,
-    progress: Progress | None,
-) -> Iterable[Examined]:
-    workers = min(workers or _cores(), -(-len(jobs) // _CHUNK))
-    show = progress or (lambda items, _: items)
-    if workers <= 1:
-        yield from show(map(work, jobs), len(jobs))
-        return
-    with ProcessPoolExecutor(workers, initializer=_one_thread) as pool:
-        yield from show(pool.map(work, jobs, chunksize=_CHUNK), len(jobs))
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _one_thread() -> None:
-    cv2.setNumThreads(0)
 
 
 def _problems_of(one: Examined, used: bool) -> list[Problem]:
@@ -187,7 +160,7 @@ def _no_images(folder: Path) -> Problem:
     return Problem(str(place), None, "missing_image", text)
 
 
-def _copies(found: Sequence[Examined], splits_of: Mapping[Member, Sequence[UsedSplit]]) -> Iterator[Problem]:
+def _copies(found: Sequence[Examined], splits_of: Mapping[ImageKey, Sequence[UsedSplit]]) -> Iterator[Problem]:
     """Pictures with equal content: a leak if they are in splits that must not share images, else a duplicate.
 
     Of a leak the file of the training split is named, as the one to leave out."""
@@ -229,7 +202,7 @@ def _class_problems(
     for one in found if similar else ():
         for item in one.image.objects:
             if item.name in similar:
-                path = Split(one.member.folder, "").annotation_path(one.member.stem)
+                path = one.annotation
                 text = f"{path}: object {item.index} is of the class {item.name!r}, like {similar[item.name]!r}"
                 yield Problem(str(path), item.index, "similar_class", text)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from datamodules.problems import Problem
-from datamodules.voc_format import read_split
+from datamodules.voc_format import read_split, read_split_names
 from datamodules.voc_splits import Split, dataset_folders, find_split, is_plain
 from detector.errors import InputError
 
@@ -27,8 +27,8 @@ _WORDS: Final = {
 }
 
 
-class Member(NamedTuple):
-    """An image of a dataset.
+class ImageKey(NamedTuple):
+    """Which image of a dataset.
 
     Args:
         folder: the dataset folder, with JPEGImages/ and Annotations/.
@@ -53,7 +53,7 @@ class UsedSplit:
     label: str
     path: Path
     parts: frozenset[str]
-    members: tuple[Member, ...]
+    members: tuple[ImageKey, ...]
 
     def excludes(self, other: UsedSplit) -> bool:
         """Whether the two must not share images."""
@@ -74,9 +74,9 @@ class SplitTable:
     chosen: bool
     problems: tuple[Problem, ...]
 
-    def by_member(self) -> dict[Member, list[UsedSplit]]:
+    def by_member(self) -> dict[ImageKey, list[UsedSplit]]:
         """The splits that each image is in."""
-        found: dict[Member, list[UsedSplit]] = {}
+        found: dict[ImageKey, list[UsedSplit]] = {}
         for split in self.splits:
             for member in split.members:
                 found.setdefault(member, []).append(split)
@@ -110,12 +110,12 @@ def read_split_table(root: Path, chosen: Mapping[str, Sequence[str]]) -> SplitTa
     problems: list[Problem] = []
     for label, split, parts in wanted:
         names, found = _names(split.path)
-        splits.append(UsedSplit(label, split.path, parts, tuple(Member(split.folder, name) for name in names)))
+        splits.append(UsedSplit(label, split.path, parts, tuple(ImageKey(split.folder, name) for name in names)))
         problems += found
     return SplitTable(tuple(splits), any(chosen.values()), tuple(problems))
 
 
-def split_problems(table: SplitTable, files: Mapping[Member, Path]) -> Iterator[Problem]:
+def split_problems(table: SplitTable, files: Mapping[ImageKey, Path]) -> Iterator[Problem]:
     """What is wrong with the splits, beside images and annotations that are missing.
 
     Args:
@@ -137,7 +137,7 @@ def split_problems(table: SplitTable, files: Mapping[Member, Path]) -> Iterator[
                 yield Problem(str(path), None, "not_in_split", f"{path}: no split names {member.stem}", used=False)
 
 
-def _named_again(member: Member, splits: Sequence[UsedSplit]) -> Iterator[Problem]:
+def _named_again(member: ImageKey, splits: Sequence[UsedSplit]) -> Iterator[Problem]:
     for index, split in enumerate(splits):
         if any(split.parts == other.parts for other in splits[:index]):
             text = f"{split.path}: names {member.stem}, which another split for the same part names too"
@@ -145,28 +145,25 @@ def _named_again(member: Member, splits: Sequence[UsedSplit]) -> Iterator[Proble
 
 
 def _names(path: Path) -> tuple[list[str], list[Problem]]:
-    """The names in a split file, each once, also where `read_split` refuses it."""
+    """The names in a split file, each once, and what is wrong with it."""
     try:
-        return read_split(path), []
+        counts = Counter(read_split_names(path))
+        if not counts:
+            read_split(path)
     except InputError as error:
-        message = str(error)
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError):
-        lines = []
-    counts = Counter(line.split()[0] for line in lines if line.strip())
+        return [], [Problem(str(path), None, "unusable_split", str(error))]
     twice = [f"{path}: names the image {name} more than once" for name, count in counts.items() if count > 1]
-    if twice:
-        return list(counts), [Problem(str(path), None, "named_twice", text) for text in twice]
-    return list(counts), [Problem(str(path), None, "unusable_split", message)]
+    return list(counts), [Problem(str(path), None, "named_twice", text) for text in twice]
 
 
 def _is_of_one_class(path: Path) -> bool:
+    """Whether all lines state whether the image shows the class of the file."""
     try:
-        lines = [line.split() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError):
+        names = read_split_names(path)
+    except InputError:
         return False
-    return bool(lines) and all(len(words) == 2 and words[1] in ("-1", "0", "1") for words in lines)
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    return bool(names) and all(name != line for name, line in zip(names, lines, strict=True))
 
 
 def _parts_of(name: str) -> frozenset[str]:

@@ -10,9 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-from datamodules.image_reading import image_size
+from datamodules.image_reading import ImageHeader, frame, read_header
 from datamodules.problems import Kind, Problem
 from datamodules.voc_format import (
     Annotation,
@@ -20,14 +19,14 @@ from datamodules.voc_format import (
     UnreadObject,
     VOCObject,
     clip_box,
-    read_annotation_loosely,
+    parse_annotation_loosely,
+    read_annotation_bytes,
 )
-from datamodules.voc_splits import Split, find_image
+from datamodules.voc_splits import find_image
 from detector.errors import InputError
 
-Look = Literal["none", "header", "end"]
-"""How far an image file is looked at: not at all, its size, or also whether it ends as its format says (which decides
-for nearly all cut files, at the price of one read of a few bytes)."""
+Box = tuple[float, float, float, float]
+Objects = tuple[VOCObject | UnreadObject, ...]
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class CheckedObject:
     index: int
     name: str
     difficult: bool
-    box: tuple[float, float, float, float] | None
+    box: Box | None
 
 
 @dataclass(frozen=True)
@@ -52,129 +51,129 @@ class CheckedImage:
     """What was found about one image.
 
     Args:
-        stem: its name in split files.
         path: the image file; None if it is missing or was not looked for.
+        upright: apply the EXIF orientation, see `frame`.
         annotated: whether there is an annotation file, readable or not.
-        size: (width, height), of the image or else as stated; (0, 0) if unknown.
         objects: all objects of the annotation.
         problems: everything wrong with it.
     """
 
-    stem: str
     path: Path | None
+    upright: bool
     annotated: bool
-    size: tuple[int, int]
     objects: tuple[CheckedObject, ...]
     problems: tuple[Problem, ...]
 
     @property
     def usable(self) -> bool:
-        """Whether the image can be trained on, perhaps without some of its objects."""
+        """Whether it can be trained on, perhaps without some of its objects."""
         return not any(problem.breaks and problem.object is None for problem in self.problems)
 
-    @property
-    def usable_objects(self) -> list[CheckedObject]:
-        return [item for item in self.objects if item.box is not None]
 
-
-def check_image(split: Split, stem: str, class_names: Sequence[str] | None, look: Look = "header") -> CheckedImage:
-    """Read an annotation and look at its image.
+def check_image(folder: Path, stem: str, class_names: Sequence[str] | None, look: bool = True) -> CheckedImage:
+    """Read an annotation and the header of its image, and judge them.
 
     Args:
-        split: any split of the dataset folder.
+        folder: of the dataset, with JPEGImages/ and Annotations/.
         stem: name of the image, as in split files.
         class_names: the known classes; None accepts all names.
-        look: how far the image file is looked at.
+        look: whether the image is looked for.
     """
-    path = split.annotation_path(stem)
+    path = folder / "Annotations" / f"{stem}.xml"
+    read = read_loosely(path)
+    image: Path | InputError | None = None
+    header: ImageHeader | InputError | None = None
+    if look:
+        try:
+            image = find_image(folder, stem, "" if isinstance(read, InputError) else read[0].file_name)
+        except InputError as error:
+            image = error
+    if isinstance(image, Path):
+        try:
+            header = read_header(image)
+        except InputError as error:
+            header = error
+    return judge(path, folder / "JPEGImages" / f"{stem}.jpg", read, image, header, class_names)
+
+
+def read_loosely(path: Path) -> tuple[Annotation, Objects] | InputError:
+    """An annotation with all its objects, bad ones included, or why it cannot be read at all."""
+    try:
+        return parse_annotation_loosely(read_annotation_bytes(path), path)
+    except InputError as error:
+        return error
+
+
+def judge(
+    path: Path,
+    expected_image: Path,
+    read: tuple[Annotation, Objects] | InputError,
+    image: Path | InputError | None,
+    header: ImageHeader | InputError | None,
+    class_names: Sequence[str] | None,
+) -> CheckedImage:
+    """What is wrong with an image, from what was read.
+
+    Args:
+        path: the annotation file.
+        expected_image: what to call the image if it is missing.
+        read: as from `read_loosely`.
+        image: the image file, or why it was not found; None: it was not looked for.
+        header: of the image, or why it is unreadable; None: there is no image.
+        class_names: the known classes; None accepts all names.
+    """
     problems: list[Problem] = []
-    annotation: Annotation | None = None
-    objects: tuple[VOCObject | UnreadObject, ...] = ()
-    try:
-        annotation, objects = read_annotation_loosely(path)
-    except InputError as error:
-        kind: Kind = "unreadable_annotation" if path.exists() else "missing_annotation"
-        problems.append(Problem(str(path), None, kind, str(error)))
-    stated = (annotation.width, annotation.height) if annotation is not None else (0, 0)
-    image, size = None, None
-    if look != "none":
-        image, size, found = _look_at(split, stem, look)
+    checked: list[CheckedObject] = []
+    if isinstance(read, InputError):
+        problems.append(Problem(str(path), None, _kind_of_unread(path), str(read)))
+    if isinstance(image, InputError):
+        problems.append(Problem(str(expected_image), None, "missing_image", str(image)))
+    if isinstance(header, InputError):
+        problems.append(Problem(str(image), None, "unreadable_image", str(header)))
+    upright = False
+    if not isinstance(read, InputError):
+        annotation, objects = read
+        size = stated = (annotation.width, annotation.height)
+        if isinstance(header, ImageHeader):
+            size, upright = frame(header, stated)
+        problems += _problems_of_file(path, annotation, len(objects), image, header, size)
+        checked, found = _check_objects(path, objects, size, class_names)
         problems += found
-    if annotation is not None:
-        problems += _header_problems(path, annotation, objects, size, image)
-        checked, found = _check_objects(path, objects, size or stated, class_names)
-        problems += found
-    else:
-        checked = ()
-    return CheckedImage(stem, image, path.is_file(), size or stated, checked, tuple(problems))
+    found_image = image if isinstance(image, Path) else None
+    return CheckedImage(found_image, upright, path.is_file(), tuple(checked), tuple(problems))
 
 
-def _look_at(split: Split, stem: str, look: Look) -> tuple[Path | None, tuple[int, int] | None, list[Problem]]:
-    try:
-        image = find_image(split.folder, stem)
-    except InputError as error:
-        file = str(split.folder / "JPEGImages" / f"{stem}.jpg")
-        return None, None, [Problem(file, None, "missing_image", str(error))]
-    try:
-        size = image_size(image)
-    except InputError as error:
-        return image, None, [Problem(str(image), None, "unreadable_image", str(error))]
-    return image, size, decoding_problems(image) if look == "end" and not ends_properly(image) else []
+def _kind_of_unread(path: Path) -> Kind:
+    return "unreadable_annotation" if path.exists() else "missing_annotation"
 
 
-def decoding_problems(image: Path) -> list[Problem]:
-    """Decode an image whose header is good: empty, or what is wrong with the rest."""
-    from datamodules.image_reading import read_image
-
-    try:
-        read_image(image)
-    except InputError as error:
-        return [Problem(str(image), None, "truncated_image", str(error))]
-    return []
-
-
-def ends_properly(image: Path) -> bool:
-    """Whether a JPEG or PNG file has its end mark; False for other formats, which only decoding can judge."""
-    with image.open("rb") as file:
-        start = file.read(8)
-        file.seek(0, 2)
-        file.seek(max(0, file.tell() - 64))
-        end = file.read()
-    if start[:2] == b"\xff\xd8":
-        return end.rstrip(b"\0\r\n").endswith(b"\xff\xd9")
-    return start == b"\x89PNG\r\n\x1a\n" and b"IEND\xaeB`\x82" in end
-
-
-def _header_problems(
+def _problems_of_file(
     path: Path,
     annotation: Annotation,
-    objects: Sequence[object],
-    size: tuple[int, int] | None,
-    image: Path | None,
+    objects: int,
+    image: Path | InputError | None,
+    header: ImageHeader | InputError | None,
+    size: tuple[int, int],
 ) -> list[Problem]:
-    found: list[Problem] = []
+    found: list[tuple[Kind, str]] = []
     stated = (annotation.width, annotation.height)
-    if size is not None and min(stated) > 0 and stated != size:
-        rotated = "; the sides are swapped, so the boxes may be those of the rotated image" * (stated == size[::-1])
-        text = f"{path}: states {stated[0]} x {stated[1]} pixels, but {image} has {size[0]} x {size[1]}{rotated}"
-        found.append(Problem(str(path), None, "size_mismatch", text))
-    if size is None and min(stated) <= 0:
-        found.append(Problem(str(path), None, "unknown_size", f"{path}: states no size, and the image is not there"))
-    name = Path(annotation.file_name.replace("\\", "/")).name
+    if isinstance(header, ImageHeader) and min(stated) > 0 and stated != size:
+        turned = "; the sides are swapped: the boxes may be those of the turned picture" if stated == size[::-1] else ""
+        text = f"states {stated[0]} x {stated[1]} pixels, but {image} has {size[0]} x {size[1]}{turned}"
+        found.append(("size_mismatch", text))
+    if not isinstance(header, ImageHeader) and min(stated) <= 0:
+        found.append(("unknown_size", "states no size of the image"))
+    name = annotation.file_name.replace("\\", "/").rsplit("/", 1)[-1]
     if path.stem not in (name, Path(name).stem):
-        text = f"{path}: states <filename> {annotation.file_name}, which is not its own name"
-        found.append(Problem(str(path), None, "file_name_mismatch", text))
+        found.append(("file_name_mismatch", f"states the file name {_shown(annotation.file_name)}, not its own"))
     if not objects:
-        found.append(Problem(str(path), None, "empty_image", f"{path}: lists no object"))
-    return found
+        found.append(("empty_image", "lists no object"))
+    return [Problem(str(path), None, kind, f"{path}: {text}") for kind, text in found]
 
 
 def _check_objects(
-    path: Path,
-    objects: Sequence[VOCObject | UnreadObject],
-    size: tuple[int, int],
-    class_names: Sequence[str] | None,
-) -> tuple[tuple[CheckedObject, ...], list[Problem]]:
+    path: Path, objects: Objects, size: tuple[int, int], class_names: Sequence[str] | None
+) -> tuple[list[CheckedObject], list[Problem]]:
     checked: list[CheckedObject] = []
     problems: list[Problem] = []
     first: dict[tuple[str, tuple[float, ...]], int] = {}
@@ -185,9 +184,9 @@ def _check_objects(
         if box is not None:
             earlier = first.setdefault((item.name, box), index)
             if earlier != index:
-                text = f"{path}: object {index} ({item.name}) has the class and the box of object {earlier}"
+                text = f"{path}: object {index} ({_shown(item.name)}) has the class and the box of object {earlier}"
                 problems.append(Problem(str(path), index, "duplicate_object", text))
-    return tuple(checked), problems
+    return checked, problems
 
 
 def _check_object(
@@ -196,9 +195,9 @@ def _check_object(
     item: VOCObject | UnreadObject,
     size: tuple[int, int],
     class_names: Sequence[str] | None,
-) -> tuple[tuple[float, float, float, float] | None, list[tuple[Kind, str]]]:
+) -> tuple[Box | None, list[tuple[Kind, str]]]:
     """The box as it is used, or None, and (kind, message) of what is wrong."""
-    where = f"{path}: object {index} ({item.name})"
+    where = f"{path}: object {index} ({_shown(item.name)})"
     if isinstance(item, UnreadObject):
         return None, [
             ("negative_box" if isinstance(item.error, NegativeBoxError) else "incomplete_object", str(item.error))
@@ -227,9 +226,15 @@ def _unknown_class(path: Path, index: int, name: str, class_names: Sequence[str]
     hint = f" (perhaps {meant!r} is meant)" if meant is not None else ""
     return (
         "unknown_class" if meant is None else "misspelt_class",
-        f"{path}: object {index} is of the class {name!r}{hint}; known classes (--data.class_names): "
+        f"{path}: object {index} is of the class {_shown(name)!r}{hint}; known classes (--data.class_names): "
         f"{', '.join(class_names)}",
     )
+
+
+def _shown(text: str) -> str:
+    """A text of a file as a message can hold it: in one line, and not longer than that."""
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else line[:57] + "..."
 
 
 def plain_spelling(name: str) -> str:

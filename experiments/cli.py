@@ -201,12 +201,9 @@ def _doctor(arguments: list[str]) -> None:
         )
     parser.add_argument("--data.class_names", dest="class_names", type=_names, help="the known classes")
     parser.add_argument("--no-images", "--no_images", action="store_true", help="annotations alone")
-    parser.add_argument("--workers", type=int, help="processes (one per CPU core)")
     parser.add_argument("--format", choices=["table", "json"], default="table", help="(table)")
     parser.add_argument("--plot", metavar="FILE", help="draw classes, object sizes and aspect ratios: .png, .pdf, .svg")
     options = parser.parse_args(arguments)
-    if options.workers is not None and options.workers < 1:
-        raise InputError(f"--workers {options.workers}: at least 1 is needed")
     from pathlib import Path
 
     from datamodules.doctor import DoctorOptions
@@ -214,7 +211,7 @@ def _doctor(arguments: list[str]) -> None:
 
     splits = {part: names for part in ("train", "val", "test") if (names := getattr(options, part))}
     healthy = doctor(
-        DoctorOptions(Path(options.root), splits, options.class_names, not options.no_images, options.workers),
+        DoctorOptions(Path(options.root), splits, options.class_names, not options.no_images),
         Output(options.format, options.plot),
     )
     if not healthy:

@@ -1,7 +1,6 @@
 """`frcnn doctor`: print, as a table or as JSON, what is wrong with a dataset and what is in it; and draw the latter."""
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,10 +10,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Column, Table
 
-from datamodules.doctor import DoctorOptions, Examined, Report, examine
+from datamodules.doctor import DoctorOptions, Report, examine
 from datamodules.problems import KINDS
 from detector.errors import InputError
 
@@ -49,7 +47,7 @@ def doctor(options: DoctorOptions, output: Output) -> bool:
     """
     if output.plot is not None and Path(output.plot).suffix not in PLOT_SUFFIXES:
         raise InputError(f"--plot {output.plot}: the file must end with .png, .pdf or .svg")
-    report = examine(options, _show_progress if sys.stderr.isatty() else None)
+    report = examine(options)
     if output.plot is not None:
         plot_report(report, output.plot, str(options.root))
     if output.format == "json":
@@ -57,10 +55,6 @@ def doctor(options: DoctorOptions, output: Output) -> bool:
     else:
         _print_report(report, options)
     return not any(problem.breaks for problem in report.problems)
-
-
-def _show_progress(items: Iterable[Examined], total: int) -> Iterable[Examined]:
-    return track(items, "examining", total, console=Console(stderr=True), transient=True)
 
 
 def document_of(report: Report, options: DoctorOptions) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def test_a_healthy_dataset_has_no_problems(mini_voc):
 
 
 def test_processes_change_nothing(broken_dataset, monkeypatch):
-    monkeypatch.setattr("datamodules.doctor._CHUNK", 1)
+    monkeypatch.setattr("datamodules.doctor.PARALLEL_FROM", 1)
     options = DoctorOptions(broken_dataset.root, class_names=broken_dataset.class_names)
     assert _found(examine(options), broken_dataset.root) == Counter(broken_dataset.problems)
 
