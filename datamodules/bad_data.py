@@ -13,15 +13,18 @@ import json
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Final, Literal
 
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from datamodules.detection_dataset import DetectionDataset, ImageRecord, Target
 from datamodules.image_reading import read_image
+from datamodules.made_splits import Member, check_overlap, overlaps
 from datamodules.problems import Problem
 from detector.errors import InputError
 
@@ -29,30 +32,108 @@ OnError = Literal["raise", "skip"]
 SHOWN: Final = 20  # problems in a message
 
 
-def settle(problems: Sequence[Problem], on_error: OnError, images: int, report: Path | None) -> None:
-    """Stop because of problems, or say that and where they are skipped.
+@dataclass(frozen=True)
+class Leaks:
+    """Images that are in two of the parts "train", "val" and "test".
 
     Args:
-        problems: all problems of the images that are about to be used; those that break nothing are ignored.
-        on_error: raise or skip.
-        images: number of images that are left out because of them.
-        report: file for the list of what is skipped; None: a temporary file.
-
-    Raises:
-        InputError: `on_error` is raise and there is something to stop for. Its message names the first problem and the
-            number of other files, its details list all.
+        summary: the first two such parts, in one line.
+        problems: by part the images that a later part has too.
     """
-    broken = [problem for problem in problems if problem.breaks]
-    if not broken:
-        return
-    if on_error == "skip":
-        _say_what_is_skipped(broken, images, report)
-        return
-    files = len({problem.file for problem in broken})
-    more = f" (and {files - 1} more files with problems)" if files > 1 else ""
-    error = InputError(f"{broken[0].message}{more}")
+
+    summary: str = ""
+    problems: Mapping[str, Mapping[Member, Problem]] = field(default_factory=dict)
+
+
+def find_leaks(parts: Mapping[str, Sequence[Member]]) -> Leaks:
+    """Images that are in two parts.
+
+    Args:
+        parts: images by what they are for: "train", "val", "test".
+    """
+    summary = ""
+    try:
+        check_overlap(parts)
+    except InputError as error:
+        summary = str(error)
+    leaks: dict[str, dict[Member, Problem]] = {}
+    for first, second, shared in overlaps(parts):
+        for member in shared:
+            text = f"{member.source}: names {member.stem}, which --data.{second}_splits name too"
+            problem = Problem(str(member.source), None, "leak_by_name", text)
+            leaks.setdefault(first, {}).setdefault(member, problem)
+    return Leaks(summary, leaks)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How images are read.
+
+    Args:
+        on_error: what to do about data that cannot be used.
+        look_for_cut_images: whether to look at the ends of image files too.
+        report: file for the list of what is skipped; None: a temporary file.
+    """
+
+    on_error: OnError
+    look_for_cut_images: bool
+    report: Path | None
+
+    def apply(
+        self,
+        parts: Mapping[str, Sequence[Member]],
+        read: Callable[[Sequence[Member]], tuple[list[ImageRecord], list[Problem]]],
+        leaks: Leaks,
+    ) -> dict[str, list[ImageRecord]]:
+        """Read images, and stop because of problems or say that they are skipped.
+
+        Args:
+            parts: images by part.
+            read: gives the usable images among them, with their usable objects, and all that is wrong.
+            leaks: images that are in two parts, which may be others than those that are read.
+
+        Returns:
+            The usable images by part.
+
+        Raises:
+            InputError: There is something to stop for: the message names the first problem and the number of other
+                files, the details list all. Or nothing is left of a part.
+        """
+        skip = self.on_error == "skip"
+        problems = [
+            problem
+            for part, leaked in leaks.problems.items()
+            if part in parts or not skip
+            for problem in leaked.values()
+        ]
+        records: dict[str, list[ImageRecord]] = {}
+        for part, members in parts.items():
+            leaked = leaks.problems.get(part, {}) if skip else {}
+            records[part], found = read([member for member in members if member not in leaked])
+            problems += found
+            if self.look_for_cut_images:
+                cut = {problem.file: problem for problem in find_cut_images(records[part])}
+                records[part] = [record for record in records[part] if str(record.path) not in cut]
+                problems += cut.values()
+        broken = [problem for problem in problems if problem.breaks]
+        if broken and not skip:
+            raise refusal(broken, leaks.summary or broken[0].message)
+        if broken:
+            images = sum(map(len, parts.values())) - sum(map(len, records.values()))
+            _say_what_is_skipped(broken, images, self.report)
+        for part, left in records.items():
+            if not left and parts[part]:
+                raise InputError(f"--data.on_error skip leaves no image of the {part} splits: {broken[0].message}")
+        return records
+
+
+def refusal(broken: Sequence[Problem], first: str) -> InputError:
+    """The error that stops a training because of problems; `first` is what stands in its one line."""
+    files = len({problem.file for problem in broken} - {broken[0].file})
+    more = f" (and {files} more files with problems)" if files else ""
+    error = InputError(f"{first}{more}")
     error.details = _details(broken) if len(broken) > 1 else ()
-    raise error
+    return error
 
 
 def ends_properly(image: Path) -> bool:
@@ -67,19 +148,15 @@ def ends_properly(image: Path) -> bool:
     return start == b"\x89PNG\r\n\x1a\n" and b"IEND\xaeB`\x82" in end
 
 
-def find_cut_images(images: Iterable[tuple[Path, bool]]) -> list[Problem]:
-    """The images that are cut short: those whose end mark is missing, and that cannot be decoded.
-
-    Args:
-        images: files, and whether their EXIF orientation is applied.
-    """
+def find_cut_images(records: Iterable[ImageRecord]) -> list[Problem]:
+    """The images that are cut short: those without the end mark of their format that cannot be decoded either."""
     found: list[Problem] = []
-    for path, upright in images:
+    for record in records:
         try:
-            if not ends_properly(path):
-                read_image(path, upright)
+            if not ends_properly(record.path):
+                read_image(record.path, record.upright)
         except (InputError, OSError) as error:
-            found.append(Problem(str(path), None, "truncated_image", str(error)))
+            found.append(Problem(str(record.path), None, "truncated_image", str(error)))
     return found
 
 
@@ -129,27 +206,27 @@ def _say_what_is_skipped(broken: Sequence[Problem], images: int, report: Path | 
     )
 
 
-class NextImageInstead(Dataset[tuple[Tensor, Any]]):
+class NextImageInstead(Dataset[tuple[Tensor, Target]]):
     """A dataset in which the next decodable image takes the place of one that cannot be decoded.
 
     Args:
         dataset: raises `InputError` for samples whose image cannot be decoded.
     """
 
-    def __init__(self, dataset: Dataset[tuple[Tensor, Any]]) -> None:
+    def __init__(self, dataset: DetectionDataset) -> None:
         self.dataset = dataset
+        self.file_names = dataset.file_names
         self._told: set[int] = set()
 
     def __len__(self) -> int:
-        return len(cast(Sized, self.dataset))
+        return len(self.dataset)
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Any]:
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Target]:
         """As that of the dataset. Raises InputError if no image can be decoded."""
         epoch, first = key if isinstance(key, tuple) else (0, key)
-        for step in range(len(self)):
-            index = (first + step) % len(self)
+        for index in (*range(first, len(self)), *range(first)):
             try:
-                return self.dataset[cast(int, (epoch, index))]
+                return self.dataset[epoch, index]
             except InputError as error:
                 if index not in self._told:
                     self._told.add(index)

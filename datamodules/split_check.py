@@ -127,10 +127,12 @@ def split_problems(table: SplitTable, files: Mapping[ImageKey, Path]) -> Iterato
     for member, splits in by_member.items():
         if table.chosen:
             yield from _named_again(member, splits)
-        leak = [split.label for split in splits if any(split.excludes(other) for other in splits)]
-        if leak:
-            file = str(files.get(member, member.stem))
-            yield Problem(file, None, "leak_by_name", f"{file}: is in the splits {_joined(leak)}")
+        leaking = [split for split in splits if any(split.excludes(other) for other in splits)]
+        if leaking:
+            first = min(leaking, key=_first_part)
+            others = [split.label for split in leaking if split is not first]
+            text = f"{first.path}: names {member.stem}, which is in {' and '.join(others)} too"
+            yield Problem(str(first.path), None, "leak_by_name", text)
     if table.splits and not table.chosen:
         for member, path in files.items():
             if member not in by_member:
@@ -171,5 +173,5 @@ def _parts_of(name: str) -> frozenset[str]:
     return frozenset(part for part, names in _WORDS.items() if words & set(names))
 
 
-def _joined(labels: Sequence[str]) -> str:
-    return f"{', '.join(labels[:-1])} and {labels[-1]}"
+def _first_part(split: UsedSplit) -> int:
+    return min(PARTS.index(part) for part in split.parts)

@@ -124,8 +124,10 @@ def judge(
     """
     problems: list[Problem] = []
     checked: list[CheckedObject] = []
+    annotated = not isinstance(read, InputError) or path.exists()
     if isinstance(read, InputError):
-        problems.append(Problem(str(path), None, _kind_of_unread(path), str(read)))
+        kind: Kind = "unreadable_annotation" if annotated else "missing_annotation"
+        problems.append(Problem(str(path), None, kind, str(read)))
     if isinstance(image, InputError):
         problems.append(Problem(str(expected_image), None, "missing_image", str(image)))
     if isinstance(header, InputError):
@@ -140,11 +142,7 @@ def judge(
         checked, found = _check_objects(path, objects, size, class_names)
         problems += found
     found_image = image if isinstance(image, Path) else None
-    return CheckedImage(found_image, upright, path.is_file(), tuple(checked), tuple(problems))
-
-
-def _kind_of_unread(path: Path) -> Kind:
-    return "unreadable_annotation" if path.exists() else "missing_annotation"
+    return CheckedImage(found_image, upright, annotated, tuple(checked), tuple(problems))
 
 
 def _problems_of_file(
@@ -190,45 +188,44 @@ def _check_objects(
 
 
 def _check_object(
-    path: Path,
-    index: int,
-    item: VOCObject | UnreadObject,
-    size: tuple[int, int],
-    class_names: Sequence[str] | None,
+    path: Path, index: int, item: VOCObject | UnreadObject, size: tuple[int, int], class_names: Sequence[str] | None
 ) -> tuple[Box | None, list[tuple[Kind, str]]]:
     """The box as it is used, or None, and (kind, message) of what is wrong."""
-    where = f"{path}: object {index} ({_shown(item.name)})"
     if isinstance(item, UnreadObject):
-        return None, [
-            ("negative_box" if isinstance(item.error, NegativeBoxError) else "incomplete_object", str(item.error))
-        ]
-    found: list[tuple[Kind, str]] = []
+        negative = isinstance(item.error, NegativeBoxError)
+        return None, [("negative_box" if negative else "incomplete_object", str(item.error))]
+    box, found = check_box(item, size, f"{path}: object {index} ({_shown(item.name)})")
     if class_names is not None and item.name not in class_names:
-        found.append(_unknown_class(path, index, item.name, class_names))
+        kind, text = unknown_class(item.name, class_names)
+        return None, [(kind, f"{path}: object {index} is of the class {_shown(item.name)!r}{text}"), *found]
+    return box, found
+
+
+def check_box(item: VOCObject, size: tuple[int, int], where: str) -> tuple[Box | None, list[tuple[Kind, str]]]:
+    """The box of an object clipped to its image of `size` (width, height), None if nothing is left of it; and (kind,
+    message) of what is wrong with it. An unknown size (0, 0) clips nothing."""
     if min(size) <= 0:
-        return (None if found else item.box), found
+        return item.box, []
     try:
         box = clip_box(item, size, where)
     except InputError as error:
-        return None, [*found, ("box_outside", str(error))]
+        return None, [("box_outside", str(error))]
+    found: list[tuple[Kind, str]] = []
     if box != item.box:
         text = f"{where} has box {item.box}, partly outside its image of {size[0]} x {size[1]} pixels"
         found.append(("box_partly_outside", text))
     sides = (box[2] - box[0], box[3] - box[1])
     if min(sides) <= 1:
         found.append(("one_pixel_box", f"{where} is {sides[0]:g} x {sides[1]:g} pixels large"))
-    usable = class_names is None or item.name in class_names
-    return (box if usable else None), found
+    return box, found
 
 
-def _unknown_class(path: Path, index: int, name: str, class_names: Sequence[str]) -> tuple[Kind, str]:
+def unknown_class(name: str, class_names: Sequence[str]) -> tuple[Kind, str]:
+    """The kind of problem that an unknown class is, and which class may be meant."""
     meant = spelling_of(name, class_names)
-    hint = f" (perhaps {meant!r} is meant)" if meant is not None else ""
-    return (
-        "unknown_class" if meant is None else "misspelt_class",
-        f"{path}: object {index} is of the class {_shown(name)!r}{hint}; known classes (--data.class_names): "
-        f"{', '.join(class_names)}",
-    )
+    hint = "" if meant is None else f" (perhaps {meant!r} is meant)"
+    kind: Kind = "unknown_class" if meant is None else "misspelt_class"
+    return kind, f"{hint}; known classes (--data.class_names): {', '.join(class_names)}"
 
 
 def _shown(text: str) -> str:

@@ -54,7 +54,7 @@ def test_messages_name_what_is_wrong(broken_dataset):
     assert "perhaps 'ellipse' is meant" in by_kind["misspelt_class"].message
     assert "'zebra'" in by_kind["unknown_class"].message and "perhaps" not in by_kind["unknown_class"].message
     assert "1234 x" in by_kind["size_mismatch"].message
-    assert "train and val" in by_kind["leak_by_name"].message
+    assert "which is in val too" in by_kind["leak_by_name"].message
     assert by_kind["box_outside"].effect.endswith("leaves out this object")
     assert by_kind["truncated_image"].effect.endswith("leaves out this image")
 
@@ -155,11 +155,11 @@ def test_leaks_follow_what_splits_are_for(tmp_path):
     }
     folder = _dataset(tmp_path, {stem: [_cat()] for stem in stems}, **splits)
     report = examine(DoctorOptions(folder))
-    assert _found(report, folder) == Counter([("JPEGImages/e.jpg", None, "leak_by_name")])
-    assert "is in the splits test, trainval and val" in report.problems[0].message
+    assert _found(report, folder) == Counter([("ImageSets/Main/trainval.txt", None, "leak_by_name")])
+    assert "names e, which is in test and val too" in report.problems[0].message
     assert "cat_train" not in report.splits
     chosen = examine(DoctorOptions(folder, {"train": ["train"], "test": ["first_fold"]}))
-    assert _found(chosen, folder) == Counter([("JPEGImages/a.jpg", None, "leak_by_name")])
+    assert _found(chosen, folder) == Counter([("ImageSets/Main/train.txt", None, "leak_by_name")])
     again = examine(DoctorOptions(folder, {"train": ["train", "first_fold"], "val": ["val"]}))
     assert _found(again, folder) == Counter([("ImageSets/Main/first_fold.txt", None, "named_twice")])
 
