@@ -118,12 +118,12 @@ class Policy:
         broken = [problem for problem in problems if problem.breaks]
         if broken and not skip:
             raise refusal(broken, leaks.summary or broken[0].message)
+        for part, left in records.items():
+            if parts[part] and not left:
+                raise refusal(broken, f"--data.on_error skip would leave no image of the {part} splits")
         if broken:
             images = sum(map(len, parts.values())) - sum(map(len, records.values()))
             _say_what_is_skipped(broken, images, self.report)
-        for part, left in records.items():
-            if not left and parts[part]:
-                raise InputError(f"--data.on_error skip leaves no image of the {part} splits: {broken[0].message}")
         return records
 
 
@@ -178,7 +178,7 @@ def _details(broken: Sequence[Problem]) -> tuple[str, ...]:
     if len(broken) > SHOWN:
         where = _write_aside(broken)
         lines.append(f"... and {len(broken) - SHOWN} more" + (f"; all {len(broken)} are in {where}" if where else ""))
-    return (*lines, "--data.on_error skip leaves these out; frcnn doctor says more about the dataset")
+    return (*lines, "--data.on_error skip leaves out what is broken; frcnn doctor says more about the dataset")
 
 
 @rank_zero_only
