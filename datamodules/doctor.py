@@ -219,7 +219,7 @@ def _report(found: Sequence[Examined], table: SplitTable, known: Sequence[str] |
         images=sum(one.image.annotated for one in found),
         objects=sum(len(one.image.objects) for one in found),
         image_files=sum(one.image.path is not None for one in found),
-        empty=sum(one.image.annotated and not one.image.objects for one in found),
+        empty=sum(problem.kind == "empty_image" for one in found for problem in one.image.problems),
         classes={name: classes[name] for name in names},
         difficult={name: difficult[name] for name in names},
         class_images={name: class_images[name] for name in names},

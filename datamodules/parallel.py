@@ -19,7 +19,7 @@ MAX_PROCESSES = 8
 
 
 def map_files(
-    function: Callable[[Item], Result], items: Sequence[Item], what: str, parallel_from: int = PARALLEL_FROM
+    function: Callable[[Item], Result], items: Sequence[Item], what: str, parallel_from: int | None = None
 ) -> list[Result]:
     """`[function(item) for item in items]`.
 
@@ -27,9 +27,9 @@ def map_files(
         function: defined at the top of a module, cheap to start, without side effects.
         items: e.g. paths; it, they and the results are pickled.
         what: heading of the progress bar, which is drawn on stderr where that is a terminal.
-        parallel_from: number of items from which on other processes are started.
+        parallel_from: number of items from which on other processes are started; default: PARALLEL_FROM.
     """
-    with _results(function, items, parallel_from) as results:
+    with _results(function, items, PARALLEL_FROM if parallel_from is None else parallel_from) as results:
         return list(_watched(results, len(items), what))
 
 

@@ -34,7 +34,7 @@ Kind = Literal[
 ]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 
-_STOPS = "stops training before its first step; --data.on_error skip leaves out this "
+_STOPS = "stops training; --data.on_error skip leaves out this "
 
 
 class Consequence(NamedTuple):
@@ -71,8 +71,8 @@ CONSEQUENCES: Final[dict[Kind, Consequence]] = {
     "misspelt_class": _OBJECT,
     "similar_class": Consequence("trained on as a class of its own"),
     "class_without_objects": Consequence("never learned, and its AP is not defined"),
-    "unusable_split": Consequence("stops training on this split before its first step", breaks=True),
-    "named_twice": Consequence("stops training before its first step; name the image once", breaks=True),
+    "unusable_split": Consequence("stops training on this split", breaks=True),
+    "named_twice": Consequence("stops training; name the image once", breaks=True),
     "leak_by_name": Consequence(
         "stops training on the one and evaluating on the other; --data.on_error skip leaves the image out of the "
         "split that is trained on, --data.allow_overlap true accepts it",

@@ -156,7 +156,8 @@ def plot_report(report: Report, path: str | Path, title: str) -> None:
     bars = axes.barh(names, difficult, left=easy, color="tab:orange", label="difficult")
     axes.bar_label(bars, [str(count) for _, count in shown], padding=3, fontsize=8)
     axes.invert_yaxis()
-    axes.margins(x=0.12, y=0.01)
+    axes.margins(y=0.01)
+    axes.set_xlim(0, 1.12 * max([1, *(count for _, count in shown)]))
     axes.legend(loc="lower right")
     axes.set_xlabel("objects")
     more = len(classes) - len(shown)
@@ -176,7 +177,13 @@ def _draw_histogram(axes: Any, values: np.ndarray, edges: Sequence[float], label
     share = 100 * counts / max(len(values), 1)
     bars = axes.bar(np.arange(len(counts)) + 0.5, share, width=0.95, color="tab:blue")
     axes.bar_label(bars, [f"{value:.0f} %" if value >= 0.5 else "" for value in share], fontsize=8)
-    axes.set_xticks(range(len(edges)), [f"{edge:.3g}" if np.isfinite(edge) else "∞" for edge in edges])
+    axes.set_xticks(range(len(edges)), [_tick(edge) for edge in edges])
     axes.margins(y=0.12)
     axes.set_xlabel(label)
     axes.set_ylabel("% of objects")
+
+
+def _tick(edge: float) -> str:
+    if not np.isfinite(edge):
+        return "∞"
+    return f"{edge:.2g}" if edge < 10 else f"{edge:.0f}"
