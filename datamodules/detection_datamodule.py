@@ -4,8 +4,9 @@ and resumed runs."""
 from __future__ import annotations
 
 import os
+import sys
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, cast
 
@@ -13,13 +14,16 @@ import cv2
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loops.progress import _ProcessedTracker
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from datamodules.annotation_cache import AnnotationStore
 from datamodules.augmentations import Augmentation, build_augmentation
 from datamodules.batches import Batch, collate
 from datamodules.detection_dataset import DetectionDataset, ImageRecord, Target, raise_first
-from datamodules.image_cache import CACHE_KINDS, CacheKind, DiskCache, MemoryCache, default_cache_dir
+from datamodules.image_cache import CacheKind, check_cache, make_reader
+from datamodules.made_splits import Member, check_overlap, divide, read_lists, write_lists
 from datamodules.samplers import AspectSampler, EpochSampler, ShardSampler, print_saved_padding
 from detector.errors import InputError
 from detector.image_batch import ImageConfig
@@ -34,9 +38,23 @@ def _limit_threads(_worker: int) -> None:
     cv2.setNumThreads(0)
 
 
+@rank_zero_only
+def _keep_lists(folder: Path | None, lists: dict[str, list[str]], made_by: dict[str, float]) -> None:
+    """Say how many images are in each list, and write the lists if there is a folder for them."""
+    if folder is not None:
+        write_lists(folder, lists, made_by)
+    where = f"; the lists are in {folder}" if folder is not None else ""
+    by = ", ".join(f"{key} {value}" for key, value in made_by.items())
+    print(
+        f"splits made by {by}: {len(lists['train'])} images to train and {len(lists['val'])} to validate on{where}",
+        file=sys.stderr,
+    )
+
+
 class DetectionDataModule(pl.LightningDataModule):
     """Data loaders over images and boxes. A format derives from this, says where its images and annotations are, and
-    calls `_set_class_names` at the end of its construction.
+    calls `_set_class_names` at the end of its construction. A run that has a folder sets `splits_folder`, where the
+    lists of made splits are kept and looked for.
 
     Args:
         root: Folder of the dataset.
@@ -48,6 +66,13 @@ class DetectionDataModule(pl.LightningDataModule):
         eval_batch_size: Evaluation images per process and step; default: batch_size.
         num_workers: Worker processes per data loader.
         seed: Seed of order and augmentation; default: seed_everything's, else 0.
+        val_fraction: Share of the images of train_splits, or without these of all annotated images, to validate on
+            instead of training on them, for datasets without a validation split. Which ones depends on their names and
+            split_seed; a run keeps the lists in its folder, under splits/.
+        split_seed: Another one divides the images otherwise; apart from seed, so that several runs validate on the same
+            images.
+        annotation_cache: Folder to keep parsed annotations in, or the word none; default: the environment variable
+            FRCNN_CACHE_DIR, else ~/.cache/frcnn.
         allow_overlap: Accept images that are in more than one of train_splits, val_splits and test_splits. Without it
             training and testing refuse them, because a number on images that were trained on, or that a checkpoint was
             chosen by, is not one on unseen images. Where only two sets of images exist, validate on the second and
@@ -55,8 +80,8 @@ class DetectionDataModule(pl.LightningDataModule):
         group_by_aspect: Put training images of similar aspect ratio into a batch, and say how much padding that saves.
             By the files' sizes: of little use with ssd_crop, which changes them.
         cache_images: Keep decoded training images: none, memory (shared by the workers; height x width x 3 bytes for
-            each image and process) or disk (as many bytes in cache_dir, used again by later runs).
-        cache_dir: Folder of cache_images disk; default: ~/.cache/frcnn/images.
+            each image and process) or disk (as many bytes, used again by later runs).
+        image_cache_dir: Folder of cache_images disk; default: ~/.cache/frcnn/images, or images/ in FRCNN_CACHE_DIR.
 
     Raises:
         InputError: for bad values; `setup` raises it for anything wrong with the files.
@@ -73,10 +98,13 @@ class DetectionDataModule(pl.LightningDataModule):
         eval_batch_size: int | None = None,
         num_workers: int = 2,
         seed: int | None = None,
+        val_fraction: float | None = None,
+        split_seed: int = 0,
+        annotation_cache: str | None = None,
         allow_overlap: bool = False,
         group_by_aspect: bool = False,
         cache_images: CacheKind = "none",
-        cache_dir: str | None = None,
+        image_cache_dir: str | None = None,
     ) -> None:
         super().__init__()
         # Fewer evaluation images than ranks leave a rank without any, which Lightning refuses unless told so.
@@ -88,11 +116,16 @@ class DetectionDataModule(pl.LightningDataModule):
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers = num_workers
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+        self.val_fraction = val_fraction
+        self.split_seed = split_seed
+        self.splits_folder: Path | None = None
         self.allow_overlap = allow_overlap
         self.group_by_aspect = group_by_aspect
         self.cache_images = cache_images
-        self.cache_dir = Path(cache_dir).expanduser() if cache_dir else default_cache_dir()
+        self.image_cache_dir = image_cache_dir
         self._check_values()
+        self._store = AnnotationStore(annotation_cache)
+        self._made: dict[str, list[Member]] = {}
         self._datasets: dict[str, DetectionDataset] = {}
         self._resume: dict[str, int] = {}
 
@@ -103,15 +136,29 @@ class DetectionDataModule(pl.LightningDataModule):
         """The classes where none are given, in label order."""
 
     @abstractmethod
-    def _read_part(self, part: str) -> tuple[list[ImageRecord], list[InputError]]:
-        """The images of "train", "val" or "test" in order, and what is wrong with those that are left out."""
+    def _check_root(self) -> None:
+        """Raise InputError unless the dataset is there."""
 
     @abstractmethod
-    def _check_files(self, overlap: bool) -> None:
-        """Raise InputError unless the dataset is there and, if `overlap`, no image is in two parts."""
+    def _list_images(self, part: str, missing_ok: bool = False) -> list[Member]:
+        """The images that the splits of "train", "val" or "test" name, in order.
+
+        Args:
+            part: its splits are `self.split_names[part]`; none: no images.
+            missing_ok: leave out splits that are not there instead of raising InputError.
+        """
+
+    @abstractmethod
+    def _list_annotated(self) -> list[Member]:
+        """All annotated images, to be divided where no splits are named."""
+
+    @abstractmethod
+    def _read_members(self, members: Sequence[Member]) -> tuple[list[ImageRecord], list[InputError]]:
+        """The images, in order, and what is wrong with those that are left out."""
 
     def _forget(self) -> None:
         """Free what was only needed for reading."""
+        self._store.forget()
 
     # ---- what is common ----
 
@@ -119,12 +166,22 @@ class DetectionDataModule(pl.LightningDataModule):
         for key, least in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0), ("seed", 0)):
             if getattr(self, key) < least:
                 raise InputError(f"--data.{key} is {getattr(self, key)}; it must be at least {least}")
-        for part in ("train", "val"):
-            if not self.split_names[part]:
-                raise InputError(f"--data.{part}_splits is empty; name at least one split")
-        if self.cache_images not in CACHE_KINDS:
-            raise InputError(f"--data.cache_images is {self.cache_images!r}; choose one of {', '.join(CACHE_KINDS)}")
+        if self.val_fraction is None:
+            for part in ("train", "val"):
+                if not self.split_names[part]:
+                    raise InputError(
+                        f"--data.{part}_splits is empty; name at least one split, or have splits made, for example by "
+                        "--data.val_fraction 0.2"
+                    )
+        elif not 0 < self.val_fraction < 1:
+            raise InputError(f"--data.val_fraction is {self.val_fraction}; it must be between 0 and 1")
+        elif self.split_names["val"]:
+            raise InputError(
+                "--data.val_fraction takes images to validate on from those to train on, but --data.val_splits is "
+                f"[{', '.join(self.split_names['val'])}]; give one of the two"
+            )
         build_augmentation(self.augmentation)
+        check_cache(self.cache_images, self.image_cache_dir)
 
     def _set_class_names(self, given: list[str] | None) -> None:
         self.class_names = list(given) if given else self._find_class_names()
@@ -138,32 +195,67 @@ class DetectionDataModule(pl.LightningDataModule):
             InputError: Anything wrong with the files; for "fit", "test" and None also images that are in more than one
                 of the train, val and test splits, unless `allow_overlap`.
         """
-        self._check_files(overlap=stage in (None, "fit", "test") and not self.allow_overlap)
+        self._check_root()
+        if stage in (None, "fit", "test") and not self.allow_overlap:
+            check_overlap({part: self._members(part, missing_ok=True) for part in self._given()})
         parts = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": []}
-        given = [part for part, names in self.split_names.items() if names]
-        for part in parts[stage] if stage else given:
+        for part in parts[stage] if stage else self._given():
             self._dataset(part)
-        if stage is None or set(self._datasets) >= set(given):
+        if stage is None or set(self._datasets) >= set(self._given()):
             self._forget()
+
+    def _given(self) -> list[str]:
+        """The parts that there are."""
+        return [
+            part
+            for part, names in self.split_names.items()
+            if names or (self.val_fraction is not None and part in ("train", "val"))
+        ]
 
     def _dataset(self, part: str) -> DetectionDataset:
         if part not in self._datasets:
-            if not self.split_names[part]:
+            if part not in self._given():
                 raise InputError(f"no {part} splits are given; set --data.{part}_splits")
-            records, problems = self._read_part(part)
+            records, problems = self._read_members(self._members(part))
             raise_first(problems)
             augmentation = build_augmentation(self.augmentation) if part == "train" else None
             self._datasets[part] = DetectionDataset(records, self.class_names, augmentation, self.seed)
             if part == "train":
-                self._cache(self._datasets[part])
+                self._cache_images(self._datasets[part])
         return self._datasets[part]
 
-    def _cache(self, dataset: DetectionDataset) -> None:
-        if self.cache_images == "memory":
-            processes = self.trainer.num_devices if self.trainer is not None else 1
-            dataset.read = MemoryCache(dataset.paths, dataset.sizes(), processes)
-        elif self.cache_images == "disk":
-            dataset.read = DiskCache(dataset.paths, self.cache_dir)
+    def _cache_images(self, dataset: DetectionDataset) -> None:
+        processes = self.trainer.num_devices if self.trainer is not None else 1
+        dataset.read = make_reader(self.cache_images, dataset.files, dataset.sizes, self.image_cache_dir, processes)
+
+    def _members(self, part: str, missing_ok: bool = False) -> list[Member]:
+        """The images of a part, made or listed."""
+        if self.val_fraction is None or part == "test":
+            return self._list_images(part, missing_ok)
+        if not self._made:
+            self._made = self._divide(self.val_fraction)
+        return self._made[part]
+
+    def _divide(self, val_fraction: float) -> dict[str, list[Member]]:
+        """Images to train and to validate on: as this run had them before, else made now."""
+        images = {member.name: member for member in self._to_divide()}
+        made_by = {"val_fraction": val_fraction, "split_seed": self.split_seed}
+        folder = self.splits_folder
+        lists = read_lists(folder, made_by) if folder is not None else None
+        if lists is None:
+            train, val = divide(list(images), val_fraction, self.split_seed)
+            lists = {"train": train, "val": val}
+            _keep_lists(folder, lists, made_by)
+        gone = [name for names in lists.values() for name in names if name not in images]
+        if gone:
+            raise InputError(f"{folder}: {len(gone)} images of this run's splits ({gone[0]}) are not in the dataset")
+        return {part: [images[name] for name in names] for part, names in lists.items()}
+
+    def _to_divide(self) -> list[Member]:
+        if self.split_names["train"]:
+            return self._list_images("train")
+        tested = {(member.folder, member.stem) for member in self._list_images("test", missing_ok=True)}
+        return [member for member in self._list_annotated() if (member.folder, member.stem) not in tested]
 
     @property
     def train_dataset(self) -> DetectionDataset:
@@ -193,7 +285,7 @@ class DetectionDataModule(pl.LightningDataModule):
         return self._loader(dataset, sampler, self.batch_size, drop_last)
 
     def _grouped(self, plain: EpochSampler) -> AspectSampler:
-        sizes = self.train_dataset.sizes()
+        sizes = self.train_dataset.sizes
         grouped = AspectSampler(
             sizes[:, 0] / sizes[:, 1], self.batch_size, plain.num_replicas, plain.rank, self.seed, plain.drop_last
         )

@@ -1,7 +1,7 @@
 """Images with boxes as a torch Dataset, whatever format they were read from.
 
-Shape legend: `G` objects of an image, `H`, `W` its size in pixels as stored (EXIF orientation is not applied: VOC boxes
-refer to the stored pixels).
+Shape legend: `G` objects of an image, `H`, `W` its size in pixels, in the frame that its boxes refer to (see
+`image_reading`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.augmentations import Recipe
-from datamodules.image_cache import Decoder, ImageReader
-from datamodules.image_reading import image_size
+from datamodules.image_cache import Decoder, ImageFile, ImageReader
+from datamodules.image_reading import read_header
 from datamodules.samples import Sample
 from detector.errors import InputError
 
@@ -45,15 +45,21 @@ class ImageRecord:
 
     Args:
         path: the image file.
+        name: what results call the image.
         boxes: float32 (G, 4) xyxy pixels, clipped to the image, of positive area.
         labels: int64 (G,) in 1..C.
         difficult: bool (G,).
+        upright: apply the EXIF orientation; without it the boxes refer to the stored pixels.
+        size: (width, height) in that frame, where the reader knows it.
     """
 
     path: Path
+    name: str
     boxes: NDArray[np.float32]
     labels: NDArray[np.int64]
     difficult: NDArray[np.bool_]
+    upright: bool = False
+    size: tuple[int, int] | None = None
 
 
 def raise_first(problems: Sequence[InputError]) -> None:
@@ -61,6 +67,15 @@ def raise_first(problems: Sequence[InputError]) -> None:
     if problems:
         more = f" (and {len(problems) - 1} more files with problems)" if len(problems) > 1 else ""
         raise InputError(f"{problems[0]}{more}") from problems[0]
+
+
+def _size(record: ImageRecord) -> tuple[int, int]:
+    """(height, width)."""
+    if record.size is not None:
+        return record.size[1], record.size[0]
+    header = read_header(record.path)
+    width, height = header.upright_size if record.upright else (header.width, header.height)
+    return height, width
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
@@ -86,30 +101,22 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         self.class_names = list(class_names)
         self.augmentation = augmentation
         self.seed = seed
-        self._paths = [record.path for record in records]
-        self.read: ImageReader = Decoder(self._paths)  # or a cache
+        self.files = [ImageFile(record.path, record.upright) for record in records]
+        self.read: ImageReader = Decoder(self.files)  # or a cache
         # Flat arrays instead of one object per image: forked workers then share the memory.
         self._starts = np.cumsum([0, *(len(record.boxes) for record in records)])
         self._boxes = np.concatenate([np.zeros((0, 4), np.float32), *(record.boxes for record in records)])
         self._labels = np.concatenate([np.zeros(0, np.int64), *(record.labels for record in records)])
         self._difficult = np.concatenate([np.zeros(0, np.bool_), *(record.difficult for record in records)])
-        self.file_names: list[str] = [path.name for path in self._paths]
+        self.sizes = np.array([_size(record) for record in records], np.int64).reshape(-1, 2)  # height, width
+        self.file_names: list[str] = [record.name for record in records]
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.files)
 
     def image_path(self, index: int) -> Path:
         """Path of an image file."""
-        return self._paths[index]
-
-    @property
-    def paths(self) -> list[Path]:
-        """Paths of all image files."""
-        return self._paths
-
-    def sizes(self) -> NDArray[np.int64]:
-        """(N, 2) height and width of all images, from the files' headers."""
-        return np.array([image_size(path)[::-1] for path in self._paths], np.int64).reshape(-1, 2)
+        return self.files[index].path
 
     def sample(self, index: int) -> Sample:
         """An image with its objects, without augmentation."""

@@ -12,17 +12,25 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol, get_args
+from typing import Any, Final, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.annotation_cache import ENVIRONMENT_VARIABLE, cache_folder
 from datamodules.image_reading import read_image
 from detector.errors import InputError
 
 CacheKind = Literal["none", "memory", "disk"]
 CACHE_KINDS: Final = get_args(CacheKind)
 MEMORY_SHARE: Final = 0.8  # of the memory that is free; the rest is for training
+
+
+class ImageFile(NamedTuple):
+    """An image file, and whether its EXIF orientation is applied."""
+
+    path: Path
+    upright: bool
 
 
 class ImageReader(Protocol):
@@ -35,21 +43,21 @@ class Decoder:
     """Reads and decodes each time.
 
     Args:
-        paths: the image files.
+        files: the image files.
     """
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
+    def __init__(self, files: Sequence[ImageFile]) -> None:
+        self.files = files
 
     def __call__(self, index: int) -> NDArray[np.uint8]:
-        return read_image(self.paths[index])
+        return read_image(*self.files[index])
 
 
 class MemoryCache:
     """Decoded pixels in memory that this process and its workers share, without copies and without /dev/shm.
 
     Args:
-        paths: the image files.
+        files: the image files.
         sizes: (height, width) of each.
         processes: how many training processes on this machine keep such a cache.
 
@@ -57,8 +65,8 @@ class MemoryCache:
         InputError: The images need more memory than there is. Where worker processes are not forked, when they start.
     """
 
-    def __init__(self, paths: Sequence[Path], sizes: NDArray[np.int64], processes: int = 1) -> None:
-        self.decoder, self.sizes = Decoder(paths), sizes
+    def __init__(self, files: Sequence[ImageFile], sizes: NDArray[np.int64], processes: int = 1) -> None:
+        self.decoder, self.sizes = Decoder(files), sizes
         lengths = 3 * sizes.prod(1)
         self.starts = np.concatenate([[0], np.cumsum(lengths)])
         total, free = int(self.starts[-1]), available_memory()
@@ -94,22 +102,23 @@ class MemoryCache:
 class DiskCache:
     """Decoded pixels as one .npy file for each image, which later runs use too.
 
-    A file's name is a hash of the image's path, size in bytes and time of change, so a changed image is decoded anew.
+    A file's name is a hash of the image's path, size in bytes, time of change and orientation: a changed image is decoded
+    anew.
 
     Args:
-        paths: the image files.
+        files: the image files.
         folder: holds the cache; made if needed.
 
     Raises:
         InputError: The folder cannot be written to, or the disk is full.
     """
 
-    def __init__(self, paths: Sequence[Path], folder: Path) -> None:
-        self.decoder, self.paths, self.folder = Decoder(paths), paths, folder
+    def __init__(self, files: Sequence[ImageFile], folder: Path) -> None:
+        self.decoder, self.files, self.folder = Decoder(files), files, folder
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"--data.cache_dir {folder}: cannot be made ({error.strerror})") from error
+            raise InputError(f"--data.image_cache_dir {folder}: cannot be made ({error.strerror})") from error
 
     def __call__(self, index: int) -> NDArray[np.uint8]:
         path = self._path(index)
@@ -121,12 +130,12 @@ class DiskCache:
         return image
 
     def _path(self, index: int) -> Path:
-        source = self.paths[index]
+        source, upright = self.files[index]
         try:
             state = source.stat()
         except OSError as error:
             raise InputError(f"{source}: cannot be read ({error.strerror})") from error
-        key = f"{source.resolve()}|{state.st_size}|{state.st_mtime_ns}"
+        key = f"{source.resolve()}|{state.st_size}|{state.st_mtime_ns}|{upright}"
         name = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:32]
         return self.folder / name[:2] / f"{name}.npy"
 
@@ -143,14 +152,35 @@ class DiskCache:
                 Path(draft).unlink(missing_ok=True)
             raise InputError(
                 f"--data.cache_images disk: cannot write to {self.folder} ({error.strerror}); make room, give another "
-                "--data.cache_dir, or use --data.cache_images none"
+                "--data.image_cache_dir, or use --data.cache_images none"
             ) from error
 
 
-def default_cache_dir() -> Path:
-    """$XDG_CACHE_HOME/frcnn/images, or ~/.cache/frcnn/images."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "frcnn" / "images"
+def check_cache(kind: CacheKind, folder: str | None) -> Path | None:
+    """The folder of a cache on disk, None for the other kinds; raises InputError for bad values."""
+    if kind not in CACHE_KINDS:
+        raise InputError(f"--data.cache_images is {kind!r}; choose one of {', '.join(CACHE_KINDS)}")
+    if kind != "disk":
+        return None
+    if folder is not None:
+        return Path(folder).expanduser()
+    base = cache_folder()
+    if base is None:
+        raise InputError(
+            f"--data.cache_images disk: {ENVIRONMENT_VARIABLE} says that nothing is to be kept; give a folder by "
+            "--data.image_cache_dir"
+        )
+    return base / "images"
+
+
+def make_reader(
+    kind: CacheKind, files: Sequence[ImageFile], sizes: NDArray[np.int64], folder: str | None, processes: int
+) -> ImageReader:
+    """The reader that `--data.cache_images` asks for; arguments and errors as those of the caches."""
+    place = check_cache(kind, folder)
+    if kind == "memory":
+        return MemoryCache(files, sizes, processes)
+    return Decoder(files) if place is None else DiskCache(files, place)
 
 
 def available_memory() -> int | None:

@@ -1,46 +1,50 @@
-"""The images of splits in VOC format, read and checked: `read_splits`."""
+"""The images of splits in VOC format, read and checked."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
+from datamodules.annotation_cache import AnnotationStore
 from datamodules.detection_dataset import ImageRecord
-from datamodules.image_reading import image_size
-from datamodules.voc_format import Annotation, clip_box, read_annotation, read_split
-from datamodules.voc_splits import Split, find_image
+from datamodules.image_reading import ImageHeader, frame
+from datamodules.made_splits import Member
+from datamodules.voc_format import Annotation, clip_box
+from datamodules.voc_splits import find_image
 from detector.errors import InputError
 
 
-def read_splits(
-    splits: Sequence[Split], class_names: Sequence[str], annotations: Mapping[Path, Annotation] | None = None
+def read_members(
+    members: Sequence[Member], class_names: Sequence[str], store: AnnotationStore
 ) -> tuple[list[ImageRecord], list[InputError]]:
-    """Read and check all annotations of splits, in split order.
+    """Read and check the annotations of images.
 
     Args:
-        splits: the splits, one after the other.
+        members: the images, in order.
         class_names: names of the classes; the label of class i is i + 1.
-        annotations: already parsed files by path, to save reading them again.
+        store: what is known from earlier.
 
     Returns:
         The images in which nothing is wrong, and for each of the others what is wrong with it: a missing or bad file,
         an unknown class, a box outside its image, a second naming.
-
-    Raises:
-        InputError: A split file is missing or bad.
     """
     labels = {name: index + 1 for index, name in enumerate(class_names)}
     records: list[ImageRecord] = []
     problems: list[InputError] = []
     seen: set[Path] = set()
-    for split in splits:
-        for stem in read_split(split.path):
+    for folder, group in groupby(members, key=lambda member: member.folder):
+        these = list(group)
+        annotations = store.of(folder).annotations([member.stem for member in these])
+        images = {member.stem: _find(member, annotations[member.stem]) for member in these}
+        headers = store.of(folder).headers(path for path in images.values() if isinstance(path, Path))
+        for member in these:
             try:
-                record = _read(split, stem, labels, annotations or {})
+                record = _record(member, annotations[member.stem], images[member.stem], headers, labels)
                 if record.path in seen:
-                    raise InputError(f"{split.path}: names {record.path.name}, which another of the splits names too")
+                    raise InputError(f"{member.source}: names {record.name}, which another of the splits names too")
             except InputError as problem:
                 problems.append(problem)
                 continue
@@ -49,11 +53,30 @@ def read_splits(
     return records, problems
 
 
-def _read(split: Split, stem: str, labels: Mapping[str, int], annotations: Mapping[Path, Annotation]) -> ImageRecord:
-    path = split.annotation_path(stem)
-    annotation = annotations.get(path) or read_annotation(path)
-    image = find_image(split.folder, stem)
-    size = image_size(image)
+def _find(member: Member, annotation: Annotation | InputError) -> Path | InputError:
+    try:
+        stated = annotation.file_name if isinstance(annotation, Annotation) else ""
+        return find_image(member.folder, member.stem, stated)
+    except InputError as error:
+        return error
+
+
+def _record(
+    member: Member,
+    annotation: Annotation | InputError,
+    image: Path | InputError,
+    headers: Mapping[Path, ImageHeader | InputError],
+    labels: Mapping[str, int],
+) -> ImageRecord:
+    if isinstance(annotation, InputError):
+        raise annotation
+    if isinstance(image, InputError):
+        raise image
+    header = headers[image]
+    if isinstance(header, InputError):
+        raise header
+    size, upright = frame(header, (annotation.width, annotation.height))
+    path = member.folder / "Annotations" / f"{member.stem}.xml"
     boxes = np.zeros((len(annotation.objects), 4), np.float32)
     for index, item in enumerate(annotation.objects):
         if item.name not in labels:
@@ -64,7 +87,10 @@ def _read(split: Split, stem: str, labels: Mapping[str, int], annotations: Mappi
         boxes[index] = clip_box(item, size, f"{path}: object {index} ({item.name})")
     return ImageRecord(
         path=image,
+        name=image.name,
         boxes=boxes,
         labels=np.array([labels[item.name] for item in annotation.objects], dtype=np.int64),
         difficult=np.array([item.difficult for item in annotation.objects], dtype=np.bool_),
+        upright=upright,
+        size=size,
     )
