@@ -1,13 +1,14 @@
 """The `frcnn` command."""
 
 import argparse
+import contextlib
 import logging
 import os
 import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import NoReturn
 
@@ -22,6 +23,7 @@ Faster R-CNN on PASCAL VOC in PyTorch Lightning.
   test       evaluate a checkpoint on the test splits
   predict    detect objects in image files, and draw them
   evaluate   score any detector's result files against the annotations of splits
+  show-data  draw augmented training images with their boxes into a contact sheet
   benchmark  time this code beside a peer
   mini-voc   write a small synthetic dataset in VOC format
 """
@@ -43,6 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         "test": lambda rest: _lightning("test", rest),
         "predict": _predict,
         "evaluate": _evaluate,
+        "show-data": _show_data,
         "benchmark": _benchmark,
         "mini-voc": _mini_voc,
     }
@@ -71,21 +74,37 @@ def _is_no_tip(record: logging.LogRecord) -> bool:
 
 def _lightning(command: str, arguments: list[str]) -> None:
     # Imported here, so that `frcnn --help` answers at once.
-    from jsonargparse import ArgumentError
     from pytorch_lightning.utilities.exceptions import SIGTERMException
 
     from experiments.lightning_cli import run_lightning
 
     _quiet()
     try:
-        run_lightning([command, *arguments])
+        with _one_line_of_the_parser(arguments):
+            run_lightning([command, *arguments])
+    except SIGTERMException:  # a SystemExit without a code, which would be taken for success
+        sys.exit(128 + signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _one_line_of_the_parser(arguments: list[str]) -> Iterator[None]:
+    from jsonargparse import ArgumentError
+
+    try:
+        yield
     except ArgumentError as error:
         parts = [part for argument in arguments for part in argument.split("=", 1)]
         files = [value for option, value in pairwise(parts) if option in ("--config", "-c")]
         # A file that is no YAML is named by none of the parsers.
         raise InputError(str(error).replace("<unicode string>", " or ".join(files))) from None
-    except SIGTERMException:  # a SystemExit without a code, which would be taken for success
-        sys.exit(128 + signal.SIGTERM)
+
+
+def _show_data(arguments: list[str]) -> None:
+    from experiments.show_data import show_data
+
+    _quiet()
+    with _one_line_of_the_parser(arguments):
+        show_data(arguments)
 
 
 def _predict(arguments: list[str]) -> None:
