@@ -98,7 +98,8 @@ class AspectSampler(EpochSampler):
         rank: this rank.
         seed: seed of the shuffling, equal on all ranks.
         drop_last: leave the tail out instead of repeating images.
-        stretch: steps whose images are sorted together; more save more padding and shuffle less.
+        stretch: steps whose images are sorted together, at most a quarter of an epoch's; more save more padding, fewer
+            let more images meet.
     """
 
     def __init__(
@@ -118,9 +119,10 @@ class AspectSampler(EpochSampler):
         order = super()._order(epoch)[: self.total_size]
         step = self.batch_size * self.num_replicas
         whole = len(order) // step * step  # what remains makes the last, smaller batch
+        size = step * max(1, min(self.stretch, whole // step // 4))
         steps: list[list[int]] = []
-        for start in range(0, whole, self.stretch * step):
-            part = order[start : min(start + self.stretch * step, whole)]
+        for start in range(0, whole, size):
+            part = order[start : min(start + size, whole)]
             part.sort(key=self.aspect_ratios.__getitem__)  # stable: equal ratios stay shuffled
             steps += [part[first : first + step] for first in range(0, len(part), step)]
         arranged: list[int] = []

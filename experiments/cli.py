@@ -165,12 +165,26 @@ def _benchmark(arguments: list[str]) -> None:
     kind.add_argument("--detections", type=int, default=100, help="per image (100)")
     kind.add_argument("--repeats", type=int, default=3, help="of our metrics; the peer runs once (3)")
     kind.add_argument("--format", choices=["table", "json"], default="table", help="(table)")
+    kind = kinds.add_parser("data", help="the training loader, beside torchvision's VOCDetection with transforms.v2")
+    kind.add_argument("--data.root", dest="root", required=True, help="folder that holds VOC<year>/")
+    kind.add_argument(
+        "--data.train_splits", dest="train_splits", required=True, type=_names, help='one split: "[2012_train]"'
+    )
+    kind.add_argument("--images", type=int, default=500, help="the first of the split (500)")
+    kind.add_argument("--batch_size", type=int, default=4, help="images per batch (4)")
+    kind.add_argument("--workers", type=int, default=2, help="worker processes of each loader (2)")
+    kind.add_argument("--repeats", type=int, default=5, help="epochs of each, in turn (5)")
+    kind.add_argument("--format", choices=["table", "json"], default="table", help="(table)")
     options = vars(parser.parse_args(arguments))
-    from experiments.benchmark import print_benchmark
-    from experiments.benchmark_evaluate import benchmark_evaluate
+    from experiments.benchmark import Benchmark, print_benchmark
 
-    style = options.pop("format")
-    print_benchmark({"evaluate": benchmark_evaluate}[options.pop("kind")](**options), style)
+    style, name = options.pop("format"), options.pop("kind")
+    run: Callable[..., Benchmark]
+    if name == "data":
+        from experiments.benchmark_data import benchmark_data as run
+    else:
+        from experiments.benchmark_evaluate import benchmark_evaluate as run
+    print_benchmark(run(**options), style)
 
 
 def _names(text: str) -> list[str]:

@@ -31,7 +31,7 @@ class ShowDataCLI(DetectorCLI):
         """What `frcnn fit` has, and the options of the sheet."""
         super().add_arguments_to_parser(parser)
         parser.add_method_arguments(pl.Trainer, "fit", skip=set(self.subcommands()["fit"]))
-        parser.add_argument("--output", type=str, required=True, help="Folder for <augmentation>.jpg.")
+        parser.add_argument("--output", type=str, required=True, help="Folder for <augmentation>.png.")
         parser.add_argument("--images", type=int, default=6, help="Rows: training images, spread over the splits.")
         parser.add_argument("--epochs", type=int, default=4, help="Columns beside the image itself: epochs 0, 1, ...")
 
@@ -71,10 +71,10 @@ def show_data(arguments: list[str]) -> None:
         raise InputError("the training splits hold no image")
     indices = np.unique(np.linspace(0, len(dataset) - 1, config.images).round().astype(int)).tolist()
     sheet, stored, drawn = contact_sheet(dataset, indices, config.epochs)
-    path = Path(config.output) / f"{_name(data)}.jpg"
+    path = Path(config.output) / f"{_name(data)}.png"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(path, quality=90)
+        sheet.save(path)
     except OSError as error:
         raise InputError(f"--output {config.output}: cannot be written to ({error.strerror or error})") from error
     print(
