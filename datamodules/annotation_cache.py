@@ -44,7 +44,8 @@ def cache_folder(option: str | None = None) -> Path | None:
 
 
 class AnnotationCache:
-    """Annotations and image headers of one dataset folder.
+    """Annotations and image headers of one dataset folder. An object of this class reads an annotation once: what
+    changes later is for the next one.
 
     Args:
         folder: holds Annotations/.
@@ -57,12 +58,16 @@ class AnnotationCache:
         if cache_dir is not None:
             self._file = cache_dir / "annotations" / f"{_digest(str(folder.resolve()).encode())}.json"
         self._rows: dict[str, Row] | None = None  # by XML name and by image path
+        self._read: dict[str, Annotation] = {}
 
     def annotations(self, stems: Sequence[str]) -> dict[str, Annotation | InputError]:
         """By stem: the annotation Annotations/<stem>.xml, or why there is none."""
         rows, unknown = self._load(), []
         found: dict[str, Annotation | InputError] = {}
         for stem in dict.fromkeys(stems):
+            if stem in self._read:
+                found[stem] = self._read[stem]
+                continue
             path = self.folder / "Annotations" / f"{stem}.xml"
             try:
                 data = read_annotation_bytes(path)
@@ -82,6 +87,7 @@ class AnnotationCache:
                 rows[f"{stem}.xml"] = [digest, *astuple(annotation)]
         if unknown:
             self._save()
+        self._read |= {stem: item for stem, item in found.items() if isinstance(item, Annotation)}
         return found
 
     def headers(self, paths: Iterable[Path]) -> dict[Path, ImageHeader | InputError]:

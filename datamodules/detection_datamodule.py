@@ -4,7 +4,6 @@ and resumed runs."""
 from __future__ import annotations
 
 import os
-import sys
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,6 @@ import cv2
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loops.progress import _ProcessedTracker
-from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -23,7 +21,7 @@ from datamodules.augmentations import Augmentation, build_augmentation
 from datamodules.batches import Batch, collate
 from datamodules.detection_dataset import DetectionDataset, ImageRecord, Target, raise_first
 from datamodules.image_cache import CacheKind, check_cache, make_reader
-from datamodules.made_splits import Member, check_overlap, divide, read_lists, write_lists
+from datamodules.made_splits import Member, check_overlap, divide, keep_lists, read_lists
 from datamodules.samplers import AspectSampler, EpochSampler, ShardSampler, print_saved_padding
 from detector.errors import InputError
 from detector.image_batch import ImageConfig
@@ -36,19 +34,6 @@ PARTS: Final = ("train", "val", "test")
 def _limit_threads(_worker: int) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
-
-
-@rank_zero_only
-def _keep_lists(folder: Path | None, lists: dict[str, list[str]], made_by: dict[str, float]) -> None:
-    """Say how many images are in each list, and write the lists if there is a folder for them."""
-    if folder is not None:
-        write_lists(folder, lists, made_by)
-    where = f"; the lists are in {folder}" if folder is not None else ""
-    by = ", ".join(f"{key} {value}" for key, value in made_by.items())
-    print(
-        f"splits made by {by}: {len(lists['train'])} images to train and {len(lists['val'])} to validate on{where}",
-        file=sys.stderr,
-    )
 
 
 class DetectionDataModule(pl.LightningDataModule):
@@ -126,6 +111,7 @@ class DetectionDataModule(pl.LightningDataModule):
         self._check_values()
         self._store = AnnotationStore(annotation_cache)
         self._made: dict[str, list[Member]] = {}
+        self._new_lists: dict[str, list[str]] = {}
         self._datasets: dict[str, DetectionDataset] = {}
         self._resume: dict[str, int] = {}
 
@@ -201,6 +187,9 @@ class DetectionDataModule(pl.LightningDataModule):
         parts = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": []}
         for part in parts[stage] if stage else self._given():
             self._dataset(part)
+        if self._new_lists:  # not before all else is well: a failed start leaves no run folder
+            keep_lists(self.splits_folder, self._new_lists, self._made_by)
+            self._new_lists = {}
         if stage is None or set(self._datasets) >= set(self._given()):
             self._forget()
 
@@ -239,17 +228,19 @@ class DetectionDataModule(pl.LightningDataModule):
     def _divide(self, val_fraction: float) -> dict[str, list[Member]]:
         """Images to train and to validate on: as this run had them before, else made now."""
         images = {member.name: member for member in self._to_divide()}
-        made_by = {"val_fraction": val_fraction, "split_seed": self.split_seed}
         folder = self.splits_folder
-        lists = read_lists(folder, made_by) if folder is not None else None
+        lists = read_lists(folder, self._made_by) if folder is not None else None
         if lists is None:
             train, val = divide(list(images), val_fraction, self.split_seed)
-            lists = {"train": train, "val": val}
-            _keep_lists(folder, lists, made_by)
+            lists = self._new_lists = {"train": train, "val": val}
         gone = [name for names in lists.values() for name in names if name not in images]
         if gone:
             raise InputError(f"{folder}: {len(gone)} images of this run's splits ({gone[0]}) are not in the dataset")
         return {part: [images[name] for name in names] for part, names in lists.items()}
+
+    @property
+    def _made_by(self) -> dict[str, float | None]:
+        return {"val_fraction": self.val_fraction, "split_seed": self.split_seed}
 
     def _to_divide(self) -> list[Member]:
         if self.split_names["train"]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
+
+from pytorch_lightning.utilities import rank_zero_only
 
 from datamodules.image_reading import brief
 from detector.errors import InputError
@@ -70,6 +73,19 @@ def write_lists(folder: Path, lists: Mapping[str, Sequence[str]], made_by: Mappi
             os.replace(draft, folder / name)
     except OSError as error:
         raise InputError(f"{folder}: the lists of the made splits cannot be written there ({brief(error)})") from error
+
+
+@rank_zero_only
+def keep_lists(folder: Path | None, lists: Mapping[str, Sequence[str]], made_by: Mapping[str, object]) -> None:
+    """Say how many images are in each list, and write the lists if there is a folder for them."""
+    if folder is not None:
+        write_lists(folder, lists, made_by)
+    where = f"; the lists are in {folder}" if folder is not None else ""
+    by = ", ".join(f"{key} {value}" for key, value in made_by.items())
+    print(
+        f"splits made by {by}: {len(lists['train'])} images to train and {len(lists['val'])} to validate on{where}",
+        file=sys.stderr,
+    )
 
 
 def read_lists(folder: Path, made_by: Mapping[str, object]) -> dict[str, list[str]] | None:
