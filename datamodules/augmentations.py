@@ -1,155 +1,159 @@
-"""Training-time augmentation recipes by name, built on albumentations, and their seeding.
+"""Training-time augmentation: recipes by name, or a list of class paths, and what each draw of one depends on.
 
-Boxes are (G, 4) xyxy, continuous pixels. Images are not resized here: `detector/image_batch.py` does that.
+Images are not resized here: `detector/image_batch.py` does that.
+
+Which objects remain: one that a step cuts is dropped when less than a quarter of its area is left, or when a side of
+less than one pixel is left (unless it was thinner before and is not cut). An image may end up without objects.
 """
 
 from __future__ import annotations
 
 import os
-import random
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from random import Random
+from typing import Any, Final
+
+import numpy as np
+
+from datamodules.mixing import CopyPasteBoxes, MixUp, Mosaic
+from datamodules.samples import Sample
+from datamodules.transforms import ColorJitter, HorizontalFlip, MinIoUCrop, MultiScale, Step
+from detector.errors import InputError
 
 # albumentations asks PyPI for its newest version when it is imported; nothing here touches the network.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
-import albumentations as A
-import cv2
-import numpy as np
-from albumentations.augmentations.crops.transforms import BaseCrop
-from numpy.typing import NDArray
+# What `--data.augmentation` takes: a name, or class paths with arguments.
+Augmentation = list[dict[str, Any]] | str
 
-from detector.errors import InputError
+_NAMED: Final[dict[str, Callable[[], list[Step | MultiScale]]]] = {
+    "none": list,
+    "flip": lambda: [HorizontalFlip(p=0.5)],
+    "photometric": lambda: [HorizontalFlip(p=0.5), ColorJitter()],
+    "ssd_crop": lambda: [MinIoUCrop(), HorizontalFlip(p=0.5), ColorJitter()],
+    "multiscale": lambda: [HorizontalFlip(p=0.5), MultiScale()],
+    "mosaic": lambda: [Mosaic(), HorizontalFlip(p=0.5), ColorJitter()],
+    "mixup": lambda: [MixUp(), HorizontalFlip(p=0.5), ColorJitter()],
+    "copy_paste_boxes": lambda: [CopyPasteBoxes(), HorizontalFlip(p=0.5), ColorJitter()],
+}
+AUGMENTATIONS: Final = tuple(_NAMED)
 
-AUGMENTATIONS = ("none", "flip", "photometric", "ssd_crop")
-MIN_VISIBLE = 0.25  # of an object's area; less than this left in the crop and the object is dropped
-MIN_SIDE = 1.0  # pixels
 
-cv2.setNumThreads(0)  # data loading runs in worker processes; threads inside them only get in each other's way
-
-
-class MinIoUCrop(BaseCrop):  # type: ignore[misc]
-    """Random crop that keeps a minimum overlap with some object (SSD, Liu et al. 2016, section 2.2).
-
-    Draws the minimum IoU from {whole image, 0.1, 0.3, 0.5, 0.7, 0.9, 0}; then up to `trials` patches whose sides are
-    `min_scale`..1 of the image's and whose aspect ratio (height / width) is in 0.5..2; the first patch whose best IoU
-    with an object reaches the minimum is taken. The image stays whole when none does or when it has no objects.
+class Recipe:
+    """Steps applied one after the other, from one source of randomness.
 
     Args:
-        min_scale: shortest patch side as a share of the image's.
-        trials: patches tried.
-        p: probability of cropping at all.
+        steps: at most one `MultiScale` among them, whose place does not matter.
     """
 
-    OVERLAPS: tuple[float | None, ...] = (None, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
+    def __init__(self, steps: Sequence[Step | MultiScale]) -> None:
+        self.steps = [step for step in steps if isinstance(step, Step)]
+        scales = [step for step in steps if isinstance(step, MultiScale)]
+        if len(scales) > 1:
+            raise InputError("--data.augmentation names MultiScale twice; give all factors to one")
+        self.multi_scale = scales[0] if scales else None
 
-    def __init__(self, min_scale: float = 0.3, trials: int = 50, p: float = 1.0) -> None:
-        super().__init__(p=p)
-        self.min_scale = min_scale
-        self.trials = trials
+    def __call__(
+        self, sample: Sample, seed: np.random.SeedSequence, draw_partner: Callable[[Random], Sample]
+    ) -> tuple[Sample, float | None]:
+        """Augment one sample; the outcome depends on the arguments alone, not on what was drawn before.
 
-    @property
-    def targets_as_params(self) -> list[str]:
-        return ["bboxes"]
+        Args:
+            sample: not changed.
+            seed: source of all randomness; not changed.
+            draw_partner: another image of the dataset, chosen by the generator it is given.
 
-    def get_params_dependent_on_data(
-        self, params: dict[str, tuple[int, ...]], data: dict[str, NDArray[np.float32]]
-    ) -> dict[str, tuple[int, int, int, int]]:
-        """The crop as {"crop_coords": (x1, y1, x2, y2)}, whole pixels; boxes in `data` are normalised to 0..1."""
-        height, width = params["shape"][:2]
-        boxes = np.asarray(data["bboxes"], dtype=np.float64)
-        overlap = self.py_random.choice(self.OVERLAPS)
-        whole = (0, 0, width, height)
-        if overlap is None or not len(boxes):
-            return {"crop_coords": whole}
-        boxes = boxes[:, :4] * (width, height, width, height)
-        for _ in range(self.trials):
-            patch = self._patch(height, width)
-            if patch is not None and _best_iou(patch, boxes) >= max(overlap, 1e-6):
-                return {"crop_coords": patch}
-        return {"crop_coords": whole}
-
-    def _patch(self, height: int, width: int) -> tuple[int, int, int, int] | None:
-        patch_w = max(1, round(width * self.py_random.uniform(self.min_scale, 1.0)))
-        patch_h = max(1, round(height * self.py_random.uniform(self.min_scale, 1.0)))
-        if not 0.5 <= patch_h / patch_w <= 2.0:
-            return None
-        left, top = self.py_random.randint(0, width - patch_w), self.py_random.randint(0, height - patch_h)
-        return left, top, left + patch_w, top + patch_h
+        Returns:
+            The augmented sample, and the factor of the shortest side that was drawn, or None without `MultiScale`.
+        """
+        rng = Random(int.from_bytes(seed.generate_state(4).tobytes(), "little"))
+        for step in self.steps:
+            sample = step(sample, rng, lambda: draw_partner(rng))
+        return sample, self.multi_scale.draw(rng) if self.multi_scale else None
 
 
-def _best_iou(patch: tuple[int, int, int, int], boxes: NDArray[np.float64]) -> float:
-    top_left = np.maximum(boxes[:, :2], patch[:2])
-    bottom_right = np.minimum(boxes[:, 2:], patch[2:])
-    inter = np.clip(bottom_right - top_left, 0, None).prod(1)
-    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
-    return float((inter / (areas + (patch[2] - patch[0]) * (patch[3] - patch[1]) - inter)).max())
-
-
-def build_augmentation(name: str) -> A.Compose | None:
-    """The recipe of that name, or None for "none".
+def build_augmentation(augmentation: Augmentation) -> Recipe | None:
+    """The recipe of that name or list, or None for "none" and an empty list.
 
     - `none`: the image as it is.
     - `flip`: horizontal flip with probability 0.5 (the Faster R-CNN paper's only augmentation).
     - `photometric`: flip, and with probability 0.8 brightness x 0.75..1.25, contrast and saturation x 0.6..1.4,
       hue +- 0.05 of a turn.
     - `ssd_crop`: `MinIoUCrop`, then `photometric`.
+    - `multiscale`: flip, and the shortest side times 0.6 to 1 (`MultiScale`).
+    - `mosaic`, `mixup`, `copy_paste_boxes`: with probability 0.5 `Mosaic`, `MixUp`, `CopyPasteBoxes`; then
+      `photometric`.
+
+    A list holds `{class_path: ..., init_args: {...}}`: transforms of albumentations, applied with its own rules for
+    boxes, and classes of `datamodules.transforms` and `datamodules.mixing`.
 
     Raises:
-        InputError: for any other name.
+        InputError: for any other name, a class that cannot be found or is none of these, and bad arguments.
     """
-    flip = A.HorizontalFlip(p=0.5)
-    jitter = A.ColorJitter(
-        brightness=(0.75, 1.25), contrast=(0.6, 1.4), saturation=(0.6, 1.4), hue=(-0.05, 0.05), p=0.8
-    )
-    recipes: dict[str, list[A.BasicTransform]] = {
-        "none": [],
-        "flip": [flip],
-        "photometric": [flip, jitter],
-        "ssd_crop": [MinIoUCrop(), flip, jitter],
-    }
-    if name not in recipes:
-        raise InputError(f"augmentation {name!r} is unknown; choose one of {', '.join(AUGMENTATIONS)}")
-    if not recipes[name]:
-        return None
-    # Objects are dropped by `augment`, which knows their full size; here only what is wholly outside goes.
-    return A.Compose(recipes[name], bbox_params=A.BboxParams(format="pascal_voc", min_area=1e-2, clip=True))
+    if isinstance(augmentation, str):
+        if augmentation not in _NAMED:
+            raise InputError(
+                f"--data.augmentation {augmentation!r} is unknown; choose one of {', '.join(AUGMENTATIONS)}, or give "
+                "a list such as [{class_path: albumentations.HorizontalFlip, init_args: {p: 0.5}}]"
+            )
+        steps: list[Any] = list(_NAMED[augmentation]())
+    else:
+        steps = [_instantiate(item) for item in augmentation]
+    return Recipe(_group(steps)) if steps else None
 
 
-def augment(
-    compose: A.Compose, image: NDArray[np.uint8], boxes: NDArray[np.float32], seed: np.random.SeedSequence
-) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.int64]]:
-    """Apply a recipe; the outcome depends on the arguments alone, not on what was drawn before.
+def _group(steps: list[Any]) -> list[Step | MultiScale]:
+    """Neighbouring transforms of albumentations become one step."""
+    grouped: list[Any] = []
+    for step in steps:
+        if isinstance(step, Step | MultiScale):
+            grouped.append(step)
+        elif grouped and isinstance(grouped[-1], list):
+            grouped[-1].append(step)
+        else:
+            grouped.append([step])
+    if not any(isinstance(step, list) for step in grouped):
+        return grouped
+    from datamodules.albumentations_step import AlbumentationsStep  # its import takes a second, so only where needed
 
-    An object is dropped when less than a quarter of its area is left, or a side of less than one pixel (an object
-    that was smaller than that before is kept if it was not cut). None may be left.
+    return [AlbumentationsStep(step) if isinstance(step, list) else step for step in grouped]
 
-    Args:
-        compose: from `build_augmentation`; its random state is overwritten.
-        image: uint8 (H, W, 3).
-        boxes: float32 (G, 4) xyxy pixels within the image, of positive area.
-        seed: source of all randomness; not changed.
 
-    Returns:
-        image uint8 (H', W', 3), boxes float32 (K, 4), and int64 (K,) which of the G objects each box belongs to.
-    """
-    # One generator shared by all transforms. `Compose.set_random_seed` would give each transform its own generator
-    # with the same seed: "flip" and "jitter" would then draw the same numbers and happen together.
-    words = seed.generate_state(8)
-    python_random = random.Random(int.from_bytes(words[:4].tobytes(), "little"))
-    compose.set_random_state(np.random.default_rng(words[4:]), python_random)
-    rows = np.concatenate([boxes, np.arange(len(boxes), dtype=np.float32)[:, None]], axis=1, dtype=np.float32)
-    result = compose(image=image, bboxes=rows)
-    out_image: NDArray[np.uint8] = result["image"]
-    found = np.asarray(result["bboxes"], dtype=np.float32)
-    if not len(found):
-        return out_image, np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
-    out_height, out_width = out_image.shape[:2]
-    limit = np.array([out_width, out_height, out_width, out_height], dtype=np.float32)
-    out_boxes = np.clip(found[:, :4], 0, limit)
-    which = np.rint(found[:, 4]).astype(np.int64)
-    before = (boxes[:, 2:] - boxes[:, :2])[which]
-    after = out_boxes[:, 2:] - out_boxes[:, :2]
-    # The slack is far above float32 rounding and far below anything visible.
-    keep = (after.prod(1) >= MIN_VISIBLE * before.prod(1) - 1e-3) & (after >= np.minimum(MIN_SIDE, before) - 1e-2).all(
-        1
-    )
-    return out_image, out_boxes[keep], which[keep]
+def _instantiate(item: Any) -> Any:
+    """An object from {class_path, init_args}; arguments may hold further ones, as those of `OneOf` do."""
+    where = "--data.augmentation"
+    if not isinstance(item, dict) or "class_path" not in item or set(item) - {"class_path", "init_args"}:
+        raise InputError(f"{where}: {item!r} is not of the form {{class_path: ..., init_args: {{...}}}}")
+    path, arguments = str(item["class_path"]), item.get("init_args") or {}
+    if not isinstance(arguments, dict):
+        raise InputError(f"{where}: {path}: init_args is {arguments!r}; it must map names to values")
+    cls = _find_class(path)
+    values = {str(name): _resolve(value) for name, value in arguments.items()}
+    try:
+        if issubclass(cls, Step | MultiScale):
+            return cls(**values)
+        from datamodules.albumentations_step import build_transform
+
+        return build_transform(cls, values)
+    except InputError as error:
+        raise InputError(f"{where}: {path}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {path}: {' '.join(str(error).split())}") from error
+
+
+def _resolve(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_resolve(item) for item in value]
+    return _instantiate(value) if isinstance(value, dict) and "class_path" in value else value
+
+
+def _find_class(path: str) -> type:
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError):
+        found = None
+    if not isinstance(found, type):
+        raise InputError(f"--data.augmentation: there is no class {path!r}; write albumentations.<class>")
+    return found

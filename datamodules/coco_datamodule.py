@@ -182,5 +182,6 @@ def _record(
         labels=np.array([labels[item.category] for _, item in kept], dtype=np.int64),
         difficult=np.array([item.crowd for _, item in kept], dtype=np.bool_),
         upright=upright,
+        size=size,
     )
     return record, problems

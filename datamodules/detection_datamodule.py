@@ -17,21 +17,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from datamodules.annotation_cache import AnnotationStore
-from datamodules.augmentations import build_augmentation
+from datamodules.augmentations import Augmentation, build_augmentation
 from datamodules.bad_data import Leaks, NextImageInstead, OnError, Policy, find_leaks
+from datamodules.batches import Batch, collate
 from datamodules.detection_dataset import DetectionDataset, ImageRecord, Target
+from datamodules.image_cache import CacheKind, check_cache, make_reader
 from datamodules.made_splits import Member, divide, keep_lists, read_lists
 from datamodules.problems import Problem
-from datamodules.samplers import EpochSampler, ShardSampler
+from datamodules.samplers import AspectSampler, EpochSampler, ShardSampler, print_saved_padding
 from detector.errors import InputError
+from detector.image_batch import ImageConfig
 
-Batch = tuple[list[Tensor], list[Target]]
+__all__ = ["PARTS", "Batch", "DetectionDataModule", "collate"]
+
 PARTS: Final = ("train", "val", "test")
-
-
-def collate(samples: list[tuple[Tensor, Target]]) -> Batch:
-    """Samples -> (images, targets), as lists: images differ in size."""
-    return [image for image, _ in samples], [target for _, target in samples]
 
 
 def _limit_threads(_worker: int) -> None:
@@ -47,7 +46,9 @@ class DetectionDataModule(pl.LightningDataModule):
     Args:
         root: Folder of the dataset.
         split_names: Splits by part ("train", "val", "test"), in the format's own terms.
-        augmentation: Training augmentation: none, flip, photometric or ssd_crop.
+        augmentation: Training augmentation: none, flip, photometric, ssd_crop, multiscale, mosaic, mixup,
+            copy_paste_boxes, or a list of class paths of albumentations with their arguments:
+            [{class_path: albumentations.HorizontalFlip, init_args: {p: 0.5}}].
         batch_size: Training images per process and step.
         eval_batch_size: Evaluation images per process and step; default: batch_size.
         num_workers: Worker processes per data loader.
@@ -68,6 +69,11 @@ class DetectionDataModule(pl.LightningDataModule):
             run's folder. Of an image in two of train, val and test the first is without it. An image that turns out
             undecodable in the middle of a training stops it, or with skip the next image takes its place. frcnn doctor
             lists all beforehand.
+        group_by_aspect: Put training images of similar aspect ratio into a batch, and say how much padding that saves.
+            By the files' sizes: of little use with ssd_crop, which changes them.
+        cache_images: Keep decoded training images: none, memory (shared by the workers; height x width x 3 bytes for
+            each image and process) or disk (as many bytes, used again by later runs).
+        image_cache_dir: Folder of cache_images disk; default: ~/.cache/frcnn/images, or images/ in FRCNN_CACHE_DIR.
 
     Raises:
         InputError: for bad values; `setup` raises it for anything wrong with the files.
@@ -79,7 +85,7 @@ class DetectionDataModule(pl.LightningDataModule):
         self,
         root: str,
         split_names: Mapping[str, list[str]],
-        augmentation: str = "flip",
+        augmentation: Augmentation = "flip",
         batch_size: int = 2,
         eval_batch_size: int | None = None,
         num_workers: int = 2,
@@ -89,6 +95,9 @@ class DetectionDataModule(pl.LightningDataModule):
         annotation_cache: str | None = None,
         allow_overlap: bool = False,
         on_error: OnError = "raise",
+        group_by_aspect: bool = False,
+        cache_images: CacheKind = "none",
+        image_cache_dir: str | None = None,
     ) -> None:
         super().__init__()
         # Fewer evaluation images than ranks leave a rank without any, which Lightning refuses unless told so.
@@ -106,6 +115,9 @@ class DetectionDataModule(pl.LightningDataModule):
         self.on_error = on_error
         self.report_folder: Path | None = None
         self.allow_overlap = allow_overlap
+        self.group_by_aspect = group_by_aspect
+        self.cache_images = cache_images
+        self.image_cache_dir = image_cache_dir
         self._check_values()
         self._store = AnnotationStore(annotation_cache)
         self._made: dict[str, list[Member]] = {}
@@ -165,6 +177,7 @@ class DetectionDataModule(pl.LightningDataModule):
                 f"[{', '.join(self.split_names['val'])}]; give one of the two"
             )
         build_augmentation(self.augmentation)
+        check_cache(self.cache_images, self.image_cache_dir)
 
     def _set_class_names(self, given: list[str] | None) -> None:
         self.class_names = list(given) if given else self._find_class_names()
@@ -222,6 +235,12 @@ class DetectionDataModule(pl.LightningDataModule):
                 raise InputError(f"no {part} splits are given; set --data.{part}_splits")
             augmentation = build_augmentation(self.augmentation) if part == "train" else None
             self._datasets[part] = DetectionDataset(records, self.class_names, augmentation, self.seed)
+            if part == "train":
+                self._cache_images(self._datasets[part])
+
+    def _cache_images(self, dataset: DetectionDataset) -> None:
+        processes = self.trainer.num_devices if self.trainer is not None else 1
+        dataset.read = make_reader(self.cache_images, dataset.files, dataset.sizes, self.image_cache_dir, processes)
 
     def _members(self, part: str, missing_ok: bool = False) -> list[Member]:
         """The images of a part, made or listed."""
@@ -276,8 +295,26 @@ class DetectionDataModule(pl.LightningDataModule):
         dataset = self.train_dataset
         drop_last = len(dataset) >= self.batch_size * world_size
         sampler = EpochSampler(dataset, world_size, rank, self.seed, drop_last)
+        if self.group_by_aspect:
+            sampler = self._grouped(sampler)
         self._resume_into(sampler)
         return self._loader(dataset, sampler, self.batch_size, drop_last)
+
+    def _grouped(self, plain: EpochSampler) -> AspectSampler:
+        sizes = self.train_dataset.sizes
+        grouped = AspectSampler(
+            sizes[:, 0] / sizes[:, 1], self.batch_size, plain.num_replicas, plain.rank, self.seed, plain.drop_last
+        )
+        if plain.rank == 0:
+            print_saved_padding(plain, grouped, sizes, self.batch_size, self._image_config)
+        return grouped
+
+    @property
+    def _image_config(self) -> ImageConfig:
+        """How the network that is trained resizes; the default where none is."""
+        model = getattr(getattr(self.trainer, "lightning_module", None), "model", None)
+        config = getattr(model, "image_config", None)
+        return config if isinstance(config, ImageConfig) else ImageConfig()
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Target]]:
         """Each image once over all ranks, in order."""
@@ -299,17 +336,24 @@ class DetectionDataModule(pl.LightningDataModule):
             sampler=cast(Iterable[object], sampler),
             num_workers=self.num_workers,
             collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self._on_gpu,
             drop_last=drop_last,
             worker_init_fn=_limit_threads,
             persistent_workers=self.num_workers > 0,
         )
 
+    @property
+    def _on_gpu(self) -> bool:
+        """Whether batches go to a GPU, to which pinned memory is copied faster."""
+        if self.trainer is None:
+            return torch.cuda.is_available()
+        return self.trainer.strategy.root_device.type == "cuda"
+
     # ---- resuming in the middle of an epoch ----
 
     def state_dict(self) -> dict[str, int]:
         """Where training goes on: `epoch` and the number of its `batches` already done on each rank, with what these
-        numbers hang on (`batch_size`, `world_size`, `seed`, `images`)."""
+        numbers hang on (`batch_size`, `world_size`, `seed`, `images`, `group_by_aspect`)."""
         if self.trainer is None or "train" not in self._datasets:
             return {}
         loop = self.trainer.fit_loop
@@ -333,6 +377,7 @@ class DetectionDataModule(pl.LightningDataModule):
             "world_size": self._world[0],
             "seed": self.seed,
             "images": len(self.train_dataset),
+            "group_by_aspect": int(self.group_by_aspect),
         }
 
     def _resume_into(self, sampler: EpochSampler) -> None:
@@ -341,7 +386,9 @@ class DetectionDataModule(pl.LightningDataModule):
             return
         if state["batches"]:
             changed = [
-                f"{key} {state[key]}, now {now}" for key, now in self._resume_terms().items() if state[key] != now
+                f"{key} {state.get(key, 0)}, now {now}"
+                for key, now in self._resume_terms().items()
+                if state.get(key, 0) != now
             ]
             if changed:
                 raise InputError(

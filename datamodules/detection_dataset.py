@@ -9,28 +9,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from random import Random
+from typing import NotRequired, TypedDict
 
-import albumentations as A
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.augmentations import augment
-from datamodules.image_reading import read_image
+from datamodules.augmentations import Recipe
+from datamodules.image_cache import Decoder, ImageFile, ImageReader
+from datamodules.image_reading import read_header
+from datamodules.samples import Sample
 
 
 class Target(TypedDict):
     """Ground truth of one image: `boxes` float32 (G, 4) xyxy pixels, `labels` int64 (G,) in 1..C, `difficult` bool
-    (G,), `image_id` int64 0-d (position in the dataset), `file_name` of the image."""
+    (G,), `image_id` int64 0-d (position in the dataset), `file_name` of the image; where an augmentation drew one,
+    `scale`: the factor by which the network's shortest side is multiplied."""
 
     boxes: Tensor
     labels: Tensor
     difficult: Tensor
     image_id: Tensor
     file_name: str
+    scale: NotRequired[float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +49,7 @@ class ImageRecord:
         labels: int64 (G,) in 1..C.
         difficult: bool (G,).
         upright: apply the EXIF orientation; without it the boxes refer to the stored pixels.
+        size: (width, height) in that frame, where the reader knows it.
     """
 
     path: Path
@@ -52,6 +58,16 @@ class ImageRecord:
     labels: NDArray[np.int64]
     difficult: NDArray[np.bool_]
     upright: bool = False
+    size: tuple[int, int] | None = None
+
+
+def _size(record: ImageRecord) -> tuple[int, int]:
+    """(height, width)."""
+    if record.size is not None:
+        return record.size[1], record.size[0]
+    header = read_header(record.path)
+    width, height = header.upright_size if record.upright else (header.width, header.height)
+    return height, width
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
@@ -71,27 +87,33 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         self,
         records: Sequence[ImageRecord],
         class_names: Sequence[str],
-        augmentation: A.Compose | None = None,
+        augmentation: Recipe | None = None,
         seed: int = 0,
     ) -> None:
         self.class_names = list(class_names)
         self.augmentation = augmentation
         self.seed = seed
-        self._paths = [record.path for record in records]
+        self.files = [ImageFile(record.path, record.upright) for record in records]
+        self.read: ImageReader = Decoder(self.files)  # or a cache
         # Flat arrays instead of one object per image: forked workers then share the memory.
         self._starts = np.cumsum([0, *(len(record.boxes) for record in records)])
         self._boxes = np.concatenate([np.zeros((0, 4), np.float32), *(record.boxes for record in records)])
         self._labels = np.concatenate([np.zeros(0, np.int64), *(record.labels for record in records)])
         self._difficult = np.concatenate([np.zeros(0, np.bool_), *(record.difficult for record in records)])
-        self._upright = np.array([record.upright for record in records], dtype=np.bool_)
+        self.sizes = np.array([_size(record) for record in records], np.int64).reshape(-1, 2)  # height, width
         self.file_names: list[str] = [record.name for record in records]
 
     def __len__(self) -> int:
-        return len(self._paths)
+        return len(self.files)
 
     def image_path(self, index: int) -> Path:
         """Path of an image file."""
-        return self._paths[index]
+        return self.files[index].path
+
+    def sample(self, index: int) -> Sample:
+        """An image with its objects, without augmentation."""
+        objects = slice(self._starts[index], self._starts[index + 1])
+        return Sample(self.read(index), self._boxes[objects], self._labels[objects], self._difficult[objects])
 
     def target(self, index: int) -> Target:
         """The ground truth of an image, boxes clipped to it, without augmentation and without decoding the image."""
@@ -123,13 +145,23 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         index = range(len(self))[index]  # IndexError beyond the end; counts negative ones from it
-        objects = slice(self._starts[index], self._starts[index + 1])
-        boxes, labels, difficult = self._boxes[objects], self._labels[objects], self._difficult[objects]
-        image = read_image(self._paths[index], bool(self._upright[index]))
+        sample, scale = self.sample(index), None
         if self.augmentation is not None:
-            image, boxes, kept = augment(
-                self.augmentation, image, boxes, np.random.SeedSequence([self.seed, epoch, index])
-            )
-            labels, difficult = labels[kept], difficult[kept]
-        pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-        return pixels, self._target(index, boxes, labels, difficult)
+            seed = np.random.SeedSequence([self.seed, epoch, index])
+            sample, scale = self.augmentation(sample, seed, lambda rng: self._partner(index, rng))
+        target = self._target(index, sample.boxes, sample.labels, sample.difficult)
+        if scale is not None:
+            target["scale"] = scale
+        return _planes(sample.image), target
+
+    def _partner(self, index: int, rng: Random) -> Sample:
+        """Another image, drawn with equal probability; the same one where there is no other."""
+        other = rng.randrange(max(1, len(self) - 1))
+        return self.sample(other + (other >= index) if len(self) > 1 else index)
+
+
+def _planes(image: NDArray[np.uint8]) -> Tensor:
+    """uint8 (H, W, 3) -> (3, H, W), contiguous."""
+    planes = np.empty((3, *image.shape[:2]), np.uint8)
+    cv2.split(image, list(planes))  # a tenth of NumPy's time
+    return torch.from_numpy(planes)

@@ -1,17 +1,21 @@
 """Which rank sees which image when.
 
-Both samplers derive from `DistributedSampler`, also on one process, because Lightning replaces any other sampler under
+All samplers derive from `DistributedSampler`, also on one process, because Lightning replaces any other sampler under
 DDP by one that repeats images; they are given rank and world size and never ask torch.distributed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+import sys
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
+
+from detector.image_batch import ImageConfig, resized_size
 
 
 class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
@@ -65,6 +69,11 @@ class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
 
     def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
         epoch, skip = self.epoch, self._skip
+        mine = self._order(epoch)[self.rank : self.total_size : self.num_replicas]
+        return iter([(epoch, index) for index in mine[skip:]])
+
+    def _order(self, epoch: int) -> list[int]:
+        """The images of all ranks: rank r takes positions r, r + num_replicas, ..."""
         count = len(cast(Sized, self.dataset))
         order = list(range(count))
         if self.shuffle:
@@ -72,8 +81,99 @@ class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
             order = np.random.default_rng(np.random.SeedSequence([self.seed, epoch])).permutation(count).tolist()
         if count < self.total_size:
             order = (order * -(-self.total_size // count))[: self.total_size] if count else []
-        mine = order[self.rank : self.total_size : self.num_replicas]
-        return iter([(epoch, index) for index in mine[skip:]])
+        return order
+
+
+class AspectSampler(EpochSampler):
+    """As `EpochSampler`, but the images of a batch, and those of one step on all ranks, have similar shapes.
+
+    The shuffled order is cut into stretches of `stretch` steps; the images of each are sorted by aspect ratio, cut into
+    batches, and the batches of the whole epoch are shuffled. So which images meet still changes from epoch to epoch.
+    All is a function of (seed, epoch) alone, and each epoch holds the same images as with `EpochSampler`.
+
+    Args:
+        aspect_ratios: (N,) height / width of each image.
+        batch_size: images per rank and step.
+        num_replicas: number of ranks.
+        rank: this rank.
+        seed: seed of the shuffling, equal on all ranks.
+        drop_last: leave the tail out instead of repeating images.
+        stretch: steps whose images are sorted together, at most a quarter of an epoch's; more save more padding, fewer
+            let more images meet.
+    """
+
+    def __init__(
+        self,
+        aspect_ratios: NDArray[np.float64],
+        batch_size: int,
+        num_replicas: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+        drop_last: bool = True,
+        stretch: int = 16,
+    ) -> None:
+        super().__init__(aspect_ratios, num_replicas, rank, seed, drop_last)
+        self.aspect_ratios, self.batch_size, self.stretch = aspect_ratios, batch_size, stretch
+
+    def _order(self, epoch: int) -> list[int]:
+        order = super()._order(epoch)[: self.total_size]
+        step = self.batch_size * self.num_replicas
+        whole = len(order) // step * step  # what remains makes the last, smaller batch
+        size = step * max(1, min(self.stretch, whole // step // 4))
+        steps: list[list[int]] = []
+        for start in range(0, whole, size):
+            part = order[start : min(start + size, whole)]
+            part.sort(key=self.aspect_ratios.__getitem__)  # stable: equal ratios stay shuffled
+            steps += [part[first : first + step] for first in range(0, len(part), step)]
+        arranged: list[int] = []
+        for position in np.random.default_rng(np.random.SeedSequence([self.seed, epoch], spawn_key=(1,))).permutation(
+            len(steps)
+        ):
+            # Position i belongs to rank i mod num_replicas, and each rank gets neighbours.
+            arranged += np.reshape(steps[position], (self.num_replicas, self.batch_size)).T.ravel().tolist()
+        return arranged + order[whole:]
+
+
+def padded_share(sizes: NDArray[np.int64], batches: Iterable[Sequence[int]], multiple: int = 1) -> float:
+    """Share of all pixels of all batches that is padding, when each batch is padded to its largest height and width.
+
+    Args:
+        sizes: (N, 2) height and width of the images as the network sees them.
+        batches: indices of the images of each batch.
+        multiple: batches are padded to a multiple of this many pixels.
+    """
+    used = padded = 0
+    for batch in batches:
+        members = sizes[list(batch)]
+        height, width = (-(-int(side) // multiple) * multiple for side in members.max(0))
+        used += int(members.prod(1).sum())
+        padded += height * width * len(members)
+    return 1 - used / padded if padded else 0.0
+
+
+def print_saved_padding(
+    plain: EpochSampler, grouped: EpochSampler, sizes: NDArray[np.int64], batch_size: int, image: ImageConfig
+) -> None:
+    """Say on stderr how much of this epoch's batches on this rank is padding, with and without grouping.
+
+    Args:
+        plain: the order without grouping.
+        grouped: the order with it.
+        sizes: (N, 2) height and width of the image files.
+        batch_size: images per batch.
+        image: how they are resized; of several shortest sides the last one counts.
+    """
+    seen = np.array([resized_size((h, w), image.shortest_side[-1], image.longest_side) for h, w in sizes.tolist()])
+    shares = []
+    for sampler in (plain, grouped):
+        order = [index for _, index in sampler]
+        batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        shares.append(padded_share(seen, batches, image.pad_multiple))
+    print(
+        f"group_by_aspect: {100 * shares[1]:.1f} % of the pixels of training batches are padding, instead of "
+        f"{100 * shares[0]:.1f} % (first epoch, shortest side {image.shortest_side[-1]})",
+        file=sys.stderr,
+    )
 
 
 class ShardSampler(DistributedSampler):  # type: ignore[type-arg]

@@ -10,6 +10,7 @@ import numpy as np
 
 from datamodules.annotation_cache import AnnotationStore
 from datamodules.detection_dataset import ImageRecord
+from datamodules.image_reading import ImageHeader
 from datamodules.made_splits import Member
 from datamodules.problems import Problem
 from datamodules.voc_check import CheckedImage, Objects, judge, read_loosely
@@ -55,7 +56,7 @@ def read_members(
                 problems.append(Problem(str(member.source), None, "named_twice", text))
                 continue
             seen.add(image)
-            records.append(_record(image, checked, labels))
+            records.append(_record(image, checked, labels, header))
     return records, problems
 
 
@@ -78,7 +79,12 @@ def _with_all_objects(path: Path, annotation: Annotation | InputError) -> tuple[
     return read_loosely(path) if isinstance(annotation, InputError) else (annotation, annotation.objects)
 
 
-def _record(image: Path, checked: CheckedImage, labels: dict[str, int]) -> ImageRecord:
+def _record(
+    image: Path, checked: CheckedImage, labels: dict[str, int], header: ImageHeader | InputError | None
+) -> ImageRecord:
+    size = None
+    if isinstance(header, ImageHeader):
+        size = header.upright_size if checked.upright else (header.width, header.height)
     objects = [(item, item.box) for item in checked.objects if item.box is not None]
     return ImageRecord(
         path=image,
@@ -87,4 +93,5 @@ def _record(image: Path, checked: CheckedImage, labels: dict[str, int]) -> Image
         labels=np.array([labels[item.name] for item, _ in objects], dtype=np.int64),
         difficult=np.array([item.difficult for item, _ in objects], dtype=np.bool_),
         upright=checked.upright,
+        size=size,
     )

@@ -93,8 +93,10 @@ class FasterRCNN(nn.Module):
         Args:
             images: As in `forward`.
             targets: Per image `boxes` (G, 4) in original pixels, `labels` (G,) in 1..C, `difficult` (G,); G may be 0.
+                Where it holds `scale`, the shortest side of that image is multiplied by it.
         """
-        batch = make_batch(images, self.image_config, self.training)
+        scales = [float(target.get("scale", 1.0)) for target in targets]
+        batch = make_batch(images, self.image_config, self.training, scales)
         truths = ground_truth(targets, batch)
         features = self.backbone(batch.tensors)
         output = self.rpn(features)

@@ -88,16 +88,22 @@ def resized_size(size: tuple[int, int], shortest: int, longest: int) -> tuple[in
     return max(1, int(height * scale)), max(1, int(width * scale))
 
 
-def make_batch(images: Sequence[Tensor], config: ImageConfig, training: bool) -> ImageBatch:
-    """Resize (bilinear), normalise and pad images, each uint8 or float in 0..255, (3, h, w) RGB, into one batch."""
+def make_batch(
+    images: Sequence[Tensor], config: ImageConfig, training: bool, scales: Sequence[float] | None = None
+) -> ImageBatch:
+    """Resize (bilinear), normalise and pad images, each uint8 or float in 0..255, (3, h, w) RGB, into one batch.
+
+    `scales` multiply the shortest side of each image (the augmentation `multiscale` draws them); `longest_side` remains
+    the limit.
+    """
     device = images[0].device
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (config.mean, config.std))
     originals = [(int(im.shape[-2]), int(im.shape[-1])) for im in images]
     prepared = []
-    for image, size in zip(images, originals, strict=True):
+    for image, size, scale in zip(images, originals, scales or [1.0] * len(images), strict=True):
         sides = config.shortest_side
         shortest = sides[int(torch.randint(len(sides), (1,)))] if training and len(sides) > 1 else sides[-1]
-        target = resized_size(size, shortest, config.longest_side)
+        target = resized_size(size, max(1, round(shortest * scale)), config.longest_side)
         pixels = (
             image.float().mul_(config.pixel_max / 255)
             if image.dtype == torch.uint8

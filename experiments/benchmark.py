@@ -1,10 +1,12 @@
 """`frcnn benchmark KIND`: times of this code beside those of a peer, measured in one run."""
 
 import json
+import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 
@@ -19,6 +21,7 @@ class Case:
         peer_ms: Median time of the peer, or None without one.
         parts: Share of each part of `ours_ms`.
         peer: What the peer is.
+        ours_per_s, peer_per_s: How many a second, where the times are those of one of many.
         ours_peak_mb, peer_peak_mb: Memory that the measured code needs at its peak beyond its input.
     """
 
@@ -29,6 +32,8 @@ class Case:
     peer: str = ""
     ours_peak_mb: float | None = None
     peer_peak_mb: float | None = None
+    ours_per_s: float | None = None
+    peer_per_s: float | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -57,8 +62,14 @@ def print_benchmark(benchmark: Benchmark, format: str) -> None:
     print(benchmark.title)
     print(f"{benchmark.device}; " + ", ".join(f"{name} {number}" for name, number in versions.items()))
     for case in benchmark.cases:
-        peer = "" if case.peer_ms is None else f", {case.peer} {case.peer_ms:.0f} ms: {case.ratio:.1f}x"
-        print(f"\n{case.name}: {case.ours_ms:.0f} ms{peer}")
+        digits = 0 if case.ours_ms >= 20 else 2
+        peer = (
+            "" if case.peer_ms is None else f", {case.peer} {case.peer_ms:.{digits}f} ms: {case.ratio:.{digits or 1}f}x"
+        )
+        print(f"\n{case.name}: {case.ours_ms:.{digits}f} ms{peer}")
+        if case.ours_per_s is not None:
+            peer = "" if case.peer_per_s is None else f", {case.peer} {case.peer_per_s:.0f}"
+            print(f"  per second: {case.ours_per_s:.0f}{peer}")
         if case.parts:
             print("  parts: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in case.parts.items()))
         if case.ours_peak_mb is not None:
@@ -81,6 +92,16 @@ def median_times(repeats: Sequence[dict[str, float]]) -> tuple[float, dict[str, 
     total = sum(sum(times.values()) for times in repeats)
     shares = {name: sum(times[name] for times in repeats) / total for name in repeats[0]}
     return median(sum(times.values()) for times in repeats), shares
+
+
+def processor() -> str:
+    """The processor's name and its number of cores."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{model}, {os.cpu_count()} cores"
 
 
 def _version(package: str) -> str | None:

@@ -2,8 +2,6 @@
 
 import importlib.util
 import multiprocessing
-import os
-import platform
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from detector.errors import InputError
 from detector.metrics import DetectionAP, ProposalRecall
-from experiments.benchmark import Benchmark, Case, median_times, timed
+from experiments.benchmark import Benchmark, Case, median_times, processor, timed
 
 CLASSES = 20
 BATCH = 8
@@ -47,7 +45,7 @@ def benchmark_evaluate(images: int = 4952, detections: int = 100, repeats: int =
         cases.append(Case(name, total, peer_ms, parts, PEER, megabytes, peer_mb))
     return Benchmark(
         f"evaluation of {images} images with {detections} detections each, {CLASSES} classes",
-        f"cpu: {_processor()}, {torch.get_num_threads()} threads",
+        f"cpu: {processor()}, {torch.get_num_threads()} threads",
         cases,
         ("torch", "torchmetrics", "pycocotools", "faster-coco-eval", "numpy"),
     )
@@ -149,12 +147,3 @@ def _memory(key: str) -> float | None:
     except OSError:
         return None
     return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:")), None)
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    return f"{model}, {os.cpu_count()} cores"

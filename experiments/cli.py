@@ -24,6 +24,7 @@ Faster R-CNN on PASCAL VOC in PyTorch Lightning.
   predict    detect objects in image files, and draw them
   evaluate   score any detector's result files against the annotations of splits
   anchors    audit anchors against the training annotations, and suggest better ones; needs no images
+  show-data  draw augmented training images with their boxes into a contact sheet
   benchmark  time this code beside a peer
   doctor     what is wrong with a dataset: frcnn doctor DATASET_DIR
   mini-voc   write a small synthetic dataset in VOC format
@@ -47,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         "predict": _predict,
         "evaluate": _evaluate,
         "anchors": _anchors,
+        "show-data": _show_data,
         "benchmark": _benchmark,
         "doctor": _doctor,
         "mini-voc": _mini_voc,
@@ -107,6 +109,14 @@ def _anchors(arguments: list[str]) -> None:
     _quiet()
     with _one_line_of_the_parser(arguments):
         print_audit(arguments)
+
+
+def _show_data(arguments: list[str]) -> None:
+    from experiments.show_data import show_data
+
+    _quiet()
+    with _one_line_of_the_parser(arguments):
+        show_data(arguments)
 
 
 def _predict(arguments: list[str]) -> None:
@@ -171,12 +181,26 @@ def _benchmark(arguments: list[str]) -> None:
     kind.add_argument("--detections", type=int, default=100, help="per image (100)")
     kind.add_argument("--repeats", type=int, default=3, help="of our metrics; the peer runs once (3)")
     kind.add_argument("--format", choices=["table", "json"], default="table", help="(table)")
+    kind = kinds.add_parser("data", help="the training loader, beside torchvision's VOCDetection with transforms.v2")
+    kind.add_argument("--data.root", dest="root", required=True, help="folder that holds VOC<year>/")
+    kind.add_argument(
+        "--data.train_splits", dest="train_splits", required=True, type=_names, help='one split: "[2012_train]"'
+    )
+    kind.add_argument("--images", type=int, default=500, help="the first of the split (500)")
+    kind.add_argument("--batch_size", type=int, default=4, help="images per batch (4)")
+    kind.add_argument("--workers", type=int, default=2, help="worker processes of each loader (2)")
+    kind.add_argument("--repeats", type=int, default=5, help="epochs of each, in turn (5)")
+    kind.add_argument("--format", choices=["table", "json"], default="table", help="(table)")
     options = vars(parser.parse_args(arguments))
-    from experiments.benchmark import print_benchmark
-    from experiments.benchmark_evaluate import benchmark_evaluate
+    from experiments.benchmark import Benchmark, print_benchmark
 
-    style = options.pop("format")
-    print_benchmark({"evaluate": benchmark_evaluate}[options.pop("kind")](**options), style)
+    style, name = options.pop("format"), options.pop("kind")
+    run: Callable[..., Benchmark]
+    if name == "data":
+        from experiments.benchmark_data import benchmark_data as run
+    else:
+        from experiments.benchmark_evaluate import benchmark_evaluate as run
+    print_benchmark(run(**options), style)
 
 
 def _names(text: str) -> list[str]:

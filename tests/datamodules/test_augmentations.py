@@ -1,18 +1,46 @@
-import os
-import pickle
+"""Recipes: boxes lie on the pixels of their objects, in the image, with their class; the seed decides everything."""
 
-import albumentations as A
+import pickle
+import subprocess
+import sys
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from datamodules.augmentations import AUGMENTATIONS, MinIoUCrop, augment, build_augmentation
+from datamodules.augmentations import AUGMENTATIONS, Recipe, build_augmentation
+from datamodules.mixing import CopyPasteBoxes, MixUp, Mosaic
+from datamodules.samples import Sample, place
+from datamodules.transforms import ColorJitter, HorizontalFlip, MinIoUCrop, MultiScale
 from detector.errors import InputError
 
 HEIGHT, WIDTH = 60, 97
+GEOMETRIC = {  # without colours, so that pixels tell the class
+    "flip": [HorizontalFlip(p=0.5)],
+    "ssd_crop": [MinIoUCrop(), HorizontalFlip(p=0.5)],
+    "multiscale": [HorizontalFlip(p=0.5), MultiScale()],
+    "mosaic": [Mosaic(p=1), HorizontalFlip(p=0.5)],
+    "mixup": [MixUp(p=1), HorizontalFlip(p=0.5)],
+    "copy_paste_boxes": [CopyPasteBoxes(p=1), HorizontalFlip(p=0.5)],
+    "list": [
+        *build_augmentation(
+            [
+                {"class_path": "albumentations.HorizontalFlip", "init_args": {"p": 0.5}},
+                {"class_path": "albumentations.RandomSizedBBoxSafeCrop", "init_args": {"height": 50, "width": 70}},
+                {"class_path": "albumentations.VerticalFlip"},
+            ]
+        ).steps
+    ],
+}
 
 
 def _seed(*entropy):
     return np.random.SeedSequence(entropy)
+
+
+def _no_partner(rng):
+    raise AssertionError("no partner is needed")
 
 
 def _image():
@@ -21,23 +49,132 @@ def _image():
     return image
 
 
-def _crop_and_flip():
-    params = A.BboxParams(format="pascal_voc", min_area=1e-2, clip=True)
-    return A.Compose([MinIoUCrop(), A.HorizontalFlip(p=0.5)], bbox_params=params)
+def _sample(boxes, image=None):
+    boxes = np.array(boxes, np.float32).reshape(-1, 4)
+    labels = np.arange(1, len(boxes) + 1)
+    return Sample(_image() if image is None else image, boxes, labels, labels % 2 == 0)
+
+
+def _apply(steps, sample, *seed, partner=_no_partner):
+    return Recipe(steps)(sample, _seed(*seed), partner)[0]
+
+
+def painted(rng, objects, height, width):
+    """An image in which the objects of class k (1, 2, 3) fill their boxes in channel k - 1, on black; those of class 3
+    are difficult."""
+    image = np.zeros((height, width, 3), np.uint8)
+    boxes, labels = [], []
+    for _ in range(objects):
+        w, h = int(rng.integers(4, width // 2)), int(rng.integers(4, height // 2))
+        x, y = int(rng.integers(0, width - w + 1)), int(rng.integers(0, height - h + 1))
+        label = int(rng.integers(1, 4))
+        image[y : y + h, x : x + w, label - 1] = 255
+        boxes.append((x, y, x + w, y + h))
+        labels.append(label)
+    labels = np.array(labels, np.int64)
+    return Sample(image, np.array(boxes, np.float32).reshape(-1, 4), labels, labels == 3)
+
+
+def _lit(sample, box, label):
+    """Share of the whole pixels inside a box in which the channel of its class is lit."""
+    x1, y1 = np.ceil(box[:2] - 1e-3).astype(int)
+    x2, y2 = np.floor(box[2:] + 1e-3).astype(int)
+    pixels = sample.image[y1:y2, x1:x2, label - 1]
+    return (pixels > 60).mean() if pixels.size else 1.0
+
+
+# ---- every recipe ----
+
+
+@pytest.mark.parametrize("name", GEOMETRIC)
+@given(seed=st.integers(0, 2**32 - 1), objects=st.integers(0, 6))
+@settings(max_examples=40, deadline=None)
+def test_boxes_stay_in_the_image_and_on_the_pixels_of_their_class(name, seed, objects):
+    rng = np.random.default_rng(seed)
+    sample = painted(rng, objects, int(rng.integers(20, 90)), int(rng.integers(20, 90)))
+    before = sample.image.copy(), sample.boxes.copy()
+    partners = [
+        painted(rng, int(rng.integers(0, 5)), int(rng.integers(15, 90)), int(rng.integers(15, 90))) for _ in "abc"
+    ]
+    out = _apply(GEOMETRIC[name], sample, seed, partner=lambda generator: generator.choice(partners))
+    height, width = out.size
+    assert out.image.dtype == np.uint8 and out.boxes.dtype == np.float32 and out.boxes.shape == (len(out.labels), 4)
+    assert (out.boxes >= 0).all() and (out.boxes <= [width, height, width, height]).all()
+    assert (out.boxes[:, 2:] - out.boxes[:, :2] >= 0.98).all()
+    # A pasted object may cover 0.3 of another one; interpolation blurs the outermost pixels of small ones.
+    least = {"copy_paste_boxes": 0.5}.get(name, 0.75)
+    for box, label, difficult in zip(out.boxes, out.labels, out.difficult, strict=True):
+        assert difficult == (label == 3)
+        assert _lit(out, box, label) >= least
+    np.testing.assert_array_equal(sample.image, before[0])
+    np.testing.assert_array_equal(sample.boxes, before[1])
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+@given(seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=10, deadline=None)
+def test_every_name_takes_images_with_and_without_objects(name, seed):
+    recipe = build_augmentation(name)
+    if recipe is None:
+        assert name == "none"
+        return
+    rng = np.random.default_rng(seed)
+    for objects in (0, 3):
+        sample = painted(rng, objects, 40, 66)
+        out, scale = recipe(sample, _seed(seed), lambda _: painted(rng, 0, 31, 24))
+        assert out.image.dtype == np.uint8 and out.image.shape[2] == 3
+        assert len(out.boxes) == len(out.labels) == len(out.difficult) <= objects
+        assert out.boxes.dtype == np.float32 and out.labels.dtype == np.int64 and out.difficult.dtype == np.bool_
+        assert (scale is not None) == (name == "multiscale")
+
+
+@pytest.mark.parametrize("name", [name for name in AUGMENTATIONS if name != "none"])
+def test_result_depends_on_the_seed_and_not_on_what_came_before(name):
+    rng = np.random.default_rng(3)
+    noise = [Sample(rng.integers(0, 255, (30, 41, 3), np.uint8), *painted(rng, 2, 30, 41)[1:]) for _ in range(4)]
+
+    def run(recipe, number):
+        return recipe(noise[0], _seed(1, 0, number), lambda generator: generator.choice(noise[1:]))
+
+    recipe = build_augmentation(name)
+    first = [run(recipe, number) for number in range(6)]
+    other = pickle.loads(pickle.dumps(build_augmentation(name)))  # as a spawned worker gets it
+    again = [run(other, number) for number in reversed(range(6))][::-1]
+    for (left, scale), (right, scale_again) in zip(first, again, strict=True):
+        assert scale == scale_again
+        for a, b in zip(left, right, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert len({(item.image.tobytes(), scale) for item, scale in first}) >= (2 if name == "flip" else 4)
+
+
+def test_the_steps_of_a_recipe_are_drawn_independently():
+    """Equal seeds in all transforms would flip only images whose colours also change."""
+    recipe = build_augmentation("photometric")
+    counts = np.zeros((2, 2))
+    for number in range(300):
+        out, _ = recipe(_sample([[3, 7, 41, 30]]), _seed(number), _no_partner)
+        mirrored = out.boxes[0, 0] > 50
+        plain = _image()[:, ::-1] if mirrored else _image()
+        counts[int(mirrored), int(not np.array_equal(out.image, plain))] += 1
+    share = counts[:, 1] / counts.sum(1)  # jittered, of the unflipped and of the flipped: both 0.8 +- 0.033
+    np.testing.assert_allclose(share, 0.8, atol=0.12)
+    np.testing.assert_allclose(counts.sum(1) / 300, 0.5, atol=0.12)
+
+
+# ---- one image ----
 
 
 def test_flip_is_width_minus_x():
     boxes = np.array([[3.25, 7, 41.5, 30], [0, 0, 1, 1], [96, 59, 97, 60], [0, 0, 97, 60]], np.float32)
     flipped = np.array([[55.5, 7, 93.75, 30], [96, 0, 97, 1], [0, 59, 1, 60], [0, 0, 97, 60]], np.float32)
-    compose = build_augmentation("flip")
     outcomes = set()
     for number in range(20):
-        image, out, which = augment(compose, _image(), boxes, _seed(number))
-        mirrored = bool(image[0, 0, 0] == 60)
+        out = build_augmentation("flip")(_sample(boxes), _seed(number), _no_partner)[0]
+        mirrored = bool(out.image[0, 0, 0] == 60)
         outcomes.add(mirrored)
-        np.testing.assert_allclose(out, flipped if mirrored else boxes, atol=1e-4)
-        np.testing.assert_array_equal(image, _image()[:, ::-1] if mirrored else _image())
-        assert which.tolist() == [0, 1, 2, 3]
+        np.testing.assert_array_equal(out.boxes, flipped if mirrored else boxes)
+        np.testing.assert_array_equal(out.image, _image()[:, ::-1] if mirrored else _image())
+        assert out.labels.tolist() == [1, 2, 3, 4] and out.difficult.tolist() == [False, True, False, True]
     assert outcomes == {True, False}
 
 
@@ -45,46 +182,24 @@ def test_flip_twice_is_the_identity_on_a_large_image():
     image = np.zeros((20, 4001, 3), np.uint8)
     image[:, 0] = 255
     boxes = np.array([[0.1, 0.3, 3999.7, 19.9], [2000.3, 1, 2001.3, 2]], np.float32)
-    compose = A.Compose([A.HorizontalFlip(p=1.0)], bbox_params=A.BboxParams(format="pascal_voc", clip=True))
-    once = augment(compose, image, boxes, _seed(0))
-    twice = augment(compose, once[0], once[1], _seed(0))
-    np.testing.assert_allclose(twice[1], boxes, atol=2e-3)  # float32 at 4000 pixels, over a flip and back
+    twice = _apply([HorizontalFlip(), HorizontalFlip()], _sample(boxes, image), 0)
+    np.testing.assert_array_equal(twice.image, image)
+    np.testing.assert_allclose(twice.boxes, boxes, atol=5e-4)  # float32 at 4000 pixels, over a flip and back
 
 
-def test_result_depends_on_the_seed_and_not_on_what_came_before():
-    compose = build_augmentation("ssd_crop")
-    boxes = np.array([[3, 7, 41, 30]], np.float32)
-    first = [augment(compose, _image(), boxes, _seed(1, 0, n)) for n in range(6)]
-    other = pickle.loads(pickle.dumps(build_augmentation("ssd_crop")))  # as a spawned worker gets it
-    again = [augment(other, _image(), boxes, _seed(1, 0, n)) for n in reversed(range(6))][::-1]
-    for left, right in zip(first, again, strict=True):
-        np.testing.assert_array_equal(left[0], right[0])
-        np.testing.assert_array_equal(left[1], right[1])
-    assert len({image.tobytes() for image, _, _ in first}) == 6
+def test_colours_change_as_their_factors_say():
+    image = np.array([[[100, 40, 60], [200, 200, 200]]], np.uint8)
+    fixed = {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0), "p": 1}
 
+    def colours(**changes):
+        return _apply([ColorJitter(**fixed | changes)], _sample([], image), 0).image[0].tolist()
 
-def test_the_steps_of_a_recipe_are_drawn_independently():
-    """Equal seeds in all transforms would flip only images whose colours also change."""
-    compose = build_augmentation("photometric")
-    boxes = np.array([[3, 7, 41, 30]], np.float32)
-    counts = np.zeros((2, 2))
-    for number in range(300):
-        image, out, _ = augment(compose, _image(), boxes, _seed(number))
-        mirrored = out[0, 0] > 50
-        plain = _image()[:, ::-1] if mirrored else _image()
-        counts[int(mirrored), int(not np.array_equal(image, plain))] += 1
-    share = counts[:, 1] / counts.sum(1)  # jittered, of the unflipped and of the flipped: both 0.8 +- 0.033
-    np.testing.assert_allclose(share, 0.8, atol=0.12)
-    np.testing.assert_allclose(counts.sum(1) / 300, 0.5, atol=0.12)
-
-
-def test_photometric_changes_no_box():
-    compose = build_augmentation("photometric")
-    boxes = np.array([[3.5, 7, 41, 30]], np.float32)
-    for number in range(10):
-        image, out, _ = augment(compose, _image(), boxes, _seed(number))
-        assert image.shape == (HEIGHT, WIDTH, 3) and image.dtype == np.uint8
-        assert np.allclose(out, boxes, atol=1e-4) or np.allclose(out, [[56, 7, 93.5, 30]], atol=1e-4)
+    np.testing.assert_allclose(colours(), image[0], atol=2)  # HSV and back
+    np.testing.assert_allclose(colours(brightness=(1.25, 1.25)), [[125, 50, 75], [250, 250, 250]], atol=2)
+    # greys: 0.299 R + 0.587 G + 0.114 B = 60.2 and 200, on average 130
+    np.testing.assert_allclose(colours(contrast=(0.5, 0.5)), [[115, 85, 95], [165, 165, 165]], atol=2)
+    np.testing.assert_allclose(colours(saturation=(0.5, 0.5)), [[80, 50, 60], [200, 200, 200]], atol=2)
+    np.testing.assert_allclose(colours(hue=(1 / 3, 1 / 3)), [[60, 100, 40], [200, 200, 200]], atol=3)  # red to green
 
 
 def test_cropped_boxes_lie_on_the_pixels_of_their_objects():
@@ -93,45 +208,194 @@ def test_cropped_boxes_lie_on_the_pixels_of_their_objects():
     image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     for index, (x1, y1, x2, y2) in enumerate(boxes.astype(int)):
         image[y1:y2, x1:x2] = 50 * (index + 1)
-    compose, kept_counts = _crop_and_flip(), []
+    kept_counts = []
     for number in range(120):
-        out_image, out, which = augment(compose, image, boxes, _seed(number))
-        kept_counts.append(len(which))
+        out = _apply(GEOMETRIC["ssd_crop"], _sample(boxes, image), number)
+        kept_counts.append(len(out.labels))
         for index in range(len(boxes)):
-            rows, columns = np.nonzero(out_image[:, :, 0] == 50 * (index + 1))
+            rows, columns = np.nonzero(out.image[:, :, 0] == 50 * (index + 1))
             full = (boxes[index, 2] - boxes[index, 0]) * (boxes[index, 3] - boxes[index, 1])
-            assert (index in which) == (len(rows) >= 0.25 * full and len(rows) > 0)
-            if index in which:
+            assert (index + 1 in out.labels) == (len(rows) >= 0.25 * full and len(rows) > 0)
+            if index + 1 in out.labels:
                 expected = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
-                np.testing.assert_allclose(out[list(which).index(index)], expected, atol=1e-3)
+                np.testing.assert_array_equal(out.boxes[out.labels.tolist().index(index + 1)], expected)
     assert min(kept_counts) < 4 and max(kept_counts) == 4
 
 
-def test_a_crop_may_leave_no_object():
-    compose = A.Compose(
-        [A.Crop(60, 30, 97, 60)], bbox_params=A.BboxParams(format="pascal_voc", min_area=1e-2, clip=True)
+def test_rule_of_what_remains():
+    boxes = np.array(
+        [
+            [8, 0, 12, 10],  # half of it inside
+            [8, 0, 16, 10],  # a quarter
+            [8, 0, 16.1, 10],  # less
+            [9.5, 0, 10, 4],  # half a pixel wide, not cut
+            [9.5, 0, 10.5, 4],  # cut to half a pixel
+            [-1, -1, 11, 11],  # all around
+        ],
+        np.float32,
     )
-    _, out, which = augment(compose, _image(), np.array([[0, 0, 62, 32]], np.float32), _seed(0))
-    assert out.shape == (0, 4) and which.shape == (0,)
-
-
-@pytest.mark.parametrize("name", [name for name in AUGMENTATIONS if name != "none"])
-def test_images_without_objects_pass(name):
-    for number in range(5):
-        image, out, which = augment(build_augmentation(name), _image(), np.zeros((0, 4), np.float32), _seed(number))
-        assert image.ndim == 3 and out.shape == (0, 4) and out.dtype == np.float32 and which.shape == (0,)
+    found, which = place(boxes, (0, 0, 10, 10), (20, 30, 40, 60))
+    assert which.tolist() == [0, 1, 3, 4, 5]  # enlarged, even the cut one has a pixel
+    np.testing.assert_allclose(found[0], [36, 30, 40, 60])
+    np.testing.assert_allclose(found[4], [20, 30, 40, 60])
+    assert place(boxes, (0, 0, 10, 10), (0, 0, 10, 10))[1].tolist() == [0, 1, 3, 5]
 
 
 def test_objects_smaller_than_a_pixel_survive_a_flip():
-    boxes = np.array([[10.0, 10.0, 10.4, 10.3]], np.float32)
-    assert all(len(augment(build_augmentation("flip"), _image(), boxes, _seed(n))[2]) == 1 for n in range(8))
+    assert len(_apply([HorizontalFlip()], _sample([[10.0, 10.0, 10.4, 10.3]]), 0).boxes) == 1
+
+
+def test_scales_are_drawn_evenly():
+    recipe = build_augmentation("multiscale")
+    drawn = [recipe(_sample([]), _seed(number), _no_partner)[1] for number in range(1100)]
+    values, counts = np.unique(np.round(np.multiply(drawn, 800)), return_counts=True)
+    assert values.tolist() == [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800]
+    assert counts.min() > 60
+
+
+# ---- several images ----
+
+
+def _plain(value, height, width, boxes):
+    return _sample(boxes, np.full((height, width, 3), value, np.uint8))
+
+
+def test_mosaic_shows_four_images_and_keeps_the_aspect_ratio():
+    partners = iter([_plain(80, 20, 90, [[0, 0, 90, 20]]), _plain(140, 70, 30, []), _plain(200, 40, 40, [])])
+    sample = _plain(20, 40, 60, [[0, 0, 60, 40]])
+    out = _apply([Mosaic(canvas=1.5, p=1)], sample, 5, partner=lambda _: next(partners))
+    assert out.size == (60, 90)
+    shares = {value: (out.image == value).mean() for value in (20, 80, 140, 200)}
+    assert sum(shares.values()) == 1 and min(shares.values()) > 0.1
+    for box, value in zip(out.boxes.astype(int), (20, 80), strict=False):  # cut to its tile, and the whole of it
+        assert (out.image[box[1] : box[3], box[0] : box[2]] == value).all()
+        assert (box[2] - box[0]) * (box[3] - box[1]) == round(shares[value] * 60 * 90)
+
+
+def test_mixup_blends_and_keeps_all_objects():
+    sample, partner = _plain(200, 40, 60, [[5, 5, 20, 30]]), _plain(0, 80, 80, [[0, 0, 80, 80], [20, 40, 60, 80]])
+    out = _apply([MixUp(min_scale=1, p=1)], sample, 1, partner=lambda _: partner)
+    assert out.size == (40, 60) and len(out.boxes) == 3
+    x1, y1, x2, y2 = out.boxes[1].astype(int)  # the partner's whole area: 40 x 40
+    assert (x2 - x1, y2 - y1) == (40, 40)
+    blended = out.image[y1:y2, x1:x2]
+    assert 60 < blended.min() == blended.max() < 140
+    assert (np.delete(out.image, np.s_[x1:x2], axis=1) == 200).all()
+    np.testing.assert_allclose(out.boxes[2], [x1 + 10, 20, x1 + 30, 40])
+    np.testing.assert_array_equal(out.boxes[0], sample.boxes[0])
+
+
+def test_copy_paste_brings_objects_along_and_covers_little():
+    other = np.zeros((50, 50, 3), np.uint8)
+    other[10:30, 10:30] = 250
+    partner = _sample([[10, 10, 30, 30], [22, 22, 28, 28]], other)
+    sample = _plain(20, 60, 80, [[0, 0, 40, 60]])
+    pasted = 0
+    for number in range(30):
+        step = CopyPasteBoxes(objects=1, max_cover=0.1, scale=(1, 1), p=1)
+        out = _apply([step], sample, number, partner=lambda _: partner)
+        np.testing.assert_array_equal(out.boxes[0], sample.boxes[0])
+        assert (out.image[:, :40] != 20).any(2).mean() <= 0.1
+        for box, label in zip(out.boxes[1:].astype(int), out.labels[1:], strict=True):
+            pasted += 1
+            assert label in (1, 2)
+            inside = out.image[box[1] : box[3], box[0] : box[2]]
+            assert (inside == 250).mean() > 0.9
+    assert pasted > 30  # with the large object the small one within it
+
+
+def test_copy_paste_leaves_the_image_alone_where_there_is_no_room():
+    sample = _plain(20, 60, 80, [[0, 0, 80, 60]])
+    partner = _plain(250, 60, 80, [[0, 0, 80, 60]])
+    out = _apply([CopyPasteBoxes(max_cover=0, p=1)], sample, 0, partner=lambda _: partner)
+    np.testing.assert_array_equal(out.image, sample.image)
+    assert len(out.boxes) == 1
+
+
+# ---- names and lists ----
 
 
 def test_names():
-    assert build_augmentation("none") is None
-    with pytest.raises(InputError, match=r"'mosaic'.*none, flip, photometric, ssd_crop"):
-        build_augmentation("mosaic")
+    assert build_augmentation("none") is None and build_augmentation([]) is None
+    with pytest.raises(InputError, match=r"'cutmix'.*none, flip, photometric, ssd_crop, multi.*class_path"):
+        build_augmentation("cutmix")
 
 
-def test_no_version_check_on_import():
-    assert os.environ["NO_ALBUMENTATIONS_UPDATE"]
+def test_a_list_mixes_both_kinds():
+    recipe = build_augmentation(
+        [
+            {"class_path": "datamodules.mixing.Mosaic", "init_args": {"p": 1}},
+            {
+                "class_path": "albumentations.OneOf",
+                "init_args": {
+                    "transforms": [{"class_path": "albumentations.VerticalFlip", "init_args": {"p": 1}}],
+                    "p": 1,
+                },
+            },
+            {"class_path": "albumentations.ToGray", "init_args": {"p": 1}},
+            {"class_path": "datamodules.transforms.MultiScale", "init_args": {"factors": [0.5]}},
+        ]
+    )
+    rng = np.random.default_rng(1)
+    out, scale = recipe(painted(rng, 3, 40, 60), _seed(1), lambda _: painted(rng, 2, 40, 60))
+    assert out.size == (60, 90) and scale == 0.5
+    assert (out.image[..., 0] == out.image[..., 1]).all() and len(recipe.steps) == 2
+
+
+def test_albumentations_drops_objects_by_the_same_rule():
+    crop = {
+        "class_path": "albumentations.Crop",
+        "init_args": {"x_min": 0, "y_min": 0, "x_max": 10, "y_max": 10, "p": 1},
+    }
+    recipe = build_augmentation([crop])
+    boxes = [[8, 0, 12, 10], [8, 0, 15.9, 10], [8, 0, 16.1, 10], [20, 20, 30, 30]]
+    out, _ = recipe(_sample(boxes), _seed(0), _no_partner)
+    assert out.labels.tolist() == [1, 2] and out.difficult.tolist() == [False, True]
+    np.testing.assert_allclose(out.boxes, [[8, 0, 10, 10]] * 2, atol=1e-4)
+    none_left, _ = recipe(_sample([[20, 20, 30, 30]]), _seed(0), _no_partner)
+    assert none_left.boxes.shape == (0, 4) and none_left.boxes.dtype == np.float32
+
+
+def test_albumentations_may_shrink_objects():
+    """Shrinking is no cut: what is a tenth of its area is kept."""
+    shrink = {"class_path": "albumentations.Affine", "init_args": {"scale": [0.3, 0.3], "p": 1.0}}
+    out, _ = build_augmentation([shrink])(_sample([[10, 10, 50, 50]]), _seed(0), _no_partner)
+    np.testing.assert_allclose(out.boxes[0, 2:] - out.boxes[0, :2], [12, 12], atol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        ({"class_path": "albumentations.HorizontalFlop"}, "no class 'albumentations.HorizontalFlop'"),
+        ({"class_path": "HorizontalFlip"}, "no class 'HorizontalFlip'"),
+        ({"class_path": "collections.OrderedDict"}, "no transform of albumentations"),
+        ({"class_path": "albumentations.HorizontalFlip", "init_args": {"q": 1}}, "'q'.*not valid"),
+        ({"class_path": "albumentations.Blur", "init_args": {"blur_limit": "x"}}, "albumentations.Blur: "),
+        ({"class_path": "albumentations.OverlayElements"}, "does not take boxes"),
+        ({"class_path": "datamodules.mixing.MixUp", "init_args": {"p": 2}}, "MixUp: p is 2"),
+        ({"class_path": "datamodules.mixing.MixUp", "init_args": {"size": 2}}, "size"),
+        ({"class_path": "datamodules.transforms.MultiScale", "init_args": {"factors": []}}, "factors is"),
+        ({"name": "flip"}, "is not of the form"),
+        ("albumentations.HorizontalFlip", "is not of the form"),
+        ({"class_path": "albumentations.HorizontalFlip", "init_args": [1]}, "init_args is"),
+    ],
+)
+def test_bad_lists_are_refused_at_once(item, words):
+    with pytest.raises(InputError, match=r"--data\.augmentation.*" + words) as caught:
+        build_augmentation([item])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_transform_that_gives_no_image_back_is_named():
+    recipe = build_augmentation([{"class_path": "albumentations.Normalize"}])
+    with pytest.raises(InputError, match=r"Normalize: an image came out as float32"):
+        recipe(_sample([]), _seed(0), _no_partner)
+
+
+def test_albumentations_is_imported_only_for_lists_and_asks_nobody():
+    code = (
+        "import os, sys; from datamodules.augmentations import build_augmentation as build; build('ssd_crop');"
+        "assert 'albumentations' not in sys.modules and os.environ['NO_ALBUMENTATIONS_UPDATE'];"
+        "build([{'class_path': 'albumentations.Blur'}]); assert 'albumentations' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

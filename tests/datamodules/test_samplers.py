@@ -1,9 +1,11 @@
 import math
 
+import numpy as np
 import pytest
 from torch.utils.data.distributed import DistributedSampler
 
-from datamodules.samplers import EpochSampler, ShardSampler
+from datamodules.samplers import AspectSampler, EpochSampler, ShardSampler, padded_share, print_saved_padding
+from detector.image_batch import ImageConfig
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
@@ -63,3 +65,86 @@ def test_lightning_leaves_both_samplers_alone():
     """Lightning replaces every sampler under DDP that is not a DistributedSampler."""
     assert isinstance(EpochSampler(range(2)), DistributedSampler)
     assert isinstance(ShardSampler(range(2)), DistributedSampler)
+
+
+# ---- batches of similar shapes ----
+
+
+def _ratios(count, seed=5):
+    return np.random.default_rng(seed).choice([0.6, 0.75, 1.0, 1.33, 1.7], count) + 1e-3 * np.arange(count)
+
+
+def _grouped(ratios, world_size=1, batch_size=4, epoch=0, seed=0, **options):
+    ranks = [AspectSampler(ratios, batch_size, world_size, rank, seed, **options) for rank in range(world_size)]
+    for sampler in ranks:
+        sampler.set_epoch(epoch)
+    return [[index for _, index in sampler] for sampler in ranks], ranks
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize("count", [50, 64, 7])
+def test_grouped_ranks_are_equally_long_and_see_what_ungrouped_ones_see(world_size, drop_last, count):
+    orders, ranks = _grouped(_ratios(count), world_size, epoch=3, drop_last=drop_last)
+    plain = [EpochSampler(range(count), world_size, rank, drop_last=drop_last) for rank in range(world_size)]
+    for sampler in plain:
+        sampler.set_epoch(3)
+    assert sorted(index for order in orders for index in order) == sorted(i for sampler in plain for _, i in sampler)
+    assert {len(order) for order in orders} == {len(ranks[0])} == {len(plain[0])}
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_images_of_a_batch_are_neighbours_in_their_stretch(world_size):
+    """96 images, steps of 4 per rank, sorted in stretches of 3 steps, of which ranks get neighbours."""
+    ratios = _ratios(96)
+    orders, _ = _grouped(ratios, world_size, epoch=2, stretch=3)
+    plain = EpochSampler(range(96))
+    plain.set_epoch(2)
+    shuffled = [index for _, index in plain]
+    size = 3 * 4 * world_size
+    batches, steps = set(), set()
+    for start in range(0, 96, size):
+        part = sorted(shuffled[start : start + size], key=lambda index: ratios[index])
+        batches |= {tuple(part[first : first + 4]) for first in range(0, size, 4)}
+        steps |= {tuple(part[first : first + 4 * world_size]) for first in range(0, size, 4 * world_size)}
+    found = [[tuple(order[start : start + 4]) for start in range(0, len(order), 4)] for order in orders]
+    assert {batch for rank in found for batch in rank} == batches and len(batches) == 24
+    assert {sum(same_step, ()) for same_step in zip(*found, strict=True)} == steps
+
+
+def test_grouped_order_is_drawn_from_seed_and_epoch():
+    ratios = _ratios(60)
+    drawn = [_grouped(ratios, epoch=epoch, seed=seed)[0][0] for seed in (0, 1) for epoch in (0, 1)]
+    assert _grouped(ratios, epoch=1, seed=1)[0][0] == drawn[3]
+    assert len({tuple(order) for order in drawn}) == 4
+    together = [{frozenset(order[i : i + 4]) for i in range(0, 60, 4)} for order in drawn[:2]]
+    assert len(together[0] & together[1]) < 5  # other images meet in the next epoch
+    firsts = [ratios[_grouped(ratios, epoch=epoch)[0][0][0]] for epoch in range(20)]
+    assert min(firsts) < 0.7 and max(firsts) > 1.4  # not from narrow to tall in each epoch
+
+
+def test_grouped_order_resumes_exactly():
+    whole = AspectSampler(_ratios(50), 4, 2, 1, seed=7)
+    whole.set_epoch(4)
+    resumed = AspectSampler(_ratios(50), 4, 2, 1, seed=7)
+    resumed.resume(4, 12)
+    resumed.set_epoch(4)
+    assert list(resumed) == list(whole)[12:]
+    assert isinstance(resumed, DistributedSampler)
+
+
+def test_padded_share():
+    sizes = np.array([[100, 200], [200, 100], [100, 200]])
+    assert padded_share(sizes, [[0, 1]]) == pytest.approx(1 - 40000 / 80000)
+    assert padded_share(sizes, [[0, 2], [1]]) == 0
+    assert padded_share(sizes, [[0, 2]], 64) == pytest.approx(1 - 40000 / (2 * 128 * 256))
+    assert padded_share(sizes, []) == 0
+
+
+def test_grouping_saves_padding_and_says_how_much(capsys):
+    sizes = np.array([[375, 500], [500, 375]] * 40)
+    plain, grouped = EpochSampler(range(80)), AspectSampler(sizes[:, 0] / sizes[:, 1], 4)
+    print_saved_padding(plain, grouped, sizes, 4, ImageConfig([600], 1000, pad_multiple=1))
+    words = capsys.readouterr().err.split()
+    after, before = (float(words[place]) for place in (1, words.index("instead") + 2))
+    assert after < 5 and before > 15  # a mixed batch is a quarter padding

@@ -162,7 +162,7 @@ def test_an_image_in_two_splits_of_one_list_is_an_error(plain):
         ({"root": "/nowhere/at/all"}, ["/nowhere/at/all", "frcnn mini-voc OUT_DIR", "--data.download true"]),
         ({"train_splits": ["trian"]}, ["trian.txt", "holds train, val"]),
         ({"train_splits": []}, ["--data.train_splits"]),
-        ({"augmentation": "mosaic"}, ["'mosaic'", "ssd_crop"]),
+        ({"augmentation": "cutmix"}, ["'cutmix'", "ssd_crop"]),
         ({"batch_size": 0}, ["--data.batch_size is 0"]),
         ({"eval_batch_size": -1}, ["--data.eval_batch_size is -1"]),
         ({"class_names": ["cat", "dog", "cat"]}, ["--data.class_names", "twice"]),

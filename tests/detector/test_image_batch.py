@@ -134,3 +134,11 @@ def test_boxes_back_in_the_original_are_clipped_to_it() -> None:
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ImageConfig(**options)
+
+
+def test_scales_multiply_the_shortest_side_of_each_image():
+    """20 x 30 at a shortest side of 40: 0.75 gives 30 x 45; the longest side of 60 holds back what 1.25 asks for."""
+    config = ImageConfig([40], 60, pad_multiple=1)
+    images = [image(20, 30)] * 3
+    assert make_batch(images, config, training=True, scales=[0.75, 1, 1.25]).sizes == [(30, 45), (40, 60), (40, 60)]
+    assert make_batch(images, config, training=True).sizes == [(40, 60)] * 3
