@@ -26,6 +26,7 @@ class RPNConfig:
     Args:
         hidden_channels: Channels of the 3x3 convolution; 0: as many as the backbone's features. The paper: 512 for
             VGG16.
+        conv_depth: How many 3x3 convolutions. The paper: 1; torchvision's `fasterrcnn_resnet50_fpn_v2`: 2.
         objectness: `sigmoid` over one score (torchvision, detectron2) or `softmax` over two (the paper) per anchor.
         positive_iou: Anchors at or above this IoU with an object are positive.
         negative_iou: Anchors below this IoU with every object are negative; those between are not used.
@@ -38,12 +39,15 @@ class RPNConfig:
         post_nms_test: The same in evaluation.
         nms_iou: A proposal is dropped if it overlaps a better one by more than this.
         min_side: Proposals with a side shorter than this many pixels of the resized image are dropped.
+        score_threshold: Proposals whose objectness is a lower probability than this are dropped before NMS.
+            torchvision's `fasterrcnn_mobilenet_v3_large_320_fpn`: 0.05.
         reg_beta: Smooth L1's turning point; 1/9 is sigma = 3 (py-faster-rcnn, torchvision).
         reg_normalizer: Box loss divided by the number of `samples` or of `positives`.
         reg_weight: Weight lambda of the box loss in the total.
     """
 
     hidden_channels: int = 0
+    conv_depth: int = 1
     objectness: Literal["sigmoid", "softmax"] = "sigmoid"
     positive_iou: float = 0.7
     negative_iou: float = 0.3
@@ -56,6 +60,7 @@ class RPNConfig:
     post_nms_test: int = 300
     nms_iou: float = 0.7
     min_side: float = 0.0
+    score_threshold: float = 0.0
     reg_beta: float = 1 / 9
     reg_normalizer: losses.Normalizer = "samples"
     reg_weight: float = 1.0
@@ -68,13 +73,22 @@ class RPNConfig:
             )
         if not 0 < self.positive_fraction <= 1:
             raise InputError(f"rpn.positive_fraction: {self.positive_fraction} must be in (0, 1]")
-        for key in ("samples_per_image", "pre_nms_train", "post_nms_train", "pre_nms_test", "post_nms_test"):
+        if not 0 <= self.score_threshold < 1:
+            raise InputError(f"rpn.score_threshold: {self.score_threshold} must be in [0, 1)")
+        for key in (
+            "conv_depth",
+            "samples_per_image",
+            "pre_nms_train",
+            "post_nms_train",
+            "pre_nms_test",
+            "post_nms_test",
+        ):
             if getattr(self, key) < 1:
                 raise InputError(f"rpn.{key}: {getattr(self, key)} must be at least 1")
 
 
 class RPNHead(nn.Module):
-    """3x3 convolution, then 1x1 convolutions for objectness and deltas, shared by all levels.
+    """3x3 convolutions, then 1x1 convolutions for objectness and deltas, shared by all levels.
 
     Args:
         in_channels: Channels of the features.
@@ -87,10 +101,13 @@ class RPNHead(nn.Module):
         hidden = config.hidden_channels or in_channels
         self.softmax = config.objectness == "softmax"
         self.conv = nn.Conv2d(in_channels, hidden, kernel_size=3, padding=1)
+        self.deeper = nn.ModuleList(
+            nn.Conv2d(hidden, hidden, kernel_size=3, padding=1) for _ in range(config.conv_depth - 1)
+        )
         self.objectness = nn.Conv2d(hidden, anchors_per_location * (2 if self.softmax else 1), kernel_size=1)
         self.deltas = nn.Conv2d(hidden, anchors_per_location * 4, kernel_size=1)
-        for layer in (self.conv, self.objectness, self.deltas):
-            nn.init.normal_(layer.weight, std=0.01)
+        for layer in (self.conv, *self.deeper, self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=0.01)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -101,6 +118,8 @@ class RPNHead(nn.Module):
         logits, deltas = [], []
         for level in features:
             hidden = torch.relu(self.conv(level))
+            for convolution in self.deeper:
+                hidden = torch.relu(convolution(hidden))
             scores = self.objectness(hidden).permute(0, 2, 3, 1).flatten(1).float()
             if self.softmax:
                 scores = scores.unflatten(1, (-1, 2))
@@ -167,6 +186,8 @@ class RegionProposalNetwork(nn.Module):
             boxes = box_ops.clip(all_boxes[image], size)
             # A side of 0 is never a proposal: its IoU and its RoI are undefined.
             usable = box_ops.has_sides_of(boxes, max(config.min_side, 1e-3))
+            if config.score_threshold > 0:
+                usable &= all_scores[image].sigmoid() >= config.score_threshold
             boxes, image_scores, image_levels = boxes[usable], all_scores[image][usable], all_levels[image][usable]
             keep = batched_nms(boxes, image_scores, image_levels, config.nms_iou)[:after]
             proposals.append(boxes[keep])
