@@ -3,7 +3,7 @@ randomness."""
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -18,6 +18,7 @@ from detector.anchors import AnchorConfig
 from detector.backbones.base import BackboneConfig
 from detector.errors import InputError
 from detector.faster_rcnn import LOSS_NAMES, Difficult, FasterRCNN
+from detector.foreign_checkpoints import Predictor, load_detector
 from detector.image_batch import ImageConfig
 from detector.metrics import DetectionAP, ProposalRecall
 from detector.optimization import AveragedWeights, OptimizerConfig, build_optimizer, lr_factor, parameter_groups
@@ -41,7 +42,14 @@ class FasterRCNNModule(pl.LightningModule):
         optimizer: Optimiser and schedule.
         difficult: What objects marked difficult are in training: `drop`, `keep`, or `ignore` (neither positive nor
             negative). Evaluation always follows the devkit: they count neither way.
-        load_backbone_weights: Whether `backbone.weights` is read; set to false where a checkpoint follows.
+        weights: A whole detector's weights to start from, instead of `backbone.weights`: a file of torchvision's
+            `fasterrcnn_resnet50_fpn`, `_v2`, `fasterrcnn_mobilenet_v3_large_fpn` or `_320_fpn`, or one that
+            chenyuntc/simple-faster-rcnn-pytorch trained. The options must be those of its network.
+        weights_predictor: Class scores and boxes of `weights`: `match` takes them over class by class where the file
+            has the same number of classes or has COCO's or VOC's and the data's are among these, and leaves them at
+            random otherwise; `random` always does that.
+        load_backbone_weights: Whether `backbone.weights` and `weights` are read; set to false where a checkpoint
+            follows.
         training_scheme: `joint` (approximate joint training: all four losses in every step) or `alternating` (the
             paper's four steps, each with its own optimiser and schedule).
         alternating: Lengths of the four steps, and what the second and third start from.
@@ -57,6 +65,8 @@ class FasterRCNNModule(pl.LightningModule):
         image: ImageConfig = ImageConfig(),
         optimizer: OptimizerConfig = OptimizerConfig(),
         difficult: Difficult = "drop",
+        weights: str | None = None,
+        weights_predictor: Predictor = "match",
         load_backbone_weights: bool = True,
         training_scheme: TrainingScheme = "joint",
         alternating: AlternatingConfig = AlternatingConfig(),  # noqa: B008
@@ -82,14 +92,21 @@ class FasterRCNNModule(pl.LightningModule):
                 **{key: asdict(config) for key, config in configs.items()},
                 "difficult": difficult,
                 "training_scheme": training_scheme,
+                "weights": weights,
+                "weights_predictor": weights_predictor,
             },
             logger=False,  # logged once, with the final metrics
         )
         self.class_names = list(class_names)
         self.optimizer_config = optimizer
+        source = replace(backbone, weights=weights or backbone.weights)  # so frozen layers are known not to be random
+        load_weights = load_backbone_weights and weights is None
         self.model = FasterRCNN(
-            len(class_names), backbone, anchors, rpn, roi, image, difficult, load_weights=load_backbone_weights
+            len(class_names), source, anchors, rpn, roi, image, difficult, load_weights=load_weights
         ).to(memory_format=torch.channels_last)
+        self.weights_report = self.model.backbone.weights_report
+        if weights is not None and load_backbone_weights:
+            self.weights_report = load_detector(self.model, backbone, class_names, weights, weights_predictor)
         self.alternating = AlternatingTraining(self.model, alternating) if training_scheme == "alternating" else None
         self.val_ap, self.test_ap = DetectionAP(class_names), DetectionAP(class_names)
         self.val_recall, self.test_recall = ProposalRecall(class_names), ProposalRecall(class_names)
@@ -154,9 +171,8 @@ class FasterRCNNModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Say which weights the training starts from."""
-        report = self.model.backbone.weights_report
-        if stage == "fit" and report is not None:
-            rank_zero_info(report.summary())
+        if stage == "fit" and self.weights_report is not None:
+            rank_zero_info(self.weights_report.summary())
 
     def on_train_start(self) -> None:
         """Say which step of an alternating training begins or goes on."""
