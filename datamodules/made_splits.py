@@ -13,8 +13,6 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
-from pytorch_lightning.utilities import rank_zero_only
-
 from datamodules.image_reading import brief
 from detector.errors import InputError
 
@@ -75,9 +73,14 @@ def write_lists(folder: Path, lists: Mapping[str, Sequence[str]], made_by: Mappi
         raise InputError(f"{folder}: the lists of the made splits cannot be written there ({brief(error)})") from error
 
 
-@rank_zero_only
 def keep_lists(folder: Path | None, lists: Mapping[str, Sequence[str]], made_by: Mapping[str, object]) -> None:
-    """Say how many images are in each list, and write the lists if there is a folder for them."""
+    """Say how many images are in each list, and write the lists if there is a folder for them, on one process."""
+    from pytorch_lightning.utilities import rank_zero_only  # here, because it takes seconds to import
+
+    rank_zero_only(_keep_lists)(folder, lists, made_by)
+
+
+def _keep_lists(folder: Path | None, lists: Mapping[str, Sequence[str]], made_by: Mapping[str, object]) -> None:
     if folder is not None:
         write_lists(folder, lists, made_by)
     where = f"; the lists are in {folder}" if folder is not None else ""

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,6 +76,13 @@ def test_bad_usage(frcnn, mini_voc, tmp_path, arguments, named):
     result = frcnn("doctor", *(argument.format(mini_voc) for argument in arguments), cwd=tmp_path)
     assert result.code == 2 and result.out == ""
     assert named in result.err and len(result.err.splitlines()) == 1
+
+
+def test_annotations_alone_do_without_torch():
+    """Importing it takes longer than reading thousands of annotations."""
+    code = "import sys, experiments.doctor; print({'torch', 'pytorch_lightning'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
 
 
 # ---- training ----
