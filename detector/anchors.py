@@ -29,6 +29,11 @@ class AnchorConfig:
             detectron2), `half_stride` (py-faster-rcnn in continuous coordinates: its inclusive base box (0, 0, 15, 15)
             is centred here), `half_stride_minus_half` ((stride - 1) / 2: ports that keep that code's number but drop
             its "+1").
+        spacing: Distance of neighbouring locations in pixels: `stride` (the level's own), or `fitted`, the padded
+            image's side divided by the number of cells, rounded down (torchvision: at its coarsest level 56 instead of
+            64 where the side is 224).
+        rounding: `none`, `nearest`: the corners around a location to whole pixels (torchvision), or `base_sides`: the
+            sides at scale 1, the width first and the height from it (py-faster-rcnn: 23 x 12 instead of 22.6 x 11.3).
         straddling: Whether anchors that cross the image border are used in training: `drop` (the paper) or `keep`
             (torchvision, detectron2).
         order: Which of the two varies slowest within a location: `ratio_major` (py-faster-rcnn and torchvision) or
@@ -39,6 +44,8 @@ class AnchorConfig:
     aspect_ratios: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
     base_size: float = 16.0
     center_offset: Literal["zero", "half_stride", "half_stride_minus_half"] = "half_stride"
+    spacing: Literal["stride", "fitted"] = "stride"
+    rounding: Literal["none", "nearest", "base_sides"] = "none"
     straddling: Literal["drop", "keep"] = "drop"
     order: Literal["ratio_major", "scale_major"] = "ratio_major"
 
@@ -61,15 +68,21 @@ def _flat(scales: Sequence[float] | Sequence[Sequence[float]]) -> list[float]:
 
 
 def base_anchors(config: AnchorConfig, level: int = 0) -> Tensor:
-    """Anchors (A, 4) of one level around the origin, float32: width = side / sqrt(ratio), height = side *
-    sqrt(ratio)."""
-    sides = torch.tensor(config.scales_of_level(level), dtype=torch.float64) * config.base_size
-    roots = torch.tensor(config.aspect_ratios, dtype=torch.float64).sqrt()
-    if config.order == "ratio_major":
-        widths, heights = (sides[None, :] / roots[:, None]).flatten(), (sides[None, :] * roots[:, None]).flatten()
-    else:
-        widths, heights = (sides[:, None] / roots[None, :]).flatten(), (sides[:, None] * roots[None, :]).flatten()
-    return (torch.stack((-widths, -heights, widths, heights), dim=1) / 2).float()
+    """Anchors (A, 4) of one level around the origin, float32: width = side / sqrt(ratio), height = side * sqrt(ratio),
+    up to rounding."""
+    scales = torch.tensor(config.scales_of_level(level), dtype=torch.float64)
+    ratios = torch.tensor(config.aspect_ratios, dtype=torch.float64)
+    widths, heights = config.base_size / ratios.sqrt(), config.base_size * ratios.sqrt()
+    if config.rounding == "base_sides":
+        widths = widths.round()
+        heights = (widths * ratios).round()
+    sides = torch.stack((widths, heights), dim=1)[:, None] * scales[None, :, None]  # (ratios, scales, 2)
+    if config.order == "scale_major":
+        sides = sides.transpose(0, 1)
+    corners = sides.reshape(-1, 2) / 2
+    if config.rounding == "nearest":
+        corners = corners.round()
+    return torch.cat((-corners, corners), dim=1).float()
 
 
 class AnchorGenerator:
@@ -110,15 +123,26 @@ class AnchorGenerator:
             if len(self._cache) >= self.cache_size:
                 self._cache.pop(next(iter(self._cache)))
             self._cache[key] = [
-                self._level(cell, stride, size).to(device)
-                for cell, stride, size in zip(self.cells, self.strides, feature_sizes, strict=True)
+                self._level(cell, spacing, size).to(device)
+                for cell, spacing, size in zip(self.cells, self._spacings(feature_sizes), feature_sizes, strict=True)
             ]
         return self._cache[key]
 
-    def _level(self, cell: Tensor, stride: int, size: tuple[int, int]) -> Tensor:
-        offsets = {"zero": 0.0, "half_stride": stride / 2, "half_stride_minus_half": (stride - 1) / 2}
-        offset = offsets[self.config.center_offset]
-        ys, xs = (torch.arange(n, dtype=torch.float32) * stride + offset for n in size)
+    def _spacings(self, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Pixels between rows and between columns of locations of each level."""
+        if self.config.spacing == "stride":
+            return [(stride, stride) for stride in self.strides]
+        # Images are padded to multiples of the finest stride, so its level tells their size.
+        height, width = (cells * self.strides[0] for cells in sizes[0])
+        return [(height // rows, width // columns) for rows, columns in sizes]
+
+    def _level(self, cell: Tensor, spacing: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        offset = {"zero": (0.0, 0.0), "half_stride": (0.5, 0.0), "half_stride_minus_half": (0.5, -0.5)}
+        factor, shift = offset[self.config.center_offset]
+        ys, xs = (
+            torch.arange(n, dtype=torch.float32) * step + (factor * step + shift)
+            for n, step in zip(size, spacing, strict=True)
+        )
         y, x = torch.meshgrid(ys, xs, indexing="ij")
         centers = torch.stack((x, y, x, y), dim=-1).reshape(-1, 1, 4)
         return (centers + cell).reshape(-1, 4)

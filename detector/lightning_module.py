@@ -3,7 +3,7 @@ randomness."""
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -17,6 +17,7 @@ from detector.anchors import AnchorConfig
 from detector.backbones.base import BackboneConfig
 from detector.errors import InputError
 from detector.faster_rcnn import LOSS_NAMES, Difficult, FasterRCNN
+from detector.foreign_checkpoints import Predictor, load_detector
 from detector.image_batch import ImageConfig
 from detector.metrics import DetectionAP, ProposalRecall
 from detector.optimization import AveragedWeights, OptimizerConfig, build_optimizer, lr_factor, parameter_groups
@@ -40,7 +41,14 @@ class FasterRCNNModule(pl.LightningModule):
         optimizer: Optimiser and schedule.
         difficult: What objects marked difficult are in training: `drop`, `keep`, or `ignore` (neither positive nor
             negative). Evaluation always follows the devkit: they count neither way.
-        load_backbone_weights: Whether `backbone.weights` is read; set to false where a checkpoint follows.
+        weights: A whole detector's weights to start from, instead of `backbone.weights`: a file of torchvision's
+            `fasterrcnn_resnet50_fpn`, `_v2`, `fasterrcnn_mobilenet_v3_large_fpn` or `_320_fpn`, or one that
+            chenyuntc/simple-faster-rcnn-pytorch trained. The options must be those of its network.
+        weights_predictor: Class scores and boxes of `weights`: `match` takes them over class by class where the file
+            has the same number of classes or has COCO's or VOC's and the data's are among these, and leaves them at
+            random otherwise; `random` always does that.
+        load_backbone_weights: Whether `backbone.weights` and `weights` are read; set to false where a checkpoint
+            follows.
     """
 
     def __init__(
@@ -53,6 +61,8 @@ class FasterRCNNModule(pl.LightningModule):
         image: ImageConfig = ImageConfig(),
         optimizer: OptimizerConfig = OptimizerConfig(),
         difficult: Difficult = "drop",
+        weights: str | None = None,
+        weights_predictor: Predictor = "match",
         load_backbone_weights: bool = True,
     ) -> None:
         super().__init__()
@@ -73,14 +83,21 @@ class FasterRCNNModule(pl.LightningModule):
                 "class_names": list(class_names),
                 **{key: asdict(config) for key, config in configs.items()},
                 "difficult": difficult,
+                "weights": weights,
+                "weights_predictor": weights_predictor,
             },
             logger=False,  # logged once, with the final metrics
         )
         self.class_names = list(class_names)
         self.optimizer_config = optimizer
+        source = replace(backbone, weights=weights or backbone.weights)  # so frozen layers are known not to be random
+        load_weights = load_backbone_weights and weights is None
         self.model = FasterRCNN(
-            len(class_names), backbone, anchors, rpn, roi, image, difficult, load_weights=load_backbone_weights
+            len(class_names), source, anchors, rpn, roi, image, difficult, load_weights=load_weights
         ).to(memory_format=torch.channels_last)
+        self.weights_report = self.model.backbone.weights_report
+        if weights is not None and load_backbone_weights:
+            self.weights_report = load_detector(self.model, backbone, class_names, weights, weights_predictor)
         self.val_ap, self.test_ap = DetectionAP(class_names), DetectionAP(class_names)
         self.val_recall, self.test_recall = ProposalRecall(class_names), ProposalRecall(class_names)
 
@@ -125,9 +142,8 @@ class FasterRCNNModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Say which weights the training starts from."""
-        report = self.model.backbone.weights_report
-        if stage == "fit" and report is not None:
-            rank_zero_info(report.summary())
+        if stage == "fit" and self.weights_report is not None:
+            rank_zero_info(self.weights_report.summary())
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make the randomness of a step (sampling, dropout) a function of seed, step and rank.

@@ -4,6 +4,7 @@ detections.
 B images, R RoIs of all images together, C classes without background, D detections of an image.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -120,11 +121,14 @@ class RoIHeads(nn.Module):
         return pooled
 
     def assign_levels(self, boxes: Tensor) -> Tensor:
-        """Index (R,) of the level to pool each box (R, 4) from: one level up for each doubling of its side."""
+        """Index (R,) of the level to pool each box (R, 4) from: one level up for each doubling of its side.
+
+        Of levels with equal strides only the first can be chosen.
+        """
         _, _, width, height = box_ops.centers_and_sides(boxes)
         octaves = torch.log2((width * height).clamp(min=1e-6).sqrt() / self.canonical_level_side)
-        canonical = self.strides.index(16) if 16 in self.strides else len(self.strides) - 1
-        return (torch.floor(canonical + octaves + 1e-6)).clamp(0, len(self.strides) - 1).to(torch.int64)
+        finest, coarsest = (int(math.log2(stride)) for stride in (self.strides[0], self.strides[-1]))
+        return (torch.floor(4 + octaves + 1e-6)).clamp(finest, coarsest).to(torch.int64) - finest
 
     def _pool_level(self, features: Tensor, boxes: Tensor, stride: int) -> Tensor:
         size, scale = self.box_head.pool_size, 1.0 / stride

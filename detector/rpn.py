@@ -28,6 +28,7 @@ class RPNConfig:
     Args:
         hidden_channels: Channels of the 3x3 convolution; 0: as many as the backbone's features. The paper: 512 for
             VGG16.
+        conv_depth: How many 3x3 convolutions. The paper: 1; torchvision's `fasterrcnn_resnet50_fpn_v2`: 2.
         objectness: `sigmoid` over one score (torchvision, detectron2) or `softmax` over two (the paper) per anchor.
         init_std: Standard deviation of the initial weights of all three layers (the paper: 0.01).
         positive_iou: Anchors at or above this IoU with an object are positive (0.7 in the paper and its ports).
@@ -49,6 +50,8 @@ class RPNConfig:
             16; detectron2: 0).
         min_side_scales: Count `min_side` in pixels of the original image, that is, multiply it by the factor by which
             the image was resized (py-faster-rcnn, chenyuntc's port).
+        score_threshold: Proposals whose objectness is a lower probability than this are dropped before NMS.
+            torchvision's `fasterrcnn_mobilenet_v3_large_320_fpn`: 0.05.
         reg_beta: Smooth L1's turning point; 1/9 is sigma = 3 (py-faster-rcnn, mx-rcnn, torchvision). detectron2: 0.
         reg_normalizer: Box loss divided by the number of `samples` (py-faster-rcnn, torchvision), of `positives`, by
             `samples_per_image` times the images, whether so many were found or not (detectron2, mx-rcnn), or by the
@@ -57,6 +60,7 @@ class RPNConfig:
     """
 
     hidden_channels: int = 0
+    conv_depth: int = 1
     objectness: Literal["sigmoid", "softmax"] = "sigmoid"
     init_std: float = 0.01
     positive_iou: float = 0.7
@@ -71,6 +75,7 @@ class RPNConfig:
     nms_iou: float = 0.7
     min_side: float = 0.0
     min_side_scales: bool = False
+    score_threshold: float = 0.0
     reg_beta: float = 1 / 9
     reg_normalizer: losses.RPNNormalizer = "samples"
     reg_weight: float = 1.0
@@ -83,7 +88,16 @@ class RPNConfig:
             )
         if not 0 < self.positive_fraction <= 1:
             raise InputError(f"rpn.positive_fraction: {self.positive_fraction} must be in (0, 1]")
-        for key in ("samples_per_image", "pre_nms_train", "post_nms_train", "pre_nms_test", "post_nms_test"):
+        if not 0 <= self.score_threshold < 1:
+            raise InputError(f"rpn.score_threshold: {self.score_threshold} must be in [0, 1)")
+        for key in (
+            "conv_depth",
+            "samples_per_image",
+            "pre_nms_train",
+            "post_nms_train",
+            "pre_nms_test",
+            "post_nms_test",
+        ):
             if getattr(self, key) < 1:
                 raise InputError(f"rpn.{key}: {getattr(self, key)} must be at least 1")
         check_choices("rpn", self)
@@ -95,7 +109,7 @@ class RPNConfig:
 
 
 class RPNHead(nn.Module):
-    """3x3 convolution, then 1x1 convolutions for objectness and deltas, shared by all levels.
+    """3x3 convolutions, then 1x1 convolutions for objectness and deltas, shared by all levels.
 
     Args:
         in_channels: Channels of the features.
@@ -108,10 +122,13 @@ class RPNHead(nn.Module):
         hidden = config.hidden_channels or in_channels
         self.softmax = config.objectness == "softmax"
         self.conv = nn.Conv2d(in_channels, hidden, kernel_size=3, padding=1)
+        self.deeper = nn.ModuleList(
+            nn.Conv2d(hidden, hidden, kernel_size=3, padding=1) for _ in range(config.conv_depth - 1)
+        )
         self.objectness = nn.Conv2d(hidden, anchors_per_location * (2 if self.softmax else 1), kernel_size=1)
         self.deltas = nn.Conv2d(hidden, anchors_per_location * 4, kernel_size=1)
-        for layer in (self.conv, self.objectness, self.deltas):
-            nn.init.normal_(layer.weight, std=config.init_std)
+        for layer in (self.conv, *self.deeper, self.objectness, self.deltas):
+            nn.init.normal_(layer.weight, std=config.init_std)  # type: ignore[arg-type]
             nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -122,6 +139,8 @@ class RPNHead(nn.Module):
         logits, deltas = [], []
         for level in features:
             hidden = torch.relu(self.conv(level))
+            for convolution in self.deeper:
+                hidden = torch.relu(convolution(hidden))
             scores = self.objectness(hidden).permute(0, 2, 3, 1).flatten(1).float()
             if self.softmax:
                 scores = scores.unflatten(1, (-1, 2))
@@ -188,6 +207,8 @@ class RegionProposalNetwork(nn.Module):
             boxes = box_ops.clip(all_boxes[image], size)
             # A side of 0 is never a proposal: its IoU and its RoI are undefined.
             usable = box_ops.has_sides_of(boxes, max(self._min_side(batch, image), 1e-3))
+            if config.score_threshold > 0:
+                usable &= all_scores[image].sigmoid() >= config.score_threshold
             boxes, image_scores, image_levels = boxes[usable], all_scores[image][usable], all_levels[image][usable]
             keep = batched_nms(boxes, image_scores, image_levels, config.nms_iou)[:after]
             proposals.append(boxes[keep])

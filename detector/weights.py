@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torchvision
 from safetensors import SafetensorError
@@ -26,10 +27,12 @@ KEY = "--model.backbone.weights"
 # (RGB in 0..1, ImageNet mean and std) is the same for all of them.
 IMAGENET_WEIGHTS = {
     "vgg16": "VGG16_Weights.IMAGENET1K_V1",
+    "vgg16_bn": "VGG16_BN_Weights.IMAGENET1K_V1",
     "resnet18": "ResNet18_Weights.IMAGENET1K_V1",
     "resnet50": "ResNet50_Weights.IMAGENET1K_V1",
     "resnet101": "ResNet101_Weights.IMAGENET1K_V1",
     "mobilenet_v2": "MobileNet_V2_Weights.IMAGENET1K_V1",
+    "mobilenet_v3_large": "MobileNet_V3_Large_Weights.IMAGENET1K_V1",
 }
 
 
@@ -39,15 +42,17 @@ class WeightsReport:
 
     Attributes:
         source: The file, or the name of the torchvision weights with their address.
-        loaded: Number of tensors copied into the backbone and the box head (batch counters are not counted).
+        loaded: Number of tensors copied into the network (batch counters are not counted).
         missing: Tensors of ours, by their name in a weights file, that the source lacks; they keep their random values.
         unexpected: Tensors of the source that have no place here, such as the ImageNet classifier.
+        remark: What else a user should know, such as classes that were taken over by name.
     """
 
     source: str
     loaded: int
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
+    remark: str = ""
 
     def summary(self) -> str:
         """One line for a log."""
@@ -55,6 +60,7 @@ class WeightsReport:
         return (
             f"weights from {self.source}: {self.loaded} of {total} tensors loaded; "
             f"missing: {_shorten(self.missing)}; unexpected: {_shorten(self.unexpected)}"
+            + (f"; {self.remark}" if self.remark else "")
         )
 
 
@@ -74,7 +80,7 @@ def load_backbone_weights(backbone: Backbone, box_head: BoxHead, config: Backbon
         source, state = _fetch_imagenet(config.name)
     else:
         source, state = str(config.weights), read_weights_file(str(config.weights))
-    return _load(backbone, box_head, source, state)
+    return fill(_backbone_slots(backbone) | _backbone_slots(box_head), source, state)
 
 
 def read_weights_file(path: str | Path) -> dict[str, Tensor]:
@@ -88,24 +94,42 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
         raise InputError(f"{KEY} {path}: no such file; give a .pth, .pt or .safetensors file, 'imagenet' or 'none'")
     if path.suffix not in (".pth", ".pt", ".safetensors"):
         raise InputError(f"{KEY} {path}: the name must end in .pth, .pt or .safetensors, not {path.suffix!r}")
+    return read_tensors(path, KEY)
+
+
+def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
+    """The tensors of an existing file with any name but `.safetensors` for a file of that kind.
+
+    Raises InputError, beginning with the option `key`, for an unreadable or foreign file.
+    """
     try:
         if path.suffix == ".safetensors":
             return load_file(path, device="cpu")
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_numpy_numbers()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{KEY} {path}: not a readable weights file ({_first_line(error)})") from error
-    return _tensors(content, path)
+        raise InputError(f"{key} {path}: not a readable weights file ({_first_line(error)})") from error
+    return _tensors(content, path, key)
 
 
-def _tensors(content: object, path: Path) -> dict[str, Tensor]:
+def _numpy_numbers() -> list[Any]:
+    """What the pickle of a NumPy number calls, under its names in NumPy 1 and 2: checkpoints hold metrics beside
+    weights."""
+    scalar = np.float64(0).__reduce__()[0]
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    kinds = (np.dtype(kind) for kind in (np.float32, np.float64, np.int64))
+    return [np.dtype, *((scalar, name) for name in names), *(type(kind) for kind in kinds)]
+
+
+def _tensors(content: object, path: Path, key: str) -> dict[str, Tensor]:
     for name in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
     tensors = {}
     if isinstance(content, Mapping):
-        tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise InputError(f"{KEY} {path}: holds no state dict (a mapping of names to tensors)")
+        raise InputError(f"{key} {path}: holds no state dict (a mapping of names to tensors)")
     return tensors
 
 
@@ -129,7 +153,7 @@ def _fetch_imagenet(name: str) -> tuple[str, dict[str, Tensor]]:
 
 
 @dataclass
-class _Slot:
+class Slot:
     """A tensor of ours that a weights file may fill."""
 
     owner: nn.Module
@@ -141,42 +165,54 @@ class _Slot:
         return not any(parameter.requires_grad for parameter in self.owner.parameters(recurse=False))
 
 
-def _slots(module: Backbone | BoxHead) -> dict[str, _Slot]:
+def slots_of(module: nn.Module) -> dict[str, Slot]:
+    """Name of each tensor of a module -> its slot."""
+    return {
+        key: Slot(module.get_submodule(key.rpartition(".")[0]), tensor) for key, tensor in module.state_dict().items()
+    }
+
+
+def _backbone_slots(module: Backbone | BoxHead) -> dict[str, Slot]:
     """Name in a weights file -> our tensor, for all that pretrained weights can fill."""
     slots = {}
-    for key, tensor in module.state_dict().items():
+    for key, slot in slots_of(module).items():
         for theirs, ours in module.weight_prefixes.items():
             if key.startswith(ours):
-                slots[theirs + key.removeprefix(ours)] = _Slot(module.get_submodule(key.rpartition(".")[0]), tensor)
+                slots[theirs + key.removeprefix(ours)] = slot
     return slots
 
 
-def _load(backbone: Backbone, box_head: BoxHead, source: str, state: Mapping[str, Tensor]) -> WeightsReport:
-    slots = _slots(backbone) | _slots(box_head)
-    found = [key for key in slots if key in state]
-    missing = [key for key in slots if key not in state and not _is_counter(key)]
-    unexpected = [key for key in state if key not in slots and not _is_counter(key)]
-    _check_fit(slots, state, source, missing)
+def fill(slots: Mapping[str, Slot], source: str, state: Mapping[str, Tensor], key: str = KEY) -> WeightsReport:
+    """Copy the tensors of `state` into the slots of the same names.
+
+    Raises InputError, beginning with the option `key`, if none fits, shapes differ, or a frozen tensor is left random.
+    """
+    found = [name for name in slots if name in state]
+    missing = [name for name in slots if name not in state and not _is_counter(name)]
+    unexpected = [name for name in state if name not in slots and not _is_counter(name)]
+    _check_fit(slots, state, source, missing, key)
     with torch.no_grad():
-        for key in found:
-            slots[key].tensor.copy_(state[key])
-    return WeightsReport(source, sum(not _is_counter(key) for key in found), missing, unexpected)
+        for name in found:
+            slots[name].tensor.copy_(state[name])
+    return WeightsReport(source, sum(not _is_counter(name) for name in found), missing, unexpected)
 
 
-def _check_fit(slots: Mapping[str, _Slot], state: Mapping[str, Tensor], source: str, missing: list[str]) -> None:
-    if not any(key in state and not _is_counter(key) for key in slots):
+def _check_fit(
+    slots: Mapping[str, Slot], state: Mapping[str, Tensor], source: str, missing: list[str], key: str
+) -> None:
+    if not any(name in state and not _is_counter(name) for name in slots):
         raise InputError(
-            f"{KEY}: no tensor of {source} fits this backbone: its first is {min(state, default='none')!r}, "
+            f"{key}: no tensor of {source} fits this backbone: its first is {min(state, default='none')!r}, "
             f"expected names such as {min(slots)!r}"
         )
-    for key, slot in slots.items():
-        if key in state and state[key].shape != slot.tensor.shape:
-            theirs, ours = tuple(state[key].shape), tuple(slot.tensor.shape)
-            raise InputError(f"{KEY}: {key!r} has shape {theirs} in {source}, but this backbone needs {ours}")
-    random_frozen = [key for key in missing if slots[key].frozen]
+    for name, slot in slots.items():
+        if name in state and state[name].shape != slot.tensor.shape:
+            theirs, ours = tuple(state[name].shape), tuple(slot.tensor.shape)
+            raise InputError(f"{key}: {name!r} has shape {theirs} in {source}, but this network needs {ours}")
+    random_frozen = [name for name in missing if slots[name].frozen]
     if random_frozen:
         raise InputError(
-            f"{KEY}: {source} lacks {len(random_frozen)} tensors that would be frozen at random values, "
+            f"{key}: {source} lacks {len(random_frozen)} tensors that would be frozen at random values, "
             f"first {random_frozen[0]!r}; train them by --model.backbone.frozen_stages 0 --model.backbone.norm batch, "
             "or give complete weights"
         )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from detector.backbones import mobilenet_v2, resnet, small, vgg16
+from detector.backbones import mobilenet_v2, mobilenet_v3, resnet, small, vgg16
 from detector.backbones.base import Backbone, BackboneConfig, BackboneName, BoxHead, check_frozen_stages
 from detector.errors import InputError
 from detector.weights import load_backbone_weights
@@ -18,20 +18,25 @@ class _Entry(NamedTuple):
     stages: tuple[str, ...]
     batch_norm: bool
     imagenet: bool = True
+    own_box_head: bool = False  # the last layers of the classification network
 
 
-_RESNET_C4 = _Entry(resnet.build_resnet_c4, resnet.STAGES[:4], batch_norm=True)
+_RESNET_C4 = _Entry(resnet.build_resnet_c4, resnet.STAGES[:4], batch_norm=True, own_box_head=True)
 _RESNET_FPN = _Entry(resnet.build_resnet_fpn, resnet.STAGES, batch_norm=True)
 _BACKBONES: dict[str, _Entry] = {
-    "vgg16": _Entry(vgg16.build_vgg16, vgg16.STAGES, batch_norm=False),
+    "vgg16": _Entry(vgg16.build_vgg16, vgg16.STAGES, batch_norm=False, own_box_head=True),
+    "vgg16_bn": _Entry(vgg16.build_vgg16, vgg16.STAGES, batch_norm=True, own_box_head=True),
     "resnet18_c4": _RESNET_C4,
     "resnet50_c4": _RESNET_C4,
     "resnet101_c4": _RESNET_C4,
     "resnet18_fpn": _RESNET_FPN,
     "resnet50_fpn": _RESNET_FPN,
     "resnet101_fpn": _RESNET_FPN,
-    "mobilenet_v2_c4": _Entry(mobilenet_v2.build_mobilenet_v2_c4, mobilenet_v2.STAGES[:4], batch_norm=True),
+    "mobilenet_v2_c4": _Entry(
+        mobilenet_v2.build_mobilenet_v2_c4, mobilenet_v2.STAGES[:4], batch_norm=True, own_box_head=True
+    ),
     "mobilenet_v2_fpn": _Entry(mobilenet_v2.build_mobilenet_v2_fpn, mobilenet_v2.STAGES, batch_norm=True),
+    "mobilenet_v3_large_fpn": _Entry(mobilenet_v3.build_mobilenet_v3_large_fpn, mobilenet_v3.STAGES, batch_norm=True),
     "small_c4": _Entry(small.build_small_c4, small.STAGES, batch_norm=False, imagenet=False),
 }
 
@@ -73,7 +78,11 @@ def check_backbone_config(config: BackboneConfig) -> None:
         size = getattr(config, name)
         if size is not None and size < 1:
             raise InputError(f"{key}.{name} {size}: must be at least 1")
+    if config.norm_eps < 0:
+        raise InputError(f"{key}.norm_eps {config.norm_eps}: must be at least 0")
     entry = _BACKBONES[config.name]
+    if entry.own_box_head and config.box_head != "two_fc":
+        raise InputError(f"{key}.box_head {config.box_head}: {config.name} has its own box head; use it with *_fpn")
     if config.weights == "imagenet" and not entry.imagenet:
         raise InputError(
             f"{key}.weights imagenet: none exist for {config.name}; train it from scratch by "

@@ -5,7 +5,9 @@ backbone.
 """
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, Self
 
 import torch
@@ -17,6 +19,7 @@ from detector.weights import WeightsReport
 
 BackboneName = Literal[
     "vgg16",
+    "vgg16_bn",
     "resnet18_c4",
     "resnet50_c4",
     "resnet101_c4",
@@ -25,6 +28,7 @@ BackboneName = Literal[
     "resnet101_fpn",
     "mobilenet_v2_c4",
     "mobilenet_v2_fpn",
+    "mobilenet_v3_large_fpn",
     "small_c4",
 ]
 
@@ -34,35 +38,48 @@ class BackboneConfig:
     """The network under the RPN and the box head on top of the pooled features.
 
     Args:
-        name: Which network. `vgg16` and `*_c4` give one feature level of stride 16 and use the last layers of the
-            classification network as the box head; `*_fpn` give five levels of strides 4 to 64, `small_c4` (for quick
-            training from scratch) one of stride 8, each with a new two-layer box head.
+        name: Which network. `vgg16`, `vgg16_bn` (with batch norm) and `*_c4` give one feature level of stride 16 and
+            use the last layers of the classification network as the box head; `*_fpn` give five levels of strides 4 to
+            64 (`mobilenet_v3_large_fpn`, as torchvision builds it: three, of strides 32, 32 and 64), `small_c4` (for
+            quick training from scratch) one of stride 8, each with a new box head.
         weights: `imagenet` (torchvision's first ImageNet release, downloaded once), a .pth, .pt or .safetensors file
-            with torchvision's tensor names, or `none` for random weights. `small_c4` has no ImageNet weights.
+            with torchvision's tensor names, or `none` for random weights. `small_c4` has no ImageNet weights. A caffe
+            VGG16 in torchvision's names needs caffe's images too: image.channel_order bgr, image.pixel_max 255,
+            image.mean [102.9801, 115.9465, 122.7717], image.std [1, 1, 1].
         frozen_stages: How many stages, counted from the image on, are not trained. Stages: conv1 to conv5 of vgg16;
-            stem, layer1 to layer3 (FPN: layer4) of a ResNet; strides 2, 4, 8, 16 (FPN: 32) of MobileNetV2; stem, layer1
-            to layer3 of `small_c4`. 2 is the paper's choice for VGG16 and the custom for ResNets. Must be 0 with random
-            weights.
+            stem, layer1 to layer3 (FPN: layer4) of a ResNet; strides 2, 4, 8, 16 (FPN: 32) of MobileNetV2; strides 2,
+            4, 8, 16, 32 and the last convolution of MobileNetV3; stem, layer1 to layer3 of `small_c4`. 2 is the paper's
+            choice for VGG16 and the custom for ResNets, 3 torchvision's for MobileNetV3. Must be 0 with random weights.
         norm: Batch norm of the pretrained layers, box head included: `frozen` (statistics and scale stay those of the
             weights) or `batch` (trained). Must be `batch` with random weights. Without effect on `vgg16`, which has
             none, and on `small_c4`, which always trains its own.
+        norm_eps: Added to the variance in these batch norms. torchvision's published `fasterrcnn_resnet50_fpn` needs 0,
+            its MobileNetV3 was trained on ImageNet with 0.001 (and detects with 0.00001).
         pool_size: Height and width of the pooled features in cells; null takes the network's own: 14 for a ResNet C4 (7
             where `box_head_stride` is 1), 7 for all others.
         box_head_stride: Stride of the first layer of the box head of `resnet*_c4` and `mobilenet_v2_c4`.
         dropout: Probability of dropping a unit after fc6 and fc7 of `vgg16` in training.
         fpn_channels: Channels of every FPN level.
-        box_head_channels: Width of the two fully connected layers on FPN and `small_c4`; null takes 1024 on FPN and 256
-            on `small_c4`.
+        fpn_norm: After the FPN's convolutions: `none` (the paper, torchvision) or `batch`, which is trained
+            (torchvision's `fasterrcnn_resnet50_fpn_v2`).
+        box_head: On FPN and `small_c4`: `two_fc`, two fully connected layers (the FPN paper), or `conv_fc`, four 3x3
+            convolutions of `fpn_channels` with batch norm, which is trained, and one fully connected layer
+            (torchvision's v2).
+        box_head_channels: Width of the fully connected layers on FPN and `small_c4`; null takes 1024 on FPN and 256 on
+            `small_c4`.
     """
 
     name: BackboneName = "resnet50_fpn"
     weights: str | None = "imagenet"
     frozen_stages: int = 2
     norm: Literal["frozen", "batch"] = "frozen"
+    norm_eps: float = 1e-5
     pool_size: int | None = None
     box_head_stride: Literal[1, 2] = 2
     dropout: float = 0.5
     fpn_channels: int = 256
+    fpn_norm: Literal["none", "batch"] = "none"
+    box_head: Literal["two_fc", "conv_fc"] = "two_fc"
     box_head_channels: int | None = None
 
     @property
@@ -228,9 +245,37 @@ class TwoLayerHead(BoxHead):
         return F.relu(self.fc2(F.relu(self.fc1(pooled.flatten(1)))))
 
 
-def norm_layer(config: BackboneConfig) -> type[nn.Module]:
-    """The class that torchvision's constructors take as `norm_layer`."""
-    return FrozenBatchNorm2d if config.norm == "frozen" else nn.BatchNorm2d
+class ConvFCHead(BoxHead):
+    """Four 3 x 3 convolutions with batch norm and ReLU, then a fully connected layer with ReLU; randomly initialised.
+
+    The box head of "Benchmarking Detection Transfer Learning with Vision Transformers" (Li et al. 2021), in
+    torchvision's `fasterrcnn_resnet50_fpn_v2`.
+    """
+
+    def __init__(self, pool_size: int, in_channels: int, out_channels: int, convolutions: int = 4) -> None:
+        super().__init__(pool_size, in_channels, out_channels)
+        self.convs = nn.Sequential()
+        for _ in range(convolutions):
+            convolution = nn.Conv2d(in_channels, in_channels, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+            self.convs.append(nn.Sequential(convolution, nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True)))
+        self.fc = nn.Linear(in_channels * pool_size**2, out_channels)
+        nn.init.kaiming_uniform_(self.fc.weight, a=1)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return F.relu(self.fc(self.convs(pooled).flatten(1)))
+
+
+def new_box_head(config: BackboneConfig, in_channels: int, width: int = 1024) -> TwoLayerHead | ConvFCHead:
+    """The box head that `config.box_head` names, of its `box_head_channels` or else `width` outputs."""
+    head = ConvFCHead if config.box_head == "conv_fc" else TwoLayerHead
+    return head(config.pool_size or 7, in_channels, config.box_head_channels or width)
+
+
+def norm_layer(config: BackboneConfig) -> Callable[[int], nn.Module]:
+    """What torchvision's constructors take as `norm_layer`."""
+    return partial(FrozenBatchNorm2d if config.norm == "frozen" else nn.BatchNorm2d, eps=config.norm_eps)
 
 
 def check_frozen_stages(count: int, stages: int) -> None:

@@ -1,5 +1,7 @@
 """Feature pyramid network: P2 to P5 from four maps of a body, and P6 (Lin et al. 2017, section 3)."""
 
+from typing import Literal
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -7,23 +9,20 @@ from detector.backbones.base import Backbone, Body
 
 
 class FeaturePyramid(Backbone):
-    """Five levels of strides 4, 8, 16, 32 and 64 with `channels` channels each.
+    """One level per map of the body and one of half the last one's resolution, with `channels` channels each.
 
-    A 1 x 1 convolution brings each map to `channels`, the coarser level is added after nearest upsampling, a 3 x 3
-    convolution gives the output. P6 takes every second cell of P5 (footnote 3 of section 4.1); it is meant for the RPN,
-    not for pooling.
+    On a ResNet that is five levels of strides 4, 8, 16, 32 and 64. A 1 x 1 convolution brings each map to `channels`,
+    the coarser level is added after nearest upsampling, a 3 x 3 convolution gives the output; batch norm follows each
+    convolution if `norm` is `batch`. P6 takes every second cell of P5 (footnote 3 of section 4.1); it is meant for the
+    RPN, not for pooling.
     """
 
-    def __init__(self, body: Body, channels: int) -> None:
+    def __init__(self, body: Body, channels: int, norm: Literal["none", "batch"] = "none") -> None:
         super().__init__(body)
-        self.lateral = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in body.channels)
-        self.output = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in body.channels)
+        self.lateral = nn.ModuleList(_convolution(width, channels, 1, norm) for width in body.channels)
+        self.output = nn.ModuleList(_convolution(channels, channels, 3, norm) for _ in body.channels)
         self.strides = (*body.strides, 2 * body.strides[-1])
         self.out_channels = channels
-        for layer in (*self.lateral, *self.output):
-            assert isinstance(layer, nn.Conv2d) and layer.bias is not None
-            nn.init.kaiming_uniform_(layer.weight, a=1)
-            nn.init.zeros_(layer.bias)
 
     @property
     def roi_strides(self) -> tuple[int, ...]:
@@ -37,3 +36,13 @@ class FeaturePyramid(Backbone):
             merged.insert(0, x + F.interpolate(merged[0], size=x.shape[-2:], mode="nearest"))
         levels = [output(x) for output, x in zip(self.output, merged, strict=True)]
         return [*levels, F.max_pool2d(levels[-1], kernel_size=1, stride=2)]
+
+
+def _convolution(channels_in: int, channels: int, kernel_size: int, norm: Literal["none", "batch"]) -> nn.Module:
+    """A convolution, or a convolution without bias and batch norm, randomly initialised."""
+    convolution = nn.Conv2d(channels_in, channels, kernel_size, padding=kernel_size // 2, bias=norm == "none")
+    nn.init.kaiming_uniform_(convolution.weight, a=1)
+    if convolution.bias is None:
+        return nn.Sequential(convolution, nn.BatchNorm2d(channels))
+    nn.init.zeros_(convolution.bias)
+    return convolution

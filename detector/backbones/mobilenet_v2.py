@@ -4,7 +4,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2
 
-from detector.backbones.base import BackboneConfig, Body, BoxHead, SingleLevel, TwoLayerHead, norm_layer
+from detector.backbones.base import BackboneConfig, Body, BoxHead, SingleLevel, new_box_head, norm_layer
 from detector.backbones.folding import fold_frozen_norms
 from detector.backbones.fpn import FeaturePyramid
 
@@ -71,8 +71,8 @@ def build_mobilenet_v2_c4(config: BackboneConfig) -> tuple[SingleLevel, MobileNe
     return SingleLevel(MobileNetV2Body(network, depth=4)), box_head
 
 
-def build_mobilenet_v2_fpn(config: BackboneConfig) -> tuple[FeaturePyramid, TwoLayerHead]:
+def build_mobilenet_v2_fpn(config: BackboneConfig) -> tuple[FeaturePyramid, BoxHead]:
     """`mobilenet_v2_fpn` with random weights: strides 4 to 64."""
     network = _network(config)
-    backbone = FeaturePyramid(MobileNetV2Body(network, depth=5), config.fpn_channels)
-    return backbone, TwoLayerHead(config.pool_size or 7, config.fpn_channels, config.box_head_channels or 1024)
+    backbone = FeaturePyramid(MobileNetV2Body(network, depth=5), config.fpn_channels, config.fpn_norm)
+    return backbone, new_box_head(config, config.fpn_channels)

@@ -8,7 +8,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from detector.backbones.base import BackboneConfig, Body, BoxHead, SingleLevel, TwoLayerHead, norm_layer
+from detector.backbones.base import BackboneConfig, Body, BoxHead, SingleLevel, new_box_head, norm_layer
 from detector.backbones.folding import fold_frozen_norms
 from detector.backbones.fpn import FeaturePyramid
 
@@ -63,10 +63,10 @@ def build_resnet_c4(config: BackboneConfig) -> tuple[SingleLevel, ResNetHead]:
     return SingleLevel(ResNetBody(network, depth=3)), ResNetHead(network, pool_size, config.box_head_stride)
 
 
-def build_resnet_fpn(config: BackboneConfig) -> tuple[FeaturePyramid, TwoLayerHead]:
+def build_resnet_fpn(config: BackboneConfig) -> tuple[FeaturePyramid, BoxHead]:
     """`resnet18_fpn`, `resnet50_fpn` or `resnet101_fpn` with random weights: strides 4 to 64."""
-    backbone = FeaturePyramid(ResNetBody(_network(config), depth=4), config.fpn_channels)
-    return backbone, TwoLayerHead(config.pool_size or 7, config.fpn_channels, config.box_head_channels or 1024)
+    backbone = FeaturePyramid(ResNetBody(_network(config), depth=4), config.fpn_channels, config.fpn_norm)
+    return backbone, new_box_head(config, config.fpn_channels)
 
 
 def _network(config: BackboneConfig) -> ResNet:

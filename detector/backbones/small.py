@@ -7,7 +7,7 @@ Batch norm is trained: in evaluation an image's features do not depend on the pa
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detector.backbones.base import BackboneConfig, Body, SingleLevel, TwoLayerHead
+from detector.backbones.base import BackboneConfig, Body, BoxHead, SingleLevel, new_box_head
 
 STAGES = ("stem", "layer1", "layer2", "layer3")
 
@@ -57,10 +57,10 @@ class SmallBody(Body):
         return [[self.stem], [self.layer1], [self.layer2], [self.layer3]]
 
 
-def build_small_c4(config: BackboneConfig) -> tuple[SingleLevel, TwoLayerHead]:
+def build_small_c4(config: BackboneConfig) -> tuple[SingleLevel, BoxHead]:
     """`small_c4` with random weights."""
     backbone = SingleLevel(SmallBody())
-    return backbone, TwoLayerHead(config.pool_size or 7, backbone.out_channels, config.box_head_channels or 256)
+    return backbone, new_box_head(config, backbone.out_channels, width=256)
 
 
 def _conv3x3(channels_in: int, channels_out: int, stride: int, dilation: int = 1) -> nn.Conv2d:

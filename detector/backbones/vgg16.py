@@ -1,9 +1,13 @@
-"""VGG-16 as in the paper (section 3.1): 13 convolutions of stride 16, and fc6, fc7 as the box head."""
+"""VGG-16 as in the paper (section 3.1): 13 convolutions of stride 16, and fc6, fc7 as the box head; or with batch
+norm."""
+
+from collections.abc import Callable
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detector.backbones.base import BackboneConfig, Body, BoxHead, SingleLevel
+from detector.backbones.base import BackboneConfig, Body, BoxHead, SingleLevel, norm_layer
+from detector.backbones.folding import fold_frozen_norms
 
 STAGES = ("conv1", "conv2", "conv3", "conv4", "conv5")
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
@@ -14,12 +18,15 @@ class VGG16Body(Body):
 
     Max-pooling rounds sizes up as in Caffe, on which the paper's numbers were made; torchvision's rounds down. The two
     agree on sizes that are multiples of 16.
+
+    Args:
+        norm: Makes the batch norm after each convolution, as in torchvision's `vgg16_bn`; None: no batch norm.
     """
 
     strides = (16,)
     channels = (512,)
 
-    def __init__(self) -> None:
+    def __init__(self, norm: Callable[[int], nn.Module] | None = None) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         self._ends: list[int] = []  # of the blocks, in layers: indices must stay torchvision's for the tensor names
@@ -28,7 +35,8 @@ class VGG16Body(Body):
             if layers:
                 layers.append(nn.MaxPool2d(2, 2, ceil_mode=True))
             for _ in range(convolutions):
-                layers += [nn.Conv2d(channels_in, channels, 3, padding=1), nn.ReLU(inplace=True)]
+                layers.append(nn.Conv2d(channels_in, channels, 3, padding=1))
+                layers += ([norm(channels)] if norm else []) + [nn.ReLU(inplace=True)]
                 channels_in = channels
             self._ends.append(len(layers))
         self.features = nn.Sequential(*layers)
@@ -65,5 +73,7 @@ class VGG16Head(BoxHead):
 
 
 def build_vgg16(config: BackboneConfig) -> tuple[SingleLevel, VGG16Head]:
-    """VGG-16 with random weights."""
-    return SingleLevel(VGG16Body()), VGG16Head(config.pool_size or 7, config.dropout)
+    """`vgg16` or `vgg16_bn` with random weights."""
+    body = VGG16Body(norm_layer(config) if config.name == "vgg16_bn" else None)
+    fold_frozen_norms(body)
+    return SingleLevel(body), VGG16Head(config.pool_size or 7, config.dropout)

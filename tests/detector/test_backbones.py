@@ -27,6 +27,7 @@ from detector.errors import InputError
 # name: strides, channels, stages, box head width, box head cells
 EXPECTED = {
     "vgg16": ((16,), 512, 5, 4096, 7),
+    "vgg16_bn": ((16,), 512, 5, 4096, 7),
     "resnet18_c4": ((16,), 256, 4, 512, 14),
     "resnet50_c4": ((16,), 1024, 4, 2048, 14),
     "resnet101_c4": ((16,), 1024, 4, 2048, 14),
@@ -35,6 +36,7 @@ EXPECTED = {
     "resnet101_fpn": ((4, 8, 16, 32, 64), 256, 5, 1024, 7),
     "mobilenet_v2_c4": ((16,), 96, 4, 1280, 7),
     "mobilenet_v2_fpn": ((4, 8, 16, 32, 64), 256, 5, 1024, 7),
+    "mobilenet_v3_large_fpn": ((32, 32, 64), 256, 6, 1024, 7),
     "small_c4": ((8,), 128, 4, 256, 7),
 }
 
@@ -75,7 +77,10 @@ def test_stated_sizes_are_those_of_the_output(name: str, size: tuple[int, int]) 
     assert len(backbone.body.stages()) == stages
 
 
-@pytest.mark.parametrize("name", ["resnet18_c4", "resnet18_fpn", "mobilenet_v2_c4", "mobilenet_v2_fpn", "small_c4"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet18_c4", "resnet18_fpn", "mobilenet_v2_c4", "mobilenet_v2_fpn", "mobilenet_v3_large_fpn", "small_c4"],
+)
 def test_stages_hold_every_parameter_once_and_in_order(name: str) -> None:
     body = build(name)[0].body
     staged = [parameter for stage in body.stages() for module in stage for parameter in module.parameters()]
@@ -152,7 +157,7 @@ def test_frozen_batch_norm_equals_batch_norm_in_evaluation(
 
 
 @pytest.mark.parametrize("norm", ["frozen", "batch"])
-@pytest.mark.parametrize("name", ["resnet18_fpn", "mobilenet_v2_c4"])
+@pytest.mark.parametrize("name", ["resnet18_fpn", "mobilenet_v2_c4", "mobilenet_v3_large_fpn"])
 def test_frozen_parts_survive_train_and_an_optimiser_step(name: str, norm: str) -> None:
     backbone, box_head = build(name, norm=norm, frozen_stages=2, weights="imagenet")
     both = randomise(nn.ModuleList([backbone, box_head])).train()
@@ -227,6 +232,9 @@ def test_memory_format_channels_last_changes_nothing() -> None:
         ({"pool_size": 0}, ["pool_size 0"]),
         ({"box_head_stride": 3}, ["box_head_stride 3"]),
         ({"dropout": 1.0}, ["dropout 1.0"]),
+        ({"norm_eps": -1e-5}, ["norm_eps -1e-05"]),
+        ({"name": "resnet50_c4", "box_head": "conv_fc"}, ["box_head conv_fc", "resnet50_c4", "*_fpn"]),
+        ({"name": "vgg16_bn", "weights": None, "frozen_stages": 0}, ["weights none", "norm frozen"]),
     ],
 )
 def test_bad_configurations_are_refused_before_anything_is_built(options: dict[str, Any], words: list[str]) -> None:

@@ -1,0 +1,308 @@
+"""Whole detectors of other code bases -> ours: torchvision's Faster R-CNNs, and chenyuntc/simple-faster-rcnn-pytorch.
+
+A layout is recognised by its tensors' names. `translate` gives the tensors our names; `_adapt_anchors` and
+`_adapt_predictor` then bring their rows into the order that the options ask for, so that all that remains is copying.
+
+A anchors per location, C classes of the model, K classes of the file, both without background.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from detector.errors import InputError
+from detector.weights import WeightsReport, fill, read_tensors, slots_of
+
+if TYPE_CHECKING:
+    from detector.backbones.base import BackboneConfig
+    from detector.faster_rcnn import FasterRCNN
+
+Predictor = Literal["match", "random"]
+
+KEY = "--model.weights"
+ANCHORS = "anchors per location (model.anchors.scales x model.anchors.aspect_ratios)"
+
+VOC_NAMES = [
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+]
+# The ids 1 to 90 of COCO's 80 classes; the others were never used.
+_COCO = (
+    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,,stop sign,parking meter,"
+    "bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,,backpack,umbrella,,,handbag,tie,suitcase,frisbee,"
+    "skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,tennis racket,bottle,,wine glass,"
+    "cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,"
+    "potted plant,bed,,dining table,,,toilet,,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,toaster,sink,"
+    "refrigerator,,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
+)
+COCO_NAMES = _COCO.split(",")
+VOC_TO_COCO = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
+
+# Both code bases divide box targets of the RoI heads by these; torchvision writes it as weights 10, 10, 5, 5.
+_DELTA_STD = (0.1, 0.1, 0.2, 0.2)
+_YXHW_TO_XYWH = [1, 0, 3, 2]
+
+
+@dataclass
+class Translated:
+    """A foreign detector's tensors under our names.
+
+    Rows are in ratio-major order of the anchors; the predictor has K + 1 rows of scores and (K + 1) * 4 of deltas, with
+    the background first and deltas as (dx, dy, dw, dh).
+
+    Attributes:
+        tensors: By our names.
+        options: What the tensors say of the network: option -> value.
+        class_names: Names of classes 1..K where the file is known to have been trained on them.
+        norm_eps: What its batch norms add to the variance, where that is known to be unusual.
+    """
+
+    tensors: dict[str, Tensor]
+    options: dict[str, Any]
+    class_names: Sequence[str] | None = None
+    norm_eps: float | None = None
+
+
+def load_detector(
+    model: FasterRCNN, backbone: BackboneConfig, class_names: Sequence[str], path: str | Path, predictor: Predictor
+) -> WeightsReport:
+    """Copy a foreign detector's weights into `model`, in place.
+
+    Args:
+        model: A detector of one of the layouts' networks.
+        backbone: The options that its backbone was built from.
+        class_names: Of classes 1..C.
+        path: State dict in a file, or in a checkpoint under `model` or `state_dict`; no code in it is run.
+        predictor: What becomes of the file's class scores and boxes; see `FasterRCNNModule`.
+
+    Raises:
+        InputError: The file is missing, unreadable, of no known layout, or of another network than the options'; then
+            the message names the options that would fit.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise InputError(f"{KEY} {path}: no such file; give a detector's state dict, such as torchvision's .pth files")
+    try:
+        translated = translate(read_tensors(path, KEY), str(path))
+    except KeyError as error:
+        raise InputError(f"{KEY} {path}: is incomplete: it lacks what would be our {error}") from error
+    if predictor not in ("match", "random"):
+        raise InputError(f"{KEY}_predictor {predictor}: choose match or random")
+    _check_options(translated.options, _options_of(model, backbone), path)
+    _adapt_anchors(translated.tensors, model)
+    remarks = [_adapt_predictor(translated, model, class_names, predictor)]
+    if translated.norm_eps not in (None, backbone.norm_eps):
+        remarks.append(f"its batch norms were trained with --model.backbone.norm_eps {translated.norm_eps:g}")
+    report = fill(slots_of(model), str(path), translated.tensors, KEY)
+    report.remark = "; ".join(filter(None, remarks))
+    return report
+
+
+def translate(state: Mapping[str, Tensor], source: str) -> Translated:
+    """Recognise the layout of a state dict and translate it.
+
+    Raises:
+        InputError: It is of no known layout, or its backbone is none of ours.
+    """
+    if "rpn.head.cls_logits.weight" in state and "roi_heads.box_predictor.cls_score.weight" in state:
+        return _translate_torchvision(state, source)
+    if "extractor.0.weight" in state and "rpn.score.weight" in state and "head.cls_loc.weight" in state:
+        return _translate_chenyuntc(state)
+    if "model.rpn.head.objectness.weight" in state:
+        raise InputError(f"{KEY} {source}: is a checkpoint of frcnn fit; give it by --ckpt_path")
+    raise InputError(
+        f"{KEY} {source}: is no detector of a known layout: its first tensor is {min(state)!r}; known are torchvision's"
+        " Faster R-CNNs (rpn.head.cls_logits.weight, ...) and chenyuntc/simple-faster-rcnn-pytorch's "
+        "(extractor.0.weight, ...); weights of a classification network go to --model.backbone.weights"
+    )
+
+
+_TORCHVISION = {
+    "rpn.head.conv.": "rpn.head.conv.",
+    "rpn.head.cls_logits.": "rpn.head.objectness.",
+    "rpn.head.bbox_pred.": "rpn.head.deltas.",
+    "roi_heads.box_head.fc6.": "roi_heads.box_head.fc1.",
+    "roi_heads.box_head.fc7.": "roi_heads.box_head.fc2.",
+    "roi_heads.box_head.5.": "roi_heads.box_head.fc.",  # after four convolutions and a flattening
+    "roi_heads.box_head.": "roi_heads.box_head.convs.",
+    "roi_heads.box_predictor.cls_score.": "roi_heads.predictor.scores.",
+    "roi_heads.box_predictor.bbox_pred.": "roi_heads.predictor.deltas.",
+}
+_CHENYUNTC = {
+    "extractor.": "backbone.body.features.",
+    "rpn.conv1.": "rpn.head.conv.",
+    "rpn.score.": "rpn.head.objectness.",
+    "rpn.loc.": "rpn.head.deltas.",
+    "head.classifier.0.": "roi_heads.box_head.fc6.",
+    "head.classifier.2.": "roi_heads.box_head.fc7.",
+    "head.classifier.3.": "roi_heads.box_head.fc7.",  # trained with dropout, which takes an index
+    "head.score.": "roi_heads.predictor.scores.",
+    "head.cls_loc.": "roi_heads.predictor.deltas.",
+}
+
+
+def _translate_torchvision(state: Mapping[str, Tensor], source: str) -> Translated:
+    fpn_norm = "backbone.fpn.inner_blocks.0.1.running_mean" in state
+    tensors = {_torchvision_name(name, fpn_norm): tensor for name, tensor in state.items()}
+    two_fc = "roi_heads.box_head.fc1.weight" in tensors
+    channels = tensors["rpn.head.conv.weight"].shape[1]
+    fc = tensors["roi_heads.box_head.fc1.weight" if two_fc else "roi_heads.box_head.fc.weight"]
+    backbone = _torchvision_backbone(tensors, source)
+    options = {
+        "model.backbone.name": backbone,
+        "model.backbone.fpn_channels": channels,
+        "model.backbone.fpn_norm": "batch" if fpn_norm else "none",
+        "model.backbone.box_head": "two_fc" if two_fc else "conv_fc",
+        "model.backbone.box_head_channels": fc.shape[0],
+        "model.backbone.pool_size": math.isqrt(fc.shape[1] // channels),
+        **_rpn_options(tensors),
+    }
+    classes = len(tensors["roi_heads.predictor.scores.weight"]) - 1
+    # Only the first published file is older than version 2 of this layer's names and has a ResNet.
+    first = backbone == "resnet50_fpn" and "rpn.head.conv.weight" in state
+    return Translated(tensors, options, COCO_NAMES if classes == len(COCO_NAMES) else None, 0.0 if first else None)
+
+
+def _torchvision_name(name: str, fpn_norm: bool) -> str:
+    if match := re.fullmatch(r"backbone\.fpn\.(inner|layer)_blocks\.(\d+)\.(.+)", name):
+        kind, level, rest = match.groups()
+        rest = rest if fpn_norm else rest.removeprefix("0.")
+        return f"backbone.{'lateral' if kind == 'inner' else 'output'}.{level}.{rest}"
+    if match := re.fullmatch(r"rpn\.head\.conv\.(\d+)\.0\.(.+)", name):
+        depth, rest = int(match[1]), match[2]
+        return f"rpn.head.conv.{rest}" if depth == 0 else f"rpn.head.deeper.{depth - 1}.{rest}"
+    if match := re.fullmatch(r"backbone\.body\.(\d+\..+)", name):  # a MobileNet is its `features` alone
+        return f"backbone.body.features.{match[1]}"
+    return _renamed(name, _TORCHVISION)
+
+
+def _torchvision_backbone(tensors: Mapping[str, Tensor], source: str) -> str:
+    blocks = sum(bool(re.fullmatch(r"backbone\.body\.layer3\.\d+\.conv1\.weight", name)) for name in tensors)
+    bottleneck = "backbone.body.layer1.0.conv3.weight" in tensors
+    names = {(2, False): "resnet18_fpn", (6, True): "resnet50_fpn", (23, True): "resnet101_fpn"}
+    if (blocks, bottleneck) in names:
+        return names[blocks, bottleneck]
+    last = tensors.get("backbone.body.features.16.0.weight")
+    if last is not None and tuple(last.shape) == (960, 160, 1, 1):
+        return "mobilenet_v3_large_fpn"
+    raise InputError(
+        f"{KEY} {source}: is a detector of torchvision on a backbone that is not there; known are "
+        f"{', '.join(names.values())} and mobilenet_v3_large_fpn"
+    )
+
+
+def _translate_chenyuntc(state: Mapping[str, Tensor]) -> Translated:
+    tensors = {_renamed(name, _CHENYUNTC): tensor for name, tensor in state.items()}
+    for layer in ("rpn.head.deltas.", "roi_heads.predictor.deltas."):
+        for kind in ("weight", "bias"):
+            rows = tensors[layer + kind]
+            tensors[layer + kind] = rows.unflatten(0, (-1, 4))[:, _YXHW_TO_XYWH].flatten(0, 1)
+    options = {
+        "model.backbone.name": "vgg16",
+        "model.backbone.pool_size": math.isqrt(tensors["roi_heads.box_head.fc6.weight"].shape[1] // 512),
+        **_rpn_options(tensors),
+    }
+    classes = len(tensors["roi_heads.predictor.scores.weight"]) - 1
+    return Translated(tensors, options, VOC_NAMES if classes == len(VOC_NAMES) else None)
+
+
+def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
+    for theirs, ours in prefixes.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def _rpn_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {
+        "model.rpn.conv_depth": 1 + sum(name.startswith("rpn.head.deeper.") for name in tensors) // 2,
+        "model.rpn.hidden_channels": len(tensors["rpn.head.conv.weight"]),
+        "model.roi.class_agnostic": False,
+        ANCHORS: len(tensors["rpn.head.deltas.weight"]) // 4,
+    }
+
+
+def _options_of(model: FasterRCNN, backbone: BackboneConfig) -> dict[str, Any]:
+    """The same options as `Translated.options`, with defaults resolved."""
+    return {
+        "model.backbone.name": backbone.name,
+        "model.backbone.fpn_channels": backbone.fpn_channels,
+        "model.backbone.fpn_norm": backbone.fpn_norm,
+        "model.backbone.box_head": backbone.box_head,
+        "model.backbone.box_head_channels": model.roi_heads.box_head.out_channels,
+        "model.backbone.pool_size": model.roi_heads.box_head.pool_size,
+        "model.rpn.conv_depth": model.rpn.config.conv_depth,
+        "model.rpn.hidden_channels": model.rpn.head.conv.out_channels,
+        "model.roi.class_agnostic": model.roi_heads.config.class_agnostic,
+        ANCHORS: model.rpn.anchor_generator.anchors_per_location,
+    }
+
+
+def _check_options(theirs: Mapping[str, Any], ours: Mapping[str, Any], path: Path) -> None:
+    differing = [f"{option} {value} (is {ours[option]})" for option, value in theirs.items() if value != ours[option]]
+    if differing:
+        raise InputError(f"{KEY} {path}: its network needs {', '.join(differing)}".replace(" False", " false"))
+
+
+def _adapt_anchors(tensors: dict[str, Tensor], model: FasterRCNN) -> None:
+    """Objectness as one score or two per anchor, and rows in the order of the model's anchors."""
+    anchors = model.rpn.anchor_generator.config
+    shape = (len(anchors.aspect_ratios), len(anchors.scales_of_level(0)))
+    for kind in ("weight", "bias"):
+        scores = tensors[f"rpn.head.objectness.{kind}"].unflatten(0, (math.prod(shape), -1))  # (A, 1 or 2, ...)
+        if model.rpn.head.softmax and scores.shape[1] == 1:
+            scores = torch.cat((-scores / 2, scores / 2), dim=1)  # whose difference is the score
+        elif not model.rpn.head.softmax and scores.shape[1] == 2:
+            scores = scores[:, 1:] - scores[:, :1]
+        deltas = tensors[f"rpn.head.deltas.{kind}"].unflatten(0, (math.prod(shape), 4))
+        for name, rows in (("objectness", scores), ("deltas", deltas)):
+            if anchors.order == "scale_major":
+                rows = rows.unflatten(0, shape).transpose(0, 1).flatten(0, 1)
+            tensors[f"rpn.head.{name}.{kind}"] = rows.flatten(0, 1)
+
+
+def _adapt_predictor(
+    translated: Translated, model: FasterRCNN, class_names: Sequence[str], predictor: Predictor
+) -> str:
+    """The rows of the model's classes, or none; deltas in the model's units. Returns a remark for the report."""
+    tensors = translated.tensors
+    names = [f"roi_heads.predictor.{layer}.{kind}" for layer in ("scores", "deltas") for kind in ("weight", "bias")]
+    classes = len(tensors["roi_heads.predictor.scores.bias"]) - 1
+    rows = _rows_of_classes(classes, translated.class_names, class_names) if predictor == "match" else None
+    if rows is None:
+        for name in names:
+            del tensors[name]
+        why = f"the file has {classes} classes, the data {len(class_names)}" if predictor == "match" else "as asked for"
+        return f"predictor left at random: {why}"
+    std = torch.tensor(_DELTA_STD) / torch.tensor(model.roi_heads.config.delta_std)
+    for name in names:
+        tensor = tensors[name].float()
+        if "scores" in name:
+            tensors[name] = tensor[[0, *rows]]
+        else:
+            deltas = tensor.unflatten(0, (-1, 4))[rows]
+            tensors[name] = (deltas * std.view(1, 4, *[1] * (tensor.dim() - 1))).flatten(0, 1)
+    return f"{len(rows)} of its {classes} classes, by name" if len(rows) < classes else ""
+
+
+def _rows_of_classes(classes: int, theirs: Sequence[str] | None, ours: Sequence[str]) -> list[int] | None:
+    """Row of each of our classes in the file's predictor, where the background is row 0."""
+    for names in (ours, [VOC_TO_COCO.get(name, name) for name in ours]):
+        if theirs is not None and set(names) <= set(theirs):
+            return [1 + theirs.index(name) for name in names]
+    return list(range(1, classes + 1)) if classes == len(ours) else None
