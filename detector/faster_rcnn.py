@@ -102,8 +102,11 @@ class FasterRCNN(nn.Module):
         logits, deltas = self.roi_heads(features, [rois.boxes for rois in sampled])
         parts = self.rpn.losses(output, batch, truths, self.difficult)
         parts |= self.roi_heads.losses(logits, deltas, sampled)
+        return self.with_total(parts)
+
+    def with_total(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Some or all of the four losses, and their weighted sum `loss`."""
         weights = {"loss_rpn_reg": self.rpn.config.reg_weight, "loss_roi_reg": self.roi_heads.config.reg_weight}
-        parts["loss"] = sum(
-            (weights.get(name, 1.0) * parts[name] for name in LOSS_NAMES), start=parts["loss_rpn_cls"] * 0
-        )
-        return parts
+        names = [name for name in LOSS_NAMES if name in losses]
+        total = sum((weights.get(name, 1.0) * losses[name] for name in names), start=losses[names[0]] * 0)
+        return losses | {"loss": total}

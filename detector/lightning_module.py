@@ -13,6 +13,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
+from detector.alternating import AlternatingConfig, AlternatingTraining, TrainingScheme
 from detector.anchors import AnchorConfig
 from detector.backbones.base import BackboneConfig
 from detector.errors import InputError
@@ -21,15 +22,15 @@ from detector.foreign_checkpoints import Predictor, load_detector
 from detector.image_batch import ImageConfig
 from detector.metrics import DetectionAP, ProposalRecall
 from detector.optimization import AveragedWeights, OptimizerConfig, build_optimizer, lr_factor, parameter_groups
-from detector.roi_heads import RoIConfig
-from detector.rpn import RPNConfig
+from detector.roi_heads import BoxPredictor, RoIConfig
+from detector.rpn import RegionProposalNetwork, RPNConfig
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 C = TypeVar("C")
 
 
 class FasterRCNNModule(pl.LightningModule):
-    """Faster R-CNN with approximate joint training.
+    """Faster R-CNN with approximate joint or 4-step alternating training.
 
     Args:
         class_names: Names of classes 1..C; the command line takes them from the data.
@@ -49,6 +50,9 @@ class FasterRCNNModule(pl.LightningModule):
             random otherwise; `random` always does that.
         load_backbone_weights: Whether `backbone.weights` and `weights` are read; set to false where a checkpoint
             follows.
+        training_scheme: `joint` (approximate joint training: all four losses in every step) or `alternating` (the
+            paper's four steps, each with its own optimiser and schedule).
+        alternating: Lengths of the four steps.
     """
 
     def __init__(
@@ -64,12 +68,15 @@ class FasterRCNNModule(pl.LightningModule):
         weights: str | None = None,
         weights_predictor: Predictor = "match",
         load_backbone_weights: bool = True,
+        training_scheme: TrainingScheme = "joint",
+        alternating: AlternatingConfig = AlternatingConfig(),  # noqa: B008
     ) -> None:
         super().__init__()
         # From a checkpoint the configs come back as the plain dicts that were saved.
         backbone, anchors = _config(BackboneConfig, backbone), _config(AnchorConfig, anchors)
         rpn, roi = _config(RPNConfig, rpn), _config(RoIConfig, roi)
         image, optimizer = _config(ImageConfig, image), _config(OptimizerConfig, optimizer)
+        alternating = _config(AlternatingConfig, alternating)
         configs: dict[str, Any] = {
             "backbone": backbone,
             "anchors": anchors,
@@ -77,6 +84,7 @@ class FasterRCNNModule(pl.LightningModule):
             "roi": roi,
             "image": image,
             "optimizer": optimizer,
+            "alternating": alternating,
         }
         self.save_hyperparameters(
             {
@@ -85,6 +93,7 @@ class FasterRCNNModule(pl.LightningModule):
                 "difficult": difficult,
                 "weights": weights,
                 "weights_predictor": weights_predictor,
+                "training_scheme": training_scheme,
             },
             logger=False,  # logged once, with the final metrics
         )
@@ -98,6 +107,7 @@ class FasterRCNNModule(pl.LightningModule):
         self.weights_report = self.model.backbone.weights_report
         if weights is not None and load_backbone_weights:
             self.weights_report = load_detector(self.model, backbone, class_names, weights, weights_predictor)
+        self.alternating = AlternatingTraining(self.model, alternating) if training_scheme == "alternating" else None
         self.val_ap, self.test_ap = DetectionAP(class_names), DetectionAP(class_names)
         self.val_recall, self.test_recall = ProposalRecall(class_names), ProposalRecall(class_names)
 
@@ -106,27 +116,35 @@ class FasterRCNNModule(pl.LightningModule):
         """The detector of a checkpoint, on the CPU, in evaluation mode. Reads nothing but the checkpoint.
 
         Raises:
-            InputError: The file is missing, unreadable, or not a checkpoint of this class.
+            InputError: The file is missing, unreadable, not a checkpoint of this class, or of an alternating training
+                that has no unified network yet.
         """
         checkpoint = read_checkpoint(path)
         try:
             module = cls(**checkpoint["hyper_parameters"], load_backbone_weights=False)
         except TypeError as error:
             raise InputError(f"{path}: not a checkpoint of frcnn fit ({error})") from error
+        if module.alternating is not None:
+            module.alternating.restore(checkpoint.get("alternating"))
+            if module.alternating.proposer is not None:
+                raise InputError(
+                    f"{path}: is of step {module.alternating.step} of an alternating training; up to the end of step 2 "
+                    "there is no single network that detects"
+                )
         _check_state(path, checkpoint["state_dict"], module.state_dict())
         module.load_state_dict(checkpoint["state_dict"])
         return module.eval()
 
     def forward(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """Detections of images, each (3, H, W) RGB in 0..255: see `FasterRCNN.forward`."""
-        detections: list[dict[str, Tensor]] = self.model(images)[0]
-        return detections
+        return self._detect(images)[0]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that does not fit, before its weights are loaded.
 
         Raises:
-            InputError: It was trained on other classes, or on the same ones in another order, or its network differs.
+            InputError: It was trained on other classes, or on the same ones in another order, or its network or its
+                training scheme differs.
         """
         path = self.trainer.ckpt_path or "the checkpoint"
         theirs = checkpoint.get("hyper_parameters", {}).get("class_names", self.class_names)
@@ -136,7 +154,18 @@ class FasterRCNNModule(pl.LightningModule):
                 f"{len(self.class_names)} classes ({', '.join(self.class_names)}); "
                 "give the checkpoint's by --data.class_names, or another checkpoint"
             )
+        record = checkpoint.get("alternating")
+        if self.trainer.state.fn == "fit" and (record is None) != (self.alternating is None):
+            theirs = "joint" if record is None else "alternating"
+            raise InputError(f"{path}: was trained by --model.training_scheme {theirs}; go on with the same one")
+        if self.alternating is not None:
+            self.alternating.restore(record, self)
         _check_state(path, checkpoint["state_dict"], self.state_dict())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the step of an alternating training."""
+        if self.alternating is not None:
+            checkpoint["alternating"] = self.alternating.record()
 
     # Training
 
@@ -145,30 +174,48 @@ class FasterRCNNModule(pl.LightningModule):
         if stage == "fit" and self.weights_report is not None:
             rank_zero_info(self.weights_report.summary())
 
+    def on_train_start(self) -> None:
+        """Say which step of an alternating training begins or goes on."""
+        if self.alternating is not None:
+            self.alternating.announce()
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Make the randomness of a step (sampling, dropout) a function of seed, step and rank.
+        """Go on to the next step of an alternating training where it is due, and make the randomness of a step
+        (sampling, dropout) a function of seed, step and rank.
 
         So an interrupted and resumed run repeats an undisturbed one exactly.
         """
+        if self.alternating is not None:
+            self.alternating.advance(self)
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx
         torch.manual_seed(hash((seed, step, self.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The weighted sum of the four losses; each is logged as `train/loss_*`."""
+        """The weighted sum of the four losses; each is logged as `train/loss_*`.
+
+        In alternating training there are the two losses of the step at work, which is logged as
+        `train/alternating_step`.
+        """
         images, targets = batch
-        losses = self.model.losses(images, targets)
-        for name in (*LOSS_NAMES, "loss"):
+        if self.alternating is None:
+            losses = self.model.losses(images, targets)
+        else:
+            losses = self.alternating.losses(images, targets)
+            self.log("train/alternating_step", float(self.alternating.step), batch_size=len(images))
+        for name in (name for name in (*LOSS_NAMES, "loss") if name in losses):
             self.log(f"train/{name}", losses[name].detach(), prog_bar=True, batch_size=len(images))
         return losses["loss"]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimiser over the groups of `parameter_groups`, and a schedule that advances by steps."""
-        new_layers = (self.model.rpn, self.model.roi_heads.predictor)
-        optimizer = build_optimizer(
-            parameter_groups(self.model, new_layers, self.optimizer_config), self.optimizer_config
-        )
-        factor = lr_factor(self.optimizer_config, int(self.trainer.estimated_stepping_batches))
+        """Optimiser over the groups of `parameter_groups`, and a schedule that advances by steps.
+
+        In alternating training both are those of the step at work.
+        """
+        new_layers = [layer for layer in self.modules() if isinstance(layer, RegionProposalNetwork | BoxPredictor)]
+        optimizer = build_optimizer(parameter_groups(self, new_layers, self.optimizer_config), self.optimizer_config)
+        steps = self.alternating.plan(self.trainer) if self.alternating else self.trainer.estimated_stepping_batches
+        factor = lr_factor(self.optimizer_config, int(steps))
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
@@ -180,6 +227,11 @@ class FasterRCNNModule(pl.LightningModule):
         )
 
     # Evaluation: one pass yields detections and proposals
+
+    @property
+    def is_candidate(self) -> bool:
+        """Whether a validation now may choose the best checkpoint: in the last step of an alternating training only."""
+        return self.alternating is None or self.alternating.step == 4
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Tensor]]]:
         """`detections` of the batch; updates the metrics of the whole split."""
@@ -203,14 +255,20 @@ class FasterRCNNModule(pl.LightningModule):
 
     def _evaluate(self, batch: Batch, ap: DetectionAP, recall: ProposalRecall) -> dict[str, list[dict[str, Tensor]]]:
         images, targets = batch
-        detections, proposals = self.model(images)
+        detections, proposals = self._detect(images)
         ap.update(detections, targets)
         recall.update(proposals, targets)
         return {"detections": detections}
 
+    def _detect(self, images: Sequence[Tensor]) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
+        detections, proposals = self.model(images) if self.alternating is None else self.alternating(images)
+        return detections, proposals
+
     def _log_metrics(self, stage: str, ap: DetectionAP, recall: ProposalRecall) -> None:
         # Metrics are computed from all ranks' gathered states, so every rank logs the same numbers.
         metrics = {**ap.compute(), **recall.compute()}
+        if self.alternating is not None and self.alternating.step == 1:
+            metrics = recall.compute()  # there is no detector yet
         shown = {"AP50_voc07", "AP"}
         for name, value in metrics.items():
             self.log(f"{stage}/{name}", value, prog_bar=name in shown, rank_zero_only=False)

@@ -139,6 +139,14 @@ class AveragedWeights(WeightAveraging):
         super().__init__(multi_avg_fn=average)
         self._validating = False
 
+    def copy_to(self, pl_module: pl.LightningModule) -> None:
+        """Let the module go on with the averages."""
+        self._copy_average_to_current(pl_module)
+
+    def restart(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin anew from the module as it is, with the parameters that it has now."""
+        self.setup(trainer, pl_module, "fit")
+
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_validation_epoch_start(trainer, pl_module)
         self._validating = self._average_model is not None

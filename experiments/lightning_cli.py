@@ -13,6 +13,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from datamodules.voc_datamodule import VOCDataModule
+from detector.callbacks.best_checkpoint import BestCheckpoint
 from detector.callbacks.detection_images import DetectionImages
 from detector.callbacks.progress import LossProgressBar
 from detector.callbacks.resumable import SaveOnInterrupt
@@ -135,7 +136,7 @@ class DetectorCLI(LightningCLI):
             callbacks += [LearningRateMonitor(logging_interval="step"), DetectionImages()]
         if config.enable_checkpointing is not False:
             folder = self.run_folder / "checkpoints"
-            best = ModelCheckpoint(
+            best = BestCheckpoint(
                 folder, filename="best", monitor="val/AP50_voc07", mode="max", enable_version_counter=False
             )
             last = ModelCheckpoint(

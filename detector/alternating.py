@@ -1,0 +1,281 @@
+"""4-step alternating training (Ren et al. 2015, section 3.2): two networks at first, one with shared layers at the end.
+
+1. The RPN, with a backbone of its own, from the initial (ImageNet) weights.
+2. The detector on step 1's proposals, with its own backbone, from the initial weights again.
+3. The RPN once more, on step 2's backbone, which is fixed from here on.
+4. The detector's own layers on step 3's proposals.
+
+Step 1's network is the `proposer`, beside the detector until step 2 has ended; from step 3 on there is nothing but the
+`FasterRCNN` of joint training, with the same tensor names. Proposals are computed as they are needed: from a fixed RPN
+they are those that the published code stores between its steps.
+
+The steps are counted in optimiser steps, not epochs, as in the published settings (80,000, 40,000, 80,000 and 40,000):
+so the shares hold for a training of any length, also one of fewer than four epochs or one without a number of epochs.
+"""
+
+import math
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal, Self
+
+import pytorch_lightning as pl
+from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
+from pytorch_lightning.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from detector.errors import InputError
+from detector.faster_rcnn import FasterRCNN
+from detector.image_batch import ImageBatch, ground_truth, make_batch, to_original
+from detector.optimization import AveragedWeights
+
+TrainingScheme = Literal["joint", "alternating"]
+STEPS = (
+    "the RPN with a backbone of its own",
+    "the detector on step 1's proposals",
+    "the RPN on step 2's backbone",
+    "the detector's own layers on step 3's proposals",
+)
+
+
+@dataclass
+class AlternatingConfig:
+    """Of the training scheme `alternating` alone.
+
+    Args:
+        step_shares: Shares of all optimiser steps that the four steps get: positive numbers, of which only the
+            proportions count. py-faster-rcnn: [80000, 40000, 80000, 40000].
+        restart_backbone: Step 2 begins with the initial backbone (the paper), or goes on with that of step 1. The
+            paper's is pretrained; of random weights, which step 1 has trained meanwhile, a restart has no use.
+        restart_rpn: Step 3 begins with new RPN layers (py-faster-rcnn), or goes on with those of step 1.
+    """
+
+    step_shares: list[float] = field(default_factory=lambda: [0.25, 0.25, 0.25, 0.25])
+    restart_backbone: bool = True
+    restart_rpn: bool = True
+
+    def __post_init__(self) -> None:
+        if len(self.step_shares) != len(STEPS):
+            raise InputError(
+                f"alternating.step_shares: {self.step_shares} has {len(self.step_shares)} numbers; "
+                f"give {len(STEPS)}, one per step"
+            )
+        if not all(0 < share < math.inf for share in self.step_shares):
+            raise InputError(f"alternating.step_shares: {self.step_shares} must be positive numbers")
+
+
+def step_ends(shares: Sequence[float], total: int) -> list[int]:
+    """How many of `total` optimiser steps are done when each of the four steps ends."""
+    return [round(total * (sum(shares[:count]) / sum(shares))) for count in range(1, len(shares) + 1)]
+
+
+class Proposer(nn.Module):
+    """The network of step 1: an RPN with a backbone of its own, copies of the detector's initial ones."""
+
+    def __init__(self, model: FasterRCNN) -> None:
+        super().__init__()
+        self.backbone = deepcopy(model.backbone)
+        self.rpn = deepcopy(model.rpn)
+
+
+class AlternatingTraining(nn.Module):
+    """The step at work: which layers it trains, on which losses and proposals.
+
+    What it does not train has no gradients, and fixed backbones are in evaluation mode. (A fixed RPN is not: its mode
+    says how many proposals it makes, and nothing else.)
+
+    Args:
+        model: The detector, with its initial weights. Held, but no submodule: a module that has both registers this
+            one after it, because `train` here has the last word on the backbone's mode.
+        config: Lengths of the steps.
+
+    Attributes:
+        step: The step at work, 1 to 4.
+        ends: Optimiser steps after which the steps end; empty until a training has begun.
+        proposer: The network of step 1, in steps 1 and 2.
+    """
+
+    def __init__(self, model: FasterRCNN, config: AlternatingConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.step = 1
+        self.ends: list[int] = []
+        self.proposer: Proposer | None = Proposer(model)
+        self._model = (model,)
+        self._trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self._fix()
+
+    @property
+    def model(self) -> FasterRCNN:
+        """The detector."""
+        return self._model[0]
+
+    @property
+    def trained(self) -> tuple[nn.Module, ...]:
+        """What the step at work trains, frozen stages excepted."""
+        own: dict[int, tuple[nn.Module, ...]] = {
+            2: (self.model.backbone, self.model.roi_heads),
+            3: (self.model.rpn,),
+            4: (self.model.roi_heads,),
+        }
+        return (self.proposer,) if self.proposer is not None and self.step == 1 else own[self.step]
+
+    def train(self, mode: bool = True) -> Self:
+        """As any module's, and for the detector's backbone, too; fixed backbones stay in evaluation mode."""
+        super().train(mode)
+        self.model.backbone.train(mode and self.step == 2)
+        if self.proposer is not None:
+            self.proposer.backbone.train(mode and self.step == 1)
+        return self
+
+    def losses(self, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """The two losses of the network at work and their weighted sum; as `FasterRCNN.losses` otherwise."""
+        model = self.model
+        batch = make_batch(images, model.image_config, model.training)
+        truths = ground_truth(targets, batch)
+        if self.step in (1, 3):
+            network = self.proposer or model
+            output = network.rpn(network.backbone(batch.tensors))
+            return model.with_total(network.rpn.losses(output, batch, truths, model.difficult))
+        proposals, features = self._propose(batch)
+        sampled = model.roi_heads.sample_rois(proposals, truths, model.difficult)
+        if self.proposer is not None:
+            features = model.backbone(batch.tensors)
+        logits, deltas = model.roi_heads(features, [rois.boxes for rois in sampled])
+        return model.with_total(model.roi_heads.losses(logits, deltas, sampled))
+
+    def forward(self, images: Sequence[Tensor]) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
+        """Detections and proposals as of `FasterRCNN.forward`, by the networks that there are.
+
+        Step 1 has no detector, and no detections; in step 2 they come from step 1's proposals, from step 3 on from the
+        one network, in step 3 with step 2's detector.
+        """
+        if self.proposer is None:
+            detections, proposals = self.model(images)
+            return detections, proposals
+        batch = make_batch(images, self.model.image_config, self.training)
+        proposals, features = self._propose(batch)
+        if self.step == 1:
+            nothing = {"boxes": features[0].new_zeros(0, 4).float(), "scores": features[0].new_zeros(0).float()}
+            detections = [nothing | {"labels": nothing["scores"].long()} for _ in images]
+        else:
+            detections = self.model.detect(self.model.backbone(batch.tensors), proposals, batch)
+        return detections, [to_original(boxes, batch, image) for image, boxes in enumerate(proposals)]
+
+    def _propose(self, batch: ImageBatch) -> tuple[list[Tensor], list[Tensor]]:
+        """Proposals of each image by the RPN that there is, and the features of its backbone."""
+        network = self.proposer or self.model
+        features = network.backbone(batch.tensors)
+        return network.rpn.proposals(network.rpn(features), batch), features
+
+    # From step to step
+
+    def plan(self, trainer: pl.Trainer) -> int:
+        """Fix where the steps end, and return how many optimiser steps the one at work has.
+
+        Raises:
+            InputError: The training is endless or too short, ends elsewhere than the one it goes on with, or runs on a
+                strategy that shards the network.
+        """
+        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+            raise InputError("--trainer.strategy: alternating training works on one device or with ddp")
+        total = trainer.estimated_stepping_batches
+        if math.isinf(total):
+            raise InputError("alternating training needs its length: give --trainer.max_epochs or --trainer.max_steps")
+        ends = step_ends(self.config.step_shares, int(total))
+        if self.ends and self.ends != ends:
+            raise InputError(
+                f"{trainer.ckpt_path}: the steps of its alternating training end at {self.ends} optimiser steps, here "
+                f"at {ends}; go on with the same step_shares, number of epochs or steps, batches and devices"
+            )
+        lengths = [end - start for start, end in pairwise((0, *ends))]
+        if min(lengths) < 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise InputError(
+                f"alternating.step_shares: {self.config.step_shares} of {total} optimiser steps leave the four steps "
+                f"{lengths}; each needs at least 1: train longer"
+            )
+        self.ends = ends
+        return lengths[self.step - 1]
+
+    def advance(self, module: pl.LightningModule) -> None:
+        """Before a batch: go on to the next step once the one at work has had its optimiser steps.
+
+        Not earlier: a validation after its last one is of the finished step. The new step has its own optimiser,
+        schedule and weight averages, and begins from the averaged weights, those that were validated.
+        """
+        trainer = module.trainer
+        if not self._is_over(trainer):
+            return
+        for averages in _averages(trainer):
+            averages.copy_to(module)
+        module.zero_grad(set_to_none=True)
+        while self._is_over(trainer):
+            self._enter(self.step + 1)
+        for averages in _averages(trainer):
+            averages.restart(trainer, module)
+        if isinstance(trainer.strategy, DDPStrategy):
+            # DDP exchanges the gradients of the parameters that had one when it was built.
+            trainer.strategy.model = module
+            trainer.strategy.configure_ddp()
+        trainer.strategy.setup_optimizers(trainer)
+        # Or Lightning would log the last step's losses again and again until the end of the epoch.
+        if trainer._results is not None:
+            trainer._results.reset()
+        self.announce()
+
+    def announce(self) -> None:
+        """Say which step begins."""
+        start, end = (0, *self.ends)[self.step - 1 : self.step + 1]
+        rank_zero_info(
+            f"Alternating training, step {self.step} of {len(STEPS)}: {STEPS[self.step - 1]}; optimiser steps {start} "
+            f"to {end}"
+        )
+
+    def _is_over(self, trainer: pl.Trainer) -> bool:
+        return self.step < len(STEPS) and trainer.global_step >= self.ends[self.step - 1]
+
+    def _enter(self, step: int) -> None:
+        if step == 2 and self.proposer is not None and not self.config.restart_backbone:
+            self.model.backbone.load_state_dict(self.proposer.backbone.state_dict())
+        if step == 3 and self.proposer is not None and not self.config.restart_rpn:
+            self.model.rpn.load_state_dict(self.proposer.rpn.state_dict())
+        self.step = step
+        if step > 2:
+            self.proposer = None
+        self._fix()
+
+    def _fix(self) -> None:
+        """Let the step's own parameters have gradients, and no others; set the modes of the backbones."""
+        trained = {id(parameter) for part in self.trained for parameter in part.parameters()}
+        for network in (self.model, self.proposer):  # with equal names
+            for name, parameter in network.named_parameters() if network is not None else ():
+                parameter.requires_grad_(name in self._trainable and id(parameter) in trained)
+        self.train(self.training)
+
+    # Checkpoints
+
+    def record(self) -> dict[str, Any]:
+        """What a checkpoint holds beside the weights."""
+        return {"step": self.step, "ends": list(self.ends)}
+
+    def restore(self, record: dict[str, Any] | None, module: pl.LightningModule | None = None) -> None:
+        """Go to the step of a checkpoint, before its weights are loaded; one without a record has the whole network.
+
+        Args:
+            record: As `record` gave it.
+            module: In training, the module whose weights may be averaged.
+        """
+        record = record or {"step": len(STEPS), "ends": []}
+        self.ends = list(record["ends"])
+        if record["step"] < 3 and self.proposer is None:
+            self.proposer = Proposer(self.model)
+        self._enter(record["step"])
+        if module is not None and module.trainer.state.fn == "fit":
+            for averages in _averages(module.trainer):
+                averages.restart(module.trainer, module)
+
+
+def _averages(trainer: pl.Trainer) -> list[AveragedWeights]:
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, AveragedWeights)]

@@ -1,0 +1,398 @@
+"""The four steps: what each trains, on what, from which weights, and with which optimiser."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from detector.alternating import AlternatingConfig, AlternatingTraining, step_ends
+from detector.anchors import AnchorConfig
+from detector.backbones.base import BackboneConfig
+from detector.errors import InputError
+from detector.faster_rcnn import FasterRCNN
+from detector.image_batch import ImageConfig, make_batch
+from detector.lightning_module import FasterRCNNModule
+from detector.optimization import AveragedWeights, OptimizerConfig
+from detector.roi_heads import RoIConfig
+from detector.rpn import RPNConfig
+
+SMALL = BackboneConfig("small_c4", weights=None, frozen_stages=0, pool_size=4, box_head_channels=32)
+FPN = BackboneConfig("resnet18_fpn", weights=None, frozen_stages=0, norm="batch", fpn_channels=16, box_head_channels=32)
+OPTIONS: dict[str, Any] = {
+    "anchors": AnchorConfig([1, 2], [1], straddling="keep"),
+    "rpn": RPNConfig(post_nms_train=30, post_nms_test=25),
+    "roi": RoIConfig(samples_per_image=16, score_threshold=0.01),
+    "image": ImageConfig([64], 96, pad_multiple=8),
+}
+RPN_LOSSES, ROI_LOSSES = {"loss_rpn_cls", "loss_rpn_reg"}, {"loss_roi_cls", "loss_roi_reg"}
+State = dict[str, Tensor]
+
+
+def image(seed: int) -> Tensor:
+    return torch.randint(256, (3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def target(boxes: list[list[float]]) -> dict[str, Any]:
+    return {
+        "boxes": torch.tensor(boxes).view(-1, 4),
+        "labels": torch.ones(len(boxes), dtype=torch.int64),
+        "difficult": torch.zeros(len(boxes), dtype=torch.bool),
+    }
+
+
+BATCH = ([image(0), image(1)], [target([[3, 5, 30, 30], [50, 20, 90, 60]]), target([[10, 20, 30, 60]])])
+
+
+def detector(backbone: BackboneConfig = SMALL) -> FasterRCNN:
+    torch.manual_seed(0)
+    return FasterRCNN(2, backbone, **OPTIONS)
+
+
+def scheme_at(step: int, model: FasterRCNN | None = None, **options: Any) -> AlternatingTraining:
+    scheme = AlternatingTraining(model or detector(), AlternatingConfig(**options))
+    scheme.restore({"step": step, "ends": []})
+    return scheme
+
+
+def lightning_module(ema_decay: float = 0.0, **options: Any) -> FasterRCNNModule:
+    torch.manual_seed(0)
+    optimizer = OptimizerConfig("adamw", 0.001, warmup_steps=2, warmup_start=0.5, schedule="cosine")
+    optimizer.ema_decay = ema_decay
+    return FasterRCNNModule(
+        ["cat", "dog"],
+        SMALL,
+        **OPTIONS,
+        optimizer=optimizer,
+        training_scheme="alternating",
+        alternating=AlternatingConfig(**options),
+    )
+
+
+class Watch(pl.Callback):
+    """The module's state in each optimiser step, before its first backward pass and at its end, and the rates."""
+
+    def __init__(self) -> None:
+        self.before: dict[int, State] = {}
+        self.after: dict[int, State] = {}
+        self.averages: dict[int, State] = {}
+        self.rates: list[float] = []
+        self.steps: list[int] = []
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        self.before.setdefault(trainer.global_step, state_of(pl_module))
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        self.rates.append(optimizer.param_groups[0]["lr"])
+        self.steps.append(pl_module.alternating.step)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.after[trainer.global_step - 1] = state_of(pl_module)
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        for callback in trainer.callbacks:
+            if isinstance(callback, AveragedWeights):
+                assert callback._average_model is not None
+                self.averages[trainer.global_step - 1] = state_of(callback._average_model.module)
+
+
+def state_of(module: nn.Module) -> State:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def fit(module: FasterRCNNModule, batches: int, accumulate: int = 1, **options: Any) -> Watch:
+    watch = Watch()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=options.pop("max_epochs", 1),
+        accumulate_grad_batches=accumulate,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[watch],
+        **options,
+    )
+    trainer.fit(module, DataLoader([BATCH] * batches, batch_size=None))  # type: ignore[arg-type]
+    return watch
+
+
+def differing(first: State, second: State) -> set[str]:
+    return {name for name in first if not torch.equal(first[name], second[name])}
+
+
+def part(state: State, prefix: str, kind: Callable[[str], bool] = lambda name: True) -> State:
+    return {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix) and kind(name)}
+
+
+def is_weight(name: str) -> bool:
+    """Not a statistic of batch norm, which a forward pass changes."""
+    return not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+
+
+# What each step trains, and from where
+
+
+@pytest.fixture(scope="module")
+def watched() -> Watch:
+    return fit(lightning_module(), batches=8)
+
+
+@pytest.mark.parametrize(
+    ("step", "prefixes"),
+    [
+        (1, ("alternating.proposer.backbone.", "alternating.proposer.rpn.")),
+        (2, ("model.backbone.", "model.roi_heads.")),
+        (3, ("model.rpn.",)),
+        (4, ("model.roi_heads.",)),
+    ],
+)
+def test_a_step_changes_its_own_layers_and_no_bit_of_the_others(watched, step, prefixes):
+    """Two optimiser steps each; statistics of batch norm count as the backbone's."""
+    first, second = watched.after[2 * step - 2], watched.after[2 * step - 1]
+    assert first.keys() == second.keys()
+    assert differing(first, second) == {name for name in first if name.startswith(prefixes)}
+
+
+def test_two_networks_in_the_first_two_steps_one_in_the_others(watched):
+    for index, state in watched.after.items():
+        assert any(name.startswith("alternating.") for name in state) == (index < 4)
+    joint = FasterRCNNModule(["cat", "dog"], SMALL, **OPTIONS)
+    assert watched.after[7].keys() == joint.state_dict().keys()
+
+
+def test_where_each_step_starts_from(watched):
+    initial = state_of(lightning_module())
+    second, third, fourth = (watched.before[index] for index in (2, 4, 6))
+    # Step 2: the initial weights again, and the proposer as step 1 left it.
+    for prefix in ("model.backbone.", "model.roi_heads."):
+        assert not differing(part(second, prefix, is_weight), part(initial, prefix))
+    assert not differing(part(second, "alternating."), part(watched.after[1], "alternating."))
+    # Step 3: new RPN layers on step 2's backbone. Step 4: all of what there is.
+    assert not differing(part(third, "model.rpn."), part(initial, "model.rpn."))
+    assert not differing(part(third, "model.backbone."), part(watched.after[3], "model.backbone."))
+    assert not differing(fourth, watched.after[5])
+
+
+def test_steps_2_and_3_may_go_on_from_the_first_network():
+    watched = fit(lightning_module(restart_backbone=False, restart_rpn=False), batches=8)
+    first = part(watched.after[1], "alternating.proposer.")
+    backbone, rpn = part(first, "backbone.", is_weight), part(first, "rpn.")
+    assert not differing(part(watched.before[2], "model.backbone.", is_weight), backbone)
+    assert not differing(part(watched.before[4], "model.rpn."), rpn)
+    for prefix, there in (("alternating.proposer.backbone.", backbone), ("alternating.proposer.rpn.", rpn)):
+        assert differing(there, part(watched.after[0], prefix))  # which was trained
+    assert not differing(part(watched.after[3], "alternating.proposer."), first)  # a copy, not the same tensors
+
+
+def test_averages_end_a_step_and_begin_anew():
+    watched = fit(lightning_module(ema_decay=0.9), batches=8)
+    for last in (1, 3, 5):
+        trained = ("alternating.", "model.backbone.", "model.rpn.")[last // 2]
+        assert differing(part(watched.after[last], trained), part(watched.averages[last], trained))
+    # The next step has the averages, not what was trained last.
+    proposer = part(watched.before[2], "alternating.")
+    assert not differing(proposer, part(watched.averages[1], "alternating."))
+    assert not differing(part(watched.before[4], "model.backbone."), part(watched.averages[3], "model.backbone."))
+    assert not differing(watched.before[6], watched.averages[5])
+    # The first update of an average copies.
+    for first in (2, 4, 6):
+        assert not differing(watched.after[first], watched.averages[first])
+
+
+# How long, and how fast
+
+
+@pytest.mark.parametrize(
+    ("shares", "total", "ends"),
+    [
+        ([1, 1, 1, 1], 1000, [250, 500, 750, 1000]),
+        ([80_000, 40_000, 80_000, 40_000], 60, [20, 30, 50, 60]),
+        ([0.1, 0.6, 0.1, 0.2], 33, [3, 23, 26, 33]),  # 3.3, 23.1, 26.4
+    ],
+)
+def test_ends_by_hand(shares, total, ends):
+    assert step_ends(shares, total) == ends
+
+
+def test_boundaries_and_schedule_of_each_step():
+    """Eight batches an epoch, two epochs; steps of 4, 8, 2 and 2 optimiser steps cross the epochs' end."""
+    watched = fit(lightning_module(step_shares=[2, 4, 1, 1]), batches=8, max_epochs=2)
+    assert watched.steps == [1] * 4 + [2] * 8 + [3] * 2 + [4] * 2
+    expected = []
+    for length in (4, 8, 2, 2):
+        warm = [0.5, 0.75] + [1.0] * (length - 2)
+        expected += [0.001 * warm[i] * 0.5 * (1 + math.cos(math.pi * i / length)) for i in range(length)]
+    assert watched.rates == pytest.approx(expected)
+
+
+def test_accumulated_batches_count_as_one_step():
+    watched = fit(lightning_module(), batches=9, accumulate=2)
+    assert watched.steps == [1, 2, 3, 3, 4]  # 5 optimiser steps, the last of one batch: ends 1.25, 2.5, 3.75, rounded
+    for index in range(4):
+        trained = ("alternating.", "model.backbone.", "model.rpn.", "model.rpn.")[index]
+        assert differing(part(watched.before[index], trained), part(watched.after[index], trained))
+
+
+def test_steps_without_epochs():
+    assert fit(lightning_module(), batches=3, max_epochs=-1, max_steps=4).steps == [1, 2, 3, 4]
+
+
+def test_development_runs_may_be_too_short():
+    assert fit(lightning_module(), batches=3, fast_dev_run=1).steps == [3]  # ends 0.25, 0.5, 0.75, rounded
+    assert fit(lightning_module(), batches=5, fast_dev_run=4).steps == [1, 2, 3, 4]
+
+
+# Modes, gradients, losses
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_fixed_backbones_stay_in_evaluation_mode(step):
+    module = lightning_module()
+    assert module.alternating is not None
+    module.alternating.restore({"step": step, "ends": []})
+    for _ in range(2):
+        module.train()
+        norms = [m for m in module.model.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+        assert [norm.training for norm in norms] == [step == 2] * len(norms)
+        assert module.model.rpn.training  # as many proposals as training takes
+        if module.alternating.proposer is not None:
+            assert module.alternating.proposer.backbone.training == (step == 1)
+            assert module.alternating.proposer.rpn.training
+        module.eval()
+        assert not any(part.training for part in module.modules())
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_frozen_stages_stay_frozen(step):
+    model = detector()
+    model.backbone.freeze(2)
+    scheme = scheme_at(step, model)
+    for network in (model, scheme.proposer):
+        for name, parameter in network.named_parameters() if network is not None else ():
+            if name.startswith(("backbone.body.stem", "backbone.body.layer1")):
+                assert not parameter.requires_grad
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name.split(".")[0] for name in trained} == [set(), {"backbone", "roi_heads"}, {"rpn"}, {"roi_heads"}][
+        step - 1
+    ]
+    scheme.train()
+    assert not model.backbone.body.stem.training  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("backbone", [SMALL, FPN], ids=["one level", "FPN"])
+@pytest.mark.parametrize("objects", [True, False])
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_every_trained_parameter_gets_a_gradient_and_no_other(step, objects, backbone):
+    """Whatever the level of the RoIs, and without any object: processes exchange gradients of all of them."""
+    scheme = scheme_at(step, detector(backbone))
+    images, targets = BATCH
+    losses = scheme.losses(images, targets if objects else [target([]), target([])])
+    assert losses.keys() == (RPN_LOSSES if step in (1, 3) else ROI_LOSSES) | {"loss"}
+    losses["loss"].backward()
+    for network in (scheme.model, scheme.proposer):
+        for name, parameter in network.named_parameters() if network is not None else ():
+            assert (parameter.grad is not None) == parameter.requires_grad, name
+    assert sum(parameter.requires_grad for parameter in [*scheme.model.parameters(), *scheme.parameters()]) > 0
+
+
+def test_losses_are_those_of_joint_training():
+    """On one network and the same samples, the two halves of joint training's losses."""
+    model = detector()
+    model.rpn.config.reg_weight, model.roi_heads.config.reg_weight = 3.0, 2.0
+    model.rpn.config.samples_per_image = model.roi_heads.config.samples_per_image = 10_000  # all: nothing is random
+    model.rpn.config.positive_fraction = model.roi_heads.config.positive_fraction = 1.0
+    model.backbone.eval()  # as in steps 3 and 4
+    joint = {name: loss.detach() for name, loss in model.losses(*BATCH).items()}
+    rpn, roi = (
+        {name: loss.detach() for name, loss in scheme_at(step, model).losses(*BATCH).items()} for step in (3, 4)
+    )
+    for name, value in (rpn | roi).items():
+        if name != "loss":
+            torch.testing.assert_close(value, joint[name])
+    assert float(rpn["loss"]) == pytest.approx(float(rpn["loss_rpn_cls"] + 3 * rpn["loss_rpn_reg"]), rel=1e-6)
+    assert float(roi["loss"]) == pytest.approx(float(roi["loss_roi_cls"] + 2 * roi["loss_roi_reg"]), rel=1e-6)
+    assert float(joint["loss"]) == pytest.approx(float(rpn["loss"] + roi["loss"]), rel=1e-6)
+
+
+def test_step_2_trains_on_the_proposals_of_the_first_network():
+    """A detector's own RPN that proposes nothing usable makes no difference, the proposer's does."""
+
+    def losses(change: Callable[[AlternatingTraining], Any]) -> dict[str, Tensor]:
+        scheme = scheme_at(2)
+        with torch.no_grad():
+            change(scheme)
+        torch.manual_seed(1)
+        return scheme.losses(*BATCH)
+
+    def shift(scheme: AlternatingTraining) -> None:
+        assert scheme.proposer is not None
+        scheme.proposer.rpn.head.deltas.bias += 0.3
+
+    plain = losses(lambda scheme: None)
+    own = losses(lambda scheme: scheme.model.rpn.head.deltas.bias.add_(0.3))
+    assert all(torch.equal(plain[name], own[name]) for name in plain)
+    assert not torch.equal(plain["loss_roi_cls"], losses(shift)["loss_roi_cls"])
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_evaluation_is_of_the_networks_that_there_are(step):
+    scheme = scheme_at(step).eval()
+    model = scheme.model.eval()
+    with torch.no_grad():
+        if scheme.proposer is not None:
+            scheme.proposer.rpn.head.deltas.bias += 0.3  # so that the two propose differently
+        detections, proposals = scheme(BATCH[0])
+        own, own_proposals = model(BATCH[0])
+    assert torch.equal(proposals[0], own_proposals[0]) == (step > 2)
+    assert len(proposals[0]) > 5
+    if step == 1:
+        assert [len(d["boxes"]) for d in detections] == [0, 0]
+        assert detections[0]["boxes"].shape == (0, 4)
+        assert detections[0]["labels"].dtype == torch.int64
+    elif step == 2:
+        assert scheme.proposer is not None
+        batch = make_batch(BATCH[0], model.image_config, training=False)
+        output = scheme.proposer.rpn(scheme.proposer.backbone(batch.tensors))
+        given = scheme.proposer.rpn.proposals(output, batch)
+        expected = model.detect(model.backbone(batch.tensors), given, batch)
+        assert torch.equal(detections[0]["boxes"], expected[0]["boxes"])
+        assert not torch.equal(detections[0]["boxes"], own[0]["boxes"])
+    else:
+        assert torch.equal(detections[0]["boxes"], own[0]["boxes"])
+        assert torch.equal(detections[0]["scores"], own[0]["scores"])
+
+
+# Bad options
+
+
+@pytest.mark.parametrize(
+    ("shares", "message"),
+    [
+        ([1, 1, 1], r"\[1, 1, 1\] has 3 numbers; give 4"),
+        ([1, 0, 1, 1], r"\[1, 0, 1, 1\] must be positive"),
+        ([1, 1, -1, 1], "must be positive"),
+        ([1, 1, math.inf, 1], "must be positive"),
+        ([1, 1, math.nan, 1], "must be positive"),
+    ],
+)
+def test_bad_shares(shares, message):
+    with pytest.raises(InputError, match=rf"alternating\.step_shares: .*{message}"):
+        AlternatingConfig(shares)
+
+
+def test_too_short_a_training_is_refused():
+    with pytest.raises(InputError, match=r"of 3 optimiser steps leave the four steps \[1, 1, 0, 1\]"):
+        fit(lightning_module(), batches=3)
+
+
+def test_an_endless_training_is_refused():
+    with pytest.raises(InputError, match=r"--trainer\.max_epochs or --trainer\.max_steps"):
+        fit(lightning_module(), batches=3, max_epochs=-1)
