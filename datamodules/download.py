@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import Request, urlopen
 
-from torchvision.datasets.utils import download_and_extract_archive
+from torchvision.datasets.utils import check_integrity, extract_archive
 
+from datamodules.image_reading import brief
 from detector.errors import InputError
+
+CHUNK = 1 << 20  # bytes
+TIMEOUT = 60.0  # seconds without a byte
 
 
 @dataclass(frozen=True)
@@ -62,35 +71,144 @@ def archive_for(year: str, split: str) -> Archive:
     Raises:
         InputError: if no public archive holds it.
     """
-    part = "test" if "test" in split.split("_") else "trainval"
-    if (year, part) not in ARCHIVES:
+    archive = find_archive(year, split)
+    if archive is None:
         there = ", ".join(f"{y}_{p}" for y, p in ARCHIVES)
         raise InputError(f"no download is known for the split {year}_{split}; there are {there} and their parts")
-    return ARCHIVES[year, part]
+    return archive
+
+
+def find_archive(year: str, split: str) -> Archive | None:
+    """As `archive_for`, but None if no public archive holds it."""
+    return ARCHIVES.get((year, "test" if "test" in split.split("_") else "trainval"))
 
 
 def download_voc(root: str | Path, archives: Iterable[Archive]) -> None:
     """Download, check and unpack archives under `root`, which then holds `VOCdevkit/VOC<year>/`.
 
-    An archive already lying in `root` is only unpacked. Says on stderr how much will be downloaded.
+    Says first, on stderr, how much there is to download. Where a connection broke is gone on from what it has left
+    (`<archive>.part`), also by a later call; an archive already lying in `root` is only checked and unpacked.
 
     Raises:
-        InputError: when a download or an archive fails, with the URL and where a file fetched by hand has to go.
+        InputError: too little space, a download or an archive that fails, with the URL and what to do.
     """
     root = Path(root)
     wanted = list(dict.fromkeys(archives))
-    total = sum(archive.size for archive in wanted if not (root / archive.file_name).is_file())
-    names = ", ".join(archive.file_name for archive in wanted)
-    print(f"VOC archives for {root}: {names}; {total / 1e9:.2f} GB to download", file=sys.stderr)
+    missing = [archive for archive in wanted if not (root / archive.file_name).is_file()]
+    _announce(root, wanted, missing)
     for archive in wanted:
         try:
             root.mkdir(parents=True, exist_ok=True)
-            download_and_extract_archive(
-                archive.url, download_root=str(root), filename=archive.file_name, md5=archive.md5
-            )
-        except Exception as error:  # urllib, sockets, tarfile, checksums: whatever it is, the way out is the same
-            reason = " ".join(str(error).split()) or type(error).__name__
+            if archive in missing:
+                _fetch(archive, root)
+            if not check_integrity(str(root / archive.file_name), archive.md5):
+                raise InputError(_wrong_checksum(archive, root, archive in missing))
+            _mark(archive, root).touch()
+            extract_archive(str(root / archive.file_name), str(root))
+            _mark(archive, root).unlink()
+        except InputError:
+            raise
+        except Exception as error:  # urllib, sockets, tarfile: whatever it is, the way out is the same
             raise InputError(
-                f"could not fetch {archive.url} ({reason}); download it by hand, put the file "
-                f"{archive.file_name} in {root} and run again"
+                f"could not fetch {archive.url} ({brief(error)}); run again to go on, or download it by hand, put the "
+                f"file {archive.file_name} in {root} and run again"
             ) from error
+
+
+def is_half_unpacked(root: Path, archive: Archive) -> bool:
+    """Whether unpacking an archive was cut off, after which split files may be there without their images."""
+    return _mark(archive, root).is_file()
+
+
+def _mark(archive: Archive, root: Path) -> Path:
+    return root / f"{archive.file_name}.unpacking"
+
+
+def _announce(root: Path, wanted: Sequence[Archive], missing: Sequence[Archive]) -> None:
+    total = sum(archive.size for archive in missing)
+    there = sum(min(_part_size(archive, root), archive.size) for archive in missing)
+    names = ", ".join(archive.file_name for archive in wanted)
+    before = f", {there / 1e9:.2f} GB of it are there already" if there else ""
+    print(f"VOC archives for {root}: {names}; {total / 1e9:.2f} GB to download{before}", file=sys.stderr)
+    existing = next(folder for folder in (root, *root.absolute().parents) if folder.exists())
+    needed, free = total - there + sum(archive.size for archive in wanted), shutil.disk_usage(existing).free
+    if needed > free:
+        raise InputError(
+            f"{root}: the archives and what is in them need {needed / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free"
+        )
+
+
+def _wrong_checksum(archive: Archive, root: Path, fetched: bool) -> str:
+    path = root / archive.file_name
+    if fetched:
+        path.unlink()
+        return f"{archive.url}: what came has not the checksum {archive.md5} (md5) and was deleted; run again"
+    return f"{path}: has not the checksum {archive.md5} (md5) of {archive.url}; delete the file and run again"
+
+
+def _part(archive: Archive, root: Path) -> Path:
+    return root / f"{archive.file_name}.part"
+
+
+def _part_size(archive: Archive, root: Path) -> int:
+    part = _part(archive, root)
+    return part.stat().st_size if part.is_file() else 0
+
+
+def _fetch(archive: Archive, root: Path) -> None:
+    """Download an archive, going on where an earlier try ended, as long as each try brings something."""
+    part = _part(archive, root)
+    with _bar(archive) as show:
+        while True:
+            before = _part_size(archive, root)
+            try:
+                whole = _fetch_rest(archive, part, show)
+            except (OSError, HTTPException) as error:
+                if isinstance(error, HTTPError) or _part_size(archive, root) <= before:
+                    raise
+                continue
+            if whole:
+                break
+            if _part_size(archive, root) <= before:
+                raise OSError(f"the connection ended after {before} of {archive.size} bytes")
+    part.replace(root / archive.file_name)
+
+
+def _fetch_rest(archive: Archive, part: Path, show: Callable[[int, int], None]) -> bool:
+    """One request for what is missing; whether all is there afterwards."""
+    start = part.stat().st_size if part.is_file() else 0
+    request = Request(archive.url, headers={"Range": f"bytes={start}-"} if start else {})
+    try:
+        response = urlopen(request, timeout=TIMEOUT)
+    except HTTPError as error:
+        if error.code != 416 or not start:
+            raise
+        # Nothing lies beyond what is there: it is whole, or it is no part of this file; the checksum will tell.
+        return True
+    with response:
+        if start and response.status != 206:  # the server sends the whole file, whatever was asked for
+            start = 0
+        length = response.headers.get("Content-Length")
+        total = start + int(length) if length else archive.size
+        with part.open("ab" if start else "wb") as file:
+            done = start
+            while chunk := response.read(CHUNK):
+                file.write(chunk)
+                done += len(chunk)
+                show(done, total)
+    return done >= total
+
+
+@contextmanager
+def _bar(archive: Archive) -> Iterator[Callable[[int, int], None]]:
+    """A function to be told the bytes there are, of how many; draws a bar on stderr where that is a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(archive.file_name, total=archive.size)
+        yield lambda done, total: progress.update(task, completed=done, total=total)

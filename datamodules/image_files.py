@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.voc_dataset import Target, read_image
+from datamodules.detection_dataset import Target
+from datamodules.image_reading import read_image
 from detector.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")

@@ -1,63 +1,42 @@
-"""VOCDataModule: VOC-format data for training and evaluation, exact under workers, ranks and resumed runs."""
+"""VOCDataModule: which images and annotations, in PASCAL VOC format, and their download."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import cast
+from collections.abc import Sequence
+from typing import Any
 
-import cv2
-import pytorch_lightning as pl
-import torch
-from pytorch_lightning.loops.progress import _ProcessedTracker
-from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
-
-from datamodules.augmentations import build_augmentation
-from datamodules.download import archive_for, download_voc
-from datamodules.samplers import EpochSampler, ShardSampler
-from datamodules.voc_dataset import Target, VOCDetectionDataset
-from datamodules.voc_format import Annotation, read_annotation, read_split
-from datamodules.voc_splits import VOC_CLASSES, Split, check_overlap, check_root, find_split, is_plain
+from datamodules.detection_datamodule import DetectionDataModule, collate
+from datamodules.detection_dataset import ImageRecord
+from datamodules.download import Archive, archive_for, download_voc, find_archive, is_half_unpacked
+from datamodules.made_splits import Member
+from datamodules.voc_dataset import read_members
+from datamodules.voc_splits import (
+    VOC_CLASSES,
+    Split,
+    annotated_members,
+    check_root,
+    find_split,
+    is_plain,
+    members_of,
+)
 from detector.errors import InputError
 
-__all__ = ["VOC_CLASSES", "VOCDataModule", "VOCDetectionDataset", "collate"]
-
-Batch = tuple[list[Tensor], list[Target]]
+__all__ = ["VOC_CLASSES", "VOCDataModule", "collate"]
 
 
-def collate(samples: list[tuple[Tensor, Target]]) -> Batch:
-    """Samples -> (images, targets), as lists: images differ in size."""
-    return [image for image, _ in samples], [target for _, target in samples]
-
-
-def _limit_threads(_worker: int) -> None:
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-
-
-class VOCDataModule(pl.LightningDataModule):
+class VOCDataModule(DetectionDataModule):
     """Images and boxes in PASCAL VOC format.
 
     Args:
         root: Folder that holds VOC<year>/ (or VOCdevkit/VOC<year>/), or itself a dataset folder with JPEGImages/,
             Annotations/ and ImageSets/Main/.
         train_splits: Splits to train on: "2007_trainval" where root holds VOC<year>/, else plain names such as "train".
-        val_splits: Splits to validate on.
+        val_splits: Splits to validate on; with val_fraction none.
         test_splits: Splits to test on; never taken from the others.
         class_names: Class names in label order; default: the 20 VOC classes for VOC years, else the sorted names found
-            in the annotations of all splits.
-        augmentation: Training augmentation: none, flip, photometric or ssd_crop.
-        batch_size: Training images per process and step.
-        eval_batch_size: Evaluation images per process and step; default: batch_size.
-        num_workers: Worker processes per data loader.
-        seed: Seed of order and augmentation; default: seed_everything's, else 0.
+            in the annotations of all splits; with val_fraction and no train_splits in all annotations.
         download: Fetch missing VOC2007 or VOC2012 splits into root.
-        allow_overlap: Accept images that are in more than one of train_splits, val_splits and test_splits. Without it
-            training and testing refuse them, because a number on images that were trained on, or that a checkpoint was
-            chosen by, is not one on unseen images. Where only two sets of images exist, validate on the second and
-            give no test_splits.
+        options: Those of `DetectionDataModule`.
 
     Raises:
         InputError: for a missing root or bad values; `setup` raises it for anything wrong with the files.
@@ -66,217 +45,71 @@ class VOCDataModule(pl.LightningDataModule):
     def __init__(
         self,
         root: str,
-        train_splits: list[str],
-        val_splits: list[str],
+        train_splits: list[str] | None = None,
+        val_splits: list[str] | None = None,
         test_splits: list[str] | None = None,
         class_names: list[str] | None = None,
-        augmentation: str = "flip",
-        batch_size: int = 2,
-        eval_batch_size: int | None = None,
-        num_workers: int = 2,
-        seed: int | None = None,
         download: bool = False,
-        allow_overlap: bool = False,
+        **options: Any,
     ) -> None:
-        super().__init__()
-        # Fewer evaluation images than ranks leave a rank without any, which Lightning refuses unless told so.
-        self.allow_zero_length_dataloader_with_multiple_devices = True
-        self.root = Path(root).expanduser()
-        self.split_names = {"train": list(train_splits), "val": list(val_splits), "test": list(test_splits or [])}
-        self.augmentation = augmentation
-        self.batch_size = batch_size
-        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
-        self.num_workers = num_workers
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+        splits = {"train": train_splits or [], "val": val_splits or [], "test": test_splits or []}
+        super().__init__(root, splits, **options)
         self.download = download
-        self.allow_overlap = allow_overlap
-        self._check_values()
         self._plain = is_plain(self.root)
         if not download:
             check_root(self.root)
-        self._annotations: dict[Path, Annotation] = {}
-        self.class_names: list[str] = list(class_names) if class_names else self._default_class_names()
-        if len(set(self.class_names)) < len(self.class_names):
-            raise InputError(f"--data.class_names names a class twice: {', '.join(self.class_names)}")
-        self._datasets: dict[str, VOCDetectionDataset] = {}
-        self._resume: dict[str, int] = {}
+        if not self._plain and self.val_fraction is not None and not self.split_names["train"]:
+            raise InputError(
+                "--data.val_fraction divides the images of --data.train_splits, which is empty; name at least one "
+                "split, such as 2007_trainval"
+            )
+        self._set_class_names(class_names)
 
-    # ---- what and where ----
-
-    def _check_values(self) -> None:
-        for key, least in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0), ("seed", 0)):
-            if getattr(self, key) < least:
-                raise InputError(f"--data.{key} is {getattr(self, key)}; it must be at least {least}")
-        for part in ("train", "val"):
-            if not self.split_names[part]:
-                raise InputError(f"--data.{part}_splits is empty; name at least one split")
-        build_augmentation(self.augmentation)
+    def _find_class_names(self) -> list[str]:
+        splits = self._all_splits()
+        if not self._plain:
+            return list(VOC_CLASSES)
+        stems = {member.stem for split in splits for member in members_of(split, plain=True)}
+        if not self.split_names["train"]:
+            stems |= {member.stem for member in annotated_members(self.root)}
+        found: set[str] = set()
+        for annotation in self._store.of(self.root).annotations(sorted(stems)).values():
+            if isinstance(annotation, InputError):
+                raise annotation
+            found |= {item.name for item in annotation.objects}
+        if not found:
+            raise InputError(f"{self.root}: no annotation of the splits names an object, so there are no classes")
+        return sorted(found)
 
     def _all_splits(self) -> list[Split]:
         names = dict.fromkeys(name for names in self.split_names.values() for name in names)
         return [find_split(self.root, name) for name in names]
 
-    def _default_class_names(self) -> list[str]:
-        splits = self._all_splits()
-        if not self._plain:
-            return list(VOC_CLASSES)
-        for split in splits:
-            for stem in read_split(split.path):
-                path = split.annotation_path(stem)
-                if path not in self._annotations:
-                    self._annotations[path] = read_annotation(path)
-        found = {item.name for annotation in self._annotations.values() for item in annotation.objects}
-        if not found:
-            raise InputError(f"{self.root}: no annotation of the splits names an object, so there are no classes")
-        return sorted(found)
-
-    # ---- Lightning hooks ----
-
     def prepare_data(self) -> None:
         """Download what is missing (one process per node), if asked to."""
-        missing = [split for split in self._all_splits() if not split.path.is_file()] if self.download else []
-        if not missing:
+        if not self.download:
             return
-        if self._plain:
-            raise InputError(f"{missing[0].path}: no such split file, and only VOC years can be downloaded")
-        download_voc(self.root, [archive_for(split.folder.name.removeprefix("VOC"), split.name) for split in missing])
+        wanted: list[Archive] = []
+        for split in self._all_splits():
+            there = split.path.is_file()
+            if not there and self._plain:
+                raise InputError(f"{split.path}: no such split file, and only VOC years can be downloaded")
+            archive = find_archive(split.folder.name.removeprefix("VOC"), split.name)
+            if not there or (archive is not None and is_half_unpacked(self.root, archive)):
+                wanted.append(archive_for(split.folder.name.removeprefix("VOC"), split.name))
+        if wanted:
+            download_voc(self.root, wanted)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Read and check all annotations that the stage ("fit", "validate", "test"; None: all) needs.
-
-        Raises:
-            InputError: Anything wrong with the files; for "fit", "test" and None also images that are in more than one
-                of the train, val and test splits, unless `allow_overlap`.
-        """
+    def _check_root(self) -> None:
         check_root(self.root)
-        if stage in (None, "fit", "test") and not self.allow_overlap:
-            check_overlap(
-                {part: [find_split(self.root, name) for name in names] for part, names in self.split_names.items()}
-            )
-        parts = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": []}
-        wanted = parts[stage] if stage else [part for part, names in self.split_names.items() if names]
-        for part in wanted:
-            self._dataset(part)
-        if stage is None or set(self._datasets) >= {part for part, names in self.split_names.items() if names}:
-            self._annotations = {}
 
-    def _dataset(self, part: str) -> VOCDetectionDataset:
-        if part not in self._datasets:
-            if not self.split_names[part]:
-                raise InputError(f"no {part} splits are given; set --data.{part}_splits")
-            self._datasets[part] = VOCDetectionDataset(
-                [find_split(self.root, name) for name in self.split_names[part]],
-                self.class_names,
-                build_augmentation(self.augmentation) if part == "train" else None,
-                self.seed,
-                self._annotations,
-            )
-        return self._datasets[part]
+    def _list_images(self, part: str, missing_ok: bool = False) -> list[Member]:
+        splits = [find_split(self.root, name) for name in self.split_names[part]]
+        there = [split for split in splits if split.path.is_file() or not missing_ok]
+        return [member for split in there for member in members_of(split, self._plain)]
 
-    @property
-    def train_dataset(self) -> VOCDetectionDataset:
-        return self._dataset("train")
+    def _list_annotated(self) -> list[Member]:
+        return annotated_members(self.root)
 
-    @property
-    def val_dataset(self) -> VOCDetectionDataset:
-        return self._dataset("val")
-
-    @property
-    def test_dataset(self) -> VOCDetectionDataset:
-        return self._dataset("test")
-
-    @property
-    def _world(self) -> tuple[int, int]:
-        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
-
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, Target]]:
-        """Shuffled; the last, smaller batch is left out unless the split is smaller than one batch over all ranks."""
-        world_size, rank = self._world
-        dataset = self.train_dataset
-        drop_last = len(dataset) >= self.batch_size * world_size
-        sampler = EpochSampler(dataset, world_size, rank, self.seed, drop_last)
-        self._resume_into(sampler)
-        return self._loader(dataset, sampler, self.batch_size, drop_last)
-
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, Target]]:
-        """Each image once over all ranks, in order."""
-        return self._eval_loader(self.val_dataset)
-
-    def test_dataloader(self) -> DataLoader[tuple[Tensor, Target]]:
-        """Each image once over all ranks, in order; raises `InputError` if no test splits are given."""
-        return self._eval_loader(self.test_dataset)
-
-    def _eval_loader(self, dataset: VOCDetectionDataset) -> DataLoader[tuple[Tensor, Target]]:
-        return self._loader(dataset, ShardSampler(dataset, *self._world), self.eval_batch_size, drop_last=False)
-
-    def _loader(
-        self, dataset: VOCDetectionDataset, sampler: Sampler[object], batch_size: int, drop_last: bool
-    ) -> DataLoader[tuple[Tensor, Target]]:
-        return DataLoader(
-            dataset,
-            batch_size=batch_size,
-            sampler=cast(Iterable[object], sampler),
-            num_workers=self.num_workers,
-            collate_fn=collate,
-            pin_memory=torch.cuda.is_available(),
-            drop_last=drop_last,
-            worker_init_fn=_limit_threads,
-            persistent_workers=self.num_workers > 0,
-        )
-
-    # ---- resuming in the middle of an epoch ----
-
-    def state_dict(self) -> dict[str, int]:
-        """Where training goes on: `epoch` and the number of its `batches` already done on each rank, with what these
-        numbers hang on (`batch_size`, `world_size`, `seed`, `images`)."""
-        if self.trainer is None or "train" not in self._datasets:
-            return {}
-        loop = self.trainer.fit_loop
-        epochs = cast(_ProcessedTracker, loop.epoch_progress.current)
-        # Not `completed`: Lightning raises that only after the hook in which checkpoints are written.
-        batches = cast(_ProcessedTracker, loop.epoch_loop.batch_progress.current).processed
-        epoch = epochs.processed
-        if epochs.started == epochs.processed:  # between two epochs
-            batches = 0
-        elif batches >= self.trainer.num_training_batches:  # all batches done, the epoch's end hooks not yet
-            epoch, batches = epoch + 1, 0
-        return {"epoch": epoch, "batches": batches, **self._resume_terms()}
-
-    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
-        """Remember where to go on; the next training loader starts there."""
-        self._resume = dict(state_dict)
-
-    def _resume_terms(self) -> dict[str, int]:
-        return {
-            "batch_size": self.batch_size,
-            "world_size": self._world[0],
-            "seed": self.seed,
-            "images": len(self.train_dataset),
-        }
-
-    def _resume_into(self, sampler: EpochSampler) -> None:
-        state, self._resume = self._resume, {}
-        if not state:
-            return
-        if state["batches"]:
-            changed = [
-                f"{key} {state[key]}, now {now}" for key, now in self._resume_terms().items() if state[key] != now
-            ]
-            if changed:
-                raise InputError(
-                    f"the checkpoint was written in the middle of epoch {state['epoch']} with {'; '.join(changed)}: "
-                    "resume with the same values, or from a checkpoint of an epoch's end"
-                )
-        sampler.resume(state["epoch"], state["batches"] * state["batch_size"])
-        if self.trainer is not None:
-            _start_new_epoch_if_finished(self.trainer)
-
-
-def _start_new_epoch_if_finished(trainer: pl.Trainer) -> None:
-    """With `max_steps`, Lightning 2.6 takes a checkpoint of an epoch's end for one of its middle and runs one epoch
-    without batches, which shifts all epoch numbers by one; tell its loops what it tells them under `max_epochs`."""
-    loop = trainer.fit_loop
-    epochs = cast(_ProcessedTracker, loop.epoch_progress.current)
-    if loop.restarting and epochs.ready == epochs.started == epochs.processed:
-        loop._restarting = False
-        loop.epoch_loop.restarting = False
+    def _read_members(self, members: Sequence[Member]) -> tuple[list[ImageRecord], list[InputError]]:
+        return read_members(members, self.class_names, self._store)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 import re
 import xml.etree.ElementTree as ElementTree  # only builds and writes; what is read goes through defusedxml
+from collections import Counter
 from dataclasses import dataclass
 from decimal import Context, Decimal
 from pathlib import Path
+from typing import Final
 
 import defusedxml.ElementTree
 import numpy as np
@@ -20,11 +22,18 @@ from defusedxml.common import DefusedXmlException
 
 from detector.errors import InputError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".JPG", ".JPEG", ".png", ".PNG", ".bmp", ".BMP", ".webp")
+IMAGE_SUFFIXES: Final = tuple(
+    f".{suffix}"
+    for form in ("jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff")
+    for suffix in (form, form.upper(), form.capitalize())
+)
+MAX_BYTES = 4_000_000  # of an annotation file; more than ten thousand objects
+MAX_PIXELS = 10**9  # along a side; whatever is beyond is no coordinate
 
 _COORDINATES = ("xmin", "ymin", "xmax", "ymax")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
-_INTEGER = re.compile(r"[+-]?\d{1,15}")
+_INTEGER = re.compile(r"[+-]?\d{1,9}")
+_CLASS_FLAG = re.compile(r"\s+(-1|0|1)$")
 # Shifting by 1 in decimal digits instead of binary floats makes write-then-read exact for every finite float.
 _EXACT = Context(prec=1200)
 _ONE = Decimal(1)
@@ -81,7 +90,30 @@ def read_annotation(path: str | Path) -> Annotation:
             non-numeric value, or a box whose xmax < xmin or ymax < ymin.
     """
     path = Path(path)
-    root = _parse(path)
+    return parse_annotation(read_annotation_bytes(path), path)
+
+
+def read_annotation_bytes(path: Path) -> bytes:
+    """The contents of an annotation file.
+
+    Raises:
+        InputError: A missing, unreadable or absurdly large file.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        raise InputError(f"{path}: no such annotation file") from error
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(data) > MAX_BYTES:
+        raise InputError(f"{path}: is larger than {MAX_BYTES // 10**6} MB, which no annotation of one image is")
+    return data
+
+
+def parse_annotation(data: bytes, path: Path) -> Annotation:
+    """As `read_annotation`, from the contents of `path`."""
+    root = _parse(data, path)
     size = root.find("size")
     width, height, depth = (_size_value(size, key, path) for key in ("width", "height", "depth"))
     return Annotation(
@@ -118,7 +150,8 @@ def write_annotation(annotation: Annotation, path: str | Path) -> None:
 def read_split(path: str | Path) -> list[str]:
     """Read the image names of a split file such as `ImageSets/Main/train.txt`, in file order.
 
-    Blank lines are skipped. Of a class split file ("name  1", "name -1") only the name is kept.
+    Blank lines are skipped. A name may contain blanks. Of a line of a class split file ("name  1", "name -1") only the
+    name is kept, unless the dataset annotates an image that is named as the whole line.
 
     Raises:
         InputError: if the file is missing (lists the split files that are there), unreadable, empty, or names an
@@ -132,13 +165,20 @@ def read_split(path: str | Path) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a text file of image names ({error})") from error
-    names = [line.split()[0] for line in lines if line.strip()]
+    annotations = path.parent.parent.parent / "Annotations"
+    names = [_split_name(line.strip(), annotations) for line in lines if line.strip()]
     if not names:
         raise InputError(f"{path}: the split file is empty; write one image name per line")
     if len(set(names)) < len(names):
-        twice = next(name for index, name in enumerate(names) if name in names[:index])
+        counts = Counter(names)
+        twice = next(name for name in names if counts[name] > 1)
         raise InputError(f"{path}: names the image {twice} more than once")
     return names
+
+
+def _split_name(line: str, annotations: Path) -> str:
+    flag = _CLASS_FLAG.search(line)
+    return line if flag is None or (annotations / f"{line}.xml").is_file() else line[: flag.start()]
 
 
 def clip_box(item: VOCObject, size: tuple[int, int], where: str) -> tuple[float, float, float, float]:
@@ -164,21 +204,24 @@ def _listed(names: list[str], limit: int = 12) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _parse(path: Path) -> ElementTree.Element:
+def _parse(data: bytes, path: Path) -> ElementTree.Element:
     try:
-        root: ElementTree.Element | None = defusedxml.ElementTree.fromstring(path.read_bytes())
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such annotation file") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+        root: ElementTree.Element | None = defusedxml.ElementTree.fromstring(data)
     except DefusedXmlException as error:
         raise InputError(f"{path}: declares XML entities, which are refused; write them out as text") from error
-    except (ElementTree.ParseError, LookupError, ValueError) as error:
-        raise InputError(f"{path}: not well-formed XML ({error})") from error
+    except (ElementTree.ParseError, LookupError, ValueError, TypeError, OverflowError) as error:
+        # An encoding that Python knows but that is none of text raises other than ParseError.
+        raise InputError(f"{path}: not well-formed XML ({_shown(str(error))})") from error
     if root is None or root.tag != "annotation":
-        found = "nothing" if root is None else f"<{root.tag}>"
+        found = "nothing" if root is None else f"<{_shown(root.tag)}>"
         raise InputError(f"{path}: the outermost element is {found}; a VOC file has <annotation>")
     return root
+
+
+def _shown(text: str) -> str:
+    """A text of a file as a message can hold it: in one line, and not longer than that."""
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else line[:57] + "..."
 
 
 def _text(node: ElementTree.Element, key: str) -> str:
@@ -190,8 +233,8 @@ def _size_value(size: ElementTree.Element | None, key: str, path: Path) -> int:
     if not text:
         return 0
     value = float(text) if _NUMBER.fullmatch(text) else math.nan
-    if not (value >= 0 and value.is_integer()):
-        raise InputError(f"{path}: <size> has {key} {text!r}; a whole number of pixels is needed")
+    if not (0 <= value <= MAX_PIXELS and value.is_integer()):
+        raise InputError(f"{path}: <size> has {key} {_shown(text)!r}; a whole number of pixels is needed")
     return int(value)
 
 
@@ -202,20 +245,21 @@ def _read_object(node: ElementTree.Element, index: int, path: Path) -> VOCObject
         raise InputError(f"{where} has no <name>")
     bndbox = node.find("bndbox")
     if bndbox is None:
-        raise InputError(f"{where} ({name}) has no <bndbox>")
-    x1, y1, x2, y2 = (_read_coordinate(bndbox, key, f"{where} ({name})") for key in _COORDINATES)
+        raise InputError(f"{where} ({_shown(name)}) has no <bndbox>")
+    where = f"{where} ({_shown(name)})"
+    x1, y1, x2, y2 = (_read_coordinate(bndbox, key, where) for key in _COORDINATES)
     # Compared in continuous coordinates: xmax >= xmin in the file is exactly a width of at least 1 here.
     for low, high, axis in ((x1, x2, "x"), (y1, y2, "y")):
         if high - low < 1 and Decimal(_text(bndbox, f"{axis}max")) < Decimal(_text(bndbox, f"{axis}min")):
             raise InputError(
-                f"{where} ({name}) has {axis}max {_text(bndbox, f'{axis}max')} below {axis}min "
-                f"{_text(bndbox, f'{axis}min')}; {axis}max must be at least {axis}min"
+                f"{where} has {axis}max {_shown(_text(bndbox, f'{axis}max'))} below {axis}min "
+                f"{_shown(_text(bndbox, f'{axis}min'))}; {axis}max must be at least {axis}min"
             )
     return VOCObject(
         name=name,
         box=(x1, y1, x2, y2),
-        difficult=_read_flag(node, "difficult", f"{where} ({name})"),
-        truncated=_read_flag(node, "truncated", f"{where} ({name})"),
+        difficult=_read_flag(node, "difficult", where),
+        truncated=_read_flag(node, "truncated", where),
         pose=_text(node, "pose") or "Unspecified",
     )
 
@@ -228,10 +272,10 @@ def _read_coordinate(bndbox: ElementTree.Element, key: str, where: str) -> float
     if _INTEGER.fullmatch(text):  # nearly all of VOC; the decimal route below gives the same value
         return float(int(text) - shift)
     value = math.nan
-    if _NUMBER.fullmatch(text):
+    if len(text) <= 400 and _NUMBER.fullmatch(text):  # a float written out has no more digits
         value = float(_EXACT.subtract(Decimal(text), _ONE)) if shift else float(text)
-    if not math.isfinite(value):
-        raise InputError(f"{where} has {key} {text!r}; a number is needed")
+    if not abs(value) <= MAX_PIXELS:
+        raise InputError(f"{where} has {key} {_shown(text)!r}; a number of pixels is needed")
     return value
 
 
@@ -243,7 +287,7 @@ def _read_flag(node: ElementTree.Element, key: str, where: str) -> bool:
         return True
     if key == "truncated":  # nothing is computed from it; tools write "Unspecified" and the like
         return False
-    raise InputError(f"{where} has {key} {text!r}; 0 or 1 is needed")
+    raise InputError(f"{where} has {key} {_shown(text)!r}; 0 or 1 is needed")
 
 
 def _write_object(root: ElementTree.Element, voc_object: VOCObject, index: int, path: Path) -> None:

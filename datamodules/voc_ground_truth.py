@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.voc_format import Annotation, clip_box, read_annotation, read_split
-from datamodules.voc_splits import VOC_CLASSES, Split, check_root, find_image, find_split, image_size, is_plain
+from datamodules.annotation_cache import AnnotationStore
+from datamodules.image_reading import frame, read_header
+from datamodules.voc_format import Annotation, clip_box, read_split
+from datamodules.voc_splits import VOC_CLASSES, Split, annotated_members, check_root, find_image, find_split, is_plain
 from detector.errors import InputError
 from detector.metrics.voc_ap import GroundTruth, IntArray
 
@@ -69,10 +71,11 @@ def read_ground_truth(
     ]
     names = tuple(stem for _, stem in members)
     _check_unique(names, splits, option)
+    store = AnnotationStore()
     if class_names is not None:
         classes = tuple(class_names)
     else:
-        classes = _names_in(root) if is_plain(root) else VOC_CLASSES
+        classes = _names_in(root, store) if is_plain(root) else VOC_CLASSES
     labels = {name: label for label, name in enumerate(classes, start=1)}
     if len(labels) < len(classes):
         raise InputError(f"--data.class_names names a class twice: {', '.join(classes)}")
@@ -80,10 +83,13 @@ def read_ground_truth(
     boxes: list[tuple[float, float, float, float]] = []
     sizes: list[tuple[int, int]] = []
     problems: list[InputError] = []
+    found = _annotations(members, store)
     for image_id, (split, stem) in enumerate(members):
         path = split.annotation_path(stem)
         try:
-            annotation = read_annotation(path)
+            annotation = found[split.folder][stem]
+            if isinstance(annotation, InputError):
+                raise annotation
             size = _size(annotation, split, stem, path)
             sizes.append((size[1], size[0]))
             for index, item in enumerate(annotation.objects):
@@ -121,13 +127,24 @@ def _check_unique(names: Sequence[str], splits: Sequence[str], option: str) -> N
         )
 
 
-def _names_in(folder: Path) -> tuple[str, ...]:
-    found: set[str] = set()
-    for path in sorted((folder / "Annotations").glob("*.xml")):
-        try:
-            found |= {item.name for item in read_annotation(path).objects}
-        except InputError:  # if it belongs to the splits it is reported when they are read
-            continue
+def _annotations(
+    members: Sequence[tuple[Split, str]], store: AnnotationStore
+) -> dict[Path, dict[str, Annotation | InputError]]:
+    stems: dict[Path, list[str]] = {}
+    for split, stem in members:
+        stems.setdefault(split.folder, []).append(stem)
+    return {folder: store.of(folder).annotations(names) for folder, names in stems.items()}
+
+
+def _names_in(folder: Path, store: AnnotationStore) -> tuple[str, ...]:
+    annotations = store.of(folder).annotations([member.stem for member in annotated_members(folder)])
+    # A bad file is left out: if it belongs to the splits it is reported when they are read.
+    found = {
+        item.name
+        for annotation in annotations.values()
+        if isinstance(annotation, Annotation)
+        for item in annotation.objects
+    }
     if not found:
         raise InputError(f"{folder}: no annotation names an object, so there are no classes")
     return tuple(sorted(found))
@@ -136,9 +153,9 @@ def _names_in(folder: Path) -> tuple[str, ...]:
 def _size(annotation: Annotation, split: Split, stem: str, path: Path) -> tuple[int, int]:
     stated = (annotation.width, annotation.height)
     try:
-        image = find_image(split.folder, stem)
+        image = find_image(split.folder, stem, annotation.file_name)
     except InputError:
         if min(stated) > 0:
             return stated
         raise InputError(f"{path}: states no image size, and the image is not there either") from None
-    return image_size(image)
+    return frame(read_header(image), stated)[0]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from PIL import Image
-
+from datamodules.made_splits import Member
 from datamodules.voc_format import IMAGE_SUFFIXES, read_split
 from detector.errors import InputError
 
@@ -84,58 +82,44 @@ def find_split(root: Path, name: str) -> Split:
     return next(iter(with_file or [split for split in splits if split.folder.is_dir()]), splits[-1])
 
 
-def check_overlap(parts: Mapping[str, Sequence[Split]]) -> None:
-    """Check that no image is in two parts; split files that are not there are left out.
-
-    Args:
-        parts: Splits by what they are for: "train", "val", "test".
+def members_of(split: Split, plain: bool) -> list[Member]:
+    """The images that a split file names.
 
     Raises:
-        InputError: Names two parts, how many images they share, and the first of these.
+        InputError: as `read_split`.
     """
-    images = {part: _images(splits) for part, splits in parts.items()}
-    for (first, ours), (second, theirs) in itertools.combinations(images.items(), 2):
-        shared = [stem for key, stem in ours.items() if key in theirs]
-        if shared:
-            names = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
-            raise InputError(
-                f"--data.{first}_splits and --data.{second}_splits share {len(shared)} images ({names}), so numbers "
-                f"on {second} would not be those of unseen images; name splits without common images, or accept it by "
-                "--data.allow_overlap true"
-            )
+    return _members(split.folder, read_split(split.path), split.path, plain)
 
 
-def _images(splits: Sequence[Split]) -> dict[tuple[Path, str], str]:
-    present = [split for split in splits if split.path.is_file()]
-    return {(split.folder.resolve(), stem): stem for split in present for stem in read_split(split.path)}
+def annotated_members(folder: Path) -> list[Member]:
+    """All images with an annotation in a dataset folder, by name."""
+    annotations = folder / "Annotations"
+    paths = [path.relative_to(annotations) for path in annotations.rglob("*.xml") if not path.name.startswith(".")]
+    stems = sorted(path.with_suffix("").as_posix() for path in paths)
+    return _members(folder, stems, annotations, plain=True)
 
 
-def find_image(folder: Path, stem: str) -> Path:
-    """The image `stem` in `folder`/JPEGImages, .jpg before other suffixes.
+def _members(folder: Path, stems: Sequence[str], source: Path, plain: bool) -> list[Member]:
+    # Years hold equal names of different images.
+    return [Member(stem if plain else f"{folder.name}/{stem}", folder, stem, source) for stem in stems]
+
+
+def find_image(folder: Path, stem: str, stated: str = "") -> Path:
+    """The image `stem` in `folder`/JPEGImages, .jpg before other suffixes, which may be in capitals.
+
+    Args:
+        folder: of the dataset.
+        stem: name of the annotation file, which is what counts.
+        stated: the file name that the annotation states, which is only mentioned.
 
     Raises:
         InputError: if there is none.
     """
+    images = folder / "JPEGImages"
     for suffix in IMAGE_SUFFIXES:
-        path = folder / "JPEGImages" / f"{stem}{suffix}"
+        path = images / f"{stem}{suffix}"
         if path.is_file():
             return path
-    raise InputError(f"{folder / 'JPEGImages' / stem}.jpg: no such image (nor .jpeg or .png), but a split names it")
-
-
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in stored pixels, from the file's header.
-
-    Raises:
-        InputError: if the file is no readable image.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not a readable image ({brief(error)})") from error
-
-
-def brief(error: Exception) -> str:
-    """The message of an error in one line; its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__
+    base = stated.replace("\\", "/").rsplit("/", 1)[-1]
+    hint = f"; its annotation states {base}, which is there: rename it" if base and (images / base).is_file() else ""
+    raise InputError(f"{images / stem}.jpg: no such image (nor .jpeg or .png), but a split names it{hint}")

@@ -139,9 +139,9 @@ class AlternatingTraining(nn.Module):
             output = network.rpn(network.backbone(batch.tensors))
             return model.with_total(network.rpn.losses(output, batch, truths, model.difficult))
         proposals, features = self._propose(batch)
-        sampled = model.roi_heads.sample_rois(proposals, truths, model.difficult)
         if self.proposer is not None:
             features = model.backbone(batch.tensors)
+        sampled = model.roi_heads.sample_rois(proposals, truths, model.difficult, features)
         logits, deltas = model.roi_heads(features, [rois.boxes for rois in sampled])
         return model.with_total(model.roi_heads.losses(logits, deltas, sampled))
 

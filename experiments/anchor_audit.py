@@ -167,7 +167,7 @@ def audit(
     matches, rows = [], _ShapeTotals()
     for view in views:
         lattices, used = view.lattices_and_windows(anchors, strides)
-        found = match_objects(lattices, used, view.boxes, view.image, rpn.positive_iou, rpn.best_per_object)
+        found = match_objects(lattices, used, view.boxes, view.image, rpn.positive_iou, bool(rpn.best_per_object))
         rows.add(lattices, view.sizes, found)
         matches.append(found)
     best = np.concatenate([found.best_iou for found in matches])
@@ -248,7 +248,7 @@ def _coverage(best: Array, repeats: int, rpn: RPNConfig) -> Coverage:
         mean_best_iou=_mean(best),
         share_iou_50=_mean(best >= np.float32(0.5)),
         share_iou_70=_mean(best >= np.float32(0.7)),
-        share_rescued=_mean(low & (best > 0) & rpn.best_per_object),
+        share_rescued=_mean(low & (best > 0) & bool(rpn.best_per_object)),
         share_without_positive=_mean(best == 0 if rpn.best_per_object else low),
         share_without_anchor=_mean(best == 0),
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 
-from datamodules.voc_splits import image_size
+from datamodules.image_reading import image_size
 from experiments.anchor_audit import AuditResult, audit
 from experiments.training_view import Array
 

@@ -212,11 +212,9 @@ def _anchor_lines(result: AuditResult) -> list[str]:
             f"{anchor.stride:6}  {anchor.scale:6g}  {anchor.aspect_ratio:6g}   {sides:>14}   "
             f"{_percent(anchor.legal_share)}   {anchor.images_without:8} images   {shares}"
         )
-    used = "it is used elsewhere, too, since" if result.straddling == "keep" else "it is used nowhere else, since"
-    return [
-        *lines,
-        f"(legal: the share of locations at which it is inside the image; {used} straddling: {result.straddling})",
-    ]
+    rule = "trained only there" if result.straddling == "drop" else "trained elsewhere, too"
+    note = f"(legal: share of locations at which it is inside the image; straddling {result.straddling}: {rule})"
+    return [*lines, note]
 
 
 def _coverage_lines(result: AuditResult) -> list[str]:

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import yaml
@@ -12,7 +12,6 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveCon
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from datamodules.voc_datamodule import VOCDataModule
 from detector.callbacks.best_checkpoint import BestCheckpoint
 from detector.callbacks.detection_images import DetectionImages
 from detector.callbacks.progress import LossProgressBar
@@ -22,6 +21,7 @@ from detector.callbacks.throughput import Throughput
 from detector.errors import InputError
 from detector.lightning_module import FasterRCNNModule, read_checkpoint
 from experiments.anchor_warnings import AnchorWarnings
+from experiments.data_format import DATA_FORMATS, find_data_format
 from experiments.result_files import write_devkit_results
 from experiments.run_folder import ENVIRONMENT_VARIABLE, choose_run_folder, run_folder_of
 
@@ -53,6 +53,12 @@ class DetectorCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Where the run is written, and class names from the data to the model."""
+        parser.add_argument(
+            "--data_format",
+            type=Literal["voc", "coco"],
+            default="voc",
+            help="Format of the dataset, which decides what --data options there are: voc (XML) or coco (JSON).",
+        )
         parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of all runs.")
         parser.add_argument(
             "--experiment",
@@ -75,6 +81,12 @@ class DetectorCLI(LightningCLI):
                 help="Folder for the detections as the VOC devkit reads them: comp4_det_test_<class>.txt.",
             )
         return parser
+
+    def instantiate_classes(self) -> None:
+        """Tell the data where the run keeps the lists of splits that are made."""
+        super().instantiate_classes()
+        if not self.config[self.subcommand].trainer.fast_dev_run:
+            self.datamodule.splits_folder = self.run_folder / "splits"
 
     def after_test(self) -> None:
         """Write the devkit's files, if asked to."""
@@ -151,16 +163,17 @@ def run_lightning(arguments: list[str]) -> None:
 
     A validation or test without `--config` takes the configuration of its checkpoint's run.
     """
+    rest = [*_config_of_checkpoint(arguments[1:]), *arguments[1:]]
     DetectorCLI(
         FasterRCNNModule,
-        VOCDataModule,
+        DATA_FORMATS[find_data_format(rest)],
         save_config_callback=ConfigFile,
         seed_everything_default=0,
         trainer_defaults=dict(TRAINER_DEFAULTS),
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
         parser_kwargs={"exit_on_error": False},
-        args=[arguments[0], *_config_of_checkpoint(arguments[1:]), *arguments[1:]],
+        args=[arguments[0], *rest],
     )
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.io import write_jpeg
 
+from datamodules.detection_datamodule import collate
 from datamodules.image_files import ImageFiles, find_images
-from datamodules.voc_datamodule import collate
 from detector.callbacks.drawing import draw_detections
 from detector.callbacks.run_files import coco_results, write_json
 from detector.errors import InputError

@@ -175,3 +175,14 @@ def metrics_of() -> Callable[[Path], dict[str, Any]]:
         return metrics
 
     return read
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Parsed annotations are kept in a folder of the test session, not in the user's."""
+    before = os.environ.get("FRCNN_CACHE_DIR")
+    os.environ["FRCNN_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("FRCNN_CACHE_DIR")
+    if before is not None:
+        os.environ["FRCNN_CACHE_DIR"] = before

@@ -1,5 +1,6 @@
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -255,19 +256,31 @@ def test_class_order_can_be_given(plain):
     assert data.train_dataset.target(4)["labels"].tolist() == [3, 1]
 
 
-def test_download_fetches_what_is_missing_and_finds_it(tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def no_network(monkeypatch) -> list[download.Archive]:
+    """The archives that would have been fetched; unpacking one gives a dataset of one image."""
     fetched = []
 
-    def fake(url, download_root, filename, md5):
-        fetched.append((url, filename, md5))
-        folder = Path(download_root) / "VOCdevkit" / "VOC2007"
-        stem = "000002" if "test" in filename else "000001"
+    def fetch(archive, root):
+        fetched.append(archive)
+        (root / archive.file_name).touch()
+
+    def unpack(path, root):
+        folder = Path(root) / "VOCdevkit" / "VOC2007"
+        stem = "000002" if "test" in Path(path).name else "000001"
         _image(folder, f"{stem}.jpg")
         _annotate(folder, stem, CAT)
-        for name in ["test"] if "test" in filename else ["train", "val", "trainval"]:
+        for name in ["test"] if "test" in Path(path).name else ["train", "val", "trainval"]:
             _split(folder, name, [stem])
 
-    monkeypatch.setattr(download, "download_and_extract_archive", fake)
+    monkeypatch.setattr(download, "_fetch", fetch)
+    monkeypatch.setattr(download, "check_integrity", lambda path, md5: True)
+    monkeypatch.setattr(download, "extract_archive", unpack)
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**12))
+    return fetched
+
+
+def test_download_fetches_what_is_missing_and_finds_it(tmp_path, no_network, capsys):
     root = tmp_path / "new" / "data"
     changes = {"train_splits": ["2007_train"], "val_splits": ["2007_val"], "test_splits": ["2007_test"]}
     data = _module(root, download=True, **changes)
@@ -277,18 +290,39 @@ def test_download_fetches_what_is_missing_and_finds_it(tmp_path, monkeypatch, ca
     data.setup("test")
     assert data.test_dataset.file_names == ["000002.jpg"]
     expected = [DATASET_YEAR_DICT["2007"], DATASET_YEAR_DICT["2007-test"]]
-    assert fetched == [(item["url"], item["filename"], item["md5"]) for item in expected]
+    assert [(archive.url, archive.file_name, archive.md5) for archive in no_network] == [
+        (item["url"], item["filename"], item["md5"]) for item in expected
+    ]
     printed = capsys.readouterr()
     assert "0.91 GB" in printed.err and not printed.out
     _module(root, download=True, **changes).prepare_data()
-    assert len(fetched) == 2
+    assert len(no_network) == 2
 
 
-def test_failed_download_says_what_to_do(tmp_path, monkeypatch):
-    def fake(*_args, **_kwargs):
+def test_half_unpacked_archive_is_unpacked_again(tmp_path, no_network, monkeypatch):
+    changes = {"train_splits": ["2007_train"], "val_splits": ["2007_val"]}
+    unpack = download.extract_archive
+
+    def cut_off(path, root):
+        _split(Path(root) / "VOCdevkit" / "VOC2007", "train", ["000001"])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(download, "extract_archive", cut_off)
+    with pytest.raises(InputError, match="no space left"):
+        _module(tmp_path, download=True, **changes).prepare_data()
+    monkeypatch.setattr(download, "extract_archive", unpack)
+    data = _module(tmp_path, download=True, **changes)
+    data.prepare_data()
+    data.setup("validate")
+    assert data.val_dataset.file_names == ["000001.jpg"]
+    assert len(no_network) == 1  # unpacked again, not fetched again
+
+
+def test_failed_download_says_what_to_do(tmp_path, no_network, monkeypatch):
+    def fetch(archive, root):
         raise OSError("no route\nto host")
 
-    monkeypatch.setattr(download, "download_and_extract_archive", fake)
+    monkeypatch.setattr(download, "_fetch", fetch)
     data = _module(tmp_path, download=True, train_splits=["2012_train"], val_splits=["2012_val"])
     with pytest.raises(InputError) as caught:
         data.prepare_data()

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.voc_format import Annotation, VOCObject, read_annotation, read_split, write_annotation
+from datamodules.voc_format import Annotation, VOCObject, clip_box, read_annotation, read_split, write_annotation
 from detector.errors import InputError
 
 HAND_WRITTEN = """<annotation>
@@ -86,6 +86,38 @@ def test_write_then_read_is_the_identity(tmp_path_factory, annotation):
     path = tmp_path_factory.getbasetemp() / "identity.xml"
     write_annotation(annotation, path)
     assert read_annotation(path) == annotation
+
+
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (1, 1), (3, 7)])
+def test_boxes_at_all_corners_come_back(tmp_path, width, height):
+    right, bottom = float(width), float(height)
+    boxes = [
+        (0.0, 0.0, 1.0, 1.0),
+        (right - 1, 0.0, right, 1.0),
+        (0.0, bottom - 1, 1.0, bottom),
+        (right - 1, bottom - 1, right, bottom),
+        (0.0, 0.0, right, bottom),
+    ]
+    annotation = Annotation("a.jpg", width, height, tuple(VOCObject("cat", box) for box in boxes))
+    write_annotation(annotation, tmp_path / "a.xml")
+    assert read_annotation(tmp_path / "a.xml") == annotation
+    for item in annotation.objects:
+        assert clip_box(item, (width, height), "here") == item.box
+
+
+@pytest.mark.parametrize("value", ["1e10", "1000000001", "-1e300", "9" * 500])
+def test_numbers_that_are_no_coordinates_are_refused(tmp_path, value):
+    box = f"<xmin>1</xmin><ymin>2</ymin><xmax>{value}</xmax><ymax>4</ymax>"
+    with pytest.raises(InputError, match=r"object 1 \(cat\) has xmax '.{1,60}'; a number of pixels") as caught:
+        read_annotation(_write(tmp_path, _object(box=box)))
+    assert len(str(caught.value)) < len(str(tmp_path)) + 150
+    with pytest.raises(InputError, match="<size> has width"):
+        read_annotation(_write(tmp_path, f"<annotation><size><width>{value}</width></size></annotation>"))
+
+
+def test_oversized_files_are_not_parsed(tmp_path):
+    with pytest.raises(InputError, match="larger than 4 MB"):
+        read_annotation(_write(tmp_path, "<annotation>" + " " * 4_000_000 + "</annotation>"))
 
 
 def test_what_may_be_missing_gets_defaults(tmp_path):

@@ -1,5 +1,6 @@
-"""The published worked example beyond matching (test_sampling.py) and objectness (test_rpn.py): an image of 800 x 800 with
-two objects, stride 16, VGG16. Its shapes, and an error in its source that is no convention.
+"""The published worked example beyond matching (test_sampling.py) and objectness (test_rpn.py).
+
+An image of 800 x 800 with two objects, stride 16, VGG16: its shapes, and an error in its source that is no convention.
 """
 
 import pytest
@@ -24,8 +25,10 @@ COLUMN_BY_COLUMN = [
 
 
 def test_the_published_indices_follow_from_columns_first() -> None:
-    """The tutorial lists locations column by column, while the RPN head's map is flattened row by row: its labels lie at
-    other places than its predictions. The same rule on transposed locations gives its indices and only those."""
+    """The tutorial lists locations column by column, while the RPN head's map is flattened row by row.
+
+    So its labels lie at other places than its predictions. The same rule on transposed locations gives its indices.
+    """
     cell = base_anchors(AnchorConfig([8, 16, 32], [0.5, 1, 2], order="ratio_major"))
     steps = torch.arange(50) * 16.0 + 8
     x, y = torch.meshgrid(steps, steps, indexing="ij")  # x slowest

@@ -112,6 +112,9 @@ def test_first_line_is_the_command_that_runs_it(resolve, path):
                 assert options[f"{part}.{key}"] == value
                 compared += 1
     for part, section in file["model"].items():
+        if not isinstance(section, dict):
+            assert options[f"model.{part}"] == section
+            continue
         for key, value in section.items():
             if f"model.{part}.{key}" not in given:
                 assert options[f"model.{part}.{key}"] == value

@@ -1,0 +1,178 @@
+"""CocoDataModule: which images and annotations, in COCO's JSON format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from datamodules.coco_format import CocoFile, CocoImage, read_coco
+from datamodules.detection_datamodule import DetectionDataModule
+from datamodules.detection_dataset import ImageRecord
+from datamodules.image_reading import ImageHeader, frame
+from datamodules.made_splits import Member
+from datamodules.voc_format import VOCObject, clip_box
+from detector.errors import InputError
+
+PLACES: Final = ("annotations/{}.json", "annotations/instances_{}.json", "{}.json", "{}/_annotations.coco.json")
+
+
+class CocoDataModule(DetectionDataModule):
+    """Images and boxes in COCO's JSON format. A region marked `iscrowd` is read as a difficult object.
+
+    Args:
+        root: Folder that the other paths are relative to.
+        train_splits: Annotation files to train on: a path such as annotations/instances_train2017.json, or a short name
+            such as train2017, which is looked for as annotations/train2017.json, annotations/instances_train2017.json,
+            train2017.json and train2017/_annotations.coco.json.
+        val_splits: Annotation files to validate on; with val_fraction none.
+        test_splits: Annotation files to test on; never taken from the others.
+        image_dirs: Folders that the file names of images are relative to, tried one after the other; default: the
+            annotation file's own, the one of the split's name (train2017 for instances_train2017.json), images/ and
+            root.
+        class_names: Class names in label order; default: the categories by ascending id.
+        options: Those of `DetectionDataModule`.
+
+    Raises:
+        InputError: for missing or bad annotation files and bad values; `setup` raises it for anything wrong with the
+            images.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        train_splits: list[str] | None = None,
+        val_splits: list[str] | None = None,
+        test_splits: list[str] | None = None,
+        image_dirs: list[str] | None = None,
+        class_names: list[str] | None = None,
+        **options: Any,
+    ) -> None:
+        splits = {"train": train_splits or [], "val": val_splits or [], "test": test_splits or []}
+        super().__init__(root, splits, **options)
+        self.image_dirs = image_dirs
+        self._files: dict[Path, CocoFile] = {}
+        self._check_root()
+        if self.val_fraction is not None and not self.split_names["train"]:
+            raise InputError(
+                "--data.val_fraction divides the images of --data.train_splits, which is empty; name at least one file"
+            )
+        self._set_class_names(class_names)
+
+    def _check_root(self) -> None:
+        if not self.root.is_dir():
+            raise InputError(f"--data.root {self.root}: no such folder")
+
+    def _find_class_names(self) -> list[str]:
+        names = dict.fromkeys(name for splits in self.split_names.values() for name in splits)
+        files = [self._file(path) for path in map(self._find_file, names)]
+        found = list(dict.fromkeys(category for file in files for category in file.categories))
+        if not found:
+            raise InputError(f"{files[0].path}: names no categories, so there are no classes")
+        return found
+
+    def _find_file(self, name: str) -> Path:
+        candidates = [self.root / name, *(self.root / place.format(name) for place in PLACES)]
+        for path in candidates:
+            if path.is_file():
+                return path
+        there = [*self.root.glob("*.json"), *self.root.glob("*/*.json")]
+        present = sorted(path.relative_to(self.root).as_posix() for path in there)
+        listed = ", ".join(present[:8]) + (f" and {len(present) - 8} more" if len(present) > 8 else "")
+        raise InputError(f"{self.root / name}: no such annotation file; {self.root} holds {listed or 'no JSON file'}")
+
+    def _file(self, path: Path) -> CocoFile:
+        if path not in self._files:
+            self._files[path] = read_coco(path)
+        return self._files[path]
+
+    def _list_images(self, part: str, missing_ok: bool = False) -> list[Member]:
+        paths = []
+        for name in self.split_names[part]:
+            try:
+                paths.append(self._find_file(name))
+            except InputError:
+                if not missing_ok:
+                    raise
+        members: list[Member] = []
+        for path in paths:
+            prefix = (
+                f"{_split_name(path)}/" if len(paths) > 1 else ""
+            )  # two files may hold equal names of different images
+            folders = self._image_folders(path)
+            for name in self._file(path).images:
+                # Nearly always the folder of the image before.
+                folder = next((folder for folder in folders if (folder / name).is_file()), folders[0])
+                folders.insert(0, folders.pop(folders.index(folder)))
+                members.append(Member(prefix + name, folder, name, path))
+        return members
+
+    def _image_folders(self, path: Path) -> list[Path]:
+        if self.image_dirs is not None:
+            if not self.image_dirs:
+                raise InputError("--data.image_dirs is empty; name at least one folder, or leave the option out")
+            return [self.root / folder for folder in self.image_dirs]
+        split = _split_name(path)
+        return [path.parent, self.root / split, self.root / "images" / split, self.root / "images", self.root]
+
+    def _list_annotated(self) -> list[Member]:
+        return []
+
+    def _read_members(self, members: Sequence[Member]) -> tuple[list[ImageRecord], list[InputError]]:
+        headers = self._store.of(self.root).headers(member.folder / member.stem for member in members)
+        labels = {name: index + 1 for index, name in enumerate(self.class_names)}
+        records: list[ImageRecord] = []
+        problems: list[InputError] = []
+        seen: set[Path] = set()
+        for source, group in groupby(members, key=lambda member: member.source):
+            images = self._file(source).images
+            for member in group:
+                path = member.folder / member.stem
+                try:
+                    if path in seen:
+                        raise InputError(f"{source}: names {path}, which another of the splits names too")
+                    record = _record(member, images[member.stem], headers[path], labels)
+                except InputError as problem:
+                    problems.append(problem)
+                    continue
+                seen.add(path)
+                records.append(record)
+        return records, problems
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._files = {}
+
+
+def _split_name(path: Path) -> str:
+    return path.parent.name if path.name == "_annotations.coco.json" else path.stem.removeprefix("instances_")
+
+
+def _record(
+    member: Member, image: CocoImage, header: ImageHeader | InputError, labels: Mapping[str, int]
+) -> ImageRecord:
+    path = member.folder / member.stem
+    if isinstance(header, InputError):
+        if not path.is_file():
+            raise InputError(f"{path}: no such image, but {member.source} names it (--data.image_dirs)")
+        raise header
+    size, upright = frame(header, (image.width, image.height))
+    boxes = np.zeros((len(image.objects), 4), np.float32)
+    for row, item in enumerate(image.objects):
+        where = f"{member.source}: annotations[{item.index}] ({item.category}, {member.stem})"
+        if item.category not in labels:
+            raise InputError(
+                f"{where} is of a category that is no known class (--data.class_names): {', '.join(labels)}"
+            )
+        boxes[row] = clip_box(VOCObject(item.category, item.box), size, where)
+    return ImageRecord(
+        path=path,
+        name=member.stem,
+        boxes=boxes,
+        labels=np.array([labels[item.category] for item in image.objects], dtype=np.int64),
+        difficult=np.array([item.crowd for item in image.objects], dtype=np.bool_),
+        upright=upright,
+    )

@@ -1,0 +1,338 @@
+"""DetectionDataModule: what training and evaluation do with images and boxes of any format, exact under workers, ranks
+and resumed runs."""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, cast
+
+import cv2
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loops.progress import _ProcessedTracker
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from datamodules.annotation_cache import AnnotationStore
+from datamodules.augmentations import build_augmentation
+from datamodules.detection_dataset import DetectionDataset, ImageRecord, Target, raise_first
+from datamodules.made_splits import Member, check_overlap, divide, keep_lists, read_lists
+from datamodules.samplers import EpochSampler, ShardSampler
+from detector.errors import InputError
+
+Batch = tuple[list[Tensor], list[Target]]
+PARTS: Final = ("train", "val", "test")
+
+
+def collate(samples: list[tuple[Tensor, Target]]) -> Batch:
+    """Samples -> (images, targets), as lists: images differ in size."""
+    return [image for image, _ in samples], [target for _, target in samples]
+
+
+def _limit_threads(_worker: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+class DetectionDataModule(pl.LightningDataModule):
+    """Data loaders over images and boxes. A format derives from this, says where its images and annotations are, and
+    calls `_set_class_names` at the end of its construction. A run that has a folder sets `splits_folder`, where the
+    lists of made splits are kept and looked for.
+
+    Args:
+        root: Folder of the dataset.
+        split_names: Splits by part ("train", "val", "test"), in the format's own terms.
+        augmentation: Training augmentation: none, flip, photometric or ssd_crop.
+        batch_size: Training images per process and step.
+        eval_batch_size: Evaluation images per process and step; default: batch_size.
+        num_workers: Worker processes per data loader.
+        seed: Seed of order and augmentation; default: seed_everything's, else 0.
+        val_fraction: Share of the images of train_splits, or without these of all annotated images, to validate on
+            instead of training on them, for datasets without a validation split. Which ones depends on their names and
+            split_seed; a run keeps the lists in its folder, under splits/.
+        split_seed: Another one divides the images otherwise; apart from seed, so that several runs validate on the same
+            images.
+        annotation_cache: Folder to keep parsed annotations in, or the word none; default: the environment variable
+            FRCNN_CACHE_DIR, else ~/.cache/frcnn.
+        allow_overlap: Accept images that are in more than one of train_splits, val_splits and test_splits. Without it
+            training and testing refuse them, because a number on images that were trained on, or that a checkpoint was
+            chosen by, is not one on unseen images. Where only two sets of images exist, validate on the second and
+            give no test_splits.
+
+    Raises:
+        InputError: for bad values; `setup` raises it for anything wrong with the files.
+    """
+
+    class_names: list[str]
+
+    def __init__(
+        self,
+        root: str,
+        split_names: Mapping[str, list[str]],
+        augmentation: str = "flip",
+        batch_size: int = 2,
+        eval_batch_size: int | None = None,
+        num_workers: int = 2,
+        seed: int | None = None,
+        val_fraction: float | None = None,
+        split_seed: int = 0,
+        annotation_cache: str | None = None,
+        allow_overlap: bool = False,
+    ) -> None:
+        super().__init__()
+        # Fewer evaluation images than ranks leave a rank without any, which Lightning refuses unless told so.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.root = Path(root).expanduser()
+        self.split_names = {part: list(split_names.get(part, [])) for part in PARTS}
+        self.augmentation = augmentation
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.num_workers = num_workers
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
+        self.val_fraction = val_fraction
+        self.split_seed = split_seed
+        self.splits_folder: Path | None = None
+        self.allow_overlap = allow_overlap
+        self._check_values()
+        self._store = AnnotationStore(annotation_cache)
+        self._made: dict[str, list[Member]] = {}
+        self._new_lists: dict[str, list[str]] = {}
+        self._datasets: dict[str, DetectionDataset] = {}
+        self._resume: dict[str, int] = {}
+
+    # ---- what a format says ----
+
+    @abstractmethod
+    def _find_class_names(self) -> list[str]:
+        """The classes where none are given, in label order."""
+
+    @abstractmethod
+    def _check_root(self) -> None:
+        """Raise InputError unless the dataset is there."""
+
+    @abstractmethod
+    def _list_images(self, part: str, missing_ok: bool = False) -> list[Member]:
+        """The images that the splits of "train", "val" or "test" name, in order.
+
+        Args:
+            part: its splits are `self.split_names[part]`; none: no images.
+            missing_ok: leave out splits that are not there instead of raising InputError.
+        """
+
+    @abstractmethod
+    def _list_annotated(self) -> list[Member]:
+        """All annotated images, to be divided where no splits are named."""
+
+    @abstractmethod
+    def _read_members(self, members: Sequence[Member]) -> tuple[list[ImageRecord], list[InputError]]:
+        """The images, in order, and what is wrong with those that are left out."""
+
+    def _forget(self) -> None:
+        """Free what was only needed for reading."""
+        self._store.forget()
+
+    # ---- what is common ----
+
+    def _check_values(self) -> None:
+        for key, least in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0), ("seed", 0)):
+            if getattr(self, key) < least:
+                raise InputError(f"--data.{key} is {getattr(self, key)}; it must be at least {least}")
+        if self.val_fraction is None:
+            for part in ("train", "val"):
+                if not self.split_names[part]:
+                    raise InputError(
+                        f"--data.{part}_splits is empty; name at least one split, or have splits made, for example by "
+                        "--data.val_fraction 0.2"
+                    )
+        elif not 0 < self.val_fraction < 1:
+            raise InputError(f"--data.val_fraction is {self.val_fraction}; it must be between 0 and 1")
+        elif self.split_names["val"]:
+            raise InputError(
+                "--data.val_fraction takes images to validate on from those to train on, but --data.val_splits is "
+                f"[{', '.join(self.split_names['val'])}]; give one of the two"
+            )
+        build_augmentation(self.augmentation)
+
+    def _set_class_names(self, given: list[str] | None) -> None:
+        self.class_names = list(given) if given else self._find_class_names()
+        if len(set(self.class_names)) < len(self.class_names):
+            raise InputError(f"--data.class_names names a class twice: {', '.join(self.class_names)}")
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and check all annotations that the stage ("fit", "validate", "test"; None: all) needs.
+
+        Raises:
+            InputError: Anything wrong with the files; for "fit", "test" and None also images that are in more than one
+                of the train, val and test splits, unless `allow_overlap`.
+        """
+        self._check_root()
+        if stage in (None, "fit", "test") and not self.allow_overlap:
+            check_overlap({part: self._members(part, missing_ok=True) for part in self._given()})
+        parts = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": []}
+        for part in parts[stage] if stage else self._given():
+            self._dataset(part)
+        if self._new_lists:  # not before all else is well: a failed start leaves no run folder
+            keep_lists(self.splits_folder, self._new_lists, self._made_by)
+            self._new_lists = {}
+        if stage is None or set(self._datasets) >= set(self._given()):
+            self._forget()
+
+    def _given(self) -> list[str]:
+        """The parts that there are."""
+        return [
+            part
+            for part, names in self.split_names.items()
+            if names or (self.val_fraction is not None and part in ("train", "val"))
+        ]
+
+    def _dataset(self, part: str) -> DetectionDataset:
+        if part not in self._datasets:
+            if part not in self._given():
+                raise InputError(f"no {part} splits are given; set --data.{part}_splits")
+            records, problems = self._read_members(self._members(part))
+            raise_first(problems)
+            augmentation = build_augmentation(self.augmentation) if part == "train" else None
+            self._datasets[part] = DetectionDataset(records, self.class_names, augmentation, self.seed)
+        return self._datasets[part]
+
+    def _members(self, part: str, missing_ok: bool = False) -> list[Member]:
+        """The images of a part, made or listed."""
+        if self.val_fraction is None or part == "test":
+            return self._list_images(part, missing_ok)
+        if not self._made:
+            self._made = self._divide(self.val_fraction)
+        return self._made[part]
+
+    def _divide(self, val_fraction: float) -> dict[str, list[Member]]:
+        """Images to train and to validate on: as this run had them before, else made now."""
+        images = {member.name: member for member in self._to_divide()}
+        folder = self.splits_folder
+        lists = read_lists(folder, self._made_by) if folder is not None else None
+        if lists is None:
+            train, val = divide(list(images), val_fraction, self.split_seed)
+            lists = self._new_lists = {"train": train, "val": val}
+        gone = [name for names in lists.values() for name in names if name not in images]
+        if gone:
+            raise InputError(f"{folder}: {len(gone)} images of this run's splits ({gone[0]}) are not in the dataset")
+        return {part: [images[name] for name in names] for part, names in lists.items()}
+
+    @property
+    def _made_by(self) -> dict[str, float | None]:
+        return {"val_fraction": self.val_fraction, "split_seed": self.split_seed}
+
+    def _to_divide(self) -> list[Member]:
+        if self.split_names["train"]:
+            return self._list_images("train")
+        tested = {(member.folder, member.stem) for member in self._list_images("test", missing_ok=True)}
+        return [member for member in self._list_annotated() if (member.folder, member.stem) not in tested]
+
+    @property
+    def train_dataset(self) -> DetectionDataset:
+        return self._dataset("train")
+
+    @property
+    def val_dataset(self) -> DetectionDataset:
+        return self._dataset("val")
+
+    @property
+    def test_dataset(self) -> DetectionDataset:
+        return self._dataset("test")
+
+    @property
+    def _world(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, Target]]:
+        """Shuffled; the last, smaller batch is left out unless the split is smaller than one batch over all ranks."""
+        world_size, rank = self._world
+        dataset = self.train_dataset
+        drop_last = len(dataset) >= self.batch_size * world_size
+        sampler = EpochSampler(dataset, world_size, rank, self.seed, drop_last)
+        self._resume_into(sampler)
+        return self._loader(dataset, sampler, self.batch_size, drop_last)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, Target]]:
+        """Each image once over all ranks, in order."""
+        return self._eval_loader(self.val_dataset)
+
+    def test_dataloader(self) -> DataLoader[tuple[Tensor, Target]]:
+        """Each image once over all ranks, in order; raises `InputError` if no test splits are given."""
+        return self._eval_loader(self.test_dataset)
+
+    def _eval_loader(self, dataset: DetectionDataset) -> DataLoader[tuple[Tensor, Target]]:
+        return self._loader(dataset, ShardSampler(dataset, *self._world), self.eval_batch_size, drop_last=False)
+
+    def _loader(
+        self, dataset: DetectionDataset, sampler: Sampler[object], batch_size: int, drop_last: bool
+    ) -> DataLoader[tuple[Tensor, Target]]:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=cast(Iterable[object], sampler),
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            pin_memory=torch.cuda.is_available(),
+            drop_last=drop_last,
+            worker_init_fn=_limit_threads,
+            persistent_workers=self.num_workers > 0,
+        )
+
+    # ---- resuming in the middle of an epoch ----
+
+    def state_dict(self) -> dict[str, int]:
+        """Where training goes on: `epoch` and the number of its `batches` already done on each rank, with what these
+        numbers hang on (`batch_size`, `world_size`, `seed`, `images`)."""
+        if self.trainer is None or "train" not in self._datasets:
+            return {}
+        loop = self.trainer.fit_loop
+        epochs = cast(_ProcessedTracker, loop.epoch_progress.current)
+        # Not `completed`: Lightning raises that only after the hook in which checkpoints are written.
+        batches = cast(_ProcessedTracker, loop.epoch_loop.batch_progress.current).processed
+        epoch = epochs.processed
+        if epochs.started == epochs.processed:  # between two epochs
+            batches = 0
+        elif batches >= self.trainer.num_training_batches:  # all batches done, the epoch's end hooks not yet
+            epoch, batches = epoch + 1, 0
+        return {"epoch": epoch, "batches": batches, **self._resume_terms()}
+
+    def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
+        """Remember where to go on; the next training loader starts there."""
+        self._resume = dict(state_dict)
+
+    def _resume_terms(self) -> dict[str, int]:
+        return {
+            "batch_size": self.batch_size,
+            "world_size": self._world[0],
+            "seed": self.seed,
+            "images": len(self.train_dataset),
+        }
+
+    def _resume_into(self, sampler: EpochSampler) -> None:
+        state, self._resume = self._resume, {}
+        if not state:
+            return
+        if state["batches"]:
+            changed = [
+                f"{key} {state[key]}, now {now}" for key, now in self._resume_terms().items() if state[key] != now
+            ]
+            if changed:
+                raise InputError(
+                    f"the checkpoint was written in the middle of epoch {state['epoch']} with {'; '.join(changed)}: "
+                    "resume with the same values, or from a checkpoint of an epoch's end"
+                )
+        sampler.resume(state["epoch"], state["batches"] * state["batch_size"])
+        if self.trainer is not None:
+            _start_new_epoch_if_finished(self.trainer)
+
+
+def _start_new_epoch_if_finished(trainer: pl.Trainer) -> None:
+    """With `max_steps`, Lightning 2.6 takes a checkpoint of an epoch's end for one of its middle and runs one epoch
+    without batches, which shifts all epoch numbers by one; tell its loops what it tells them under `max_epochs`."""
+    loop = trainer.fit_loop
+    epochs = cast(_ProcessedTracker, loop.epoch_progress.current)
+    if loop.restarting and epochs.ready == epochs.started == epochs.processed:
+        loop._restarting = False
+        loop.epoch_loop.restarting = False

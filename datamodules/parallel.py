@@ -1,0 +1,63 @@
+"""One function over many files: in several processes where that pays, with a progress bar where someone watches."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+PARALLEL_FROM = 1000  # items; starting processes takes longer than reading fewer files
+BAR_FROM = 300
+MAX_PROCESSES = 8
+
+
+def map_files(function: Callable[[Item], Result], items: Sequence[Item], what: str) -> list[Result]:
+    """`[function(item) for item in items]`.
+
+    Args:
+        function: defined at the top of a module, cheap to start, without side effects.
+        items: e.g. paths; it, they and the results are pickled.
+        what: heading of the progress bar, which is drawn on stderr where that is a terminal.
+    """
+    with _results(function, items) as results:
+        return list(_watched(results, len(items), what))
+
+
+@contextmanager
+def _results(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Iterable[Result]]:
+    processes = min(_cores(), MAX_PROCESSES)
+    if len(items) < PARALLEL_FROM or processes < 2 or multiprocessing.current_process().daemon:
+        yield map(function, items)
+        return
+    # As data loaders do, so that a script without `if __name__ == "__main__"` works too. The children only read files.
+    method = "fork" if sys.platform == "linux" else None
+    with multiprocessing.get_context(method).Pool(processes, _plain_signals) as pool:
+        yield pool.imap(function, items, chunksize=100)
+
+
+def _plain_signals() -> None:
+    """Interrupts are the parent's business, and its handlers no one else's."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _watched(results: Iterable[Result], total: int, what: str) -> Iterator[Result]:
+    if total < BAR_FROM or not sys.stderr.isatty():
+        yield from results
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        yield from bar.track(results, total=total, description=what)

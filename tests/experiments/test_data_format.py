@@ -1,0 +1,143 @@
+"""Formats and made splits through the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from datamodules.voc_format import read_annotation, read_split
+from detector.errors import InputError
+from experiments.data_format import find_data_format
+
+
+@pytest.fixture(scope="module")
+def coco_root(mini_voc: Path, tmp_path_factory) -> Path:
+    """MiniVOC as COCO JSON: train.json, odd.json, test.json, and a link to its images."""
+    root = tmp_path_factory.mktemp("coco")
+    (root / "images").symlink_to(mini_voc / "JPEGImages")
+    names = sorted(
+        {item.name for path in (mini_voc / "Annotations").iterdir() for item in read_annotation(path).objects}
+    )
+    for split in ("train", "odd", "test"):
+        images, annotations = [], []
+        for number, stem in enumerate(read_split(mini_voc / "ImageSets" / "Main" / f"{split}.txt")):
+            images.append({"id": number, "file_name": f"{stem}.jpg"})
+            for item in read_annotation(mini_voc / "Annotations" / f"{stem}.xml").objects:
+                x1, y1, x2, y2 = item.box
+                category = 10 - names.index(item.name)  # the last name gets the first label
+                box = [x1, y1, x2 - x1, y2 - y1]
+                annotations.append({"image_id": number, "category_id": category, "bbox": box, "iscrowd": 0})
+        categories = [{"id": 10 - index, "name": name} for index, name in enumerate(names)]
+        content = {"images": images, "annotations": annotations, "categories": categories}
+        (root / f"{split}.json").write_text(json.dumps(content))
+    return root
+
+
+@pytest.fixture(scope="module")
+def coco_run(coco_root, tiny_config, frcnn, tmp_path_factory) -> Path:
+    """The run folder of a training on COCO JSON; the format stands in the config file."""
+    cwd = tmp_path_factory.mktemp("run")
+    config = yaml.safe_load(tiny_config.read_text())
+    config["data"]["root"] = str(coco_root)
+    config["trainer"]["max_epochs"] = 2
+    (cwd / "coco.yaml").write_text(yaml.safe_dump(config | {"data_format": "coco"}))
+    result = frcnn("fit", "--config", "coco.yaml", cwd=cwd)
+    assert result.code == 0, result.err
+    return cwd / "runs" / "coco" / "seed0"
+
+
+def test_fit_keeps_the_format_in_its_config(coco_run, coco_root, metrics_of):
+    saved = yaml.safe_load((coco_run / "config.yaml").read_text())
+    assert saved["data_format"] == "coco" and saved["data"]["train_splits"] == ["train"]
+    assert "image_dirs" in saved["data"] and "download" not in saved["data"]
+    assert metrics_of(coco_run)["step"] == 12
+    classes = [c["name"] for c in sorted(json.loads((coco_root / "train.json").read_text())["categories"], key=_id)]
+    assert classes == sorted(classes, reverse=True)
+    found = {entry["category_name"] for entry in json.loads((coco_run / "predictions.json").read_text())}
+    assert found and found <= set(classes)
+
+
+def _id(category: dict) -> int:
+    return category["id"]
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_evaluation_takes_the_format_of_the_checkpoint(coco_run, coco_root, frcnn, tmp_path, metrics_of, command):
+    result = frcnn(command, "--ckpt_path", coco_run / "checkpoints" / "last.ckpt", cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert f"{'val' if command == 'validate' else 'test'}/AP50_voc" in metrics_of(coco_run)
+    images = {entry["file_name"] for entry in json.loads((coco_run / "predictions.json").read_text())}
+    split = json.loads((coco_root / ("odd.json" if command == "validate" else "test.json")).read_text())
+    assert images <= {image["file_name"] for image in split["images"]}
+
+
+def test_predict_with_such_a_checkpoint(coco_run, mini_voc, frcnn, tmp_path):
+    image = next((mini_voc / "JPEGImages").iterdir())
+    result = frcnn(
+        *("predict", "--ckpt_path", coco_run / "checkpoints" / "last.ckpt", "--images", image, "--output", "out"),
+        cwd=tmp_path,
+    )
+    assert result.code == 0, result.err
+    assert (tmp_path / "out" / f"{image.stem}.jpg").is_file()
+
+
+def test_options_are_those_of_the_format(frcnn, tiny_config, coco_root, tmp_path):
+    options = ("fit", "--config", tiny_config, "--data.root", coco_root, "--data.image_dirs", "[images]")
+    assert "image_dirs" in frcnn(*options, cwd=tmp_path).err
+    result = frcnn(*options, "--data_format=coco", "--trainer.fast_dev_run", "true", cwd=tmp_path)
+    assert result.code == 0, result.err
+    result = frcnn(*options, "--data_format", "pascal", cwd=tmp_path)
+    assert (result.code, result.err) == (2, "frcnn: --data_format pascal: there are voc and coco\n")
+
+
+def test_which_format_is_asked_for(tmp_path):
+    for name, text in (("a.yaml", "data_format: coco"), ("b.yaml", "data_format: voc"), ("c.yaml", "trainer: {}")):
+        (tmp_path / name).write_text(text)
+    a, b, c = (str(tmp_path / f"{name}.yaml") for name in "abc")
+    assert find_data_format([]) == "voc"
+    assert find_data_format(["--config", a, "--config", c]) == "coco"
+    assert find_data_format([f"--config={a}", "-c", b]) == "voc"
+    assert find_data_format(["--data_format=coco", "--config", b]) == "coco"
+    assert find_data_format(["--config", str(tmp_path / "none.yaml")]) == "voc"
+    (tmp_path / "d.yaml").write_text("data_format: [1]")
+    with pytest.raises(InputError, match="data_format"):
+        find_data_format(["--config", str(tmp_path / "d.yaml")])
+
+
+# ---- splits that are made ----
+
+
+def made(frcnn, tiny_config, cwd: Path, *more: object):
+    return frcnn(
+        *("fit", "--config", tiny_config, "--data.train_splits", "null", "--data.val_splits", "null"),
+        *("--data.test_splits", "null", "--data.val_fraction", 0.25, *more),
+        cwd=cwd,
+    )
+
+
+def test_made_splits_are_kept_with_the_run_and_used_again(frcnn, tiny_config, mini_voc, tmp_path):
+    result = made(frcnn, tiny_config, tmp_path, "--trainer.limit_train_batches", 2)
+    assert result.code == 0, result.err
+    run = tmp_path / "runs" / "tiny" / "seed0"
+    assert f"15 images to train and 5 to validate on; the lists are in {Path('runs/tiny/seed0/splits')}" in result.err
+    train, val = ((run / "splits" / f"{part}.txt").read_text().split() for part in ("train", "val"))
+    assert len({*train, *val}) == 20 and (len(train), len(val)) == (15, 5)
+    images = {entry["file_name"] for entry in json.loads((run / "predictions.json").read_text())}
+    assert images and images <= {f"{stem}.jpg" for stem in val}
+    # An image moved by hand: the run's own lists count from then on.
+    (run / "splits" / "val.txt").write_text("\n".join(val[:1]) + "\n")
+    result = frcnn("validate", "--ckpt_path", run / "checkpoints" / "last.ckpt", cwd=tmp_path)
+    assert result.code == 0 and "images to train" not in result.err, result.err
+    images = {entry["file_name"] for entry in json.loads((run / "predictions.json").read_text())}
+    assert images <= {f"{val[0]}.jpg"}
+    result = frcnn(
+        "validate", "--ckpt_path", run / "checkpoints" / "last.ckpt", "--data.val_fraction", 0.5, cwd=tmp_path
+    )
+    assert result.code == 2 and "val_fraction 0.25, now 0.5" in result.err
+
+
+def test_a_failed_start_leaves_no_lists(frcnn, tiny_config, mini_voc, tmp_path):
+    result = made(frcnn, tiny_config, tmp_path, "--data.class_names", "[ring]")
+    assert result.code == 2 and ".xml" in result.err
+    assert list(tmp_path.rglob("splits")) == []
