@@ -254,9 +254,13 @@ def _options_of(model: FasterRCNN, backbone: BackboneConfig) -> dict[str, Any]:
 
 
 def _check_options(theirs: Mapping[str, Any], ours: Mapping[str, Any], path: Path) -> None:
-    differing = [f"{option} {value} (is {ours[option]})" for option, value in theirs.items() if value != ours[option]]
+    differing = [f"{key} {_yaml(value)} (is {_yaml(ours[key])})" for key, value in theirs.items() if value != ours[key]]
     if differing:
-        raise InputError(f"{KEY} {path}: its network needs {', '.join(differing)}".replace(" False", " false"))
+        raise InputError(f"{KEY} {path}: its network needs {', '.join(differing)}")
+
+
+def _yaml(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _adapt_anchors(tensors: dict[str, Tensor], model: FasterRCNN) -> None:
