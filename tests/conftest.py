@@ -7,11 +7,8 @@ import json
 import os
 import random
 import re
-<<<<<<< HEAD
-import shutil
-=======
 import shlex
->>>>>>> h-recipes
+import shutil
 import signal
 import subprocess
 import sys
@@ -200,7 +197,6 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["FRCNN_CACHE_DIR"] = before
 
 
-<<<<<<< HEAD
 MINI_CLASSES = ["cross", "ellipse", "rectangle", "ring", "star", "triangle"]
 
 
@@ -326,7 +322,8 @@ def break_dataset(root: Path) -> BrokenDataset:
     harmless |= {"file_name_mismatch", "leak_by_content", "duplicate_image", "class_without_objects"}
     stops = {item for item in found if item[2] not in harmless | {"unusable_split", "named_twice"}}
     return BrokenDataset(root, found, stops, [*MINI_CLASSES, "hexagon"], {*train[5:], "zz_copy"})
-=======
+
+
 class ParsedOnly(DetectorCLI):
     """The real command line up to the point where something is built."""
 
@@ -388,4 +385,3 @@ def resolve_first_line(resolve: Resolve) -> Callable[[Path], Any]:
         return options
 
     return run
->>>>>>> h-recipes
