@@ -25,7 +25,8 @@ class OptimizerConfig:
         weight_decay: L2 penalty (sgd) or decoupled decay (adamw).
         bias_lr_factor: Learning rate of biases relative to `lr`. Caffe's models and their ports (py-faster-rcnn,
             chenyuntc): 2; torchvision, detectron2: 1.
-        bias_decay: Whether biases decay. Caffe's models and their ports: false; torchvision, detectron2: true.
+        bias_decay: Whether biases decay. Fast R-CNN, mx-rcnn, chenyuntc: false; py-faster-rcnn's VGG16, torchvision,
+            detectron2: true.
         new_layer_lr_factor: Learning rate of the layers without pretrained weights (RPN, predictor) relative to `lr`.
         warmup_steps: Steps over which the learning rate rises linearly (py-faster-rcnn: 0; torchvision, detectron2: up
             to 1000).
