@@ -39,4 +39,5 @@ def choose_run_folder(runs_dir: str, experiment: str, run_name: str | None, seed
 
 
 def _taken(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
+    # What `frcnn ablate` keeps of a cell is there before its run.
+    return folder.is_dir() and any(not path.name.startswith("cell.") for path in folder.iterdir())
