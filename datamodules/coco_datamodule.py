@@ -9,12 +9,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from datamodules.coco_format import CocoFile, CocoImage, read_coco
+from datamodules.coco_format import CocoFile, CocoImage, CocoObject, read_coco
 from datamodules.detection_datamodule import DetectionDataModule
 from datamodules.detection_dataset import ImageRecord
 from datamodules.image_reading import ImageHeader, frame
 from datamodules.made_splits import Member
-from datamodules.voc_format import VOCObject, clip_box
+from datamodules.problems import Problem
+from datamodules.voc_check import Box, check_box, unknown_class
+from datamodules.voc_format import VOCObject
 from detector.errors import InputError
 
 PLACES: Final = ("annotations/{}.json", "annotations/instances_{}.json", "{}.json", "{}/_annotations.coco.json")
@@ -121,25 +123,25 @@ class CocoDataModule(DetectionDataModule):
     def _list_annotated(self) -> list[Member]:
         return []
 
-    def _read_members(self, members: Sequence[Member]) -> tuple[list[ImageRecord], list[InputError]]:
+    def _read_members(self, members: Sequence[Member]) -> tuple[list[ImageRecord], list[Problem]]:
         headers = self._store.of(self.root).headers(member.folder / member.stem for member in members)
         labels = {name: index + 1 for index, name in enumerate(self.class_names)}
         records: list[ImageRecord] = []
-        problems: list[InputError] = []
+        problems: list[Problem] = []
         seen: set[Path] = set()
         for source, group in groupby(members, key=lambda member: member.source):
             images = self._file(source).images
             for member in group:
                 path = member.folder / member.stem
-                try:
-                    if path in seen:
-                        raise InputError(f"{source}: names {path}, which another of the splits names too")
-                    record = _record(member, images[member.stem], headers[path], labels)
-                except InputError as problem:
-                    problems.append(problem)
+                if path in seen:
+                    text = f"{source}: names {path}, which another of the splits names too"
+                    problems.append(Problem(str(source), None, "named_twice", text))
                     continue
-                seen.add(path)
-                records.append(record)
+                record, found = _record(member, images[member.stem], headers[path], labels)
+                problems += found
+                if record is not None:
+                    seen.add(path)
+                    records.append(record)
         return records, problems
 
     def _forget(self) -> None:
@@ -153,26 +155,32 @@ def _split_name(path: Path) -> str:
 
 def _record(
     member: Member, image: CocoImage, header: ImageHeader | InputError, labels: Mapping[str, int]
-) -> ImageRecord:
+) -> tuple[ImageRecord | None, list[Problem]]:
+    """The image as it is used, without the objects that cannot be, or None; and what is wrong with it."""
     path = member.folder / member.stem
     if isinstance(header, InputError):
-        if not path.is_file():
-            raise InputError(f"{path}: no such image, but {member.source} names it (--data.image_dirs)")
-        raise header
+        if path.is_file():
+            return None, [Problem(str(path), None, "unreadable_image", str(header))]
+        text = f"{path}: no such image, but {member.source} names it (--data.image_dirs)"
+        return None, [Problem(str(path), None, "missing_image", text)]
     size, upright = frame(header, (image.width, image.height))
-    boxes = np.zeros((len(image.objects), 4), np.float32)
-    for row, item in enumerate(image.objects):
+    problems: list[Problem] = []
+    kept: list[tuple[Box, CocoObject]] = []
+    for item in image.objects:
         where = f"{member.source}: annotations[{item.index}] ({item.category}, {member.stem})"
+        box, found = check_box(VOCObject(item.category, item.box), size, where)
         if item.category not in labels:
-            raise InputError(
-                f"{where} is of a category that is no known class (--data.class_names): {', '.join(labels)}"
-            )
-        boxes[row] = clip_box(VOCObject(item.category, item.box), size, where)
-    return ImageRecord(
+            kind, text = unknown_class(item.category, list(labels))
+            found.insert(0, (kind, f"{where} is of a category that is no known class{text}"))
+        elif box is not None:
+            kept.append((box, item))
+        problems += [Problem(str(member.source), item.index, kind, message) for kind, message in found]
+    record = ImageRecord(
         path=path,
         name=member.stem,
-        boxes=boxes,
-        labels=np.array([labels[item.category] for item in image.objects], dtype=np.int64),
-        difficult=np.array([item.crowd for item in image.objects], dtype=np.bool_),
+        boxes=np.array([box for box, _ in kept], dtype=np.float32).reshape(-1, 4),
+        labels=np.array([labels[item.category] for _, item in kept], dtype=np.int64),
+        difficult=np.array([item.crowd for _, item in kept], dtype=np.bool_),
         upright=upright,
     )
+    return record, problems

@@ -18,8 +18,10 @@ from torch.utils.data import DataLoader, Sampler
 
 from datamodules.annotation_cache import AnnotationStore
 from datamodules.augmentations import build_augmentation
-from datamodules.detection_dataset import DetectionDataset, ImageRecord, Target, raise_first
-from datamodules.made_splits import Member, check_overlap, divide, keep_lists, read_lists
+from datamodules.bad_data import Leaks, NextImageInstead, OnError, Policy, find_leaks
+from datamodules.detection_dataset import DetectionDataset, ImageRecord, Target
+from datamodules.made_splits import Member, divide, keep_lists, read_lists
+from datamodules.problems import Problem
 from datamodules.samplers import EpochSampler, ShardSampler
 from detector.errors import InputError
 
@@ -40,7 +42,7 @@ def _limit_threads(_worker: int) -> None:
 class DetectionDataModule(pl.LightningDataModule):
     """Data loaders over images and boxes. A format derives from this, says where its images and annotations are, and
     calls `_set_class_names` at the end of its construction. A run that has a folder sets `splits_folder`, where the
-    lists of made splits are kept and looked for.
+    lists of made splits are kept and looked for, and `report_folder`, for the list of what `on_error` skips.
 
     Args:
         root: Folder of the dataset.
@@ -61,6 +63,11 @@ class DetectionDataModule(pl.LightningDataModule):
             training and testing refuse them, because a number on images that were trained on, or that a checkpoint was
             chosen by, is not one on unseen images. Where only two sets of images exist, validate on the second and
             give no test_splits.
+        on_error: What to do about data that cannot be used: raise stops before the first step with the complete list;
+            skip leaves out each such object or image, in evaluations too, says how many, and writes the list into the
+            run's folder. Of an image in two of train, val and test the first is without it. An image that turns out
+            undecodable in the middle of a training stops it, or with skip the next image takes its place. frcnn doctor
+            lists all beforehand.
 
     Raises:
         InputError: for bad values; `setup` raises it for anything wrong with the files.
@@ -81,6 +88,7 @@ class DetectionDataModule(pl.LightningDataModule):
         split_seed: int = 0,
         annotation_cache: str | None = None,
         allow_overlap: bool = False,
+        on_error: OnError = "raise",
     ) -> None:
         super().__init__()
         # Fewer evaluation images than ranks leave a rank without any, which Lightning refuses unless told so.
@@ -95,6 +103,8 @@ class DetectionDataModule(pl.LightningDataModule):
         self.val_fraction = val_fraction
         self.split_seed = split_seed
         self.splits_folder: Path | None = None
+        self.on_error = on_error
+        self.report_folder: Path | None = None
         self.allow_overlap = allow_overlap
         self._check_values()
         self._store = AnnotationStore(annotation_cache)
@@ -127,8 +137,8 @@ class DetectionDataModule(pl.LightningDataModule):
         """All annotated images, to be divided where no splits are named."""
 
     @abstractmethod
-    def _read_members(self, members: Sequence[Member]) -> tuple[list[ImageRecord], list[InputError]]:
-        """The images, in order, and what is wrong with those that are left out."""
+    def _read_members(self, members: Sequence[Member]) -> tuple[list[ImageRecord], list[Problem]]:
+        """The images that can be used, in order, with those of their objects that can, and all that is wrong."""
 
     def _forget(self) -> None:
         """Free what was only needed for reading."""
@@ -169,11 +179,14 @@ class DetectionDataModule(pl.LightningDataModule):
                 of the train, val and test splits, unless `allow_overlap`.
         """
         self._check_root()
-        if stage in (None, "fit", "test") and not self.allow_overlap:
-            check_overlap({part: self._members(part, missing_ok=True) for part in self._given()})
         parts = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": []}
-        for part in parts[stage] if stage else self._given():
-            self._dataset(part)
+        wanted = [part for part in (parts[stage] if stage else self._given()) if part not in self._datasets]
+        leaks = Leaks()
+        # With `skip` also before a validation, so that it is on the same images as in the training.
+        if not self.allow_overlap and (stage in (None, "fit", "test") or self.on_error == "skip"):
+            leaks = find_leaks({part: self._members(part, missing_ok=True) for part in self._given()})
+        reports = {"validate": "data_problems_validate.json", "test": "data_problems_test.json"}
+        self._read_parts(wanted, leaks, True, reports.get(stage or "", "data_problems.json"))
         if self._new_lists:  # not before all else is well: a failed start leaves no run folder
             keep_lists(self.splits_folder, self._new_lists, self._made_by)
             self._new_lists = {}
@@ -190,13 +203,25 @@ class DetectionDataModule(pl.LightningDataModule):
 
     def _dataset(self, part: str) -> DetectionDataset:
         if part not in self._datasets:
+            self._read_parts([part])
+        return self._datasets[part]
+
+    def _read_parts(
+        self,
+        parts: Sequence[str],
+        leaks: Leaks | None = None,
+        look_for_cut_images: bool = False,
+        report: str = "data_problems.json",
+    ) -> None:
+        """Make the datasets of parts, or raise InputError with all that is wrong."""
+        folder = self.report_folder
+        policy = Policy(self.on_error, look_for_cut_images, folder / report if folder is not None else None)
+        members = {part: self._members(part) for part in parts}
+        for part, records in policy.apply(members, self._read_members, leaks or Leaks()).items():
             if part not in self._given():
                 raise InputError(f"no {part} splits are given; set --data.{part}_splits")
-            records, problems = self._read_members(self._members(part))
-            raise_first(problems)
             augmentation = build_augmentation(self.augmentation) if part == "train" else None
             self._datasets[part] = DetectionDataset(records, self.class_names, augmentation, self.seed)
-        return self._datasets[part]
 
     def _members(self, part: str, missing_ok: bool = False) -> list[Member]:
         """The images of a part, made or listed."""
@@ -269,7 +294,7 @@ class DetectionDataModule(pl.LightningDataModule):
         self, dataset: DetectionDataset, sampler: Sampler[object], batch_size: int, drop_last: bool
     ) -> DataLoader[tuple[Tensor, Target]]:
         return DataLoader(
-            dataset,
+            NextImageInstead(dataset) if self.on_error == "skip" else dataset,
             batch_size=batch_size,
             sampler=cast(Iterable[object], sampler),
             num_workers=self.num_workers,

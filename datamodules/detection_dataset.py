@@ -20,7 +20,6 @@ from torch.utils.data import Dataset
 
 from datamodules.augmentations import augment
 from datamodules.image_reading import read_image
-from detector.errors import InputError
 
 
 class Target(TypedDict):
@@ -53,13 +52,6 @@ class ImageRecord:
     labels: NDArray[np.int64]
     difficult: NDArray[np.bool_]
     upright: bool = False
-
-
-def raise_first(problems: Sequence[InputError]) -> None:
-    """Raise the first problem, with the number of the others; nothing where there is none."""
-    if problems:
-        more = f" (and {len(problems) - 1} more files with problems)" if len(problems) > 1 else ""
-        raise InputError(f"{problems[0]}{more}") from problems[0]
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):

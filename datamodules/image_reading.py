@@ -12,10 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, ImageOps
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from detector.errors import InputError
 
@@ -108,6 +106,9 @@ def read_image(path: Path, upright: bool = False) -> NDArray[np.uint8]:
     Raises:
         InputError: if the file is missing, truncated or no image.
     """
+    import torch  # here, because these take seconds to import, and sizes do not need them
+    from torchvision.io import ImageReadMode, decode_jpeg
+
     try:
         data = path.read_bytes()
         if data[:2] == b"\xff\xd8":

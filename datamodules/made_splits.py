@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -121,18 +121,23 @@ def check_overlap(parts: Mapping[str, Sequence[Member]]) -> None:
     Raises:
         InputError: Names two parts, how many images they share, and the first of these.
     """
+    for first, second, shared in overlaps(parts):
+        names = ", ".join(member.stem for member in shared[:3]) + (", ..." if len(shared) > 3 else "")
+        raise InputError(
+            f"--data.{first}_splits and --data.{second}_splits share {len(shared)} images ({names}), so numbers "
+            f"on {second} would not be those of unseen images; name splits without common images, or accept it by "
+            "--data.allow_overlap true"
+        )
+
+
+def overlaps(parts: Mapping[str, Sequence[Member]]) -> Iterator[tuple[str, str, list[Member]]]:
+    """Pairs of parts that share images, with these images as the first of the two names them."""
     folders = {member.folder for members in parts.values() for member in members}
     resolved = {folder: folder.resolve() for folder in folders}
     images = {
-        part: {(resolved[member.folder], member.stem): member.stem for member in members}
-        for part, members in parts.items()
+        part: {(resolved[member.folder], member.stem): member for member in members} for part, members in parts.items()
     }
     for (first, ours), (second, theirs) in itertools.combinations(images.items(), 2):
-        shared = [stem for key, stem in ours.items() if key in theirs]
+        shared = [member for key, member in ours.items() if key in theirs]
         if shared:
-            names = ", ".join(shared[:3]) + (", ..." if len(shared) > 3 else "")
-            raise InputError(
-                f"--data.{first}_splits and --data.{second}_splits share {len(shared)} images ({names}), so numbers "
-                f"on {second} would not be those of unseen images; name splits without common images, or accept it by "
-                "--data.allow_overlap true"
-            )
+            yield first, second, shared

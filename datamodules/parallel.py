@@ -18,28 +18,33 @@ BAR_FROM = 300
 MAX_PROCESSES = 8
 
 
-def map_files(function: Callable[[Item], Result], items: Sequence[Item], what: str) -> list[Result]:
+def map_files(
+    function: Callable[[Item], Result], items: Sequence[Item], what: str, parallel_from: int | None = None
+) -> list[Result]:
     """`[function(item) for item in items]`.
 
     Args:
         function: defined at the top of a module, cheap to start, without side effects.
         items: e.g. paths; it, they and the results are pickled.
         what: heading of the progress bar, which is drawn on stderr where that is a terminal.
+        parallel_from: number of items from which on other processes are started; default: PARALLEL_FROM.
     """
-    with _results(function, items) as results:
+    with _results(function, items, PARALLEL_FROM if parallel_from is None else parallel_from) as results:
         return list(_watched(results, len(items), what))
 
 
 @contextmanager
-def _results(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Iterable[Result]]:
+def _results(
+    function: Callable[[Item], Result], items: Sequence[Item], parallel_from: int
+) -> Iterator[Iterable[Result]]:
     processes = min(_cores(), MAX_PROCESSES)
-    if len(items) < PARALLEL_FROM or processes < 2 or multiprocessing.current_process().daemon:
+    if len(items) < parallel_from or processes < 2 or multiprocessing.current_process().daemon:
         yield map(function, items)
         return
     # As data loaders do, so that a script without `if __name__ == "__main__"` works too. The children only read files.
     method = "fork" if sys.platform == "linux" else None
     with multiprocessing.get_context(method).Pool(processes, _plain_signals) as pool:
-        yield pool.imap(function, items, chunksize=100)
+        yield pool.imap(function, items, chunksize=max(1, min(100, len(items) // (4 * processes))))
 
 
 def _plain_signals() -> None:

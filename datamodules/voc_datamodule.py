@@ -9,7 +9,8 @@ from datamodules.detection_datamodule import DetectionDataModule, collate
 from datamodules.detection_dataset import ImageRecord
 from datamodules.download import Archive, archive_for, download_voc, find_archive, is_half_unpacked
 from datamodules.made_splits import Member
-from datamodules.voc_dataset import read_members
+from datamodules.problems import Problem
+from datamodules.voc_dataset import read_members, readable_objects
 from datamodules.voc_splits import (
     VOC_CLASSES,
     Split,
@@ -73,10 +74,8 @@ class VOCDataModule(DetectionDataModule):
         if not self.split_names["train"]:
             stems |= {member.stem for member in annotated_members(self.root)}
         found: set[str] = set()
-        for annotation in self._store.of(self.root).annotations(sorted(stems)).values():
-            if isinstance(annotation, InputError):
-                raise annotation
-            found |= {item.name for item in annotation.objects}
+        for stem, annotation in self._store.of(self.root).annotations(sorted(stems)).items():
+            found |= {item.name for item in readable_objects(self.root, stem, annotation)}
         if not found:
             raise InputError(f"{self.root}: no annotation of the splits names an object, so there are no classes")
         return sorted(found)
@@ -111,5 +110,5 @@ class VOCDataModule(DetectionDataModule):
     def _list_annotated(self) -> list[Member]:
         return annotated_members(self.root)
 
-    def _read_members(self, members: Sequence[Member]) -> tuple[list[ImageRecord], list[InputError]]:
+    def _read_members(self, members: Sequence[Member]) -> tuple[list[ImageRecord], list[Problem]]:
         return read_members(members, self.class_names, self._store)

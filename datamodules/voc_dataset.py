@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -10,16 +10,17 @@ import numpy as np
 
 from datamodules.annotation_cache import AnnotationStore
 from datamodules.detection_dataset import ImageRecord
-from datamodules.image_reading import ImageHeader, frame
 from datamodules.made_splits import Member
-from datamodules.voc_format import Annotation, clip_box
+from datamodules.problems import Problem
+from datamodules.voc_check import CheckedImage, Objects, judge, read_loosely
+from datamodules.voc_format import Annotation, VOCObject
 from datamodules.voc_splits import find_image
 from detector.errors import InputError
 
 
 def read_members(
     members: Sequence[Member], class_names: Sequence[str], store: AnnotationStore
-) -> tuple[list[ImageRecord], list[InputError]]:
+) -> tuple[list[ImageRecord], list[Problem]]:
     """Read and check the annotations of images.
 
     Args:
@@ -28,12 +29,12 @@ def read_members(
         store: what is known from earlier.
 
     Returns:
-        The images in which nothing is wrong, and for each of the others what is wrong with it: a missing or bad file,
-        an unknown class, a box outside its image, a second naming.
+        The images that can be used, with those of their objects that can, and all that is wrong: a missing or bad file,
+        an unknown class, a box outside its image, a second naming, and whatever else `frcnn doctor` finds in one image.
     """
     labels = {name: index + 1 for index, name in enumerate(class_names)}
     records: list[ImageRecord] = []
-    problems: list[InputError] = []
+    problems: list[Problem] = []
     seen: set[Path] = set()
     for folder, group in groupby(members, key=lambda member: member.folder):
         these = list(group)
@@ -41,16 +42,27 @@ def read_members(
         images = {member.stem: _find(member, annotations[member.stem]) for member in these}
         headers = store.of(folder).headers(path for path in images.values() if isinstance(path, Path))
         for member in these:
-            try:
-                record = _record(member, annotations[member.stem], images[member.stem], headers, labels)
-                if record.path in seen:
-                    raise InputError(f"{member.source}: names {record.name}, which another of the splits names too")
-            except InputError as problem:
-                problems.append(problem)
+            path = folder / "Annotations" / f"{member.stem}.xml"
+            image = images[member.stem]
+            header = headers[image] if isinstance(image, Path) else None
+            read = _with_all_objects(path, annotations[member.stem])
+            checked = judge(path, folder / "JPEGImages" / f"{member.stem}.jpg", read, image, header, class_names)
+            problems += checked.problems
+            if not isinstance(image, Path) or not checked.usable:
                 continue
-            seen.add(record.path)
-            records.append(record)
+            if image in seen:
+                text = f"{member.source}: names {image.name}, which another of the splits names too"
+                problems.append(Problem(str(member.source), None, "named_twice", text))
+                continue
+            seen.add(image)
+            records.append(_record(image, checked, labels))
     return records, problems
+
+
+def readable_objects(folder: Path, stem: str, annotation: Annotation | InputError) -> list[VOCObject]:
+    """The objects of an annotation in which nothing is wrong that could be seen without its image."""
+    read = _with_all_objects(folder / "Annotations" / f"{stem}.xml", annotation)
+    return [] if isinstance(read, InputError) else [item for item in read[1] if isinstance(item, VOCObject)]
 
 
 def _find(member: Member, annotation: Annotation | InputError) -> Path | InputError:
@@ -61,35 +73,18 @@ def _find(member: Member, annotation: Annotation | InputError) -> Path | InputEr
         return error
 
 
-def _record(
-    member: Member,
-    annotation: Annotation | InputError,
-    image: Path | InputError,
-    headers: Mapping[Path, ImageHeader | InputError],
-    labels: Mapping[str, int],
-) -> ImageRecord:
-    if isinstance(annotation, InputError):
-        raise annotation
-    if isinstance(image, InputError):
-        raise image
-    header = headers[image]
-    if isinstance(header, InputError):
-        raise header
-    size, upright = frame(header, (annotation.width, annotation.height))
-    path = member.folder / "Annotations" / f"{member.stem}.xml"
-    boxes = np.zeros((len(annotation.objects), 4), np.float32)
-    for index, item in enumerate(annotation.objects):
-        if item.name not in labels:
-            raise InputError(
-                f"{path}: object {index} is of the class {item.name!r}; known classes (--data.class_names): "
-                f"{', '.join(labels)}"
-            )
-        boxes[index] = clip_box(item, size, f"{path}: object {index} ({item.name})")
+def _with_all_objects(path: Path, annotation: Annotation | InputError) -> tuple[Annotation, Objects] | InputError:
+    """An annotation in which something is wrong is not kept, so it is read again."""
+    return read_loosely(path) if isinstance(annotation, InputError) else (annotation, annotation.objects)
+
+
+def _record(image: Path, checked: CheckedImage, labels: dict[str, int]) -> ImageRecord:
+    objects = [(item, item.box) for item in checked.objects if item.box is not None]
     return ImageRecord(
         path=image,
         name=image.name,
-        boxes=boxes,
-        labels=np.array([labels[item.name] for item in annotation.objects], dtype=np.int64),
-        difficult=np.array([item.difficult for item in annotation.objects], dtype=np.bool_),
-        upright=upright,
+        boxes=np.array([box for _, box in objects], dtype=np.float32).reshape(-1, 4),
+        labels=np.array([labels[item.name] for item, _ in objects], dtype=np.int64),
+        difficult=np.array([item.difficult for item, _ in objects], dtype=np.bool_),
+        upright=checked.upright,
     )

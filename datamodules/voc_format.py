@@ -79,6 +79,25 @@ class Annotation:
     folder: str = "VOC"
 
 
+class NegativeBoxError(InputError):
+    """A box whose last pixel lies before its first one."""
+
+
+@dataclass(frozen=True)
+class UnreadObject:
+    """An <object> that cannot be read.
+
+    Args:
+        name: class name; empty where there is none.
+        difficult: VOC flag; False where it is unreadable.
+        error: why.
+    """
+
+    name: str
+    difficult: bool
+    error: InputError
+
+
 def read_annotation(path: str | Path) -> Annotation:
     """Read one VOC XML file.
 
@@ -113,17 +132,35 @@ def read_annotation_bytes(path: Path) -> bytes:
 
 def parse_annotation(data: bytes, path: Path) -> Annotation:
     """As `read_annotation`, from the contents of `path`."""
+    annotation, objects = parse_annotation_loosely(data, path)
+    for item in objects:
+        if isinstance(item, UnreadObject):
+            raise item.error
+    return annotation
+
+
+def parse_annotation_loosely(data: bytes, path: Path) -> tuple[Annotation, tuple[VOCObject | UnreadObject, ...]]:
+    """As `parse_annotation`, bad objects included.
+
+    Returns:
+        The annotation with its readable objects, and all objects in the order of the file.
+
+    Raises:
+        InputError: names the file, if it is unparsable as a whole.
+    """
     root = _parse(data, path)
     size = root.find("size")
     width, height, depth = (_size_value(size, key, path) for key in ("width", "height", "depth"))
-    return Annotation(
+    objects = tuple(_read_object_or_error(node, index, path) for index, node in enumerate(root.findall("object")))
+    annotation = Annotation(
         file_name=_text(root, "filename") or f"{path.stem}.jpg",
         width=width,
         height=height,
-        objects=tuple(_read_object(node, index, path) for index, node in enumerate(root.findall("object"))),
+        objects=tuple(item for item in objects if isinstance(item, VOCObject)),
         depth=depth or 3,
         folder=_text(root, "folder") or "VOC",
     )
+    return annotation, objects
 
 
 def write_annotation(annotation: Annotation, path: str | Path) -> None:
@@ -158,6 +195,18 @@ def read_split(path: str | Path) -> list[str]:
             image twice.
     """
     path = Path(path)
+    names = read_split_names(path)
+    if not names:
+        raise InputError(f"{path}: the split file is empty; write one image name per line")
+    if len(set(names)) < len(names):
+        counts = Counter(names)
+        twice = next(name for name in names if counts[name] > 1)
+        raise InputError(f"{path}: names the image {twice} more than once")
+    return names
+
+
+def read_split_names(path: Path) -> list[str]:
+    """As `read_split`, from an empty file and names that occur twice too."""
     if not path.is_file():
         present = sorted(file.stem for file in path.parent.glob("*.txt")) if path.parent.is_dir() else []
         raise InputError(f"{path}: no such split file; {path.parent} holds {_listed(present)}")
@@ -166,14 +215,7 @@ def read_split(path: str | Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a text file of image names ({error})") from error
     annotations = path.parent.parent.parent / "Annotations"
-    names = [_split_name(line.strip(), annotations) for line in lines if line.strip()]
-    if not names:
-        raise InputError(f"{path}: the split file is empty; write one image name per line")
-    if len(set(names)) < len(names):
-        counts = Counter(names)
-        twice = next(name for name in names if counts[name] > 1)
-        raise InputError(f"{path}: names the image {twice} more than once")
-    return names
+    return [_split_name(line.strip(), annotations) for line in lines if line.strip()]
 
 
 def _split_name(line: str, annotations: Path) -> str:
@@ -238,6 +280,13 @@ def _size_value(size: ElementTree.Element | None, key: str, path: Path) -> int:
     return int(value)
 
 
+def _read_object_or_error(node: ElementTree.Element, index: int, path: Path) -> VOCObject | UnreadObject:
+    try:
+        return _read_object(node, index, path)
+    except InputError as error:
+        return UnreadObject(_text(node, "name"), _text(node, "difficult").lower() in ("1", "true"), error)
+
+
 def _read_object(node: ElementTree.Element, index: int, path: Path) -> VOCObject:
     where = f"{path}: object {index}"
     name = _text(node, "name")
@@ -251,7 +300,7 @@ def _read_object(node: ElementTree.Element, index: int, path: Path) -> VOCObject
     # Compared in continuous coordinates: xmax >= xmin in the file is exactly a width of at least 1 here.
     for low, high, axis in ((x1, x2, "x"), (y1, y2, "y")):
         if high - low < 1 and Decimal(_text(bndbox, f"{axis}max")) < Decimal(_text(bndbox, f"{axis}min")):
-            raise InputError(
+            raise NegativeBoxError(
                 f"{where} has {axis}max {_shown(_text(bndbox, f'{axis}max'))} below {axis}min "
                 f"{_shown(_text(bndbox, f'{axis}min'))}; {axis}max must be at least {axis}min"
             )

@@ -51,6 +51,14 @@ def years_in(root: Path) -> list[str]:
     return sorted({folder.name.removeprefix("VOC") for folder in folders})
 
 
+def dataset_folders(root: Path) -> list[Path]:
+    """`root` itself if it is a dataset folder, else its VOC<year>/, in `root` or in `root`/VOCdevkit."""
+    if is_plain(root):
+        return [root]
+    folders = [*root.glob("VOC[0-9][0-9][0-9][0-9]"), *root.glob("VOCdevkit/VOC[0-9][0-9][0-9][0-9]")]
+    return sorted(folders, key=lambda folder: folder.name)
+
+
 def check_root(root: Path) -> None:
     """Raises InputError unless `root` is, or holds, a dataset folder."""
     if not root.is_dir():

@@ -46,10 +46,13 @@ class AlternatingConfig:
     Args:
         step_shares: Shares of all optimiser steps that the four steps get: positive numbers, of which only the
             proportions count. py-faster-rcnn: [80000, 40000, 80000, 40000].
+        restart_backbone: Step 2 begins with the initial backbone (the paper), or goes on with that of step 1. The
+            paper's is pretrained; of random weights, which step 1 has trained meanwhile, a restart has no use.
         restart_rpn: Step 3 begins with new RPN layers (py-faster-rcnn), or goes on with those of step 1.
     """
 
     step_shares: list[float] = field(default_factory=lambda: [0.25, 0.25, 0.25, 0.25])
+    restart_backbone: bool = True
     restart_rpn: bool = True
 
     def __post_init__(self) -> None:
@@ -233,6 +236,8 @@ class AlternatingTraining(nn.Module):
         return self.step < len(STEPS) and trainer.global_step >= self.ends[self.step - 1]
 
     def _enter(self, step: int) -> None:
+        if step == 2 and self.proposer is not None and not self.config.restart_backbone:
+            self.model.backbone.load_state_dict(self.proposer.backbone.state_dict())
         if step == 3 and self.proposer is not None and not self.config.restart_rpn:
             self.model.rpn.load_state_dict(self.proposer.rpn.state_dict())
         self.step = step

@@ -44,7 +44,7 @@ class FasterRCNNModule(pl.LightningModule):
         load_backbone_weights: Whether `backbone.weights` is read; set to false where a checkpoint follows.
         training_scheme: `joint` (approximate joint training: all four losses in every step) or `alternating` (the
             paper's four steps, each with its own optimiser and schedule).
-        alternating: Lengths of the four steps.
+        alternating: Lengths of the four steps, and what the second and third start from.
     """
 
     def __init__(

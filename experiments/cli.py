@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import NoReturn
 
@@ -26,6 +26,7 @@ Faster R-CNN on PASCAL VOC in PyTorch Lightning.
   ablate     train a grid of options and seeds:     frcnn ablate experiments/ablations/anchors_mini_voc.yaml
   anchors    audit anchors against the training annotations, and suggest better ones; needs no images
   benchmark  time this code beside a peer
+  doctor     what is wrong with a dataset: frcnn doctor DATASET_DIR
   mini-voc   write a small synthetic dataset in VOC format
 """
 
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         "anchors": _anchors,
         "ablate": _ablate,
         "benchmark": _benchmark,
+        "doctor": _doctor,
         "mini-voc": _mini_voc,
     }
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -59,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         commands[arguments[0]](arguments[1:])
     except InputError as error:
-        return _complain(_one_line(error))
+        return _complain(_one_line(error), error.details)
     return 0
 
 
@@ -264,6 +266,40 @@ def _mini_voc(arguments: list[str]) -> None:
     print(f"{options.images} images in {folder} (splits train, val, trainval, test)")
 
 
+def _doctor(arguments: list[str]) -> None:
+    parser = Parser(
+        "frcnn doctor",
+        description="Say what is wrong with a dataset in VOC format, what each problem does to a training, and what is "
+        "in it. Exit status 1 if something would stop a training.",
+    )
+    parser.add_argument("root", metavar="DATASET_DIR", help="as --data.root of frcnn fit")
+    for part in ("train", "val", "test"):
+        parser.add_argument(
+            f"--data.{part}_splits",
+            dest=part,
+            type=_names,
+            help="as for frcnn fit: examine only the splits that are given; without any of the three all files of the "
+            "dataset, and which splits must not share images is told from their names (train, trainval, val, test)",
+        )
+    parser.add_argument("--data.class_names", dest="class_names", type=_names, help="the known classes")
+    parser.add_argument("--no-images", "--no_images", action="store_true", help="annotations alone")
+    parser.add_argument("--format", choices=["table", "json"], default="table", help="(table)")
+    parser.add_argument("--plot", metavar="FILE", help="draw classes, object sizes and aspect ratios: .png, .pdf, .svg")
+    options = parser.parse_args(arguments)
+    from pathlib import Path
+
+    from datamodules.doctor import DoctorOptions
+    from experiments.doctor import Output, doctor
+
+    splits = {part: names for part in ("train", "val", "test") if (names := getattr(options, part))}
+    healthy = doctor(
+        DoctorOptions(Path(options.root), splits, options.class_names, not options.no_images),
+        Output(options.format, options.plot),
+    )
+    if not healthy:
+        sys.exit(1)
+
+
 def _one_line(error: BaseException) -> str:
     """The message of an input error; one from a data loader's worker comes wrapped in the worker's traceback."""
     text = str(error)
@@ -272,9 +308,9 @@ def _one_line(error: BaseException) -> str:
     return re.sub(r"\s*\n\s*", " ", text.strip())
 
 
-def _complain(message: str) -> int:
+def _complain(message: str, details: Iterable[str] = ()) -> int:
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"frcnn: {message}", file=sys.stderr)
+        print(f"frcnn: {message}", *details, sep="\n  ", file=sys.stderr)
     return 2
 
 

@@ -98,6 +98,23 @@ class DetectorCLI(LightningCLI):
         super().instantiate_classes()
         if not self.config[self.subcommand].trainer.fast_dev_run:
             self.datamodule.splits_folder = self.run_folder / "splits"
+            self.datamodule.report_folder = self.run_folder
+
+    def before_fit(self) -> None:
+        """Read the data before Lightning makes the run's folder, so that bad data leaves none behind."""
+        self._read_data("fit")
+
+    def before_validate(self) -> None:
+        """As `before_fit`."""
+        self._read_data("validate")
+
+    def before_test(self) -> None:
+        """As `before_fit`."""
+        self._read_data("test")
+
+    def _read_data(self, stage: str) -> None:
+        if not getattr(self.datamodule, "download", False):
+            self.datamodule.setup(stage)
 
     def after_test(self) -> None:
         """Write the devkit's files, if asked to."""

@@ -203,3 +203,14 @@ def test_setup_names_what_is_wrong(root, break_it, changes, words):
         module(root, **changes).setup("fit")
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_skip_leaves_out_what_cannot_be_used(root, capsys):
+    save_image(root / "train2017" / "b.png", (32, 24))
+    (root / "train2017" / "c.png").write_text("text")
+    data = module(root, class_names=["dog", "horse"], val_splits=["train2017"], allow_overlap=True, on_error="skip")
+    data.setup("fit")
+    assert data.train_dataset.file_names == ["b.png"]
+    assert data.train_dataset.target(0)["labels"].tolist() == [1]
+    said = capsys.readouterr().err
+    assert "leaves out 2 images" in said and "unreadable_image 2" in said and "unknown_class 2" in said

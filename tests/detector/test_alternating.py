@@ -178,11 +178,15 @@ def test_where_each_step_starts_from(watched):
     assert not differing(fourth, watched.after[5])
 
 
-def test_step_3_may_go_on_with_the_first_rpn():
-    watched = fit(lightning_module(restart_rpn=False), batches=8)
-    first = part(watched.after[1], "alternating.proposer.rpn.")
-    assert not differing(part(watched.before[4], "model.rpn."), first)
-    assert differing(first, part(watched.after[0], "model.rpn."))
+def test_steps_2_and_3_may_go_on_from_the_first_network():
+    watched = fit(lightning_module(restart_backbone=False, restart_rpn=False), batches=8)
+    first = part(watched.after[1], "alternating.proposer.")
+    backbone, rpn = part(first, "backbone.", is_weight), part(first, "rpn.")
+    assert not differing(part(watched.before[2], "model.backbone.", is_weight), backbone)
+    assert not differing(part(watched.before[4], "model.rpn."), rpn)
+    for prefix, there in (("alternating.proposer.backbone.", backbone), ("alternating.proposer.rpn.", rpn)):
+        assert differing(there, part(watched.after[0], prefix))  # which was trained
+    assert not differing(part(watched.after[3], "alternating.proposer."), first)  # a copy, not the same tensors
 
 
 def test_averages_end_a_step_and_begin_anew():

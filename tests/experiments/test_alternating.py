@@ -171,7 +171,11 @@ def copy_of(run: Path, folder: Path) -> Path:
 def test_options_are_in_the_config_and_the_hyperparameters(undisturbed):
     saved = yaml.safe_load((undisturbed / "config.yaml").read_text())["model"]
     assert saved["training_scheme"] == "alternating"
-    assert saved["alternating"] == {"step_shares": [4.0, 5.0, 5.0, 4.0], "restart_rpn": True}
+    assert saved["alternating"] == {
+        "step_shares": [4.0, 5.0, 5.0, 4.0],
+        "restart_backbone": True,
+        "restart_rpn": True,
+    }
     hyperparameters = load(undisturbed)["hyper_parameters"]
     assert hyperparameters["training_scheme"] == "alternating"
     assert hyperparameters["alternating"] == saved["alternating"]

@@ -1,0 +1,234 @@
+"""What a training does about bad data: `--data.on_error raise` stops with all of it, `skip` goes on without it.
+
+What is looked for before the first step: everything in annotations, missing images, headers of images, and images that
+are cut short. Damage inside an image shows only when it is decoded: `raise` stops then, and under `skip` the next image
+of the split that can be decoded takes its place (`NextImageInstead`). That depends on nothing but the files, so it is
+the same on all ranks and in all workers, and when a run is resumed; an evaluation counts images by their numbers, so it
+leaves the undecodable one out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datamodules.detection_dataset import DetectionDataset, ImageRecord, Target
+from datamodules.image_reading import read_image
+from datamodules.made_splits import Member, check_overlap, overlaps
+from datamodules.problems import Problem
+from detector.errors import InputError
+
+OnError = Literal["raise", "skip"]
+SHOWN: Final = 20  # problems in a message
+
+
+@dataclass(frozen=True)
+class Leaks:
+    """Images that are in two of the parts "train", "val" and "test".
+
+    Args:
+        summary: the first two such parts, in one line.
+        problems: by part the images that a later part has too.
+    """
+
+    summary: str = ""
+    problems: Mapping[str, Mapping[Member, Problem]] = field(default_factory=dict)
+
+
+def find_leaks(parts: Mapping[str, Sequence[Member]]) -> Leaks:
+    """Images that are in two parts.
+
+    Args:
+        parts: images by what they are for: "train", "val", "test".
+    """
+    summary = ""
+    try:
+        check_overlap(parts)
+    except InputError as error:
+        summary = str(error)
+    leaks: dict[str, dict[Member, Problem]] = {}
+    for first, second, shared in overlaps(parts):
+        for member in shared:
+            text = f"{member.source}: names {member.stem}, which --data.{second}_splits name too"
+            problem = Problem(str(member.source), None, "leak_by_name", text)
+            leaks.setdefault(first, {}).setdefault(member, problem)
+    return Leaks(summary, leaks)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """How images are read.
+
+    Args:
+        on_error: what to do about data that cannot be used.
+        look_for_cut_images: whether to look at the ends of image files too.
+        report: file for the list of what is skipped; None: a temporary file.
+    """
+
+    on_error: OnError
+    look_for_cut_images: bool
+    report: Path | None
+
+    def apply(
+        self,
+        parts: Mapping[str, Sequence[Member]],
+        read: Callable[[Sequence[Member]], tuple[list[ImageRecord], list[Problem]]],
+        leaks: Leaks,
+    ) -> dict[str, list[ImageRecord]]:
+        """Read images, and stop because of problems or say that they are skipped.
+
+        Args:
+            parts: images by part.
+            read: gives the usable images among them, with their usable objects, and all that is wrong.
+            leaks: images that are in two parts, which may be others than those that are read.
+
+        Returns:
+            The usable images by part.
+
+        Raises:
+            InputError: There is something to stop for: the message names the first problem and the number of other
+                files, the details list all. Or nothing is left of a part.
+        """
+        skip = self.on_error == "skip"
+        problems = [
+            problem
+            for part, leaked in leaks.problems.items()
+            if part in parts or not skip
+            for problem in leaked.values()
+        ]
+        records: dict[str, list[ImageRecord]] = {}
+        for part, members in parts.items():
+            leaked = leaks.problems.get(part, {}) if skip else {}
+            records[part], found = read([member for member in members if member not in leaked])
+            problems += found
+            if self.look_for_cut_images:
+                cut = {problem.file: problem for problem in find_cut_images(records[part])}
+                records[part] = [record for record in records[part] if str(record.path) not in cut]
+                problems += cut.values()
+        broken = [problem for problem in problems if problem.breaks]
+        if broken and not skip:
+            raise refusal(broken, leaks.summary or broken[0].message)
+        for part, left in records.items():
+            if parts[part] and not left:
+                raise refusal(broken, f"--data.on_error skip would leave no image of the {part} splits")
+        if broken:
+            images = sum(map(len, parts.values())) - sum(map(len, records.values()))
+            _say_what_is_skipped(broken, images, self.report)
+        return records
+
+
+def refusal(broken: Sequence[Problem], first: str) -> InputError:
+    """The error that stops a training because of problems; `first` is what stands in its one line."""
+    files = len({problem.file for problem in broken} - {broken[0].file})
+    more = f" (and {files} more files with problems)" if files else ""
+    error = InputError(f"{first}{more}")
+    error.details = _details(broken) if len(broken) > 1 else ()
+    return error
+
+
+def ends_properly(image: Path) -> bool:
+    """Whether a JPEG or PNG file has its end mark; False for other formats, which only decoding can judge."""
+    with image.open("rb") as file:
+        start = file.read(8)
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - 64))
+        end = file.read()
+    if start[:2] == b"\xff\xd8":
+        return end.rstrip(b"\0\r\n").endswith(b"\xff\xd9")
+    return start == b"\x89PNG\r\n\x1a\n" and b"IEND\xaeB`\x82" in end
+
+
+def find_cut_images(records: Iterable[ImageRecord]) -> list[Problem]:
+    """The images that are cut short: those without the end mark of their format that cannot be decoded either."""
+    found: list[Problem] = []
+    for record in records:
+        try:
+            if not ends_properly(record.path):
+                read_image(record.path, record.upright)
+        except (InputError, OSError) as error:
+            found.append(Problem(str(record.path), None, "truncated_image", str(error)))
+    return found
+
+
+def write_problems(problems: Iterable[Problem], path: Path) -> None:
+    """Write problems as JSON, a list with the keys of `Problem.document`.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps([problem.document for problem in problems], indent=2) + "\n")
+    except OSError as error:
+        raise InputError(f"{path}: the list of bad data cannot be written ({error.strerror})") from error
+
+
+def _details(broken: Sequence[Problem]) -> tuple[str, ...]:
+    lines = [f"{problem.kind}: {problem.message}" for problem in broken[:SHOWN]]
+    if len(broken) > SHOWN:
+        where = _write_aside(broken)
+        lines.append(f"... and {len(broken) - SHOWN} more" + (f"; all {len(broken)} are in {where}" if where else ""))
+    return (*lines, "--data.on_error skip leaves out what is broken; frcnn doctor says more about the dataset")
+
+
+@rank_zero_only
+def _write_aside(broken: Sequence[Problem]) -> Path | None:
+    """Not into a run folder: there will be no run."""
+    path = _temporary()
+    write_problems(broken, path)
+    return path
+
+
+def _temporary() -> Path:
+    with tempfile.NamedTemporaryFile(prefix="frcnn_data_problems_", suffix=".json", delete=False) as file:
+        return Path(file.name)
+
+
+@rank_zero_only
+def _say_what_is_skipped(broken: Sequence[Problem], images: int, report: Path | None) -> None:
+    objects = {(problem.file, problem.object) for problem in broken if problem.object is not None}
+    kinds = ", ".join(f"{kind} {count}" for kind, count in Counter(problem.kind for problem in broken).items())
+    path = report or _temporary()
+    write_problems(broken, path)
+    print(
+        f"--data.on_error skip: leaves out {images} images and {len(objects)} objects ({kinds}); the list is in {path}",
+        file=sys.stderr,
+    )
+
+
+class NextImageInstead(Dataset[tuple[Tensor, Target]]):
+    """A dataset in which the next decodable image takes the place of one that cannot be decoded.
+
+    Args:
+        dataset: raises `InputError` for samples whose image cannot be decoded.
+    """
+
+    def __init__(self, dataset: DetectionDataset) -> None:
+        self.dataset = dataset
+        self.file_names = dataset.file_names
+        self._told: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Target]:
+        """As that of the dataset. Raises InputError if no image can be decoded."""
+        epoch, first = key if isinstance(key, tuple) else (0, key)
+        for index in (*range(first, len(self)), *range(first)):
+            try:
+                return self.dataset[epoch, index]
+            except InputError as error:
+                if index not in self._told:
+                    self._told.add(index)
+                    print(f"--data.on_error skip: {error}; the next image takes its place", file=sys.stderr)
+        raise InputError("--data.on_error skip: not one image of the split can be decoded")

@@ -1,0 +1,112 @@
+"""Pictures with the same content under different names: difference hashes find candidates, pixels decide.
+
+The hash is dHash (N. Krawetz, "Kind of Like That", 2013): does grey increase from one pixel to the next, in the
+picture scaled down to 9 x 8. Copies that were saved again or scaled keep it up to a few bits, but so do unlike pictures
+of plain content; hence every candidate is compared by its pixels before it is called a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from datamodules.image_reading import read_image
+from detector.errors import InputError
+
+MAX_BITS = 4
+_THUMBNAIL = 32
+_COMPARED = 128
+
+
+@dataclass(frozen=True, eq=False)
+class Fingerprint:
+    """What is kept of a picture.
+
+    Args:
+        bits: dHash of 64 bits.
+        thumbnail: uint8 (32, 32), grey.
+        aspect_ratio: height / width of the picture.
+    """
+
+    bits: int
+    thumbnail: NDArray[np.uint8]
+    aspect_ratio: float
+
+
+def fingerprint(image: NDArray[np.uint8]) -> Fingerprint:
+    """The fingerprint of a picture, uint8 (H, W, 3) RGB."""
+    grey = _grey(image)
+    small = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA)
+    bits = int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
+    return Fingerprint(bits, _scaled(grey, _THUMBNAIL), image.shape[0] / image.shape[1])
+
+
+def copies(paths: list[Path], prints: list[Fingerprint]) -> list[list[int]]:
+    """Groups of equal pictures.
+
+    Args:
+        paths: the image files.
+        prints: their fingerprints.
+
+    Returns:
+        Groups of two or more positions, each ascending, in the order of their first one.
+    """
+    group = list(range(len(prints)))
+
+    def root(index: int) -> int:
+        while group[index] != index:
+            group[index] = group[group[index]]
+            index = group[index]
+        return index
+
+    for first, second in _candidates(np.array([item.bits for item in prints], dtype=np.uint64)):
+        one, two = root(first), root(second)
+        if one != two and _alike(prints[first], prints[second]) and same_pixels(paths[first], paths[second]):
+            group[max(one, two)] = min(one, two)
+    members: dict[int, list[int]] = {}
+    for index in range(len(prints)):
+        members.setdefault(root(index), []).append(index)
+    return [found for found in members.values() if len(found) > 1]
+
+
+def same_pixels(first: Path, second: Path) -> bool:
+    """Whether two image files show the same, up to compression and scale: compared in grey at 128 x 128."""
+    try:
+        one, two = (_scaled(_grey(read_image(path)), _COMPARED) for path in (first, second))
+    except InputError:
+        return False
+    return _close(one, two)
+
+
+def _alike(first: Fingerprint, second: Fingerprint) -> bool:
+    ratio = first.aspect_ratio / second.aspect_ratio
+    return 0.97 < ratio < 1 / 0.97 and _close(first.thumbnail, second.thumbnail)
+
+
+def _close(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> bool:
+    difference = first.astype(np.float32) - second.astype(np.float32)
+    contrast = float(min(first.std(), second.std()))
+    return float(np.sqrt(np.mean(difference**2))) <= 1.5 + 0.1 * contrast
+
+
+def _candidates(bits: NDArray[np.uint64], rows: int = 256) -> Iterator[tuple[int, int]]:
+    """Pairs (i < j) whose hashes differ in at most `MAX_BITS` bits."""
+    # As vectors of +1 and -1: their product is 64 less twice the number of bits in which they differ.
+    signs = np.unpackbits(bits[:, None].view(np.uint8), axis=1).astype(np.float32) * 2 - 1
+    for start in range(0, len(signs), rows):
+        near = signs[start : start + rows] @ signs[start:].T >= 64 - 2 * MAX_BITS
+        for row, column in zip(*np.nonzero(np.triu(near, 1)), strict=True):
+            yield start + int(row), start + int(column)
+
+
+def _grey(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), dtype=np.uint8)
+
+
+def _scaled(grey: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    return np.asarray(cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA), dtype=np.uint8)
