@@ -21,7 +21,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
     ) -> None:
         """Save; on a failure the former file stays, and nothing else."""
         if "://" in str(path):  # no file of this machine's file systems
-            super().save_checkpoint(dict(checkpoint), path, storage_options)
+            super().save_checkpoint(dict(checkpoint), path, storage_options)  # type: ignore[arg-type]
             return
         place = Path(path)
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -6,14 +6,13 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, TextIO
 
 from rich.console import Console
 from rich.table import Table
 
-from detector.callbacks.run_files import write_json
 from detector.errors import InputError
+from detector.json_files import write_json
 from experiments.ablate_monitor import METRICS, Monitor, mean_over_seeds, view
 from experiments.cell_process import ForkStarter, PlainStarter, Starter
 from experiments.cells import CellFolder, State, shell_line

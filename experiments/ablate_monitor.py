@@ -1,4 +1,4 @@
-"""Shows a grid while it runs, from the files of its cells: one live table, or plain lines where that is not possible."""
+"""Shows a grid while it runs, from the files of its cells: one live table, or plain lines without a terminal."""
 
 import statistics
 import time
@@ -99,8 +99,7 @@ class Monitor:
         self._looked = time.monotonic()
         # What is done stays so.
         self._views = [
-            old if old.status == "done" else view(folder)
-            for old, folder in zip(self._views, self.folders, strict=True)
+            old if old.status == "done" else view(folder) for old, folder in zip(self._views, self.folders, strict=True)
         ]
         statuses = [(cell.status, cell.state.get("attempts")) for cell in self._views]
         for cell, before, after in zip(self._views, self._statuses, statuses, strict=True):
@@ -119,12 +118,15 @@ class Monitor:
         return ", ".join(parts) + ("" if left is None else f", about {duration(left)} left")
 
     def remaining(self) -> float | None:
-        """Seconds until all cells that have not failed are done, from those that are; None before the first."""
+        """Seconds until all cells that have not failed are done, from those that are; None before the first
+        and after the last."""
         done = [cell for cell in self._views if cell.status == "done" and cell.state.get("seconds")]
         if not done:
             return None
         pace = sum(cell.state["seconds"] for cell in done) / sum(cell.work for cell in done)
         left = [cell for cell in self._views if cell.status not in ("done", "failed")]
+        if not left:
+            return None
         work = sum(max(0.0, cell.work - (cell.step or 0)) for cell in left)
         running = sum(cell.status == "running" for cell in left)
         return pace * work / max(1, min(len(left), max(self.parallel, running)))

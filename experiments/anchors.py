@@ -1,7 +1,7 @@
 """`frcnn anchors`: what the configured anchors do to the objects of the training splits. Images are not needed."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -98,12 +98,8 @@ class AuditInput:
         return ~self.truth.objects.difficult | (self.difficult == "keep")
 
 
-def audit_input(config: Namespace, read: Callable[..., SplitTruth] = read_ground_truth) -> AuditInput:
+def audit_input(config: Namespace) -> AuditInput:
     """From the parsed options of `frcnn fit`: reads the annotations of the training splits.
-
-    Args:
-        config: What `parse` gives.
-        read: What reads the annotations; for many audits of the same data one that remembers them.
 
     Raises:
         InputError: A bad value, or anything wrong with the dataset.
@@ -118,7 +114,7 @@ def audit_input(config: Namespace, read: Callable[..., SplitTruth] = read_ground
         ImageConfig(**model.image.as_dict()),
         RPNConfig(**model.rpn.as_dict()),
         model.difficult,
-        read(data.root, data.train_splits, data.class_names, "--data.train_splits"),
+        read_ground_truth(data.root, data.train_splits, data.class_names, "--data.train_splits"),
     )
 
 

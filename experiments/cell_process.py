@@ -184,13 +184,14 @@ class ForkStarter:
     def code(self, pid: int) -> int | None:
         """Exit code of a process that has ended."""
         if pid not in self._codes:
-            self._receive(0)
+            self.wait(0)
         return self._codes.get(pid)
 
     def close(self) -> None:
         """End the process that forks; whatever it started dies with it."""
         if self._server is not None:
             self._socket.close()
+            self._server.kill()  # it may still be importing
             self._server.wait()
             self._server = None
 
@@ -233,8 +234,6 @@ class ForkedProcess:
 
     def poll(self) -> int | None:
         """As `Process.poll`."""
-        with contextlib.suppress(ConnectionResetError):
-            return self._starter.code(self.pid)
         return self._starter.code(self.pid)
 
     def signal(self, number: int) -> None:

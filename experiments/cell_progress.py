@@ -11,10 +11,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from detector.callbacks.run_files import write_json
-
-AXES_VARIABLE = "FRCNN_AXES"
-"""Environment variable that tells a run its place in a grid: JSON, axis -> value."""
+from detector.json_files import write_json
+from experiments.run_folder import AXES_VARIABLE
 
 
 class CellProgress(pl.Callback):

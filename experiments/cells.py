@@ -17,8 +17,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from detector.callbacks.run_files import write_json
 from detector.errors import InputError
+from detector.json_files import write_json
 
 State = dict[str, Any]
 LOG_LINES = 6
@@ -124,14 +124,16 @@ class CellFolder:
         return None
 
     def _resumed(self) -> tuple[str, ...] | None:
-        from detector.lightning_module import read_checkpoint
-
         config, last = self.path / "config.yaml", self.path / "checkpoints" / "last.ckpt"
+        if not (config.is_file() and last.is_file()):
+            return None
+        from detector.lightning_module import read_checkpoint  # not before: takes seconds
+
         try:
             read_checkpoint(last)
-        except InputError:  # none yet, or half of one
+        except InputError:  # damaged
             return None
-        return ("fit", f"--config={config}", f"--ckpt_path={last}") if config.is_file() else None
+        return ("fit", f"--config={config}", f"--ckpt_path={last}")
 
     def _afresh(self, stage: tuple[str, ...]) -> tuple[str, ...]:
         for path in self.path.iterdir():

@@ -129,7 +129,11 @@ def _ablate(arguments: list[str]) -> None:
     )
     parser.add_argument("--ray-address", help="of a running cluster, or auto; without it Ray is started here")
     parser.add_argument(
-        "--slurm", type=_mapping, default={}, metavar="{...}", help='of submitit: "{slurm_partition: a, timeout_min: 60}"'
+        "--slurm",
+        type=_mapping,
+        default={},
+        metavar="{...}",
+        help='of submitit, such as "{slurm_partition: gpu}"',
     )
     parser.add_argument("--dry-run", action="store_true", help="check the grid, and print the commands of its cells")
     parser.add_argument("--format", choices=["table", "json"], default="table", help="(table)")

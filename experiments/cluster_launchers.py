@@ -3,6 +3,7 @@
 All machines must see the run folder and the data under the same paths, and have the package installed.
 """
 
+import logging
 import os
 import sys
 import time
@@ -52,7 +53,7 @@ def run_on_ray(
             ray.init(
                 address=address,
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
                 include_dashboard=False if address is None else None,
                 runtime_env={"env_vars": {"PYTHONPATH": path}},
             )
@@ -139,9 +140,9 @@ def run_on_slurm(
     with stop.listening():
         while jobs and not stop.count:
             for job in [job for job in jobs if job.done()]:
-                error, folder = job.exception(), jobs.pop(job)
-                if error is not None:
-                    _lost(folder, str(error))
+                folder, problem = jobs.pop(job), job.exception()
+                if problem is not None:
+                    _lost(folder, str(problem))
             tick()
             time.sleep(0.5)
     if jobs:

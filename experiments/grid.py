@@ -121,11 +121,7 @@ def setting_name(axes: Mapping[str, str]) -> str:
 
 
 def read_grid(path: str | Path) -> Grid:
-    """Read and check a grid file.
-
-    Raises:
-        InputError: One line that names the file and the key or value.
-    """
+    """Read and check a grid file; InputError is one line that names the file and the key or value."""
     path = Path(path)
     try:
         return _grid(path, _load(path))
@@ -208,7 +204,9 @@ def _seeds(value: Any) -> tuple[int, ...]:
 
 def _axes(value: Any) -> tuple[Axis, ...]:
     axes: list[Axis] = []
-    for key, content in _mapping(value or {}, "axes", "an axis each, such as model.anchors.scales: [[8], [16]]").items():
+    for key, content in _mapping(
+        value or {}, "axes", "an axis each, such as model.anchors.scales: [[8], [16]]"
+    ).items():
         name = _name(str(key).rsplit(".", 1)[-1], "axes")
         axis = _short_axis(name, str(key), content) if "." in str(key) else _long_axis(name, content)
         for other in axes:

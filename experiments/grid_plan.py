@@ -20,7 +20,15 @@ from experiments.grid import Grid, GridCell, Options
 from experiments.lightning_cli import TRAINER_DEFAULTS, DetectorCLI
 from experiments.run_folder import run_folder_of
 
-NOT_HASHED = {"config", "runs_dir", "experiment", "run_name", "ckpt_path", "weights_only", "trainer.enable_progress_bar"}
+NOT_HASHED = {
+    "config",
+    "runs_dir",
+    "experiment",
+    "run_name",
+    "ckpt_path",
+    "weights_only",
+    "trainer.enable_progress_bar",
+}
 """Options that say where a run is written and what is shown, not what is trained."""
 
 
@@ -98,7 +106,9 @@ class Plan:
             ours = self.base_options | planned.cell.options
             for option in sorted(theirs.keys() | ours.keys()):
                 if theirs.get(option, "not there") != ours.get(option, "not there"):
-                    line = f"{option}: {_text(theirs.get(option, 'not there'))} -> {_text(ours.get(option, 'not there'))}"
+                    line = (
+                        f"{option}: {_text(theirs.get(option, 'not there'))} -> {_text(ours.get(option, 'not there'))}"
+                    )
                     changed[line] = None
         return list(changed)
 

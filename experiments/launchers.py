@@ -13,8 +13,8 @@ from types import FrameType
 
 from detector.errors import InputError
 from experiments.cell_process import Job, PlainStarter, Process, Starter
-from experiments.cell_progress import AXES_VARIABLE
 from experiments.cells import CellFolder, now, shell_line
+from experiments.run_folder import AXES_VARIABLE
 
 Tick = Callable[[], None]
 GRACE = 120.0

@@ -13,8 +13,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from detector.callbacks.best_checkpoint import BestCheckpoint
 from detector.atomic_checkpoints import AtomicCheckpoints
+from detector.callbacks.best_checkpoint import BestCheckpoint
 from detector.callbacks.detection_images import DetectionImages
 from detector.callbacks.progress import LossProgressBar
 from detector.callbacks.resumable import SaveOnInterrupt
@@ -142,8 +142,8 @@ class DetectorCLI(LightningCLI):
                 f"--save_devkit_results {devkit_folder}: must be a folder, and a whole test is needed, not fast_dev_run"
             )
         results = config.get("results_dir")
-        self.run_folder = Path(results) if results is not None else (checkpoint and run_folder_of(checkpoint))
-        self.run_folder = self.run_folder or choose_run_folder(
+        found = Path(results) if results is not None else (checkpoint and run_folder_of(checkpoint))
+        self.run_folder: Path = found or choose_run_folder(
             config.runs_dir, config.experiment or _experiment_name(config), config.run_name, int(config.seed_everything)
         )
         if not config.trainer.fast_dev_run:

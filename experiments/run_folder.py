@@ -7,6 +7,8 @@ from detector.errors import InputError
 
 ENVIRONMENT_VARIABLE = "FRCNN_RUN_DIR"
 """Tells the other processes of a multi-device run, which repeat the command, the folder that the first one chose."""
+AXES_VARIABLE = "FRCNN_AXES"
+"""Tells a run its place in a grid: JSON, axis -> value."""
 
 
 def run_folder_of(checkpoint: str | Path) -> Path | None:

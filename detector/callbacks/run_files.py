@@ -13,6 +13,7 @@ import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from detector.json_files import write_json
 from detector.lightning_module import FasterRCNNModule
 
 HPARAMS_METRICS = ("val/AP50_voc07", "val/AP50_voc", "val/AP", "val/AP50", "val/proposal_recall@300")
@@ -168,19 +169,6 @@ def coco_results(
         }
         for image, label, score, (x1, y1, x2, y2) in rows
     ]
-
-
-def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
-    """Write a JSON file so that it is either the old or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(value, indent=indent, allow_nan=False) + "\n"
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text)
-        os.replace(partial, path)
-    except OSError:  # a full disk
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def git_commit() -> str | None:
