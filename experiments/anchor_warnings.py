@@ -3,12 +3,16 @@
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 
 from datamodules.image_reading import image_size
+from detector.anchors import AnchorConfig
+from detector.image_batch import ImageConfig
+from detector.rpn import RPNConfig
 from experiments.anchor_audit import AuditResult, audit
 from experiments.training_view import Array
 
@@ -45,26 +49,48 @@ class AnchorWarnings(pl.Callback):
             print("\n".join(lines), "(all numbers: frcnn anchors --config ...)", sep="\n", file=sys.stderr)
 
     def _audit(self, model: Any, dataset: Any) -> AuditResult:
-        step = max(1, -(-len(dataset) // self.images))
-        deadline = time.monotonic() + self.seconds
-        sizes: list[tuple[int, int]] = []
-        boxes: list[Array] = []
-        owners: list[int] = []
-        for index in range(0, len(dataset), step):
-            if sizes and time.monotonic() > deadline:
-                break
-            target = dataset.target(index)
-            kept = target["boxes"] if model.difficult == "keep" else target["boxes"][~target["difficult"]]
-            width, height = image_size(dataset.image_path(index))
-            owners += [len(sizes)] * len(kept)
-            boxes.append(kept.numpy())
-            sizes.append((height, width))
-        return audit(
+        return audit_dataset(
+            dataset,
             model.rpn.anchor_generator.config,
             model.backbone.strides,
             model.image_config,
-            np.array(sizes),
-            np.concatenate(boxes),
-            np.array(owners, np.int64),
-            rpn=model.rpn.config,
+            model.rpn.config,
+            model.difficult,
+            self.images,
+            self.seconds,
         )
+
+
+def audit_dataset(
+    dataset: Any,
+    anchors: AnchorConfig,
+    strides: Sequence[int],
+    image: ImageConfig,
+    rpn: RPNConfig,
+    difficult: str,
+    images: int = 1000,
+    seconds: float = 1.0,
+) -> AuditResult:
+    """Audit anchors on some images of a `DetectionDataset`.
+
+    Args:
+        dataset: Of the training.
+        anchors, strides, image, rpn, difficult: Of the detector.
+        images: At most so many, evenly spread.
+        seconds: No more images are looked at after this time (a slow disk).
+    """
+    step = max(1, -(-len(dataset) // images))
+    deadline = time.monotonic() + seconds
+    sizes: list[tuple[int, int]] = []
+    boxes: list[Array] = []
+    owners: list[int] = []
+    for index in range(0, len(dataset), step):
+        if sizes and time.monotonic() > deadline:
+            break
+        target = dataset.target(index)
+        kept = target["boxes"] if difficult == "keep" else target["boxes"][~target["difficult"]]
+        width, height = image_size(dataset.image_path(index))
+        owners += [len(sizes)] * len(kept)
+        boxes.append(kept.numpy())
+        sizes.append((height, width))
+    return audit(anchors, strides, image, np.array(sizes), np.concatenate(boxes), np.array(owners, np.int64), rpn=rpn)

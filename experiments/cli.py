@@ -23,6 +23,7 @@ Faster R-CNN on PASCAL VOC in PyTorch Lightning.
   test       evaluate a checkpoint on the test splits
   predict    detect objects in image files, and draw them
   evaluate   score any detector's result files against the annotations of splits
+  ablate     train a grid of options and seeds:     frcnn ablate experiments/ablations/anchors_mini_voc.yaml
   anchors    audit anchors against the training annotations, and suggest better ones; needs no images
   show-data  draw augmented training images with their boxes into a contact sheet
   benchmark  time this code beside a peer
@@ -49,6 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         "evaluate": _evaluate,
         "anchors": _anchors,
         "show-data": _show_data,
+        "ablate": _ablate,
         "benchmark": _benchmark,
         "doctor": _doctor,
         "mini-voc": _mini_voc,
@@ -117,6 +119,60 @@ def _show_data(arguments: list[str]) -> None:
     _quiet()
     with _one_line_of_the_parser(arguments):
         show_data(arguments)
+
+
+def _ablate(arguments: list[str]) -> None:
+    parser = Parser(
+        "frcnn ablate",
+        description="Train and evaluate every cell of a grid, each as its own process. The same command again skips "
+        "what is done, goes on with what was interrupted, and tries again what failed.",
+    )
+    parser.add_argument("grid", metavar="GRID.yaml", help="what varies: see experiments/ablations")
+    parser.add_argument("--runs_dir", default="runs", help="folder of all runs; the grid's is in it (runs)")
+    parser.add_argument("--jobs", type=int, help="cells at the same time, which share the cores (1)")
+    parser.add_argument(
+        "--gpus", type=_gpus, metavar="0,1", help="one cell at a time on each; a GPU named twice runs two"
+    )
+    parser.add_argument("--gpus-per-run", type=int, default=1, help="GPUs of each cell (1)")
+    parser.add_argument(
+        "--launcher", choices=["local", "ray", "slurm"], default="local", help="what runs the cells (local)"
+    )
+    parser.add_argument("--ray-address", help="of a running cluster, or auto; without it Ray is started here")
+    parser.add_argument(
+        "--slurm",
+        type=_mapping,
+        default={},
+        metavar="{...}",
+        help='of submitit, such as "{slurm_partition: gpu}"',
+    )
+    parser.add_argument("--dry-run", action="store_true", help="check the grid, and print the commands of its cells")
+    parser.add_argument("--format", choices=["table", "json"], default="table", help="(table)")
+    options = parser.parse_args(arguments)
+    from experiments.ablate import AblateOptions, ablate
+
+    _quiet()
+    code = ablate(AblateOptions(**vars(options)))
+    if code:
+        sys.exit(code)
+
+
+def _gpus(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(re.fullmatch(r"[A-Za-z0-9/-]+", name) for name in names):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of GPUs, such as 0,1")
+    return names
+
+
+def _mapping(text: str) -> dict[str, object]:
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a mapping, such as {{timeout_min: 60}}")
+    return value
 
 
 def _predict(arguments: list[str]) -> None:

@@ -10,8 +10,10 @@ from jsonargparse import Namespace
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ModelSummary
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from detector.atomic_checkpoints import AtomicCheckpoints
 from detector.callbacks.best_checkpoint import BestCheckpoint
 from detector.callbacks.detection_images import DetectionImages
 from detector.callbacks.progress import LossProgressBar
@@ -21,6 +23,7 @@ from detector.callbacks.throughput import Throughput
 from detector.errors import InputError
 from detector.lightning_module import FasterRCNNModule, read_checkpoint
 from experiments.anchor_warnings import AnchorWarnings
+from experiments.cell_progress import CellProgress, axes_of_environment
 from experiments.data_format import DATA_FORMATS, find_data_format
 from experiments.result_files import write_devkit_results
 from experiments.run_folder import ENVIRONMENT_VARIABLE, choose_run_folder, run_folder_of
@@ -80,6 +83,14 @@ class DetectorCLI(LightningCLI):
                 default=None,
                 help="Folder for the detections as the VOC devkit reads them: comp4_det_test_<class>.txt.",
             )
+        if subcommand != "fit":
+            parser.add_argument(
+                "--results_dir",
+                type=str | None,
+                default=None,
+                help="Folder for metrics.json, predictions.json and TensorBoard events; by default that of the "
+                "checkpoint's run.",
+            )
         return parser
 
     def instantiate_classes(self) -> None:
@@ -130,7 +141,9 @@ class DetectorCLI(LightningCLI):
             raise InputError(
                 f"--save_devkit_results {devkit_folder}: must be a folder, and a whole test is needed, not fast_dev_run"
             )
-        self.run_folder = (checkpoint and run_folder_of(checkpoint)) or choose_run_folder(
+        results = config.get("results_dir")
+        found = Path(results) if results is not None else (checkpoint and run_folder_of(checkpoint))
+        self.run_folder: Path = found or choose_run_folder(
             config.runs_dir, config.experiment or _experiment_name(config), config.run_name, int(config.seed_everything)
         )
         if not config.trainer.fast_dev_run:
@@ -147,6 +160,7 @@ class DetectorCLI(LightningCLI):
                 version=self.run_folder.name,
                 default_hp_metric=False,
             )
+        kwargs["plugins"] = _with_atomic_checkpoints(self._get(self.config_init, "trainer", default={}).get("plugins"))
         try:
             return super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:  # an unknown accelerator, devices that are not there
@@ -156,11 +170,13 @@ class DetectorCLI(LightningCLI):
         callbacks: list[pl.Callback] = [] if config.enable_progress_bar is False else [LossProgressBar()]
         if config.fast_dev_run:
             return callbacks
-        self.run_files = RunFiles(self.run_folder)
+        axes = axes_of_environment()
+        self.run_files = RunFiles(self.run_folder, axes)
         callbacks += [self.run_files]
         if self.subcommand != "fit":
             return callbacks
         callbacks += [Throughput(config.log_every_n_steps or 20), ModelSummary(max_depth=2), AnchorWarnings()]
+        callbacks += [CellProgress(self.run_folder)] if axes else []
         if config.logger is not False:
             callbacks += [LearningRateMonitor(logging_interval="step"), DetectionImages()]
         if config.enable_checkpointing is not False:
@@ -192,6 +208,11 @@ def run_lightning(arguments: list[str]) -> None:
         parser_kwargs={"exit_on_error": False},
         args=[arguments[0], *rest],
     )
+
+
+def _with_atomic_checkpoints(plugins: Any) -> list[Any]:
+    given = list(plugins) if isinstance(plugins, list | tuple) else [] if plugins is None else [plugins]
+    return given if any(isinstance(plugin, CheckpointIO) for plugin in given) else [*given, AtomicCheckpoints()]
 
 
 def _config_of_checkpoint(arguments: list[str]) -> list[str]:

@@ -7,6 +7,8 @@ from detector.errors import InputError
 
 ENVIRONMENT_VARIABLE = "FRCNN_RUN_DIR"
 """Tells the other processes of a multi-device run, which repeat the command, the folder that the first one chose."""
+AXES_VARIABLE = "FRCNN_AXES"
+"""Tells a run its place in a grid: JSON, axis -> value."""
 
 
 def run_folder_of(checkpoint: str | Path) -> Path | None:
@@ -39,4 +41,5 @@ def choose_run_folder(runs_dir: str, experiment: str, run_name: str | None, seed
 
 
 def _taken(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
+    # What `frcnn ablate` keeps of a cell is there before its run.
+    return folder.is_dir() and any(not path.name.startswith("cell.") for path in folder.iterdir())

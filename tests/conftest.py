@@ -197,6 +197,69 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         os.environ["FRCNN_CACHE_DIR"] = before
 
 
+class ParsedOnly(DetectorCLI):
+    """The real command line up to the point where something is built."""
+
+    last: "ParsedOnly"
+
+    def before_instantiate_classes(self) -> None:
+        ParsedOnly.last = self
+
+    def instantiate_classes(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+Resolve = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def resolve(frcnn: Frcnn) -> Resolve:
+    """`resolve(*arguments)`: the options of `frcnn fit *arguments`, run in the repository's root; nothing is built."""
+
+    def run(*arguments: str) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lightning_cli, "DetectorCLI", ParsedOnly)
+            result = frcnn("fit", *arguments, cwd=ROOT)
+        assert result.code == 0, result.err
+        return ParsedOnly.last.config["fit"]
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def resolve_first_line(resolve: Resolve) -> Callable[[Path], Any]:
+    """`resolve_first_line(experiment file)`: the options of the command in its first line, read once, after a check
+    that every option of the file has reached the parser under its name, with its value."""
+    known: dict[Path, Any] = {}
+
+    def leaves(section: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in section.items():
+            yield from leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
+
+    def run(path: Path) -> Any:
+        if path not in known:
+            known[path] = parse(path)
+        return known[path]
+
+    def parse(path: Path) -> Any:
+        first = path.read_text().splitlines()[0]
+        assert first.startswith("# ")
+        (command,) = re.findall(r"\bfrcnn fit .*", first)
+        assert f"--config {path.relative_to(ROOT)}" in command
+        words = shlex.split(command)
+        options = resolve(*words[2:])
+        given = {word.removeprefix("--") for word in words if word.startswith("--")}
+        in_file = {key: value for key, value in leaves(yaml.safe_load(path.read_text()), "") if key not in given}
+        assert len(in_file) > 20
+        assert {key: options[key] for key in in_file} == in_file
+        return options
+
+    return run
+
+
 MINI_CLASSES = ["cross", "ellipse", "rectangle", "ring", "star", "triangle"]
 
 
@@ -322,66 +385,3 @@ def break_dataset(root: Path) -> BrokenDataset:
     harmless |= {"file_name_mismatch", "leak_by_content", "duplicate_image", "class_without_objects"}
     stops = {item for item in found if item[2] not in harmless | {"unusable_split", "named_twice"}}
     return BrokenDataset(root, found, stops, [*MINI_CLASSES, "hexagon"], {*train[5:], "zz_copy"})
-
-
-class ParsedOnly(DetectorCLI):
-    """The real command line up to the point where something is built."""
-
-    last: "ParsedOnly"
-
-    def before_instantiate_classes(self) -> None:
-        ParsedOnly.last = self
-
-    def instantiate_classes(self) -> None:
-        pass
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
-Resolve = Callable[..., Any]
-
-
-@pytest.fixture(scope="session")
-def resolve(frcnn: Frcnn) -> Resolve:
-    """`resolve(*arguments)`: the options of `frcnn fit *arguments`, run in the repository's root; nothing is built."""
-
-    def run(*arguments: str) -> Any:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(lightning_cli, "DetectorCLI", ParsedOnly)
-            result = frcnn("fit", *arguments, cwd=ROOT)
-        assert result.code == 0, result.err
-        return ParsedOnly.last.config["fit"]
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def resolve_first_line(resolve: Resolve) -> Callable[[Path], Any]:
-    """`resolve_first_line(experiment file)`: the options of the command in its first line, read once, after a check
-    that every option of the file has reached the parser under its name, with its value."""
-    known: dict[Path, Any] = {}
-
-    def leaves(section: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
-        for key, value in section.items():
-            yield from leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
-
-    def run(path: Path) -> Any:
-        if path not in known:
-            known[path] = parse(path)
-        return known[path]
-
-    def parse(path: Path) -> Any:
-        first = path.read_text().splitlines()[0]
-        assert first.startswith("# ")
-        (command,) = re.findall(r"\bfrcnn fit .*", first)
-        assert f"--config {path.relative_to(ROOT)}" in command
-        words = shlex.split(command)
-        options = resolve(*words[2:])
-        given = {word.removeprefix("--") for word in words if word.startswith("--")}
-        in_file = {key: value for key, value in leaves(yaml.safe_load(path.read_text()), "") if key not in given}
-        assert len(in_file) > 20
-        assert {key: options[key] for key in in_file} == in_file
-        return options
-
-    return run

@@ -13,6 +13,7 @@ import numpy as np
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from detector.json_files import write_json
 from detector.lightning_module import FasterRCNNModule
 
 HPARAMS_METRICS = ("val/AP50_voc07", "val/AP50_voc", "val/AP", "val/AP50", "val/proposal_recall@300")
@@ -31,10 +32,13 @@ class RunFiles(pl.Callback):
 
     Args:
         folder: The run folder.
+        axes: Of a run that is part of a grid: what varies there -> this run's value. They are the first columns of the
+            hyperparameters, also of an evaluation without a training.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, axes: Mapping[str, str | int] | None = None) -> None:
         self.folder = Path(folder)
+        self.axes = dict(axes or {})
         self._predictions: list[dict[str, Any]] | None = None
 
     @property
@@ -68,19 +72,27 @@ class RunFiles(pl.Callback):
         """Write at the end of `frcnn validate`; a training writes once, at its end."""
         if trainer.state.fn == "validate":
             self._write(trainer)
+            if self.axes:
+                self._log_hyperparameters(trainer, pl_module)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write at the end of `frcnn test`."""
         self._write(trainer)
+        if self.axes:
+            self._log_hyperparameters(trainer, pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write at the end of `frcnn fit`, and log hyperparameters once, with the final metrics."""
         self._write(trainer)
+        self._log_hyperparameters(trainer, pl_module)
+
+    def _log_hyperparameters(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if isinstance(trainer.logger, TensorBoardLogger):
-            metrics = _finite({k: v for k, v in _metrics(trainer).items() if k in HPARAMS_METRICS})
+            names = {*HPARAMS_METRICS, *(name.replace("val/", "test/") for name in HPARAMS_METRICS)}
+            metrics = _finite({k: v for k, v in _metrics(trainer).items() if k in names})
             # At the step of the last log: at 0, the default, the final numbers would bend every curve back.
             step = max(trainer.global_step - 1, 0)
-            trainer.logger.log_hyperparams(flatten_hparams(pl_module.hparams), metrics, step)
+            trainer.logger.log_hyperparams(self.axes | flatten_hparams(pl_module.hparams), metrics, step)
 
     def _keep(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, FasterRCNNModule)
@@ -157,14 +169,6 @@ def coco_results(
         }
         for image, label, score, (x1, y1, x2, y2) in rows
     ]
-
-
-def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
-    """Write a JSON file so that it is either the old or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=indent, allow_nan=False) + "\n")
-    os.replace(partial, path)
 
 
 def git_commit() -> str | None:

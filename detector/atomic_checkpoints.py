@@ -1,0 +1,34 @@
+"""Checkpoint files that are whole or not there, whatever happens while they are written."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins import TorchCheckpointIO
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Write a checkpoint beside its place, and rename it when it is complete.
+
+    Lightning writes into the system's temporary folder and moves the file, which is a copy where that is another file
+    system: a kill or a full disk in the middle of it left half a `last.ckpt`, and the former one was gone.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: Mapping[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """Save; on a failure the former file stays, and nothing else."""
+        if "://" in str(path):  # no file of this machine's file systems
+            super().save_checkpoint(dict(checkpoint), path, storage_options)  # type: ignore[arg-type]
+            return
+        place = Path(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_name(place.name + ".partial")
+        try:
+            torch.save(checkpoint, partial)
+            os.replace(partial, place)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise

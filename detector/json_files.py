@@ -1,0 +1,19 @@
+"""JSON files that are whole, whatever happens while they are written."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
+    """Write a JSON file so that it is either the old or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(value, indent=indent, allow_nan=False) + "\n"
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text)
+        os.replace(partial, path)
+    except OSError:  # a full disk
+        partial.unlink(missing_ok=True)
+        raise

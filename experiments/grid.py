@@ -1,0 +1,349 @@
+"""A grid file: which options vary, over which values and seeds; read and checked, without looking at the experiment."""
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from detector.errors import InputError
+
+KEYS = ("base", "evaluate", "axes", "seeds", "exclude", "baseline", "overrides", "paper")
+LONGEST_LABEL = 60
+
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What varies.
+
+    Attributes:
+        name: In the names of cells, in tables and in TensorBoard.
+        values: By label, what each value sets: option -> value.
+        given: By label, the value as the file has it, if it is that of one option.
+    """
+
+    name: str
+    values: Mapping[str, Options]
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def options(self) -> set[str]:
+        """All options that some value of the axis sets."""
+        return {option for options in self.values.values() for option in options}
+
+
+@dataclass(frozen=True)
+class GridCell:
+    """One training: a value of each axis, and a seed.
+
+    Attributes:
+        axes: Axis name -> label of the value.
+        seed: Of everything random.
+        options: All options that are set over the base config, the grid's `overrides` included.
+    """
+
+    axes: Mapping[str, str]
+    seed: int
+    options: Options
+
+    @property
+    def setting(self) -> str:
+        """The name without the seed, such as `scales=4-8-16,ratios=1`: what several seeds share."""
+        return setting_name(self.axes)
+
+    @property
+    def name(self) -> str:
+        """Such as `scales=4-8-16,ratios=1,seed=0`."""
+        return ",".join([*filter(None, [self.setting]), f"seed={self.seed}"])
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid file.
+
+    Attributes:
+        path: The file; its name without suffix is the grid's.
+        base: The experiment that all cells start from; None in an evaluation that takes its checkpoint's.
+        evaluate: Evaluate this checkpoint with every cell's options, instead of training; may hold `{seed}`.
+        axes: What varies, the last one fastest.
+        seeds: Each cell is trained with each.
+        exclude: Combinations (axis -> label; of some axes or all) that are left out.
+        baseline: Setting that the others are compared to, such as `scales=8-16-32,ratios=1`; None: none.
+        overrides: Options of all cells.
+        paper: Setting -> published number, as a fraction.
+    """
+
+    path: Path
+    base: Path | None
+    evaluate: str | None
+    axes: tuple[Axis, ...]
+    seeds: tuple[int, ...]
+    exclude: tuple[Mapping[str, str], ...] = ()
+    baseline: str | None = None
+    overrides: Options = field(default_factory=dict)
+    paper: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The file's name without suffix."""
+        return self.path.stem
+
+    def settings(self) -> Iterator[dict[str, str]]:
+        """Every combination of labels that is not excluded, the last axis fastest."""
+        names = [axis.name for axis in self.axes]
+        for labels in itertools.product(*(axis.values for axis in self.axes)):
+            setting = dict(zip(names, labels, strict=True))
+            if not any(excluded.items() <= setting.items() for excluded in self.exclude):
+                yield setting
+
+    def cells(self) -> list[GridCell]:
+        """All cells; a first seed of everything comes before the second, so that an unfinished grid says the most."""
+        return [
+            GridCell(
+                setting,
+                seed,
+                self.overrides | {k: v for axis in self.axes for k, v in axis.values[setting[axis.name]].items()},
+            )
+            for seed in self.seeds
+            for setting in self.settings()
+        ]
+
+
+def setting_name(axes: Mapping[str, str]) -> str:
+    """Such as `scales=4-8-16,ratios=1`."""
+    return ",".join(f"{name}={label}" for name, label in axes.items())
+
+
+def read_grid(path: str | Path) -> Grid:
+    """Read and check a grid file; InputError is one line that names the file and the key or value."""
+    path = Path(path)
+    try:
+        return _grid(path, _load(path))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def label_of(value: Any) -> str:
+    """A value in the name of a file: [4, 8, 16] -> 4-8-16, [[1, 2], [4]] -> 1-2_4, true -> true, none -> none."""
+    if isinstance(value, list):
+        return ("_" if any(isinstance(item, list) for item in value) else "-").join(label_of(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    text = value if isinstance(value, str) else "none" if value is None else json.dumps(value)
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", text)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror}); give a grid file, see experiments/ablations") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"is no YAML: {' '.join(str(error).split())}") from None
+    content = _mapping(content, "the file", "keys such as base, axes and seeds")
+    for key in content:
+        if key not in KEYS:
+            raise InputError(f"{key!r} is no key of a grid; there are {', '.join(KEYS)}")
+    return content
+
+
+def _grid(path: Path, content: dict[str, Any]) -> Grid:
+    evaluate = content.get("evaluate")
+    if evaluate is not None and not isinstance(evaluate, str):
+        raise InputError(f"evaluate: {evaluate!r} is not the path of a checkpoint")
+    if "base" not in content and evaluate is None:
+        raise InputError("base: is missing; name the experiment to start from, such as experiments/mini_voc.yaml")
+    axes = _axes(content.get("axes"))
+    grid = Grid(
+        path=path,
+        base=_base(path, content["base"]) if "base" in content else None,
+        evaluate=evaluate,
+        axes=axes,
+        seeds=_seeds(content.get("seeds", [0])),
+        exclude=tuple(_labels(axes, item, "exclude") for item in _list(content.get("exclude", []), "exclude")),
+        overrides=_overrides(content.get("overrides") or {}, axes),
+    )
+    settings = {setting_name(setting) for setting in grid.settings()}
+    if not settings:
+        raise InputError("exclude: leaves no cell")
+    baseline = None
+    if content.get("baseline") is not None:
+        baseline = _setting(axes, content["baseline"], settings, "baseline")
+    paper = {
+        _setting(axes, key, settings, "paper"): _fraction(key, value)
+        for key, value in _mapping(content.get("paper", {}), "paper", "cell: published number").items()
+    }
+    return Grid(**{**vars(grid), "baseline": baseline, "paper": paper})
+
+
+def _base(path: Path, base: Any) -> Path:
+    """The experiment, relative to the working directory or else to a folder above the grid file."""
+    if not isinstance(base, str):
+        raise InputError(f"base: {base!r} is not the path of an experiment")
+    for folder in (Path(), *path.absolute().parents):
+        if (folder / base).is_file():
+            return folder / base
+    raise InputError(f"base: {base}: no such file, neither here nor above the grid file")
+
+
+def _seeds(value: Any) -> tuple[int, ...]:
+    seeds = _list(value, "seeds")
+    for seed in seeds:
+        if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
+            raise InputError(f"seeds: {seed!r} is not a whole number from 0 on")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise InputError(f"seeds: {seeds} must hold at least one seed, and each once")
+    return tuple(seeds)
+
+
+def _axes(value: Any) -> tuple[Axis, ...]:
+    axes: list[Axis] = []
+    for key, content in _mapping(
+        value or {}, "axes", "an axis each, such as model.anchors.scales: [[8], [16]]"
+    ).items():
+        name = _name(str(key).rsplit(".", 1)[-1], "axes")
+        axis = _short_axis(name, str(key), content) if "." in str(key) else _long_axis(name, content)
+        for other in axes:
+            if other.name == axis.name:
+                raise InputError(f"axes: two are called {name}; give one of them a name: {{option: ..., values: ...}}")
+            for option in sorted(other.options & axis.options):
+                raise InputError(f"axes: {option} is set by both {other.name} and {axis.name}")
+        axes.append(axis)
+    return tuple(axes)
+
+
+def _short_axis(name: str, option: str, content: Any) -> Axis:
+    if isinstance(content, dict) and content.keys() <= {"option", "values"} and "values" in content:
+        raise InputError(f"axes.{option}: the name of an axis has no dots; write scales: {{option: {option}, ...}}")
+    return _axis(name, option, content, f"axes.{option}")
+
+
+def _long_axis(name: str, content: Any) -> Axis:
+    where = f"axes.{name}"
+    if name == "seed":
+        raise InputError("axes.seed: seeds have a key of their own: seeds: [0, 1]")
+    content = _mapping(content, where, "option: and values:")
+    for key in content:
+        if key not in ("option", "values"):
+            raise InputError(f"{where}: {key!r} is neither option nor values")
+    if "values" not in content:
+        raise InputError(f"{where}: values: is missing")
+    option = content.get("option")
+    if option is not None and not isinstance(option, str):
+        raise InputError(f"{where}.option: {option!r} is not the name of an option, such as model.anchors.scales")
+    return _axis(name, option, content["values"], f"{where}.values")
+
+
+def _axis(name: str, option: str | None, values: Any, where: str) -> Axis:
+    """`values` is a list, or names them; without an option each name has a mapping option -> value."""
+    if isinstance(values, list) and option is not None:
+        named = [(label_of(value), value) for value in values]
+    elif isinstance(values, dict):
+        named = [(_name(str(label), where), value) for label, value in values.items()]
+    elif option is None:
+        raise InputError(f"{where}: without option:, give a mapping, name -> options that it sets")
+    else:
+        raise InputError(f"{where}: {values!r} is not a list of values, nor a mapping, name -> value")
+    if not named:
+        raise InputError(f"{where}: is empty; give at least one value")
+    found: dict[str, Options] = {}
+    for label, value in named:
+        if not label or len(label) > LONGEST_LABEL:
+            raise InputError(f"{where}: {value!r} needs a short name: values: {{small: {value!r}, ...}}")
+        if label in found:
+            raise InputError(f"{where}: two values are called {label}")
+        found[label] = {option: value} if option is not None else _options(value, f"{where}.{label}")
+        _check_options(found[label], where)
+    return Axis(name, found, dict(named))
+
+
+def _options(value: Any, where: str) -> Options:
+    """Option -> value, from keys with dots or nested ones."""
+    flat: Options = {}
+    for key, content in _mapping(value, where, "option: value").items():
+        nested = _options(content, where) if isinstance(content, dict) and content else None
+        flat |= {f"{key}.{k}": v for k, v in nested.items()} if nested is not None else {str(key): content}
+    return flat
+
+
+def _overrides(value: Any, axes: Sequence[Axis]) -> Options:
+    options = _options(value, "overrides")
+    _check_options(options, "overrides")
+    for axis in axes:
+        for option in sorted(options.keys() & axis.options):
+            raise InputError(f"overrides: {option} is set by the axis {axis.name}, too")
+    return options
+
+
+def _check_options(options: Options, where: str) -> None:
+    ours = {
+        "seed_everything": "is set by seeds:",
+        "ckpt_path": "is set by frcnn ablate",
+        "config": "is set by base:",
+        "runs_dir": "is an option of frcnn ablate",
+        "experiment": "is set by the grid's file name",
+        "run_name": "is set by the cell's name",
+    }
+    for option in options:
+        if option in ours:
+            raise InputError(f"{where}: {option} {ours[option]}")
+        if not re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", option):
+            raise InputError(f"{where}: {option!r} is not the name of an option, such as model.anchors.scales")
+
+
+def _labels(axes: Sequence[Axis], value: Any, where: str) -> dict[str, str]:
+    """Axis -> label, from a mapping of labels or values, or a text such as `scales=8,ratios=1`."""
+    if isinstance(value, str):
+        pairs = [part.split("=", 1) for part in value.split(",")]
+        if any(len(pair) < 2 for pair in pairs):
+            raise InputError(f"{where}: {value!r} is not written as axis=value,axis=value")
+        value = dict(pairs)
+    by_name = {axis.name: axis for axis in axes}
+    labels: dict[str, str] = {}
+    for name, wanted in _mapping(value, where, "axis: value").items():
+        if name not in by_name:
+            raise InputError(f"{where}: {name!r} is no axis; there are {', '.join(by_name)}")
+        axis = by_name[name]
+        text = label_of(wanted)
+        same = [label for label in axis.values if label == text or axis.given[label] == wanted]
+        if not same:
+            raise InputError(f"{where}: {wanted!r} is no value of {name}; there are {', '.join(axis.values)}")
+        labels[name] = same[0]
+    return {axis.name: labels[axis.name] for axis in axes if axis.name in labels}
+
+
+def _setting(axes: Sequence[Axis], value: Any, settings: set[str], where: str) -> str:
+    name = setting_name(_labels(axes, value, where))
+    if name not in settings:
+        raise InputError(f"{where}: {value!r} is not one cell; give a value of every axis, such as {min(settings)}")
+    return name
+
+
+def _fraction(key: Any, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise InputError(f"paper.{key}: {value!r} is not a fraction in 0..1, such as 0.699")
+    return float(value)
+
+
+def _name(text: str, where: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._+-]+", text):
+        raise InputError(f"{where}: {text!r} becomes part of a folder's name; use letters, digits and . _ + -")
+    return text
+
+
+def _mapping(value: Any, where: str, wanted: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: {value!r} is not a mapping ({wanted})")
+    return value
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise InputError(f"{where}: {value!r} is not a list")
+    return value
