@@ -102,8 +102,8 @@ class MemoryCache:
 class DiskCache:
     """Decoded pixels as one .npy file for each image, which later runs use too.
 
-    A file's name is a hash of the image's path, size in bytes, time of change and orientation: a changed image is decoded
-    anew.
+    A file's name is a hash of the image's path, size in bytes, time of change and orientation: a changed image is
+    decoded anew.
 
     Args:
         files: the image files.
