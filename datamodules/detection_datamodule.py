@@ -24,7 +24,7 @@ from datamodules.detection_dataset import DetectionDataset, ImageRecord, Target
 from datamodules.image_cache import CacheKind, check_cache, make_reader
 from datamodules.made_splits import Member, divide, keep_lists, read_lists
 from datamodules.problems import Problem
-from datamodules.samplers import AspectSampler, EpochSampler, ShardSampler, print_saved_padding
+from datamodules.samplers import EpochSampler, ShardSampler, group_by_aspect
 from detector.errors import InputError
 from detector.image_batch import ImageConfig
 
@@ -296,18 +296,9 @@ class DetectionDataModule(pl.LightningDataModule):
         drop_last = len(dataset) >= self.batch_size * world_size
         sampler = EpochSampler(dataset, world_size, rank, self.seed, drop_last)
         if self.group_by_aspect:
-            sampler = self._grouped(sampler)
+            sampler = group_by_aspect(sampler, dataset.sizes, self.batch_size, self._image_config)
         self._resume_into(sampler)
         return self._loader(dataset, sampler, self.batch_size, drop_last)
-
-    def _grouped(self, plain: EpochSampler) -> AspectSampler:
-        sizes = self.train_dataset.sizes
-        grouped = AspectSampler(
-            sizes[:, 0] / sizes[:, 1], self.batch_size, plain.num_replicas, plain.rank, self.seed, plain.drop_last
-        )
-        if plain.rank == 0:
-            print_saved_padding(plain, grouped, sizes, self.batch_size, self._image_config)
-        return grouped
 
     @property
     def _image_config(self) -> ImageConfig:

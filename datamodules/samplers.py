@@ -151,6 +151,19 @@ def padded_share(sizes: NDArray[np.int64], batches: Iterable[Sequence[int]], mul
     return 1 - used / padded if padded else 0.0
 
 
+def group_by_aspect(
+    plain: EpochSampler, sizes: NDArray[np.int64], batch_size: int, image: ImageConfig
+) -> AspectSampler:
+    """The sampler that groups what `plain` shuffles; the first rank says what that saves. Arguments as those of
+    `print_saved_padding`."""
+    grouped = AspectSampler(
+        sizes[:, 0] / sizes[:, 1], batch_size, plain.num_replicas, plain.rank, plain.seed, plain.drop_last
+    )
+    if plain.rank == 0:
+        print_saved_padding(plain, grouped, sizes, batch_size, image)
+    return grouped
+
+
 def print_saved_padding(
     plain: EpochSampler, grouped: EpochSampler, sizes: NDArray[np.int64], batch_size: int, image: ImageConfig
 ) -> None:

@@ -62,3 +62,15 @@ def test_training(frcnn, frcnn_process, tiny_config, metrics_of, tmp_path):
     assert result.code == 0, result.err
     assert evaluation(run) == before
     assert detections(run) == found
+
+
+@pytest.mark.timeout(150)
+def test_training_on_grouped_and_mixed_images(frcnn_process, tiny_config, metrics_of, tmp_path):
+    """Both processes get equally many batches, though images are grouped by shape, mixed and cached."""
+    options = ("--data.group_by_aspect", "true", "--data.augmentation", "mosaic", "--data.cache_images", "memory")
+    code, log = run_processes(
+        frcnn_process, "fit", "--config", tiny_config, *options, "--data.num_workers", 1, cwd=tmp_path
+    )
+    assert code == 0, log
+    assert log.count("group_by_aspect: ") == 1
+    assert metrics_of(tmp_path / "runs" / "tiny" / "seed0")["step"] == 3
