@@ -168,8 +168,8 @@ def _evaluate(arguments: list[str]) -> None:
 def _report(arguments: list[str]) -> None:
     parser = Parser(
         "frcnn report",
-        description="One row per cell of a grid, or per configuration of ordinary runs: metrics over seeds, differences "
-        "to a baseline, anchors, speed. Works while runs are going on.",
+        description="One row per cell of a grid, or per configuration of ordinary runs: metrics over seeds, "
+        "differences to a baseline, anchors, speed. Works while runs are going on.",
     )
     parser.add_argument("runs_dir", metavar="RUNS_DIR", help="folder of a grid, or any folder that holds run folders")
     parser.add_argument(

@@ -29,7 +29,8 @@ def read_curves(folder: Path, tags: Iterable[str]) -> dict[str, Curve]:
     """
     if not any(folder.glob("events.out.*")):
         return {}
-    from tensorboard.backend.event_processing import event_accumulator as tensorboard  # takes a second to import
+    # Here, because it takes a second to import.
+    from tensorboard.backend.event_processing import event_accumulator as tensorboard  # type: ignore[import-untyped]
 
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
     guidance = {tensorboard.SCALARS: 0, tensorboard.IMAGES: 1, tensorboard.TENSORS: 1, tensorboard.HISTOGRAMS: 1}

@@ -126,6 +126,23 @@ def read_grid(folder: str | Path, baseline: str | None = None) -> Grid:
     return Grid(name, folder, axes, cells, _baseline(folder, cells, wanted))
 
 
+def read_run(folder: str | Path) -> Run:
+    """Read one run folder.
+
+    Raises:
+        InputError: It is no run folder, or has no final numbers.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give a run folder of frcnn fit, such as runs/mini_voc/seed0")
+    config, metrics = _config(folder), _metrics(folder)
+    if config is None:
+        raise InputError(f"{folder}: is no run folder: config.yaml is missing or damaged")
+    if isinstance(metrics, str):
+        raise InputError(f"{folder / 'metrics.json'}: {metrics}; the run has no final numbers")
+    return Run(folder, metrics.get("seed", _seed(config)), "done", metrics=metrics, config=config)
+
+
 def mean(values: Iterable[float | None]) -> float | None:
     """Of those that there are."""
     known = [value for value in values if value is not None]
@@ -249,7 +266,8 @@ def _baseline(folder: Path, cells: Sequence[Cell], wanted: Any) -> Cell | None:
     for cell in cells:
         if name in (cell.name, ",".join(f"{axis}={label}" for axis, label in cell.axes.items())):
             return cell
-    raise InputError(f"{folder}: no cell {name!r} to be the baseline; there are {_listed([cell.name for cell in cells])}")
+    names = _listed([cell.name for cell in cells])
+    raise InputError(f"{folder}: no cell {name!r} to be the baseline; there are {names}")
 
 
 # ---- ordinary runs ----
@@ -258,7 +276,9 @@ def _baseline(folder: Path, cells: Sequence[Cell], wanted: Any) -> Cell | None:
 def _ordinary_cells(folder: Path) -> list[Cell]:
     runs = [_ordinary_run(path.parent) for path in sorted(folder.rglob("config.yaml")) if _is_run(path.parent)]
     if not runs:
-        raise InputError(f"{folder}: holds no runs (folders with config.yaml, as frcnn fit and frcnn ablate write them)")
+        raise InputError(
+            f"{folder}: holds no runs (folders with config.yaml, as frcnn fit and frcnn ablate write them)"
+        )
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         options = _compared(run.config or {})

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -113,8 +114,9 @@ def build_report(options: ReportOptions) -> Report:
         row["anchors"] = _anchors(audits[cell.name][1]) if cell.name in audits else None
         cells.append(row)
     notes += _unknown(grid, names, part)
-    counts = {status: sum(run.status == status for run in runs) for status in dict.fromkeys(run.status for run in runs)}
-    summary = f"{len(grid.cells)} cells, {len(runs)} runs: " + ", ".join(f"{n} {status}" for status, n in counts.items())
+    counts = dict(Counter(run.status for run in runs))
+    summary = f"{len(grid.cells)} cells, {len(runs)} runs: "
+    summary += ", ".join(f"{number} {status}" for status, number in counts.items())
     document = {
         "name": grid.name,
         "folder": str(grid.folder),
@@ -140,7 +142,9 @@ def _format(options: ReportOptions) -> str:
     suffix = Path(options.output or "").suffix.removeprefix(".")
     style = options.format or (suffix if suffix in FORMATS else "table")
     if Path(options.output or "x").is_dir():
-        raise InputError(f"--output {options.output}: is a folder; name a file, such as {options.output}/report.{style}")
+        raise InputError(
+            f"--output {options.output}: is a folder; name a file, such as {options.output}/report.{style}"
+        )
     return style
 
 
@@ -162,9 +166,7 @@ def _check_metrics(metrics: Sequence[str], part: str, runs: Sequence[Run]) -> No
             raise InputError(f"--metrics {name}: no run has it; there are {', '.join(shown)}")
 
 
-def _row(
-    cell: Cell, part: str, names: Sequence[str], curves: Mapping[Path, Mapping[str, Curve]]
-) -> dict[str, Any]:
+def _row(cell: Cell, part: str, names: Sequence[str], curves: Mapping[Path, Mapping[str, Curve]]) -> dict[str, Any]:
     metrics = {}
     for name in names:
         values = [metric_value(run, name, part) if run.status == "done" else None for run in cell.runs]
@@ -245,9 +247,7 @@ def _differences(
         return {}
     try:
         total = difference(*(average([scored[run.folder] for run in runs]) for runs in (ours, theirs)))
-        single = [
-            (run.seed, difference(scored[run.folder], scored[other.folder])) for run, other in pairs if paired
-        ]
+        single = [(run.seed, difference(scored[run.folder], scored[other.folder])) for run, other in pairs if paired]
     except InputError as error:
         notes.append(f"{cell.name}: {error}")
         return {}

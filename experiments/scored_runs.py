@@ -78,8 +78,8 @@ class Scorer:
         reported = (run.metrics or {}).get(f"{self.part}/AP50_voc07")
         if reported is not None and abs(values["AP50_voc07"] - reported) > TOLERANCE:
             raise InputError(
-                f"{path}: gives {self.part}/AP50_voc07 {values['AP50_voc07']:.4f}, metrics.json says {reported:.4f}: not "
-                "the detections of that evaluation, or the annotations have changed"
+                f"{path}: gives {self.part}/AP50_voc07 {values['AP50_voc07']:.4f}, metrics.json says {reported:.4f}: "
+                "not the detections of that evaluation, or the annotations have changed"
             )
         samples = resample(truth, split, self.resamples, self.seed, self.coco) if self.resamples else {}
         return ScoredRun(truth, split, values, samples)

@@ -1,6 +1,5 @@
 """Images per second and memory, logged while training."""
 
-import resource
 import sys
 import time
 from typing import Any
@@ -56,5 +55,7 @@ def peak_memory(device: torch.device) -> float:
     """Most memory held so far, in MiB: by tensors on a GPU, else by this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource  # not on Windows
+
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most / (2**20 if sys.platform == "darwin" else 2**10)
