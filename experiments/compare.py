@@ -131,7 +131,7 @@ def _document(options: CompareOptions, runs: tuple[Run, Run], part: str) -> dict
         except InputError as error:
             notes.append(f"no pictures: {error}")
     prefix = "AP50_voc_class/"
-    change = errors[1].total - errors[0].total
+    more = errors[1].total - errors[0].total
     return {
         "a": str(runs[0].folder),
         "b": str(runs[1].folder),
@@ -141,7 +141,7 @@ def _document(options: CompareOptions, runs: tuple[Run, Run], part: str) -> dict
         "metrics": {name: one for name, one in metrics.items() if not name.startswith(prefix)},
         "per_class": {name.removeprefix(prefix): one for name, one in metrics.items() if name.startswith(prefix)},
         "score_threshold": options.score_threshold,
-        "errors": {"images": len(change), "fewer": int((change < 0).sum()), "more": int((change > 0).sum())},
+        "errors": {"images": len(more), "fewer": int((more < 0).sum()), "more": int((more > 0).sum())},
         "images": [
             {
                 "name": a.truth.image_names[image],

@@ -111,7 +111,7 @@ def build_report(options: ReportOptions) -> Report:
         differences = _differences(cell, grid.baseline, scored, notes)
         row["differences"] = {name: one for name, one in differences.items() if name in names}
         row["per_class"] = {name: one for name, one in differences.items() if name.startswith("AP50_voc_class/")}
-        row["anchors"] = _anchors(audits[cell.name][1]) if cell.name in audits else None
+        row["anchors"] = _anchors(*audits[cell.name]) if cell.name in audits else None
         cells.append(row)
     notes += _unknown(grid, names, part)
     counts = dict(Counter(run.status for run in runs))
@@ -288,9 +288,11 @@ def _audits(grid: Grid, notes: list[str]) -> dict[str, tuple[AuditInput, AuditRe
     return found
 
 
-def _anchors(result: AuditResult) -> dict[str, Any]:
+def _anchors(given: AuditInput, result: AuditResult) -> dict[str, Any]:
     dead = [warning for warning in result.warnings if "dead anchor: " in warning]
     return {
+        "scales": given.anchors.scales,
+        "aspect_ratios": given.anchors.aspect_ratios,
         "shapes": len(result.anchors),
         "dead": sum(warning.startswith("dead") for warning in dead),
         "nearly_dead": sum(warning.startswith("nearly") for warning in dead),

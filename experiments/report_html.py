@@ -21,7 +21,8 @@ thead th { white-space: normal; vertical-align: bottom; border-bottom: 2px solid
 th.text, td.text { text-align: left }
 tr.baseline td { background: #f2f2ee } td.better { color: #05630f; font-weight: 600 }
 td.worse { color: #a3120a; font-weight: 600 }
-.map td, .map tbody th { border: 1px solid #fff; text-align: center } .map td { min-width: 7rem; padding: .6rem }
+.map td { border: 1px solid #fff; text-align: center; min-width: 7rem; padding: .6rem }
+.map thead th:not(.text) { text-align: center } #cells th:not(.text) { min-width: 4.5rem }
 .map small { opacity: .85 } td.none { background: #eee; color: #666 }
 .note { color: #555; font-size: .9rem } img { max-width: 100%; height: auto } li { overflow-wrap: anywhere }
 """

@@ -72,7 +72,7 @@ def anchor_pictures(made: "Report") -> list[tuple[Sequence[str], Sequence[str], 
     groups: dict[int, list[str]] = {}
     for name, (given, _) in made.audits.items():
         groups.setdefault(id(given), []).append(name)
-    pictures = []
+    pictures: list[tuple[Sequence[str], Sequence[str], bytes]] = []
     for names in list(groups.values())[:MOST_ANCHOR_PICTURES]:
         given, result = made.audits[names[0]]
         views = given.views()

@@ -47,7 +47,7 @@ def table_rows(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
         headers.append(name)
         headers += ["difference [95 % interval]"] if compared and name in differing else []
     headers += ["paper"] if paper else []
-    headers += ["dead anchors", "objects with anchor IoU >= 0.5", "images/s", "memory (MiB)"]
+    headers += ["dead anchors", "objects with an anchor of IoU >= 0.5", "images/s", "memory (MiB)"]
     rows = []
     for cell in cells:
         row = [cell["axes"].get(axis, "") for axis in document["axes"]] + [state(cell)]
