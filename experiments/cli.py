@@ -26,6 +26,8 @@ Faster R-CNN on PASCAL VOC in PyTorch Lightning.
   ablate     train a grid of options and seeds:     frcnn ablate experiments/ablations/anchors_mini_voc.yaml
   anchors    audit anchors against the training annotations, and suggest better ones; needs no images
   show-data  draw augmented training images with their boxes into a contact sheet
+  report     a grid or a folder of runs as one table, finished or not: frcnn report runs/anchors_mini_voc
+  compare    two runs: options, metrics with intervals, classes, and the images on which they differ most
   benchmark  time this code beside a peer
   doctor     what is wrong with a dataset: frcnn doctor DATASET_DIR
   mini-voc   write a small synthetic dataset in VOC format
@@ -51,6 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
         "anchors": _anchors,
         "show-data": _show_data,
         "ablate": _ablate,
+        "report": _report,
+        "compare": _compare,
         "benchmark": _benchmark,
         "doctor": _doctor,
         "mini-voc": _mini_voc,
@@ -227,6 +231,53 @@ def _evaluate(arguments: list[str]) -> None:
     from experiments.evaluate import EvaluateOptions, evaluate
 
     evaluate(EvaluateOptions(**vars(options)))
+
+
+def _report(arguments: list[str]) -> None:
+    parser = Parser(
+        "frcnn report",
+        description="One row per cell of a grid, or per configuration of ordinary runs: metrics over seeds, "
+        "differences to a baseline, anchors, speed. Works while runs are going on.",
+    )
+    parser.add_argument("runs_dir", metavar="RUNS_DIR", help="folder of a grid, or any folder that holds run folders")
+    parser.add_argument(
+        "--format", choices=["table", "json", "csv", "html"], help="(that of --output's suffix, else table)"
+    )
+    parser.add_argument("--output", metavar="FILE", help="write there instead of printing")
+    parser.add_argument(
+        "--metrics", type=_names, default=["AP50_voc07"], metavar="[M, ...]", help='(AP50_voc07) such as "[AP, AP50]"'
+    )
+    parser.add_argument("--baseline", metavar="CELL", help="cell to compare with (the grid's own)")
+    parser.add_argument(
+        "--part", choices=["val", "test"], help="metrics of which data (test, if any finished run was tested)"
+    )
+    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples of the images (1000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples (0)")
+    options = parser.parse_args(arguments)
+    from experiments.report import ReportOptions, report
+
+    _quiet()
+    report(ReportOptions(**vars(options)))
+
+
+def _compare(arguments: list[str]) -> None:
+    parser = Parser("frcnn compare", description="What differs between two runs: B - A.")
+    parser.add_argument("run_a", metavar="RUN_A", help="run folder of frcnn fit")
+    parser.add_argument("run_b", metavar="RUN_B", help="another one, evaluated on the same images")
+    parser.add_argument("--format", choices=["table", "json"], default="table", help="(table)")
+    parser.add_argument("--output", metavar="DIR", help="draw the images on which they differ most, into this folder")
+    parser.add_argument("--images", type=int, default=8, help="how many of these images (8)")
+    parser.add_argument("--score_threshold", type=float, default=0.5, help="detections from this score on count (0.5)")
+    parser.add_argument(
+        "--part", choices=["val", "test"], help="metrics of which data (test, if both were tested, else val)"
+    )
+    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples of the images (1000)")
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples (0)")
+    options = parser.parse_args(arguments)
+    from experiments.compare import CompareOptions, compare
+
+    _quiet()
+    compare(CompareOptions(**vars(options)))
 
 
 def _benchmark(arguments: list[str]) -> None:

@@ -56,8 +56,8 @@ def evaluate(options: EvaluateOptions) -> None:
     if options.plot is not None and Path(options.plot).suffix not in (".png", ".pdf", ".svg"):
         raise InputError(f"--plot {options.plot}: the file must end with .png, .pdf or .svg")
     truth = read_ground_truth(options.root, options.val_splits, options.class_names)
-    splits = [(path, _split(truth, read_results(path, truth))) for path in options.predictions]
-    other = None if options.compare is None else _split(truth, read_results(options.compare, truth))
+    splits = [(path, evaluated_split(truth, read_results(path, truth))) for path in options.predictions]
+    other = None if options.compare is None else evaluated_split(truth, read_results(options.compare, truth))
     recall = {} if options.proposals is None else _proposal_recall(truth, read_proposals(options.proposals, truth))
     documents = [_document(options, truth, path, split, other) | recall for path, split in splits]
     if options.format == "json":
@@ -67,7 +67,8 @@ def evaluate(options: EvaluateOptions) -> None:
         print("\n\n".join(_table(truth, document) for document in documents))
 
 
-def _split(truth: SplitTruth, detections: Detections) -> EvaluatedSplit:
+def evaluated_split(truth: SplitTruth, detections: Detections) -> EvaluatedSplit:
+    """Detections beside the objects that they are scored against."""
     return EvaluatedSplit(truth.image_ids, detections, truth.objects)
 
 
@@ -90,7 +91,7 @@ def _document(
     }
     resamples = options.bootstrap or (DEFAULT_RESAMPLES if other is not None else 0)
     if resamples:
-        samples = _samples(truth, split, resamples, options.seed)
+        samples = resample(truth, split, resamples, options.seed)
         intervals = {name: interval(values) for name, values in samples.items()}
         document["bootstrap"] = {
             "resamples": resamples,
@@ -100,27 +101,31 @@ def _document(
         }
         if other is not None:
             other_values = average_precisions_by_name(other, truth.class_names)
-            other_samples = _samples(truth, other, resamples, options.seed)
+            other_samples = resample(truth, other, resamples, options.seed)
             document["compare"] = {
                 "file": options.compare,
                 "values": other_values,
-                "differences": _differences(values, other_values, samples, other_samples),
+                "differences": paired_differences(values, other_values, samples, other_samples),
             }
     if options.breakdown or options.plot is not None:
         document["error_breakdown"] = _breakdown(options, truth, path, split)
     return document
 
 
-def _samples(truth: SplitTruth, split: EvaluatedSplit, resamples: int, seed: int) -> dict[str, Samples]:
-    return bootstrap(split.detections, split.ground_truth, split.image_id, truth.class_names, resamples, seed)
+def resample(
+    truth: SplitTruth, split: EvaluatedSplit, resamples: int, seed: int, coco: bool = True
+) -> dict[str, Samples]:
+    """Every AP in resamples of the images, by metric name; those of two detectors on the same split are paired."""
+    return bootstrap(split.detections, split.ground_truth, split.image_id, truth.class_names, resamples, seed, coco)
 
 
-def _differences(
+def paired_differences(
     ours: Mapping[str, float],
     theirs: Mapping[str, float],
     samples: Mapping[str, Samples],
     others: Mapping[str, Samples],
 ) -> dict[str, dict[str, float]]:
+    """Of every metric in `samples`: `difference` (ours - theirs), its interval from `low` to `high`, `share_better`."""
     differences = {}
     for name, values in samples.items():
         difference = values - others[name]

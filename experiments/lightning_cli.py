@@ -216,7 +216,9 @@ def _with_atomic_checkpoints(plugins: Any) -> list[Any]:
 
 
 def _config_of_checkpoint(arguments: list[str]) -> list[str]:
-    joined = [part for argument in arguments for part in argument.split("=", 1)]
+    joined = [
+        part for argument in arguments for part in (argument.split("=", 1) if argument[:1] == "-" else [argument])
+    ]
     if {"--config", "-c", "--help", "-h"} & set(joined) or "--ckpt_path" not in joined[:-1]:
         return []
     folder = run_folder_of(joined[joined.index("--ckpt_path") + 1])

@@ -1,13 +1,18 @@
-"""Images per second, logged while training."""
+"""Images per second and memory, logged while training."""
 
+import sys
 import time
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 
 class Throughput(pl.Callback):
     """Log `train/images_per_second` of all devices together, over the steps since the last log, validation excluded.
+
+    At the end of every epoch the logger also gets `train/peak_memory_mib`: the most memory that the first process has
+    held so far, on its GPU where it has one, else on the host. It is not among the run's metrics.
 
     Args:
         every_n_steps: How often; Lightning writes it at its own next log.
@@ -39,3 +44,18 @@ class Throughput(pl.Callback):
             rate = self._images * trainer.world_size / max(self._seconds, 1e-9)
             pl_module.log("train/images_per_second", rate, batch_size=len(batch[0]))
             self._images, self._seconds = 0, 0.0
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the memory."""
+        if trainer.logger is not None and trainer.is_global_zero:
+            trainer.logger.log_metrics({"train/peak_memory_mib": peak_memory(pl_module.device)}, trainer.global_step)
+
+
+def peak_memory(device: torch.device) -> float:
+    """Most memory held so far, in MiB: by tensors on a GPU, else by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource  # not on Windows
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most / (2**20 if sys.platform == "darwin" else 2**10)

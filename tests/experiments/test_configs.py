@@ -105,3 +105,13 @@ def test_vgg16_drops_the_learning_rate_once_after_50000_steps(vgg16_options):
     factor = lr_factor(OptimizerConfig(**vgg16_options.model.optimizer.as_dict()), 70000)
     assert [factor(step) for step in (0, 1, 49_900)] == [1, 1, 1]
     assert [factor(step) for step in (50_100, 69_999)] == pytest.approx([0.1, 0.1])
+
+
+def test_configuration_of_a_checkpoint_in_a_folder_named_by_axes(tmp_path):
+    run = tmp_path / "scales=4-8,seed=0-12345678"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "config.yaml").write_text("")
+    path = str(run / "checkpoints" / "last.ckpt")
+    expected = ["--config", str(run / "config.yaml")]
+    assert lightning_cli._config_of_checkpoint(["--ckpt_path", path]) == expected
+    assert lightning_cli._config_of_checkpoint([f"--ckpt_path={path}"]) == expected

@@ -1,0 +1,87 @@
+"""Pictures of images with the detections of two runs side by side."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from datamodules.detection_dataset import DetectionDataset
+from detector.callbacks.drawing import GROUND_TRUTH_COLOR, draw_boxes, draw_detections
+from detector.errors import InputError
+from experiments.grid_results import Run
+from experiments.scored_runs import ScoredRun, data_module
+
+SHORTEST_SIDE = 320
+GAP = 8
+
+
+def draw_images(
+    runs: tuple[Run, Run],
+    scored: tuple[ScoredRun, ScoredRun],
+    part: str,
+    images: Sequence[int],
+    score_threshold: float,
+    folder: str | Path,
+) -> list[str | None]:
+    """Write one picture for each image: the first run's detections on the left, the second's on the right.
+
+    Detections are coloured by class, ground truth is white and dashed.
+
+    Args:
+        runs: Their data say where the images are.
+        scored: Their detections.
+        part: val or test.
+        images: Image ids.
+        score_threshold: Detections below are not drawn.
+        folder: Made if it is missing.
+
+    Returns:
+        Path of each picture, None of an image that is not there.
+
+    Raises:
+        InputError: No image is there, or the folder cannot be written.
+    """
+    data = data_module(runs[0])
+    dataset = data.val_dataset if part == "val" else data.test_dataset
+    positions = {_stem(name): index for index, name in enumerate(dataset.file_names)}
+    paths: list[str | None] = []
+    for rank, image in enumerate(images, start=1):
+        name = scored[0].truth.image_names[image]
+        if _stem(name) not in positions:
+            paths.append(None)
+            continue
+        sides = [_draw(dataset, positions[_stem(name)], one, image, score_threshold) for one in scored]
+        gap = torch.full((3, sides[0].shape[1], GAP), 255, dtype=torch.uint8)
+        picture = torch.cat([sides[0], gap, sides[1]], dim=2).permute(1, 2, 0).numpy()
+        path = Path(folder) / f"{rank:02}_{_stem(name)}.jpg"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(path, quality=92)
+        except OSError as error:
+            raise InputError(f"--output {folder}: cannot be written ({error.strerror})") from error
+        paths.append(str(path))
+    return paths
+
+
+def _draw(dataset: DetectionDataset, index: int, run: ScoredRun, image: int, score_threshold: float) -> Tensor:
+    pixels, target = dataset[index]
+    found = run.split.detections
+    rows = np.flatnonzero(found.image_id == image)
+    rows = rows[np.argsort(-found.score[rows], kind="stable")]
+    detections = {
+        "boxes": torch.from_numpy(found.box[rows].astype(np.float32)),
+        "labels": torch.from_numpy(found.label[rows]),
+        "scores": torch.from_numpy(found.score[rows]),
+    }
+    colors = [GROUND_TRUTH_COLOR] * len(target["boxes"])
+    factor = max(1, -(-SHORTEST_SIDE // min(pixels.shape[-2:])))
+    picture = draw_boxes(pixels, target["boxes"], [""] * len(colors), colors, dashed=True, min_side=SHORTEST_SIDE)
+    detections["boxes"] = detections["boxes"] * factor
+    return draw_detections(picture, detections, run.truth.class_names, score_threshold)
+
+
+def _stem(name: str) -> str:
+    return name.rsplit("/", 1)[-1].rsplit(".", 1)[0] if name.lower().endswith((".jpg", ".jpeg", ".png")) else name
