@@ -318,6 +318,12 @@ class DetectionDataModule(pl.LightningDataModule):
     def _eval_loader(self, dataset: DetectionDataset) -> DataLoader[tuple[Tensor, Target]]:
         return self._loader(dataset, ShardSampler(dataset, *self._world), self.eval_batch_size, drop_last=False)
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """As Lightning does it; on a CPU there is nothing to move, and a walk through all tensors to be saved."""
+        if device.type == "cpu":
+            return batch
+        return cast(Batch, super().transfer_batch_to_device(batch, device, dataloader_idx))
+
     def _loader(
         self, dataset: DetectionDataset, sampler: Sampler[object], batch_size: int, drop_last: bool
     ) -> DataLoader[tuple[Tensor, Target]]:

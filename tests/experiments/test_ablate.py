@@ -138,7 +138,7 @@ def test_dry_run_prints_commands_that_give_the_same_numbers(frcnn, grid, undistu
 
 
 def test_the_same_command_again_retries_only_what_failed(frcnn, grid, undisturbed):
-    cwd, document = undisturbed
+    cwd, _document = undisturbed
     before = {
         name: (path / "metrics.json").stat().st_mtime_ns for name, path in cell_folders(cwd).items() if name != BAD
     }

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from detector.lightning_module import FasterRCNNModule
+from experiments import lightning_cli
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -107,7 +108,7 @@ def test_vgg16_drops_the_learning_rate_once_after_50000_steps(vgg16_options):
     assert [factor(step) for step in (50_100, 69_999)] == pytest.approx([0.1, 0.1])
 
 
-def test_configuration_of_a_checkpoint_in_a_folder_named_by_axes(tmp_path):
+def test_configuration_of_a_checkpoint_in_a_folder_named_by_axes(tmp_path: Path) -> None:
     run = tmp_path / "scales=4-8,seed=0-12345678"
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.yaml").write_text("")
