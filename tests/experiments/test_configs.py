@@ -15,7 +15,7 @@ from experiments import lightning_cli
 from experiments.lightning_cli import DetectorCLI
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIGS = sorted((ROOT / "experiments").glob("*.yaml"))
+CONFIGS = sorted([*(ROOT / "experiments").glob("*.yaml"), *(ROOT / "experiments" / "recipes").glob("*.yaml")])
 
 # Ren et al. 2015 (NIPS; arXiv 1506.01497v3): section 3.1.1 (anchors), 3.1.3 (sampling and optimiser), 3.3
 # (implementation) and 4; the RoI part is Fast R-CNN's (Girshick 2015, section 2.3), whose end-to-end release set
@@ -101,7 +101,7 @@ def test_first_line_is_the_command_that_runs_it(resolve, path):
     first = path.read_text().splitlines()[0]
     assert first.startswith("# ")
     (command,) = re.findall(r"\bfrcnn fit .*", first)
-    assert f"--config experiments/{path.name}" in command
+    assert f"--config {path.relative_to(ROOT)} " in f"{command} "
     options = resolve(*shlex.split(command)[2:])
     file = yaml.safe_load(path.read_text())
     given = {word.removeprefix("--") for word in shlex.split(command) if word.startswith("--")}
@@ -122,7 +122,7 @@ def test_first_line_is_the_command_that_runs_it(resolve, path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_model_is_built(resolve, path):
     """Without memory (VGG-16 has half a gigabyte), and with random weights, which nothing may freeze."""
-    options = resolve("--config", f"experiments/{path.name}")
+    options = resolve("--config", path.relative_to(ROOT))
     model = options.model.as_dict()
     model["backbone"] |= {"weights": "none", "frozen_stages": 0, "norm": "batch"}
     with torch.device("meta"):
@@ -140,7 +140,7 @@ def test_model_is_built(resolve, path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_no_training_image_is_evaluated_on(resolve, path):
-    data = resolve("--config", f"experiments/{path.name}").data
+    data = resolve("--config", path.relative_to(ROOT)).data
     assert not set(data.train_splits) & {*data.val_splits, *(data.test_splits or [])}
 
 
