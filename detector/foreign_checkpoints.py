@@ -97,15 +97,15 @@ def load_detector(
     path = Path(path).expanduser()
     if not path.is_file():
         raise InputError(f"{KEY} {path}: no such file; give a detector's state dict, such as torchvision's .pth files")
-    try:
-        translated = translate(read_tensors(path, KEY), str(path))
-    except KeyError as error:
-        raise InputError(f"{KEY} {path}: is incomplete: it lacks what would be our {error}") from error
     if predictor not in ("match", "random"):
         raise InputError(f"{KEY}_predictor {predictor}: choose match or random")
-    _check_options(translated.options, _options_of(model, backbone), path)
-    _adapt_anchors(translated.tensors, model)
-    remarks = [_adapt_predictor(translated, model, class_names, predictor)]
+    try:
+        translated = translate(read_tensors(path, KEY), str(path))
+        _check_options(translated.options, _options_of(model, backbone), path)
+        _adapt_anchors(translated.tensors, model)
+        remarks = [_adapt_predictor(translated, model, class_names, predictor)]
+    except KeyError as error:
+        raise InputError(f"{KEY} {path}: is incomplete: it lacks what would be our {error}") from error
     if translated.norm_eps not in (None, backbone.norm_eps):
         remarks.append(f"its batch norms were trained with --model.backbone.norm_eps {translated.norm_eps:g}")
     report = fill(slots_of(model), str(path), translated.tensors, KEY)

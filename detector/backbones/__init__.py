@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 
 from detector.backbones import mobilenet_v2, mobilenet_v3, resnet, small, vgg16
-from detector.backbones.base import Backbone, BackboneConfig, BackboneName, BoxHead, check_frozen_stages
+from detector.backbones.base import BOX_HEADS, Backbone, BackboneConfig, BackboneName, BoxHead, check_frozen_stages
 from detector.errors import InputError
 from detector.weights import load_backbone_weights
 
@@ -68,8 +68,9 @@ def check_backbone_config(config: BackboneConfig) -> None:
     key = "--model.backbone"
     if config.name not in _BACKBONES:
         raise InputError(f"{key}.name {config.name}: unknown; choose one of {', '.join(_BACKBONES)}")
-    if config.norm not in ("frozen", "batch"):
-        raise InputError(f"{key}.norm {config.norm}: choose frozen or batch")
+    for name, choices in (("norm", ("frozen", "batch")), ("fpn_norm", ("none", "batch")), ("box_head", BOX_HEADS)):
+        if getattr(config, name) not in choices:
+            raise InputError(f"{key}.{name} {getattr(config, name)}: choose {' or '.join(choices)}")
     if config.box_head_stride not in (1, 2):
         raise InputError(f"{key}.box_head_stride {config.box_head_stride}: choose 1 or 2")
     if not 0 <= config.dropout < 1:

@@ -267,10 +267,12 @@ class ConvFCHead(BoxHead):
         return F.relu(self.fc(self.convs(pooled).flatten(1)))
 
 
-def new_box_head(config: BackboneConfig, in_channels: int, width: int = 1024) -> TwoLayerHead | ConvFCHead:
+BOX_HEADS = {"two_fc": TwoLayerHead, "conv_fc": ConvFCHead}
+
+
+def new_box_head(config: BackboneConfig, in_channels: int, width: int = 1024) -> BoxHead:
     """The box head that `config.box_head` names, of its `box_head_channels` or else `width` outputs."""
-    head = ConvFCHead if config.box_head == "conv_fc" else TwoLayerHead
-    return head(config.pool_size or 7, in_channels, config.box_head_channels or width)
+    return BOX_HEADS[config.box_head](config.pool_size or 7, in_channels, config.box_head_channels or width)
 
 
 def norm_layer(config: BackboneConfig) -> Callable[[int], nn.Module]:

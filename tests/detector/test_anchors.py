@@ -52,6 +52,37 @@ def test_centre_of_the_first_anchor(offset: Any, first: float) -> None:
     assert centers == [(first + 16 * column, first + 16 * row) for row in range(2) for column in range(3)]
 
 
+def test_rounded_base_sides_are_those_of_py_faster_rcnn() -> None:
+    """Its generate_anchors() prints these inclusive corners around the cell (0, 0, 15, 15)."""
+    printed = [
+        *([-84, -40, 99, 55], [-176, -88, 191, 103], [-360, -184, 375, 199]),
+        *([-56, -56, 71, 71], [-120, -120, 135, 135], [-248, -248, 263, 263]),
+        *([-36, -80, 51, 95], [-80, -168, 95, 183], [-168, -344, 183, 359]),
+    ]
+    (anchors,) = AnchorGenerator(AnchorConfig(rounding="base_sides"), (16,))([(1, 1)], CPU)
+    assert anchors.tolist() == [[x1, y1, x2 + 1, y2 + 1] for x1, y1, x2, y2 in printed]
+
+
+def test_corners_rounded_to_whole_pixels() -> None:
+    """32 pixels at ratio 3 (18.48 x 55.43) and at ratio 1/2 (45.25 x 22.63)."""
+    config = AnchorConfig([32], [3, 0.5], base_size=1, rounding="nearest")
+    assert base_anchors(config).tolist() == [[-9, -28, 9, 28], [-23, -11, 23, 11]]
+    assert base_anchors(AnchorConfig([32], [3, 0.5], base_size=1))[0].tolist() == pytest.approx(
+        [-9.2376, -27.7128, 9.2376, 27.7128], abs=1e-4
+    )
+
+
+@pytest.mark.parametrize(("spacing", "step"), [("stride", (64, 64)), ("fitted", (56, 42))])
+def test_spacing_of_a_level_that_does_not_divide_the_image(spacing: Any, step: tuple[int, int]) -> None:
+    """An image of 224 x 168 pixels: 28 x 21 cells of 8 pixels, and 4 x 4 of nominally 64."""
+    config = AnchorConfig([1], [1], center_offset="half_stride", spacing=spacing)
+    fine, coarse = AnchorGenerator(config, (8, 64))([(28, 21), (4, 4)], CPU)
+    centers = [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in coarse.tolist()]
+    dy, dx = step
+    assert centers == [(dx / 2 + dx * column, dy / 2 + dy * row) for row in range(4) for column in range(4)]
+    assert fine[-1].tolist() == [20 * 8 + 4 - 8, 27 * 8 + 4 - 8, 20 * 8 + 4 + 8, 27 * 8 + 4 + 8]
+
+
 def test_all_shapes_of_a_cell_before_the_next_cell() -> None:
     generator = AnchorGenerator(AnchorConfig([2, 4], [1], base_size=8, center_offset="zero"), (8,))
     (anchors,) = generator([(2, 2)], CPU)

@@ -122,18 +122,23 @@ def test_vgg16_drops_units_in_training_only() -> None:
     assert rates == [(0.25, True)] * 2 + [(0.25, False)] * 2
 
 
-def test_fpn_equals_torchvision() -> None:
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_fpn_equals_torchvision(norm: Any) -> None:
     body = ResNetBody(torchvision.models.resnet18(weights=None), depth=4).eval()
-    ours = FeaturePyramid(body, 32)
-    theirs = FeaturePyramidNetwork([64, 128, 256, 512], 32, LastLevelMaxPool())
+    ours = FeaturePyramid(body, 32, norm)
+    norm_layer = nn.BatchNorm2d if norm == "batch" else None
+    theirs = FeaturePyramidNetwork([64, 128, 256, 512], 32, LastLevelMaxPool(), norm_layer)
     names = {"lateral.": "inner_blocks.", "output.": "layer_blocks."}
     state = {}
     for key, value in ours.state_dict().items():
         for old, new in names.items():
             if key.startswith(old):
-                _, index, kind = key.split(".")
-                state[f"{new}{index}.0.{kind}"] = nn.init.normal_(value)
+                _, index, *kind = key.split(".")
+                state[f"{new}{index}.{'.'.join(kind if norm == 'batch' else ['0', *kind])}"] = value
+                if value.is_floating_point():
+                    value.uniform_(0.5, 1.5) if value.dim() == 1 else nn.init.normal_(value)
     theirs.load_state_dict(state)
+    ours.eval(), theirs.eval()
     images = torch.randn(1, 3, 97, 131)
     with torch.no_grad():
         expected = theirs({str(i): x for i, x in enumerate(body(images))})
@@ -232,6 +237,8 @@ def test_memory_format_channels_last_changes_nothing() -> None:
         ({"pool_size": 0}, ["pool_size 0"]),
         ({"box_head_stride": 3}, ["box_head_stride 3"]),
         ({"dropout": 1.0}, ["dropout 1.0"]),
+        ({"fpn_norm": "group"}, ["fpn_norm group", "choose none or batch"]),
+        ({"box_head": "three_fc"}, ["box_head three_fc", "two_fc or conv_fc"]),
         ({"norm_eps": -1e-5}, ["norm_eps -1e-05"]),
         ({"name": "resnet50_c4", "box_head": "conv_fc"}, ["box_head conv_fc", "resnet50_c4", "*_fpn"]),
         ({"name": "vgg16_bn", "weights": None, "frozen_stages": 0}, ["weights none", "norm frozen"]),

@@ -187,12 +187,18 @@ def test_unusable_files_are_refused(coco_state: State, tmp_path: Path) -> None:
     assert "--ckpt_path" in message({"state_dict": {"model.rpn.head.objectness.weight": torch.zeros(1)}})
     deeper = coco_state | {"backbone.body.layer3.2.conv1.weight": torch.zeros(1)}
     assert "on a backbone that is not there; known are resnet18_fpn" in message(deeper)
-    without = {name: tensor for name, tensor in coco_state.items() if name != "rpn.head.bbox_pred.weight"}
-    assert "lacks what would be our 'rpn.head.deltas.weight'" in message(without)
+    for theirs, ours in (
+        ("rpn.head.bbox_pred.weight", "rpn.head.deltas.weight"),
+        ("rpn.head.cls_logits.bias", ".bias"),
+    ):
+        without = {name: tensor for name, tensor in coco_state.items() if name != theirs}
+        assert "lacks what would be our 'rpn.head." in (line := message(without)) and ours in line
     assert "not a readable weights file" in message(model)
 
 
-def test_a_model_takes_a_whole_detector_instead_of_backbone_weights(coco_file: Path, tmp_path: Path) -> None:
+def test_a_model_takes_a_whole_detector_instead_of_backbone_weights(
+    coco_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither the backbone's weights nor, from a checkpoint, the detector's file are asked for."""
     options: dict[str, Any] = {
         "backbone": BackboneConfig(**(RESNET18 | {"weights": "none", "norm": "frozen"})),  # not random: from the file
@@ -203,6 +209,10 @@ def test_a_model_takes_a_whole_detector_instead_of_backbone_weights(coco_file: P
     module = FasterRCNNModule(COCO_NAMES, **options, weights=str(copy))
     assert module.weights_report is not None and module.weights_report.missing == []
     assert module.hparams["weights"] == str(copy)
+    logged: list[str] = []
+    monkeypatch.setattr("detector.lightning_module.rank_zero_info", logged.append)
+    module.setup("fit")
+    assert logged == [module.weights_report.summary()] and f"weights from {copy}: " in logged[0]
     copy.unlink()
     again = FasterRCNNModule(**module.hparams, load_backbone_weights=False)
     again.load_state_dict(module.state_dict())

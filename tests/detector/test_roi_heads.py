@@ -62,6 +62,13 @@ def test_level_of_a_roi(width: float, height: float, level: int) -> None:
     assert heads(strides=(4, 8, 16, 32)).assign_levels(box).tolist() == [level]
 
 
+def test_of_levels_with_one_stride_the_first_is_pooled() -> None:
+    """As torchvision does with MobileNetV3's two maps of stride 32."""
+    boxes = torch.tensor([[0.0, 0.0, side, side] for side in (20.0, 224.0, 447.0, 900.0)])
+    assert heads(strides=(32, 32)).assign_levels(boxes).tolist() == [0] * 4
+    assert heads(strides=(8, 16)).assign_levels(boxes).tolist() == [0, 1, 1, 1]
+
+
 def test_pooled_features_keep_the_order_of_images_and_rois() -> None:
     """Level `l` of image `i` holds 10 * l + i everywhere: each RoI shows where it was pooled from."""
     strides = (4, 8, 16, 32)

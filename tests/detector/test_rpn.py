@@ -105,6 +105,19 @@ def test_levels_share_the_head_and_keep_their_order() -> None:
 # Proposals
 
 
+def test_depth_of_the_head() -> None:
+    head = RPNHead(6, 2, RPNConfig(conv_depth=3, hidden_channels=4)).eval()
+    assert [tuple(layer.weight.shape[:2]) for layer in (head.conv, *head.deeper)] == [(4, 6), (4, 4), (4, 4)]
+    features = torch.randn(1, 6, 3, 5)
+    for layer in (head.conv, *head.deeper):
+        torch.nn.init.normal_(layer.bias)
+    hidden = features
+    for layer in (head.conv, *head.deeper):
+        hidden = F.relu(layer(hidden))
+    torch.testing.assert_close(head([features])[0][0], head.objectness(hidden).permute(0, 2, 3, 1).flatten(1))
+    assert len(RPNHead(6, 2, RPNConfig()).state_dict()) == 6
+
+
 def slow_proposals(
     output: RPNOutput, image: int, size: tuple[int, int], before: int, after: int, config: RPNConfig
 ) -> Tensor:
@@ -179,6 +192,16 @@ def test_minimum_side_follows_the_factor_of_its_image(scales: bool, kept: list[i
     output = random_output(rpn, 2, (1, 3), spread=0)
     batch = image_batch((60, 45), (60, 45), originals=[(40, 30), (120, 90)])
     assert [len(boxes) for boxes in rpn.proposals(output, batch)] == kept
+
+
+def test_proposals_below_the_score_threshold_are_dropped() -> None:
+    """Probabilities 0.5 and 0.047 (logits 0 and -3) of anchors that do not overlap."""
+    rpn = network(AnchorConfig([1], [1]), score_threshold=0.05).eval()
+    anchors = rpn.anchor_generator([(1, 2)], torch.device("cpu"))
+    output = RPNOutput([torch.tensor([[-3.0, 0.0]])], [torch.zeros(1, 2, 4)], anchors)
+    assert rpn.proposals(output, image_batch((16, 32)))[0].tolist() == [[16, 0, 32, 16]]
+    rpn.config.score_threshold = 0.047
+    assert rpn.proposals(output, image_batch((16, 32)))[0].tolist() == [[16, 0, 32, 16], [0, 0, 16, 16]]
 
 
 def test_proposals_are_detached() -> None:

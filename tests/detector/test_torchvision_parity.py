@@ -37,7 +37,8 @@ THEIR_SMALL = {"min_size": SIDES[0], "max_size": SIDES[1]}
 SMALL = {"shortest_side": [SIDES[0]], "longest_side": SIDES[1]}
 SIZES = [(75, 101), (104, 68), (121, 119), (58, 86), (96, 96)]
 BATCHES = [[0, 1, 2], [3], [4]]
-PROPOSALS = 40
+PER_LEVEL = 30  # proposals before NMS in evaluation: so those of all levels are seen
+PROPOSALS = 40  # after NMS in training
 DETECTIONS = 30
 EVERYTHING = 1_000_000
 NORMS = (nn.BatchNorm2d, torchvision.ops.FrozenBatchNorm2d)
@@ -55,7 +56,6 @@ class Case:
     weights_backbone: str | None
     gradients: dict[str, str]
     tolerance: float = 1e-4
-    seed: int = 5  # with which no two scores are equal up to rounding
 
     @property
     def constructor(self) -> Callable[..., nn.Module]:
@@ -118,7 +118,6 @@ CASES = [
             "backbone.lateral.1.weight": "backbone.fpn.inner_blocks.1.0.weight",
             "backbone.output.0.weight": "backbone.fpn.layer_blocks.0.0.weight",
         },
-        seed=4,
     ),
 ]
 LOSSES = dict(zip(LOSS_NAMES, ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg"), strict=True))
@@ -158,7 +157,7 @@ def spread(layer: nn.Conv2d | nn.Linear, inputs: list[Tensor], scale: float, off
 @torch.no_grad()
 def torchvision_model(case: Case, monkeypatch: pytest.MonkeyPatch, training: bool = False, **options: Any) -> Any:
     """With random weights that, in this mode, give several detections of different classes and scores in each image."""
-    torch.manual_seed(case.seed)
+    torch.manual_seed(5)
     arguments: dict[str, Any] = {"weights": None, "weights_backbone": None, "num_classes": CLASSES + 1}
     if case.weights_backbone is not None:
         state = torchvision.models.get_model(case.weights_backbone, weights=None).state_dict()
@@ -225,15 +224,14 @@ def test_detections_are_equal(case: Case, monkeypatch: pytest.MonkeyPatch, tmp_p
         case,
         monkeypatch,
         **THEIR_SMALL,
-        rpn_pre_nms_top_n_test=PROPOSALS,
-        rpn_post_nms_top_n_test=PROPOSALS,
+        rpn_pre_nms_top_n_test=PER_LEVEL,
         box_detections_per_img=DETECTIONS,
     )
     model, report = ours(
         case,
         network.state_dict(),
         tmp_path,
-        rpn={"pre_nms_test": PROPOSALS, "post_nms_test": PROPOSALS},
+        rpn={"pre_nms_test": PER_LEVEL},
         roi={"detections_per_image": DETECTIONS},
         image=SMALL,
     )
@@ -242,11 +240,18 @@ def test_detections_are_equal(case: Case, monkeypatch: pytest.MonkeyPatch, tmp_p
     for batch in BATCHES:
         expected = network(unit_range([IMAGES[index] for index in batch]))
         for mine, peer in zip(model([IMAGES[index] for index in batch])[0], expected, strict=True):
-            assert len(peer["scores"]) >= 10 and len(peer["labels"].unique()) >= 3
-            assert peer["scores"].diff().abs().min() > 1e-5
+            assert len(peer["scores"].unique()) >= 20 and len(peer["labels"].unique()) >= 3
+            assert torch.equal(mine["scores"], mine["scores"].sort(descending=True).values)
+            mine, peer = by_class(mine), by_class(peer)
             assert torch.equal(mine["labels"], peer["labels"])
             for key in ("boxes", "scores"):
                 torch.testing.assert_close(mine[key], peer[key], rtol=0, atol=1e-4)
+
+
+def by_class(detections: dict[str, Tensor]) -> dict[str, Tensor]:
+    """By descending score within each class: two classes may have the same score up to rounding."""
+    order = detections["labels"].argsort(stable=True)
+    return {key: values[order] for key, values in detections.items()}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.recipe)

@@ -1,6 +1,7 @@
 """Pretrained weights: torchvision's tensors land where they belong, and what does not fit is said in one line."""
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -12,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from detector.backbones import Backbone, BackboneConfig, BoxHead, build_backbone
-from detector.backbones.base import FrozenBatchNorm2d
+from detector.backbones.base import FrozenBatchNorm2d, TwoLayerHead
 from detector.errors import InputError
 from detector.weights import WeightsReport, read_weights_file
 
@@ -131,6 +132,38 @@ def test_imagenet_fills_every_tensor(name: str, family: str, monkeypatch: pytest
     assert (report.loaded, report.missing, report.unexpected) == (expected[1], [], expected[2])
     assert f"{expected[1]} of {expected[1]} tensors loaded" in report.summary()
     assert expected[0] in report.summary() and expected[2][0] in report.summary()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm_eps", [1e-5, 0.01])
+def test_mobilenet_v3_features_equal_torchvision(norm_eps: float, tmp_path: Path) -> None:
+    """Its last two stages, as torchvision's detector takes them; the epsilon is an option."""
+    network = randomise(
+        torchvision.models.mobilenet_v3_large(weights=None, norm_layer=partial(nn.BatchNorm2d, eps=norm_eps))
+    )
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    fpn, _, report = load("mobilenet_v3_large_fpn", tmp_path / "weights.safetensors", norm_eps=norm_eps)
+    assert report.missing == [] and all(name.startswith("classifier.") for name in report.unexpected)
+    images = torch.randn(1, 3, 65, 99, dtype=torch.float64)
+    features = network.double().get_submodule("features")
+    assert isinstance(features, nn.Sequential)
+    for ours, end in zip(fpn.double().body(images), (14, 17), strict=True):
+        torch.testing.assert_close(ours, features[:end](images))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", ["frozen", "batch"])
+def test_vgg16_bn_features_equal_torchvision(norm: str, tmp_path: Path) -> None:
+    vgg = torchvision.models.vgg
+    features = randomise(vgg.make_layers(vgg.cfgs["D"], batch_norm=True))
+    save_file(nn.ModuleDict({"features": features}).state_dict(), tmp_path / "weights.safetensors")
+    with pytest.MonkeyPatch.context() as patch:  # fc6 and fc7 are vgg16's, and large
+        patch.setattr("detector.backbones.vgg16.VGG16Head", lambda *_: TwoLayerHead(1, 512, 1))
+        backbone, _, report = load("vgg16_bn", tmp_path / "weights.safetensors", norm=norm)
+    assert (report.loaded, report.missing, report.unexpected) == (13 * 2 + 13 * 4, [], [])
+    images = torch.randn(1, 3, 32, 48, dtype=torch.float64)
+    assert isinstance(features, nn.Sequential)
+    torch.testing.assert_close(backbone.double()(images)[0], features.double()[:-1](images))
 
 
 @torch.no_grad()

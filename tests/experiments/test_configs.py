@@ -68,7 +68,7 @@ def test_first_line_is_the_command_that_runs_it(resolve_first_line, path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_model_is_built(resolve, path):
     """Without memory (VGG-16 has half a gigabyte), and with random weights, which nothing may freeze."""
-    options = resolve("--config", f"experiments/{path.name}")
+    options = resolve("--config", path.relative_to(ROOT))
     model = options.model.as_dict()
     model["backbone"] |= {"weights": "none", "frozen_stages": 0, "norm": "batch"}
     with torch.device("meta"):
@@ -86,7 +86,7 @@ def test_model_is_built(resolve, path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_no_training_image_is_evaluated_on(resolve, path):
-    data = resolve("--config", f"experiments/{path.name}").data
+    data = resolve("--config", path.relative_to(ROOT)).data
     assert not set(data.train_splits) & {*data.val_splits, *(data.test_splits or [])}
 
 
