@@ -69,7 +69,7 @@ class FasterRCNNModule(pl.LightningModule):
         weights_predictor: Predictor = "match",
         load_backbone_weights: bool = True,
         training_scheme: TrainingScheme = "joint",
-        alternating: AlternatingConfig = AlternatingConfig(),  # noqa: B008
+        alternating: AlternatingConfig = AlternatingConfig(),
     ) -> None:
         super().__init__()
         # From a checkpoint the configs come back as the plain dicts that were saved.
