@@ -35,7 +35,9 @@ class _Packed:
 
     def __reduce__(self) -> tuple[Callable[..., Batch], tuple[Any, ...]]:
         images, targets = self.batch
-        flat = torch.empty(sum(image.numel() for image in images), dtype=torch.uint8).share_memory_()
+        # Made in shared memory, as torch's own collate does: moving a tensor there would copy it once more.
+        storage = torch.UntypedStorage._new_shared(sum(image.numel() for image in images))
+        flat = torch.empty(0, dtype=torch.uint8).set_(storage)
         start = 0
         for image in images:
             flat[start : start + image.numel()].view(image.shape).copy_(image)
