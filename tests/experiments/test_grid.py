@@ -175,7 +175,7 @@ def test_files_that_are_no_grids(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         read_grid(tmp_path / "absent.yaml")
     (tmp_path / "broken.yaml").write_text("a: [1\nb: 2")
-    with pytest.raises(InputError, match="is no YAML: .*line 2") as error:
+    with pytest.raises(InputError, match=r"is no YAML: .*line 2") as error:
         read_grid(tmp_path / "broken.yaml")
     assert "\n" not in str(error.value)
     (tmp_path / "list.yaml").write_text("[1, 2]")
