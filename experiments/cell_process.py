@@ -22,6 +22,13 @@ from typing import Any, Protocol
 
 COMMAND = (sys.executable, "-m", "experiments.cli")
 SOURCE = str(Path(__file__).resolve().parents[1])
+NOT_INHERITED = {
+    "FRCNN_RUN_DIR",
+    "FRCNN_AXES",
+    "PL_GLOBAL_SEED",
+    "PL_SEED_WORKERS",
+    "SLURM_NTASKS",  # for Lightning, a sign that SLURM starts one process per device
+}
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 _PR_SET_PDEATHSIG = 1
 
@@ -43,8 +50,8 @@ class Job:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def variables(self) -> dict[str, str]:
-        """The whole environment. Lightning takes SLURM_NTASKS for a sign that SLURM starts one process per device."""
-        kept = {key: value for key, value in os.environ.items() if key != "SLURM_NTASKS"}
+        """The whole environment, without what belongs to another run."""
+        kept = {key: value for key, value in os.environ.items() if key not in NOT_INHERITED}
         path = os.pathsep.join(dict.fromkeys([SOURCE, *filter(None, [kept.get("PYTHONPATH")])]))
         return kept | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"} | dict(self.environment)
 
