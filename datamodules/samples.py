@@ -46,8 +46,8 @@ def place(
 ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
     """Boxes of an image of which `window` is shown at `target`, cut to what is seen.
 
-    An object is dropped when less than a quarter of its area is seen, or a side of less than one pixel is left (one
-    that was thinner than that before stays if it was not cut there). None may be left.
+    An object is dropped when less than a quarter of its area is seen, or a side of less than one pixel is left; one
+    that was thinner than that in its own image stays as long as it is neither cut nor shrunk. None may be left.
 
     Args:
         boxes: (G, 4) xyxy pixels of the image.
@@ -66,7 +66,8 @@ def place(
     before, after = whole[:, 2:] - whole[:, :2], seen[:, 2:] - seen[:, :2]
     # The slack is far above rounding and far below anything visible.
     enough = after.prod(1) >= MIN_VISIBLE * before.prod(1) - 1e-3
-    keep = enough & (after >= np.minimum(MIN_SIDE, before) - 1e-2).all(1) & (after > 0).all(1)
+    least = np.minimum(MIN_SIDE, boxes[:, 2:] - boxes[:, :2]) - 1e-2
+    keep = enough & (after >= least).all(1) & (after > 0).all(1)
     return seen[keep].astype(np.float32), np.flatnonzero(keep)
 
 

@@ -92,6 +92,7 @@ def untouched_process(cwd: Path) -> Iterator[None]:
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     for name in ("FRCNN_RUN_DIR", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
         os.environ.pop(name, None)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of processes that the command starts, as of this one
     os.chdir(cwd)
     torch.set_num_threads(1)
     try:

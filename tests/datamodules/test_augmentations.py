@@ -239,6 +239,7 @@ def test_rule_of_what_remains():
     np.testing.assert_allclose(found[0], [36, 30, 40, 60])
     np.testing.assert_allclose(found[4], [20, 30, 40, 60])
     assert place(boxes, (0, 0, 10, 10), (0, 0, 10, 10))[1].tolist() == [0, 1, 3, 5]
+    assert place(boxes, (0, 0, 10, 10), (0, 0, 4, 4))[1].tolist() == [5]  # of the others 0.2 to 0.8 pixels are left
 
 
 def test_objects_smaller_than_a_pixel_survive_a_flip():
