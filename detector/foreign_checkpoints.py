@@ -158,7 +158,7 @@ _CHENYUNTC = {
 
 def _translate_torchvision(state: Mapping[str, Tensor], source: str) -> Translated:
     fpn_norm = "backbone.fpn.inner_blocks.0.1.running_mean" in state
-    tensors = {_torchvision_name(name, fpn_norm): tensor for name, tensor in state.items()}
+    tensors = {torchvision_name(name, fpn_norm): tensor for name, tensor in state.items()}
     two_fc = "roi_heads.box_head.fc1.weight" in tensors
     channels = tensors["rpn.head.conv.weight"].shape[1]
     fc = tensors["roi_heads.box_head.fc1.weight" if two_fc else "roi_heads.box_head.fc.weight"]
@@ -178,7 +178,8 @@ def _translate_torchvision(state: Mapping[str, Tensor], source: str) -> Translat
     return Translated(tensors, options, COCO_NAMES if classes == len(COCO_NAMES) else None, 0.0 if first else None)
 
 
-def _torchvision_name(name: str, fpn_norm: bool) -> str:
+def torchvision_name(name: str, fpn_norm: bool = False) -> str:
+    """Our name of a tensor of torchvision's Faster R-CNNs; `fpn_norm`: its pyramid has batch norm."""
     if match := re.fullmatch(r"backbone\.fpn\.(inner|layer)_blocks\.(\d+)\.(.+)", name):
         kind, level, rest = match.groups()
         rest = rest if fpn_norm else rest.removeprefix("0.")

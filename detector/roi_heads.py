@@ -20,7 +20,7 @@ from detector.hard_examples import hardest, read_only
 from detector.image_batch import ImageBatch, to_original
 from detector.post_processing import Candidates, likely_boxes, suppress
 from detector.roi_config import RoIConfig
-from detector.roi_pooling import pool_aligned, pool_whole_cells
+from detector.roi_pooling import pool_aligned, pool_by_level, pool_whole_cells
 from detector.sampling import GroundTruth, jittered, match, sample, split_difficult
 
 __all__ = ["BoxPredictor", "RoIConfig", "RoIHeads", "SampledRoIs"]
@@ -101,24 +101,29 @@ class RoIHeads(nn.Module):
     def forward(self, features: Sequence[Tensor], rois: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Class logits (R, C + 1) and deltas (R, C, 4), or (R, 1, 4) if class-agnostic, for RoIs (n, 4) of each
         image."""
-        logits, deltas = self.predictor(self.box_head(self.pool(features, rois)))
+        return self.predict(self.pool(features, rois))
+
+    def predict(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
+        """As `forward`, from pooled features (R, channels, pool_size, pool_size)."""
+        logits, deltas = self.predictor(self.box_head(pooled))
         return logits, deltas.unflatten(1, (-1, 4))
 
     def pool(self, features: Sequence[Tensor], rois: Sequence[Tensor]) -> Tensor:
         """Pooled features (R, channels, pool_size, pool_size), each RoI from the level that fits its size."""
         image = torch.cat([boxes.new_full((len(boxes), 1), i) for i, boxes in enumerate(rois)])
         boxes = torch.cat((image, torch.cat(list(rois))), dim=1)  # (R, 5)
-        if len(self.strides) == 1:
-            return self._pool_level(features[0], boxes, self.strides[0])
-        level_of_roi = self.assign_levels(boxes[:, 1:])
-        size = self.box_head.pool_size
-        pooled = features[0].new_zeros(len(boxes), features[0].shape[1], size, size)
-        for level, stride in enumerate(self.strides):
-            index = torch.where(level_of_roi == level)[0]
-            pooled = pooled.index_copy(
-                0, index, self._pool_level(features[level], boxes[index], stride).to(pooled.dtype)
+        levels, strides, size = list(features)[: len(self.strides)], self.strides, self.box_head.pool_size
+        of_roi = self.assign_levels(boxes[:, 1:]) if len(strides) > 1 else boxes.new_zeros(len(boxes)).long()
+        if self.config.pooling == "roi_pool":
+            return pool_by_level(
+                levels, boxes, of_roi, size, lambda i, own: roi_pool(levels[i].float(), own, size, 1 / strides[i])
             )
-        return pooled
+        if self.config.pooling == "roi_pool_floor":
+            return pool_by_level(
+                levels, boxes, of_roi, size, lambda i, own: pool_whole_cells(levels[i], own, size, strides[i])
+            )
+        aligned = self.config.pooling == "roi_align"
+        return pool_aligned(levels, boxes, of_roi, strides, size, self.config.sampling_ratio, aligned)
 
     def assign_levels(self, boxes: Tensor) -> Tensor:
         """Index (R,) of the level to pool each box (R, 4) from: one level up for each doubling of its side.
@@ -129,15 +134,6 @@ class RoIHeads(nn.Module):
         octaves = torch.log2((width * height).clamp(min=1e-6).sqrt() / self.canonical_level_side)
         finest, coarsest = (int(math.log2(stride)) for stride in (self.strides[0], self.strides[-1]))
         return (torch.floor(4 + octaves + 1e-6)).clamp(finest, coarsest).to(torch.int64) - finest
-
-    def _pool_level(self, features: Tensor, boxes: Tensor, stride: int) -> Tensor:
-        size, scale = self.box_head.pool_size, 1.0 / stride
-        if self.config.pooling == "roi_pool":
-            return roi_pool(features.float(), boxes, size, scale)
-        if self.config.pooling == "roi_pool_floor":
-            return pool_whole_cells(features, boxes, size, stride)
-        aligned = self.config.pooling == "roi_align"
-        return pool_aligned(features, boxes, size, scale, self.config.sampling_ratio, aligned)
 
     @torch.no_grad()
     def sample_rois(

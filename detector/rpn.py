@@ -159,6 +159,15 @@ class RPNOutput(NamedTuple):
     anchors: list[Tensor]
 
 
+class SampledAnchors(NamedTuple):
+    """Anchors of one image for training: indices of positives (P,) and negatives (Q,) among all N, and the positives'
+    deltas (P, 4) to their objects."""
+
+    positives: Tensor
+    negatives: Tensor
+    deltas: Tensor
+
+
 class RegionProposalNetwork(nn.Module):
     """Head, anchors, proposals and losses.
 
@@ -234,36 +243,46 @@ class RegionProposalNetwork(nn.Module):
             truths: Objects of each image.
             difficult: What difficult objects are in training: drop, keep or ignore.
         """
-        config = self.config
+        return self.losses_of(output, self.sample_anchors(output, batch, truths, difficult), batch)
+
+    @torch.no_grad()
+    def sample_anchors(
+        self, output: RPNOutput, batch: ImageBatch, truths: Sequence[GroundTruth], difficult: str
+    ) -> list[SampledAnchors]:
+        """Anchors of each image to learn from; see `losses`."""
         anchors = torch.cat(output.anchors)
+        return [
+            self._sample_image(anchors, truth, size, difficult) for truth, size in zip(truths, batch.sizes, strict=True)
+        ]
+
+    def losses_of(self, output: RPNOutput, sampled: Sequence[SampledAnchors], batch: ImageBatch) -> dict[str, Tensor]:
+        """`losses` over given anchors of each image."""
+        config = self.config
         logits, deltas = torch.cat(output.logits, 1), torch.cat(output.deltas, 1)
-        picked_logits, picked_kinds, pred_deltas, target_deltas = [], [], [], []
-        for image, (truth, size) in enumerate(zip(truths, batch.sizes, strict=True)):
-            positives, negatives, truth_index, objects = self._sample_image(anchors, truth, size, difficult)
-            picked = torch.cat((positives, negatives))
-            picked_logits.append(logits[image, picked])
-            picked_kinds.append(torch.arange(len(picked), device=picked.device) < len(positives))
-            pred_deltas.append(deltas[image, positives])
-            target_deltas.append(box_ops.encode(objects[truth_index], anchors[positives]))
-        samples = torch.cat(picked_logits)
+        pairs = list(enumerate(sampled))
+        samples = torch.cat([logits[image, torch.cat((s.positives, s.negatives))] for image, s in pairs])
+        is_object = torch.cat(
+            [
+                torch.cat((torch.ones_like(s.positives), torch.zeros_like(s.negatives))).to(samples.dtype)
+                for s in sampled
+            ]
+        )
         return {
-            "loss_rpn_cls": losses.rpn_classification_loss(samples, torch.cat(picked_kinds)),
+            "loss_rpn_cls": losses.rpn_classification_loss(samples, is_object),
             "loss_rpn_reg": losses.box_loss(
-                torch.cat(pred_deltas),
-                torch.cat(target_deltas),
+                torch.cat([deltas[image, s.positives] for image, s in pairs]),
+                torch.cat([s.deltas for s in sampled]),
                 config.reg_beta,
                 len(samples),
                 config.reg_normalizer,
-                config.samples_per_image * len(truths),
+                config.samples_per_image * len(sampled),
                 sum(map(self._locations, batch.sizes)),
             ),
         }
 
-    @torch.no_grad()
     def _sample_image(
         self, anchors: Tensor, truth: GroundTruth, size: tuple[int, int], difficult: str
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Indices of positive (P,) and negative anchors, the positives' object indices (P,), and the objects (G, 4)."""
+    ) -> SampledAnchors:
         config = self.config
         truth, ignored = split_difficult(truth, difficult)
         usable = torch.arange(len(anchors), device=anchors.device)
@@ -279,4 +298,6 @@ class RegionProposalNetwork(nn.Module):
             ignored,
         )
         positives, negatives = sample(matches.kind, config.samples_per_image, config.positive_fraction)
-        return usable[positives], usable[negatives], matches.index[positives], truth.boxes
+        objects = truth.boxes[matches.index[positives]]
+        positives = usable[positives]
+        return SampledAnchors(positives, usable[negatives], box_ops.encode(objects, anchors[positives]))

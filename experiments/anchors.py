@@ -7,22 +7,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pytorch_lightning as pl
 from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
-from datamodules.voc_datamodule import VOCDataModule
 from datamodules.voc_ground_truth import SplitTruth, read_ground_truth
 from detector.anchors import AnchorConfig, AnchorGenerator
 from detector.backbones import backbone_strides
 from detector.errors import InputError
 from detector.image_batch import ImageConfig
-from detector.lightning_module import FasterRCNNModule
 from detector.rpn import RPNConfig
 from experiments.anchor_audit import AuditResult, Coverage, audit, without_nan
 from experiments.anchor_plot import plot_audit
 from experiments.anchor_suggestion import Suggestion, suggest_anchors
-from experiments.lightning_cli import TRAINER_DEFAULTS, DetectorCLI
+from experiments.parsed_options import OptionsCLI
 from experiments.training_view import TrainingView, training_views
 
 DESCRIPTION = (
@@ -32,13 +29,12 @@ DESCRIPTION = (
 )
 
 
-class AuditCLI(DetectorCLI):
-    """Parses all that `frcnn fit` parses, so that its config files and those of runs serve, and builds nothing."""
+class AuditCLI(OptionsCLI):
+    """The options of `frcnn fit`, so that its config files and those of runs serve, and those of the audit."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What `frcnn fit` has, and the options of the audit."""
         super().add_arguments_to_parser(parser)
-        parser.add_method_arguments(pl.Trainer, "fit", skip=set(self.subcommands()["fit"]))
         parser.add_argument("--format", type=Literal["table", "json"], default="table", help="table or json.")
         parser.add_argument(
             "--plot", type=str | None, default=None, help="Draw objects and anchors into a .png, .pdf or .svg."
@@ -50,15 +46,6 @@ class AuditCLI(DetectorCLI):
             help="Search for better anchors: this many scales (in each level's list where scales are listed per level) "
             "times as many aspect ratios as are configured.",
         )
-
-    def before_instantiate_classes(self) -> None:
-        """Do nothing: there is no run."""
-
-    def instantiate_classes(self) -> None:
-        """Do nothing: only the configuration is wanted."""
-
-    def _set_seed(self) -> None:
-        """Do nothing: what is random here has its own generator."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +91,8 @@ def audit_input(config: Namespace) -> AuditInput:
     Raises:
         InputError: A bad value, or anything wrong with the dataset.
     """
+    if config.data_format != "voc":
+        raise InputError(f"--data_format {config.data_format}: the audit of anchors reads datasets in VOC format only")
     model, data = config.model, config.data.get("init_args", config.data)
     anchors = AnchorConfig(**model.anchors.as_dict())
     strides = backbone_strides(model.backbone.name)
@@ -120,19 +109,7 @@ def audit_input(config: Namespace) -> AuditInput:
 
 def parse(arguments: list[str]) -> Namespace:
     """The parsed options of `frcnn anchors`."""
-    cli = AuditCLI(
-        FasterRCNNModule,
-        VOCDataModule,
-        save_config_callback=None,
-        seed_everything_default=0,
-        trainer_defaults=dict(TRAINER_DEFAULTS),
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        parser_kwargs={"exit_on_error": False, "prog": "frcnn anchors", "description": DESCRIPTION},
-        args=arguments,
-        run=False,
-    )
-    return cli.config
+    return AuditCLI(arguments, prog="frcnn anchors", description=DESCRIPTION).config
 
 
 def print_audit(arguments: list[str]) -> None:

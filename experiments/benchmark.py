@@ -22,6 +22,7 @@ class Case:
         parts: Share of each part of `ours_ms`.
         peer: What the peer is.
         ours_per_s, peer_per_s: How many a second, where the times are those of one of many.
+        times_the_limit: `ours_ms` in units of what cannot be avoided.
         ours_peak_mb, peer_peak_mb: Memory that the measured code needs at its peak beyond its input.
     """
 
@@ -34,6 +35,7 @@ class Case:
     peer_peak_mb: float | None = None
     ours_per_s: float | None = None
     peer_per_s: float | None = None
+    times_the_limit: float | None = None
 
     @property
     def ratio(self) -> float | None:
@@ -70,6 +72,8 @@ def print_benchmark(benchmark: Benchmark, format: str) -> None:
         if case.ours_per_s is not None:
             peer = "" if case.peer_per_s is None else f", {case.peer} {case.peer_per_s:.0f}"
             print(f"  per second: {case.ours_per_s:.0f}{peer}")
+        if case.times_the_limit is not None and case.parts:
+            print(f"  {case.times_the_limit:.2f} times backbone and box head alone")
         if case.parts:
             print("  parts: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in case.parts.items()))
         if case.ours_peak_mb is not None:

@@ -10,9 +10,9 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
-from typing import NoReturn
 
 from detector.errors import InputError
+from experiments.arguments import Parser, names, numbers
 
 HELP = """usage: frcnn COMMAND [OPTIONS]      (frcnn COMMAND --help shows all options)
 
@@ -32,13 +32,6 @@ Faster R-CNN on PASCAL VOC in PyTorch Lightning.
   doctor     what is wrong with a dataset: frcnn doctor DATASET_DIR
   mini-voc   write a small synthetic dataset in VOC format
 """
-
-
-class Parser(argparse.ArgumentParser):
-    """Reports bad usage as every other bad input is reported: one line, without the usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} ({self.prog} --help shows all options)")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -190,7 +183,7 @@ def _predict(arguments: list[str]) -> None:
     parser.add_argument("--precision", default="32-true", help="as Lightning's: 32-true, bf16-mixed, 16-mixed")
     parser.add_argument("--flip", action="store_true", help="also detect on the mirrored image, and merge")
     parser.add_argument(
-        "--shortest_sides", type=_numbers, metavar="[N, ...]", help='detect at several sizes, and merge: "[480, 600]"'
+        "--shortest_sides", type=numbers, metavar="[N, ...]", help='detect at several sizes, and merge: "[480, 600]"'
     )
     options = parser.parse_args(arguments)
     from experiments.predict import predict
@@ -213,9 +206,9 @@ def _evaluate(arguments: list[str]) -> None:
     )
     parser.add_argument("--data.root", dest="root", required=True, help="as for frcnn fit")
     parser.add_argument(
-        "--data.val_splits", dest="val_splits", required=True, type=_names, help='as for frcnn fit: "[2007_test]"'
+        "--data.val_splits", dest="val_splits", required=True, type=names, help='as for frcnn fit: "[2007_test]"'
     )
-    parser.add_argument("--data.class_names", dest="class_names", type=_names, help="names of labels 1, 2, ...")
+    parser.add_argument("--data.class_names", dest="class_names", type=names, help="names of labels 1, 2, ...")
     parser.add_argument("--format", choices=["table", "json"], default="table", help="(table)")
     parser.add_argument("--bootstrap", type=int, metavar="N", help="95 %% intervals from N resamples of the images")
     parser.add_argument("--seed", type=int, default=0, help="of the resamples (0)")
@@ -245,7 +238,7 @@ def _report(arguments: list[str]) -> None:
     )
     parser.add_argument("--output", metavar="FILE", help="write there instead of printing")
     parser.add_argument(
-        "--metrics", type=_names, default=["AP50_voc07"], metavar="[M, ...]", help='(AP50_voc07) such as "[AP, AP50]"'
+        "--metrics", type=names, default=["AP50_voc07"], metavar="[M, ...]", help='(AP50_voc07) such as "[AP, AP50]"'
     )
     parser.add_argument("--baseline", metavar="CELL", help="cell to compare with (the grid's own)")
     parser.add_argument(
@@ -281,54 +274,11 @@ def _compare(arguments: list[str]) -> None:
 
 
 def _benchmark(arguments: list[str]) -> None:
-    parser = Parser("frcnn benchmark", description="Time this code beside a peer, in one run.")
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND", parser_class=Parser)
-    kind = kinds.add_parser("evaluate", help="metrics, beside torchmetrics")
-    kind.add_argument("--images", type=int, default=4952, help="number of images (4952, as VOC2007 test)")
-    kind.add_argument("--detections", type=int, default=100, help="per image (100)")
-    kind.add_argument("--repeats", type=int, default=3, help="of our metrics; the peer runs once (3)")
-    kind.add_argument("--format", choices=["table", "json"], default="table", help="(table)")
-    kind = kinds.add_parser("data", help="the training loader, beside torchvision's VOCDetection with transforms.v2")
-    kind.add_argument("--data.root", dest="root", required=True, help="folder that holds VOC<year>/")
-    kind.add_argument(
-        "--data.train_splits", dest="train_splits", required=True, type=_names, help='one split: "[2012_train]"'
-    )
-    kind.add_argument("--images", type=int, default=500, help="the first of the split (500)")
-    kind.add_argument("--batch_size", type=int, default=4, help="images per batch (4)")
-    kind.add_argument("--workers", type=int, default=2, help="worker processes of each loader (2)")
-    kind.add_argument("--repeats", type=int, default=5, help="epochs of each, in turn (5)")
-    kind.add_argument("--format", choices=["table", "json"], default="table", help="(table)")
-    options = vars(parser.parse_args(arguments))
-    from experiments.benchmark import Benchmark, print_benchmark
+    from experiments.benchmark_options import run_benchmark
 
-    style, name = options.pop("format"), options.pop("kind")
-    run: Callable[..., Benchmark]
-    if name == "data":
-        from experiments.benchmark_data import benchmark_data as run
-    else:
-        from experiments.benchmark_evaluate import benchmark_evaluate as run
-    print_benchmark(run(**options), style)
-
-
-def _names(text: str) -> list[str]:
-    """A list as the other commands take it: "[a, b]", or one name alone."""
-    import yaml
-
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = None
-    names = [value] if isinstance(value, str | int) else value
-    if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of names, such as [a, b]")
-    return [str(name) for name in names]
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(name) for name in _names(text)]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers, such as [480, 600]") from None
+    _quiet()
+    with _one_line_of_the_parser(arguments):
+        run_benchmark(arguments)
 
 
 def _mini_voc(arguments: list[str]) -> None:
@@ -356,11 +306,11 @@ def _doctor(arguments: list[str]) -> None:
         parser.add_argument(
             f"--data.{part}_splits",
             dest=part,
-            type=_names,
+            type=names,
             help="as for frcnn fit: examine only the splits that are given; without any of the three all files of the "
             "dataset, and which splits must not share images is told from their names (train, trainval, val, test)",
         )
-    parser.add_argument("--data.class_names", dest="class_names", type=_names, help="the known classes")
+    parser.add_argument("--data.class_names", dest="class_names", type=names, help="the known classes")
     parser.add_argument("--no-images", "--no_images", action="store_true", help="annotations alone")
     parser.add_argument("--format", choices=["table", "json"], default="table", help="(table)")
     parser.add_argument("--plot", metavar="FILE", help="draw classes, object sizes and aspect ratios: .png, .pdf, .svg")
@@ -370,7 +320,7 @@ def _doctor(arguments: list[str]) -> None:
     from datamodules.doctor import DoctorOptions
     from experiments.doctor import Output, doctor
 
-    splits = {part: names for part in ("train", "val", "test") if (names := getattr(options, part))}
+    splits = {part: given for part in ("train", "val", "test") if (given := getattr(options, part))}
     healthy = doctor(
         DoctorOptions(Path(options.root), splits, options.class_names, not options.no_images),
         Output(options.format, options.plot),

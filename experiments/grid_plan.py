@@ -8,16 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 from jsonargparse import ArgumentError, Namespace
-from pytorch_lightning.cli import LightningArgumentParser
 
 from detector.errors import InputError
-from detector.lightning_module import FasterRCNNModule
-from experiments.anchors import AuditCLI
-from experiments.data_format import DATA_FORMATS, find_data_format
 from experiments.grid import Grid, GridCell, Options
-from experiments.lightning_cli import TRAINER_DEFAULTS, DetectorCLI
+from experiments.parsed_options import OptionsCLI
 from experiments.run_folder import run_folder_of
 
 NOT_HASHED = {
@@ -113,29 +108,6 @@ class Plan:
         return list(changed)
 
 
-class GridParser(AuditCLI):
-    """Parses what `frcnn fit` parses, and nothing else; built once for all cells."""
-
-    def __init__(self, arguments: list[str]) -> None:
-        super().__init__(
-            FasterRCNNModule,
-            DATA_FORMATS[find_data_format(arguments)],
-            save_config_callback=None,
-            seed_everything_default=0,
-            trainer_defaults=dict(TRAINER_DEFAULTS),
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_kwargs={"exit_on_error": False, "prog": "frcnn fit"},
-            args=arguments,
-            run=False,
-        )
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """What `frcnn fit` has."""
-        DetectorCLI.add_arguments_to_parser(self, parser)
-        parser.add_method_arguments(pl.Trainer, "fit", skip=set(self.subcommands()["fit"]))
-
-
 def plan(grid: Grid, runs_dir: str) -> Plan:
     """Resolve every cell of a grid.
 
@@ -147,7 +119,7 @@ def plan(grid: Grid, runs_dir: str) -> Plan:
     base = grid.base or _config_of(grid, checkpoints[grid.seeds[0]])
     base = Path(os.path.relpath(base)) if base.is_relative_to(Path.cwd()) else base
     try:
-        parser = GridParser([f"--config={base}"])
+        parser = OptionsCLI([f"--config={base}"], prog="frcnn fit")
     except ArgumentError as error:
         raise InputError(f"{base}: {error}") from None
     base_options = hashed_options(parser.config)

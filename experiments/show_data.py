@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from pytorch_lightning.cli import LightningArgumentParser
@@ -14,9 +13,8 @@ from datamodules.detection_datamodule import DetectionDataModule
 from datamodules.detection_dataset import DetectionDataset, Target
 from detector.callbacks.drawing import class_color, draw_boxes
 from detector.errors import InputError
-from detector.lightning_module import FasterRCNNModule
 from experiments.data_format import DATA_FORMATS, find_data_format
-from experiments.lightning_cli import TRAINER_DEFAULTS, DetectorCLI
+from experiments.parsed_options import OptionsCLI
 
 CELL: Final = 320  # pixels of the longer side of a picture
 GAP: Final = 8
@@ -24,22 +22,15 @@ TITLE: Final = 22
 PAPER: Final = (245, 245, 245)
 
 
-class ShowDataCLI(DetectorCLI):
-    """Parses all that `frcnn fit` parses, so that its config files and those of runs serve, and builds nothing."""
+class ShowDataCLI(OptionsCLI):
+    """The options of `frcnn fit`, so that its config files and those of runs serve, and those of the sheet."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What `frcnn fit` has, and the options of the sheet."""
         super().add_arguments_to_parser(parser)
-        parser.add_method_arguments(pl.Trainer, "fit", skip=set(self.subcommands()["fit"]))
         parser.add_argument("--output", type=str, required=True, help="Folder for <augmentation>.png.")
         parser.add_argument("--images", type=int, default=6, help="Rows: training images, spread over the splits.")
         parser.add_argument("--epochs", type=int, default=4, help="Columns beside the image itself: epochs 0, 1, ...")
-
-    def before_instantiate_classes(self) -> None:
-        """Do nothing: there is no run."""
-
-    def instantiate_classes(self) -> None:
-        """Do nothing: no model and no trainer are wanted."""
 
 
 def show_data(arguments: list[str]) -> None:
@@ -49,18 +40,7 @@ def show_data(arguments: list[str]) -> None:
         InputError: A bad value, anything wrong with the dataset, or the folder cannot be written to.
     """
     kind = DATA_FORMATS[find_data_format(arguments)]
-    config = ShowDataCLI(
-        FasterRCNNModule,
-        kind,
-        run=False,
-        save_config_callback=None,
-        seed_everything_default=0,
-        trainer_defaults=dict(TRAINER_DEFAULTS),
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        parser_kwargs={"exit_on_error": False, "prog": "frcnn show-data", "description": __doc__},
-        args=arguments,
-    ).config
+    config = ShowDataCLI(arguments, prog="frcnn show-data", description=__doc__).config
     for name in ("images", "epochs"):
         if config[name] < 1:
             raise InputError(f"--{name} {config[name]}: must be at least 1")

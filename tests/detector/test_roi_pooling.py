@@ -1,12 +1,11 @@
-"""RoIAlign by matrix products against torchvision's operator, gradients included; max pooling over whole cells."""
+"""RoIAlign by weighted sums of cells against torchvision's operator, with gradients; max pooling over whole cells."""
 
 import pytest
 import torch
 from torch import Tensor
 from torchvision.ops import roi_align, roi_pool
 
-from detector import roi_pooling
-from detector.roi_pooling import interpolation_matrix, pool_aligned, pool_whole_cells
+from detector.roi_pooling import cells_and_weights, interpolation, pool_aligned, pool_whole_cells
 
 
 def random_rois(number: int) -> Tensor:
@@ -17,6 +16,10 @@ def random_rois(number: int) -> Tensor:
     return torch.cat((image[:, None].float(), boxes), dim=1)
 
 
+def first_level(rois: Tensor) -> Tensor:
+    return torch.zeros(len(rois), dtype=torch.int64)
+
+
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize(("pool_size", "sampling"), [(7, 2), (7, 1), (14, 2), (3, 4)])
 def test_equals_torchvision(aligned: bool, pool_size: int, sampling: int) -> None:
@@ -24,7 +27,7 @@ def test_equals_torchvision(aligned: bool, pool_size: int, sampling: int) -> Non
     features = torch.randn(3, 5, 13, 17, requires_grad=True)
     rois = random_rois(60)
     expected = roi_align(features, rois, pool_size, 1 / 16, sampling, aligned=aligned)
-    pooled = pool_aligned(features, rois, pool_size, 1 / 16, sampling, aligned)
+    pooled = pool_aligned([features], rois, first_level(rois), [16], pool_size, sampling, aligned)
     torch.testing.assert_close(pooled, expected, atol=2e-5, rtol=1e-5)
     weights = torch.randn_like(expected)
     (gradient,) = torch.autograd.grad(pooled, features, weights)
@@ -32,34 +35,63 @@ def test_equals_torchvision(aligned: bool, pool_size: int, sampling: int) -> Non
     torch.testing.assert_close(gradient, expected_gradient, atol=5e-5, rtol=1e-5)
 
 
+def test_levels_of_different_sizes() -> None:
+    """Three RoIs on two maps, also of images that are not in order, and their gradients to both maps."""
+    torch.manual_seed(0)
+    maps = [torch.randn(3, 5, 26, 34, requires_grad=True), torch.randn(3, 5, 13, 17, requires_grad=True)]
+    rois = random_rois(30).flip(0)
+    level = torch.arange(30) % 2
+    pooled = pool_aligned(maps, rois, level, [8, 16], 3, 2, True)
+    expected = torch.zeros_like(pooled)
+    for index, stride in enumerate((8, 16)):
+        expected[index::2] = roi_align(maps[index], rois[index::2], 3, 1 / stride, 2, aligned=True)
+    torch.testing.assert_close(pooled, expected, atol=2e-5, rtol=1e-5)
+    weights = torch.randn_like(expected)
+    ours, theirs = (torch.autograd.grad(out, maps, weights) for out in (pooled, expected))
+    torch.testing.assert_close(ours, theirs, atol=5e-5, rtol=1e-5)
+
+
+def dense(start: float, end: float, cells: int, pool_size: int, sampling: int) -> Tensor:
+    """Weight of each cell in each bin (P, cells)."""
+    index, weights = interpolation(
+        torch.tensor([start]), torch.tensor([end]), torch.tensor([cells]), pool_size, sampling, aligned=True
+    )
+    return torch.zeros(pool_size, cells).scatter_add(1, index[0], weights[0])
+
+
 def test_weights_by_hand() -> None:
     """A RoI from cell 0.5 to 2.5, two bins, one point each: points 1.0 and 2.0, exactly on the cells' centres."""
-    weights = interpolation_matrix(torch.tensor([0.5]), torch.tensor([2.5]), 4, pool_size=2, sampling=1, aligned=True)
-    torch.testing.assert_close(weights, torch.tensor([[[0.0, 1, 0, 0], [0, 0, 1, 0]]]))
+    assert dense(0.5, 2.5, 4, pool_size=2, sampling=1).tolist() == [[0, 1, 0, 0], [0, 0, 1, 0]]
     # Two points per bin: 0.75 and 1.25, then 1.75 and 2.25.
-    weights = interpolation_matrix(torch.tensor([0.5]), torch.tensor([2.5]), 4, pool_size=2, sampling=2, aligned=True)
     expected = [[0.125, 0.75, 0.125, 0], [0, 0.125, 0.75, 0.125]]
-    torch.testing.assert_close(weights, torch.tensor([expected]))
+    assert dense(0.5, 2.5, 4, pool_size=2, sampling=2).tolist() == expected
 
 
 def test_points_outside() -> None:
     """Beyond -1 a point is 0; between -1 and 0 it takes the first cell."""
-    weights = interpolation_matrix(torch.tensor([-3.0]), torch.tensor([1.0]), 2, pool_size=4, sampling=1, aligned=True)
-    torch.testing.assert_close(weights[0], torch.tensor([[0.0, 0], [0, 0], [1, 0], [0.5, 0.5]]))
+    assert dense(-3.0, 1.0, 2, pool_size=4, sampling=1).tolist() == [[0, 0], [0, 0], [1, 0], [0.5, 0.5]]
 
 
-def test_large_maps_take_the_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cells_are_counted_over_levels_images_and_rows() -> None:
+    """One bin with one point on the centre of row 1, column 2 of the second image on the second level."""
+    maps = [torch.zeros(2, 1, 4, 6), torch.zeros(2, 1, 2, 3)]
+    roi = torch.tensor([[1.0, 32.0, 16.0, 48.0, 32.0]])  # cells of 16 pixels: 2..3 and 1..2
+    cells, weights = cells_and_weights(maps, roi, torch.tensor([1]), [8, 16], 1, 1, aligned=True)
+    before = 2 * 4 * 6 + 2 * 3
+    assert cells[weights > 0].tolist() == [before + 1 * 3 + 2]
+    assert weights.sum() == 1
+
+
+def test_adaptive_sampling_takes_the_operator() -> None:
     features, rois = torch.randn(3, 5, 13, 17), random_rois(10)
-    by_matrices = pool_aligned(features, rois, 7, 1 / 16, 2, True)
-    monkeypatch.setattr(roi_pooling, "MAX_ELEMENTS", 10 * 7 * 5 * 17 - 1)
-    by_operator = pool_aligned(features, rois, 7, 1 / 16, 2, True)
-    assert torch.equal(by_operator, roi_align(features, rois, 7, 1 / 16, 2, aligned=True))
-    torch.testing.assert_close(by_matrices, by_operator, atol=2e-5, rtol=1e-5)
+    pooled = pool_aligned([features], rois, first_level(rois), [16], 7, 0, True)
+    assert torch.equal(pooled, roi_align(features, rois, 7, 1 / 16, 0, aligned=True))
 
 
 def test_no_rois() -> None:
     features = torch.randn(2, 5, 13, 17, requires_grad=True)
-    pooled = pool_aligned(features, torch.zeros(0, 5), 7, 1 / 16, 2, True)
+    rois = torch.zeros(0, 5)
+    pooled = pool_aligned([features], rois, first_level(rois), [16], 7, 2, True)
     assert pooled.shape == (0, 5, 7, 7)
     assert torch.autograd.grad(pooled.sum(), features)[0].abs().max() == 0
 
@@ -67,7 +99,7 @@ def test_no_rois() -> None:
 def test_float32_under_autocast() -> None:
     features, rois = torch.randn(3, 5, 13, 17).bfloat16(), random_rois(10)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        pooled = pool_aligned(features, rois, 7, 1 / 16, 2, True)
+        pooled = pool_aligned([features], rois, first_level(rois), [16], 7, 2, True)
     assert pooled.dtype == torch.float32
     torch.testing.assert_close(pooled, roi_align(features.float(), rois, 7, 1 / 16, 2, aligned=True), atol=2e-5, rtol=0)
 

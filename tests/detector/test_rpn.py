@@ -12,7 +12,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork as Torchvisio
 from torchvision.ops import clip_boxes_to_image, nms
 
 from detector.anchors import AnchorConfig
-from detector.boxes import is_inside
+from detector.boxes import decode, is_inside
 from detector.errors import InputError
 from detector.image_batch import ImageBatch
 from detector.rpn import RegionProposalNetwork, RPNConfig, RPNHead, RPNOutput
@@ -282,14 +282,14 @@ def test_best_anchors_of_an_object() -> None:
     between = [8.0, 0.0, 24.0, 16.0]
     for best, expected in ((True, [0, 1]), ("one", [0]), (False, [])):
         rpn, output = tiled(best_per_object=best)
-        positives, negatives, *_ = rpn._sample_image(output.anchors[0], truth(between), (64, 64), "drop")
+        positives, negatives, *_ = rpn.sample_anchors(output, image_batch((64, 64)), [truth(between)], "drop")[0]
         assert positives.tolist() == expected
         assert len(negatives) == 14
 
 
 def test_sampling_limits_each_image() -> None:
     rpn, output = tiled(samples_per_image=4)
-    picked = [rpn._sample_image(output.anchors[0], truth(*boxes), (64, 64), "drop") for boxes in ([CELL_0], [])]
+    picked = [rpn.sample_anchors(output, image_batch((64, 64)), [truth(*boxes)], "drop")[0] for boxes in ([CELL_0], [])]
     assert [(len(positives), len(negatives)) for positives, negatives, *_ in picked] == [(1, 3), (0, 4)]
 
 
@@ -299,7 +299,7 @@ def test_straddling_anchors_are_dropped_or_kept() -> None:
         rpn = network(config)
         output = random_output(rpn, 1, (4, 4))
         # An image of 60 x 64 within its padding: the last row of anchors crosses its border.
-        positives, negatives, *_ = rpn._sample_image(output.anchors[0], truth(CELL_5), (60, 64), "drop")
+        positives, negatives, *_ = rpn.sample_anchors(output, image_batch((60, 64)), [truth(CELL_5)], "drop")[0]
         assert positives.tolist() == [5]
         assert len(negatives) == sampled - 1
 
@@ -359,8 +359,10 @@ def test_worked_example() -> None:
     torch.nn.init.zeros_(rpn.head.objectness.weight)
     objects = truth([30.0, 20.0, 500.0, 400.0], [400.0, 300.0, 600.0, 500.0])
     output = rpn([torch.randn(1, 6, 50, 50)])
-    positives, negatives, index, _ = rpn._sample_image(output.anchors[0], objects, (800, 800), "drop")
-    assert (len(positives), len(negatives), index.tolist()) == (18, 238, [0, 0] + [1] * 16)
+    positives, negatives, deltas = rpn.sample_anchors(output, image_batch((800, 800)), [objects], "drop")[0]
+    assert (len(positives), len(negatives)) == (18, 238)
+    learnt = decode(deltas, output.anchors[0][positives])
+    torch.testing.assert_close(learnt, objects.boxes[[0, 0] + [1] * 16], rtol=0, atol=1e-3)
     losses = rpn.losses(output, image_batch((800, 800)), [objects], "drop")
     assert float(losses["loss_rpn_cls"].detach()) == pytest.approx(LN2)
     assert is_inside(output.anchors[0][torch.cat((positives, negatives))], (800, 800)).all()

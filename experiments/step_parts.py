@@ -1,0 +1,136 @@
+"""One training step or one inference of the detector in parts, each timed by itself.
+
+A training step is cut where its parts meet: the backward pass of each part runs by itself on the gradients that the
+next one gave. The sum of the parts is the same step, and the same gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from time import perf_counter
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from detector.faster_rcnn import FasterRCNN
+from detector.image_batch import ground_truth, make_batch, to_original
+from detector.rpn import RPNOutput
+
+IMAGES, BACKBONE, RPN_HEAD = "resize and pad images", "backbone", "rpn head"
+TARGETS: Final = "anchors, matching, sampling"
+PROPOSALS, POOLING, BOX_HEAD = "proposals and NMS", "RoI pooling", "box head"
+LOSSES, OPTIMIZER, DETECTIONS = "losses", "optimiser", "detections and NMS"
+
+NETWORK_PARTS: Final = (BACKBONE, BOX_HEAD)
+"""The parts that any detector with these layers has to run; all others are the detector's own."""
+
+
+class Clock:
+    """Milliseconds by part. On a GPU each part is waited for."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.times: dict[str, float] = {}
+        self._device = device
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Add the time of the block to a part."""
+        synchronize(self._device)
+        start = perf_counter()
+        yield
+        synchronize(self._device)
+        self.times[part] = self.times.get(part, 0.0) + 1000 * (perf_counter() - start)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a GPU has done what it was asked to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _leaf(tensor: Tensor) -> Tensor:
+    return tensor.detach().requires_grad_()
+
+
+def _backward(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
+    """Send the gradients that came to `leaves`, copies of `outputs`, through the graph of `outputs`."""
+    pairs = [(out, leaf.grad) for out, leaf in zip(outputs, leaves, strict=True) if out.requires_grad]
+    pairs = [(out, gradient) for out, gradient in pairs if gradient is not None]
+    torch.autograd.backward([out for out, _ in pairs], [gradient for _, gradient in pairs])
+
+
+def training_parts(
+    model: FasterRCNN,
+    images: Sequence[Tensor],
+    targets: Sequence[dict[str, Any]],
+    optimizer: torch.optim.Optimizer,
+    autocast: torch.autocast,
+) -> dict[str, float]:
+    """Milliseconds of each part of one training step, which changes the weights as any other."""
+    clock = Clock(images[0].device)
+    optimizer.zero_grad()
+    with autocast:
+        with clock(IMAGES):
+            batch = make_batch(images, model.image_config, training=True)
+            truths = ground_truth(targets, batch)
+        with clock(BACKBONE):
+            features = model.backbone(batch.tensors)
+        features_in = [_leaf(level) for level in features]
+        with clock(RPN_HEAD):
+            output = model.rpn(features_in)
+        rpn_leaves = [_leaf(tensor) for tensor in (*output.logits, *output.deltas)]
+        levels = len(features)
+        output_in = RPNOutput(rpn_leaves[:levels], rpn_leaves[levels:], output.anchors)
+        with clock(PROPOSALS):
+            proposals = model.rpn.proposals(output_in, batch)
+        with clock(TARGETS):
+            anchors = model.rpn.sample_anchors(output_in, batch, truths, model.difficult)
+            rois = model.roi_heads.sample_rois(proposals, truths, model.difficult, features_in)
+        with clock(POOLING):
+            pooled = model.roi_heads.pool(features_in, [roi.boxes for roi in rois])
+        pooled_in = _leaf(pooled)
+        with clock(BOX_HEAD):
+            logits, deltas = model.roi_heads.predict(pooled_in)
+        logits_in, deltas_in = _leaf(logits), _leaf(deltas)
+        with clock(LOSSES):
+            losses = model.rpn.losses_of(output_in, anchors, batch)
+            losses |= model.roi_heads.losses(logits_in, deltas_in, rois)
+            total = model.with_total(losses)["loss"]
+    with clock(LOSSES):
+        total.backward()
+    with clock(BOX_HEAD):
+        _backward([logits, deltas], [logits_in, deltas_in])
+    with clock(POOLING):
+        _backward([pooled], [pooled_in])
+    with clock(RPN_HEAD):
+        _backward([*output.logits, *output.deltas], rpn_leaves)
+    with clock(BACKBONE):
+        _backward(features, features_in)
+    with clock(OPTIMIZER):
+        optimizer.step()
+    return clock.times
+
+
+def inference_parts(model: FasterRCNN, images: Sequence[Tensor], autocast: torch.autocast) -> dict[str, float]:
+    """Milliseconds of each part of one inference."""
+    clock = Clock(images[0].device)
+    with torch.inference_mode(), autocast:
+        with clock(IMAGES):
+            batch = make_batch(images, model.image_config, training=False)
+        with clock(BACKBONE):
+            features = model.backbone(batch.tensors)
+        with clock(RPN_HEAD):
+            output = model.rpn(features)
+        with clock(PROPOSALS):
+            proposals = model.rpn.proposals(output, batch)
+        with clock(POOLING):
+            pooled = model.roi_heads.pool(features, proposals)
+        with clock(BOX_HEAD):
+            logits, deltas = model.roi_heads.predict(pooled)
+        with clock(DETECTIONS):
+            model.roi_heads.detections(logits, deltas, proposals, batch)
+            for image, boxes in enumerate(proposals):
+                to_original(boxes, batch, image)
+    return clock.times

@@ -1,0 +1,151 @@
+"""torchvision's own Faster R-CNN with the network, the options and the weights of one of ours.
+
+Only what torchvision's constructors offer is taken over: anchors, numbers of proposals and samples, thresholds, image
+sizes. Its conventions are those of `recipes/torchvision_resnet50_fpn.yaml`; a detector of ours with others is compared
+with the nearest that torchvision has.
+"""
+
+from __future__ import annotations
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import detection
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from detector.backbones.base import BackboneConfig
+from detector.errors import InputError
+from detector.faster_rcnn import FasterRCNN
+from detector.foreign_checkpoints import torchvision_name
+
+NAME = "torchvision"
+
+
+class PooledLayers(nn.Module):
+    """The last layers of a classification network as a box head: (R, channels, h, w) -> (R, width)."""
+
+    def __init__(self, layers: nn.Module) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """The mean over the cells."""
+        return self.layers(pooled).mean((2, 3))
+
+
+def build_peer(ours: FasterRCNN, backbone: BackboneConfig) -> nn.Module:
+    """torchvision's detector like `ours`, which was built from `backbone`, with its weights and frozen layers.
+
+    Raises:
+        InputError: torchvision has no such backbone or cannot be given these options.
+    """
+    trunk, box_head, pool_size = _network(ours, backbone)
+    levels = len(ours.backbone.strides)
+    rpn, roi, image = ours.rpn.config, ours.roi_heads.config, ours.image_config
+    if rpn.objectness == "softmax" or roi.class_agnostic or roi.pooling.startswith("roi_pool"):
+        raise InputError("--peer torchvision: it has neither softmax objectness nor class-agnostic boxes nor RoIPool")
+    anchors = ours.rpn.anchor_generator.config
+    sizes = [tuple(anchors.base_size * scale for scale in anchors.scales_of_level(level)) for level in range(levels)]
+    names = [str(level) for level in range(len(ours.backbone.roi_strides))]
+    peer = detection.FasterRCNN(
+        trunk,
+        min_size=tuple(image.shortest_side),
+        max_size=image.longest_side,
+        image_mean=image.mean,
+        image_std=image.std,
+        rpn_anchor_generator=AnchorGenerator(tuple(sizes), (tuple(anchors.aspect_ratios),) * levels),
+        rpn_pre_nms_top_n_train=rpn.pre_nms_train,
+        rpn_pre_nms_top_n_test=rpn.pre_nms_test,
+        rpn_post_nms_top_n_train=rpn.post_nms_train,
+        rpn_post_nms_top_n_test=rpn.post_nms_test,
+        rpn_nms_thresh=rpn.nms_iou,
+        rpn_fg_iou_thresh=rpn.positive_iou,
+        rpn_bg_iou_thresh=rpn.negative_iou,
+        rpn_batch_size_per_image=rpn.samples_per_image,
+        rpn_positive_fraction=rpn.positive_fraction,
+        rpn_score_thresh=rpn.score_threshold,
+        box_roi_pool=MultiScaleRoIAlign(names, pool_size, roi.sampling_ratio),
+        box_head=box_head,
+        box_predictor=FastRCNNPredictor(ours.roi_heads.box_head.out_channels, ours.roi_heads.num_classes + 1),
+        box_score_thresh=roi.score_threshold,
+        box_nms_thresh=roi.nms_iou,
+        box_detections_per_img=roi.detections_per_image,
+        box_fg_iou_thresh=roi.positive_iou,
+        box_bg_iou_thresh=roi.positive_iou,
+        box_batch_size_per_image=roi.samples_per_image,
+        box_positive_fraction=roi.positive_fraction,
+        bbox_reg_weights=tuple(1 / std for std in roi.delta_std),
+    )
+    _copy_weights(ours, peer)
+    return peer
+
+
+def _network(ours: FasterRCNN, config: BackboneConfig) -> tuple[nn.Module, nn.Module, int]:
+    """torchvision's trunk and box head, and the side of the pooled features."""
+    name, _, kind = config.name.partition("_")
+    pool_size = ours.roi_heads.box_head.pool_size
+    norm = FrozenBatchNorm2d if config.norm == "frozen" else nn.BatchNorm2d
+    fpn_head = TwoMLPHead(ours.backbone.out_channels * pool_size**2, ours.roi_heads.box_head.out_channels)
+    if config.box_head != "two_fc" or config.fpn_norm != "none":
+        raise InputError("--peer torchvision: is built with --model.backbone.box_head two_fc and fpn_norm none only")
+    if config.name == "vgg16":
+        vgg = torchvision.models.vgg16(weights=None, dropout=config.dropout)
+        trunk = nn.Sequential(*list(vgg.features)[:-1])
+        trunk.out_channels = 512  # type: ignore[assignment]
+        return trunk, nn.Sequential(nn.Flatten(), *list(vgg.classifier)[:-1]), pool_size
+    if name.startswith("resnet"):
+        resnet = getattr(torchvision.models, name)(weights=None, norm_layer=norm)
+        if kind == "fpn":
+            layers = {f"layer{number + 1}": str(number) for number in range(4)}
+            return _pyramid(resnet, layers, ours), fpn_head, pool_size
+    if config.name.startswith("mobilenet_v2"):
+        features = torchvision.models.mobilenet_v2(weights=None, norm_layer=norm).features
+        if kind == "v2_fpn":
+            layers = {"3": "0", "6": "1", "13": "2", "18": "3"}
+            return _pyramid(features, layers, ours), fpn_head, pool_size
+        if kind == "v2_c4" and config.box_head_stride == 2:
+            trunk = features[:14]
+            trunk.out_channels = 96
+            return trunk, PooledLayers(features[14:]), pool_size
+    raise InputError(
+        f"--peer torchvision: is not built for --model.backbone.name {config.name}; it is for vgg16, resnet*_fpn, "
+        "mobilenet_v2_c4 and mobilenet_v2_fpn"
+    )
+
+
+def _pyramid(body: nn.Module, layers: dict[str, str], ours: FasterRCNN) -> BackboneWithFPN:
+    channels = list(ours.backbone.body.channels)
+    return BackboneWithFPN(body, layers, channels, ours.backbone.out_channels, LastLevelMaxPool())
+
+
+def _copy_weights(ours: FasterRCNN, peer: nn.Module) -> None:
+    """All of ours, and zeros for the boxes of the background, which only torchvision predicts."""
+    state = ours.state_dict()
+    shapes = len(ours.rpn.anchor_generator.config.aspect_ratios)
+    if ours.rpn.anchor_generator.config.order == "scale_major" and shapes > 1:
+        raise InputError("--peer torchvision: its anchors are ordered as --model.anchors.order ratio_major has them")
+    with torch.no_grad():
+        for name, theirs in peer.state_dict().items():
+            value = state[_our_name(name, state)]
+            if name.startswith("roi_heads.box_predictor.bbox_pred."):
+                theirs[:4], theirs[4:] = 0, value
+            else:
+                theirs.copy_(value)
+    trained = {name: parameter.requires_grad for name, parameter in ours.named_parameters()}
+    for name, parameter in peer.named_parameters():
+        parameter.requires_grad_(trained[_our_name(name, state)])
+
+
+def _our_name(name: str, state: dict[str, Tensor]) -> str:
+    candidates = (
+        torchvision_name(name),
+        name.replace("backbone.", "backbone.body.features.", 1),  # a trunk that is a plain sequence
+        name.replace("box_head.layers.", "box_head.features."),
+        name.replace("roi_heads.box_head.1.", "roi_heads.box_head.fc6."),
+        name.replace("roi_heads.box_head.4.", "roi_heads.box_head.fc7."),
+    )
+    return next(candidate for candidate in candidates if candidate in state)
