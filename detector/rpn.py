@@ -141,12 +141,16 @@ class RPNHead(nn.Module):
             hidden = torch.relu(self.conv(level))
             for convolution in self.deeper:
                 hidden = torch.relu(convolution(hidden))
-            scores = self.objectness(hidden).permute(0, 2, 3, 1).flatten(1).float()
+            # bfloat16 tells few scores apart, which costs ranks, and it saves no time in layers as small as these.
+            with torch.autocast(hidden.device.type, enabled=False):
+                hidden = hidden.float()
+                scores = self.objectness(hidden).permute(0, 2, 3, 1).flatten(1)
+                offsets = self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(level), -1, 4)
             if self.softmax:
                 scores = scores.unflatten(1, (-1, 2))
                 scores = scores[..., 1] - scores[..., 0]
             logits.append(scores)
-            deltas.append(self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(level), -1, 4).float())
+            deltas.append(offsets)
         return logits, deltas
 
 

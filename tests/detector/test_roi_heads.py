@@ -14,7 +14,7 @@ from torchvision.ops import nms, roi_align, roi_pool
 from detector.backbones.base import TwoLayerHead
 from detector.errors import InputError
 from detector.image_batch import ImageBatch
-from detector.roi_heads import RoIConfig, RoIHeads, SampledRoIs
+from detector.roi_heads import BoxPredictor, RoIConfig, RoIHeads, SampledRoIs
 from detector.sampling import GroundTruth
 
 NO_BOXES = torch.zeros(0, 4)
@@ -530,3 +530,14 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 def test_a_wrong_number_of_class_weights_names_both() -> None:
     with pytest.raises(InputError, match=r"roi\.class_weights: 3 numbers for 3 classes; give 4, the first for back"):
         heads(class_weights=[1.0, 2.0, 3.0])
+
+
+def test_predictor_is_float32_under_autocast() -> None:
+    """Scores that differ by less than bfloat16 can tell apart keep their order."""
+    predictor = BoxPredictor(2, 1, class_agnostic=True)
+    with torch.no_grad():
+        predictor.scores.weight.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.001]]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, deltas = predictor(torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
+    assert logits.dtype == deltas.dtype == torch.float32
+    torch.testing.assert_close(logits[:, 1], torch.tensor([1.0, 1.001]), rtol=0, atol=1e-6)
