@@ -46,8 +46,13 @@ def build_peer(ours: FasterRCNN, backbone: BackboneConfig) -> nn.Module:
     trunk, box_head, pool_size = _network(ours, backbone)
     levels = len(ours.backbone.strides)
     rpn, roi, image = ours.rpn.config, ours.roi_heads.config, ours.image_config
-    if rpn.objectness == "softmax" or roi.class_agnostic or roi.pooling.startswith("roi_pool"):
-        raise InputError("--peer torchvision: it has neither softmax objectness nor class-agnostic boxes nor RoIPool")
+    for key, value, impossible in (
+        ("rpn.objectness", rpn.objectness, rpn.objectness == "softmax"),
+        ("roi.class_agnostic", roi.class_agnostic, roi.class_agnostic),
+        ("roi.pooling", roi.pooling, roi.pooling.startswith("roi_pool")),
+    ):
+        if impossible:
+            raise InputError(f"--peer torchvision: its detector has no --model.{key} {value}; give --peer none")
     anchors = ours.rpn.anchor_generator.config
     sizes = [tuple(anchors.base_size * scale for scale in anchors.scales_of_level(level)) for level in range(levels)]
     names = [str(level) for level in range(len(ours.backbone.roi_strides))]
