@@ -91,8 +91,9 @@ def audit_input(config: Namespace) -> AuditInput:
     Raises:
         InputError: A bad value, or anything wrong with the dataset.
     """
-    if config.data_format != "voc":
-        raise InputError(f"--data_format {config.data_format}: the audit of anchors reads datasets in VOC format only")
+    data_format = config.get("data_format", "voc")
+    if data_format != "voc":
+        raise InputError(f"--data_format {data_format}: the audit of anchors reads datasets in VOC format only")
     model, data = config.model, config.data.get("init_args", config.data)
     anchors = AnchorConfig(**model.anchors.as_dict())
     strides = backbone_strides(model.backbone.name)

@@ -280,7 +280,8 @@ def _audits(grid: Grid, notes: list[str]) -> dict[str, tuple[AuditInput, AuditRe
             about = {key: model[key] for key in ("anchors", "image", "rpn", "difficult")}
             key = json.dumps([about, model["backbone"]["name"], data["root"], data["train_splits"]], default=str)
             if key not in made:
-                given = audit_input(dict_to_namespace({"model": model, "data": data}))
+                data_format = config.get("data_format", "voc")
+                given = audit_input(dict_to_namespace({"model": model, "data": data, "data_format": data_format}))
                 made[key] = given, given.audit()
             found[cell.name] = made[key]
         except (InputError, KeyError, TypeError, ValueError) as error:

@@ -46,6 +46,14 @@ class RunFiles(pl.Callback):
         """The detections of the last validation or test, as COCO results; on rank 0 only."""
         return self._predictions or []
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let an evaluation log where the training that wrote its checkpoint did; Lightning would at step 0."""
+        if trainer.state.fn != "fit":
+            trainer.fit_loop.epoch_loop._batches_that_stepped = max(0, checkpoint["global_step"] - 1)
+            trainer.fit_loop.epoch_progress.current.completed = checkpoint["epoch"]
+
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say so where the run has been tested before."""
         before = self._read()

@@ -13,6 +13,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detector.lightning_module import FasterRCNNModule
+from experiments.event_curves import read_curves
 
 LOSSES = {f"train/{name}" for name in ("loss", "loss_rpn_cls", "loss_rpn_reg", "loss_roi_cls", "loss_roi_reg")}
 METRICS = {
@@ -201,6 +202,18 @@ def test_validate_repeats_the_numbers_of_the_training(copied_run, tiny_config, f
     assert result.code == 0, result.err
     assert evaluation(metrics_of(copied_run)) == evaluation(before)
     assert predictions(copied_run) == found
+
+
+def test_a_validation_is_logged_at_the_step_of_its_checkpoint(copied_run, events, frcnn):
+    before = set(copied_run.glob("events.out.tfevents.*"))
+    saved = torch.load(copied_run / "checkpoints" / "last.ckpt", weights_only=True)
+    result = frcnn("validate", "--ckpt_path", copied_run / "checkpoints" / "last.ckpt", cwd=copied_run.parents[2])
+    assert result.code == 0, result.err
+    (file,) = set(copied_run.glob("events.out.tfevents.*")) - before
+    found = EventAccumulator(str(file)).Reload()
+    assert [event.step for event in found.Scalars("val/AP")] == [events.Scalars("val/AP")[-1].step]
+    assert [event.value for event in found.Scalars("epoch")] == [saved["epoch"]]
+    assert read_curves(copied_run, ["val/AP"])["val/AP"].epochs == (7.0, 14.0)
 
 
 def test_checkpoint_alone_is_enough(copied_run, frcnn, metrics_of, tmp_path):
