@@ -95,6 +95,9 @@ def run_on_ray(
     check_engine("ray", address)
     import ray
 
+    waiting = _open(folders)
+    if not waiting:
+        return
     _connect(address)
     try:
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
@@ -106,7 +109,7 @@ def run_on_ray(
             return task.remote(str(folder.path.absolute()), variables, tuple(command))
 
         with stop.listening():
-            _watch_ray(submit, _open(folders), tick, stop)
+            _watch_ray(submit, waiting, tick, stop)
     finally:
         ray.shutdown()
 

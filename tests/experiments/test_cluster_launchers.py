@@ -74,15 +74,14 @@ def cluster() -> Iterator[Any]:
     folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # sockets need a short path
     health = {"initial_delay_ms": 1000, "period_ms": 500, "timeout_ms": 2000, "failure_threshold": 4}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")  # no network
+        patch.setenv("RAY_TMPDIR", folder)  # nor does a cluster of the user's become another one
         started = cluster_utils.Cluster()
         try:
             started.add_node(
                 num_cpus=1,
                 object_store_memory=80 * 1024**2,
                 include_dashboard=False,
-                temp_dir=folder,
                 _system_config={f"health_check_{key}": value for key, value in health.items()},
             )
             yield started
@@ -125,8 +124,7 @@ def is_on(folder: CellFolder, node: Any) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600)
 def test_all_cells_finish_when_a_node_is_killed(cells, cluster, drive, tmp_path):
     gate = tmp_path / "gate"
     folders = [cells.make(name, gate=gate) for name in ("a", "b")] + [cells.make("c"), cells.make("d")]
@@ -148,8 +146,7 @@ def test_all_cells_finish_when_a_node_is_killed(cells, cluster, drive, tmp_path)
     assert sorted(cells.done()) == sorted([*ran, f"fit {lost.path.name}"])  # its first was cut off, none was repeated
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600)
 def test_failed_cells_are_named_and_tried_again_by_the_same_command(cells, drive):
     bad, good = cells.make("bad", end="crash"), cells.make("good")
     assert drive().wait(200) == 0
@@ -162,8 +159,7 @@ def test_failed_cells_are_named_and_tried_again_by_the_same_command(cells, drive
     assert cells.done() == ["fit bad", "fit good", "validate good", "fit bad"]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600)
 def test_a_request_to_stop_lets_cells_save_and_leaves_the_others(cells, drive, tmp_path):
     one, two = cells.make("one", gate=tmp_path / "gate"), cells.make("two")
     driver = drive()
@@ -175,8 +171,7 @@ def test_a_request_to_stop_lets_cells_save_and_leaves_the_others(cells, drive, t
     assert status(one, two) == ["interrupted", "pending"]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600)
 def test_a_cell_that_its_machine_stops_is_given_to_another(cells, drive, tmp_path):
     """SIGTERM to the worker, as `ray stop` and machines that are taken away send it: saved, and goes on elsewhere."""
     gate = tmp_path / "gate"
