@@ -103,7 +103,7 @@ def run_on_ray(
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         cpus, gpus = demand(gpus, int(environment.get("OMP_NUM_THREADS", "1")), machines)
         variables = {**environment, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(cpus)}
-        task = ray.remote(run_cell).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)
+        task: Any = ray.remote(run_cell).options(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)
 
         def submit(folder: CellFolder) -> Any:
             return task.remote(str(folder.path.absolute()), variables, tuple(command))
@@ -139,7 +139,7 @@ def _connect(address: str | None) -> None:
 
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a Ray that is started here reports to nobody
     where = address or os.environ.get("RAY_ADDRESS") or "local"
-    own = {"include_dashboard": False, "object_store_memory": OBJECT_STORE} if where == "local" else {}
+    own: dict[str, Any] = {"include_dashboard": False, "object_store_memory": OBJECT_STORE} if where == "local" else {}
     try:
         ray.init(
             address=where,
