@@ -44,6 +44,7 @@ def ablate(options: AblateOptions) -> int:
     Raises:
         InputError: Anything wrong with the grid, its cells, the options or the folder, in one line.
     """
+    _check_launcher(options)
     slots = _slots(options)
     grid = read_grid(options.grid)
     shown = sys.stderr if options.format == "json" or options.dry_run else sys.stdout
@@ -53,7 +54,7 @@ def ablate(options: AblateOptions) -> int:
     try:
         planned = plan(grid, options.runs_dir)
         checks = check(planned, need_data=not options.dry_run, devices=options.gpus_per_run)
-        _print_head(planned, checks, slots, shown)
+        _print_head(planned, checks, _at_a_time(options, slots), shown)
         if options.dry_run:
             _print_commands(planned, slots, options.format)
             return 0
@@ -118,8 +119,6 @@ def _slots(options: AblateOptions) -> list[dict[str, str]]:
         raise InputError(f"--gpus-per-run {options.gpus_per_run}: must be at least 1")
     if options.jobs is not None and options.jobs < 1:
         raise InputError(f"--jobs {options.jobs}: must be at least 1")
-    if options.launcher != "local" and options.gpus is not None:
-        raise InputError(f"--gpus: --launcher {options.launcher} places cells itself; give --gpus-per-run")
     if options.gpus is None:
         count = options.jobs or 1
         return [_threads(count) for _ in range(count)]
@@ -131,6 +130,28 @@ def _slots(options: AblateOptions) -> list[dict[str, str]]:
         raise InputError(f"--gpus {','.join(options.gpus)}: does not divide into groups of {size} different GPUs")
     _check_gpus(options.gpus)
     return [_threads(len(groups)) | {"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups]
+
+
+def _check_launcher(options: AblateOptions) -> None:
+    """What does not fit the launcher, and whether its engine is there."""
+    if options.launcher != "local" and options.gpus is not None:
+        raise InputError(f"--gpus: --launcher {options.launcher} places cells itself; give --gpus-per-run")
+    if options.ray_address is not None and options.launcher != "ray":
+        raise InputError("--ray-address: without effect; add --launcher ray")
+    if options.slurm and options.launcher != "slurm":
+        raise InputError("--slurm: without effect; add --launcher slurm")
+    if options.launcher != "local" and not options.dry_run:
+        from experiments.cluster_launchers import check_engine
+
+        check_engine(options.launcher, options.ray_address)
+
+
+def _at_a_time(options: AblateOptions, slots: Sequence[Mapping[str, str]]) -> str:
+    if options.launcher == "ray":
+        return "as many at a time as the Ray cluster has room for"
+    if options.launcher == "slurm" and len(slots) == 1:
+        return "as one SLURM array"
+    return f"{len(slots)} at a time"
 
 
 def _check_gpus(gpus: Sequence[str]) -> None:
@@ -203,14 +224,14 @@ def _first_state(planned: PlannedCell, steps: int | None) -> State:
     }
 
 
-def _print_head(planned: Plan, checks: Checks, slots: Sequence[Mapping[str, str]], shown: TextIO) -> None:
+def _print_head(planned: Plan, checks: Checks, at_a_time: str, shown: TextIO) -> None:
     grid = planned.grid
     sizes = [f"{axis.name} {len(axis.values)}" for axis in grid.axes] + [f"seeds {len(grid.seeds)}"]
     left_out = f", {len(grid.exclude)} combinations left out" if grid.exclude else ""
     known = [steps for steps in checks.steps if steps is not None]
     steps = f"{sum(known):,} training steps" if len(known) == len(checks.steps) else "an unknown number of steps"
     lines = [
-        f"{grid.name}: {len(planned.cells)} cells ({' x '.join(sizes)}{left_out}), {steps}, {len(slots)} at a time, in "
+        f"{grid.name}: {len(planned.cells)} cells ({' x '.join(sizes)}{left_out}), {steps}, {at_a_time}, in "
         f"{planned.folder}",
         *checks.lines(),
     ]

@@ -103,7 +103,7 @@ class PlainStarter:
                 stderr=subprocess.STDOUT,
                 pass_fds=[lock],
                 process_group=0,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_begin,
             )
         return PlainProcess(popen)
 
@@ -259,6 +259,12 @@ def _signal(pid: int, number: int) -> None:
 def _kill_group(pid: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
+
+
+def _begin() -> None:
+    """In a new process, before its program."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ray's workers block SIGINT, which asks a training to save
+    _die_with_parent()
 
 
 def _die_with_parent() -> None:

@@ -122,7 +122,9 @@ def _ablate(arguments: list[str]) -> None:
     parser = Parser(
         "frcnn ablate",
         description="Train and evaluate every cell of a grid, each as its own process. The same command again skips "
-        "what is done, goes on with what was interrupted, and tries again what failed.",
+        "what is done, goes on with what was interrupted, and tries again what failed. The launchers ray and slurm "
+        "place whole cells; one training over several machines is frcnn fit with --trainer.num_nodes, started by "
+        "torchrun or srun.",
     )
     parser.add_argument("grid", metavar="GRID.yaml", help="what varies: see experiments/ablations")
     parser.add_argument("--runs_dir", default="runs", help="folder of all runs; the grid's is in it (runs)")
@@ -134,13 +136,13 @@ def _ablate(arguments: list[str]) -> None:
     parser.add_argument(
         "--launcher", choices=["local", "ray", "slurm"], default="local", help="what runs the cells (local)"
     )
-    parser.add_argument("--ray-address", help="of a running cluster, or auto; without it Ray is started here")
+    parser.add_argument("--ray-address", help="HOST:PORT of a running cluster, or auto; without it Ray starts here")
     parser.add_argument(
         "--slurm",
         type=_mapping,
         default={},
         metavar="{...}",
-        help='of submitit, such as "{slurm_partition: gpu}"',
+        help='of submitit: "{slurm_partition: gpu, timeout_min: 60}"; "{cluster: local}" tries it without SLURM',
     )
     parser.add_argument("--dry-run", action="store_true", help="check the grid, and print the commands of its cells")
     parser.add_argument("--format", choices=["table", "json"], default="table", help="(table)")

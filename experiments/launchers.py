@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 
 from detector.errors import InputError
-from experiments.cell_process import Job, PlainStarter, Process, Starter
+from experiments.cell_process import COMMAND, Job, PlainStarter, Process, Starter
 from experiments.cells import CellFolder, now, shell_line
 from experiments.run_folder import AXES_VARIABLE
 
@@ -22,6 +22,8 @@ GRACE = 120.0
 FULL_DISK = ("No space left on device", "Disk quota exceeded", "File too large")
 ELSEWHERE = 1.0
 """Seconds between two looks at cells that another runner holds."""
+LAST_MOMENTS = 5.0
+"""Seconds that the process of an engine may live on after it has killed the commands that it had started."""
 
 
 class StopRequest:
@@ -84,14 +86,21 @@ class LocalLauncher:
         slots: Environment of each of the cells that run at the same time: its GPUs, its threads.
         starter: Starts the commands; by default afresh.
         stop: Asked whether to stop.
+        patience: Seconds that pass before a killed command counts as failed. When Ray loses a machine, its processes
+            there kill the command first and themselves next: the cell is not to be noted as failed in between.
     """
 
     def __init__(
-        self, slots: Sequence[Mapping[str, str]], starter: Starter | None = None, stop: StopRequest | None = None
+        self,
+        slots: Sequence[Mapping[str, str]],
+        starter: Starter | None = None,
+        stop: StopRequest | None = None,
+        patience: float = 0,
     ) -> None:
         self.slots = list(slots)
         self.starter = starter or PlainStarter()
         self.stop = stop or StopRequest()
+        self.patience = patience
         self.reason: str | None = None
         self._free = list(range(len(self.slots)))
         self._running: list[Running] = []
@@ -206,7 +215,7 @@ class LocalLauncher:
                 self._running.append(running)
                 return
             status, error = ("done", None) if stage is None else ("interrupted", None)
-        elif running.asked is not None:
+        elif running.asked is not None or self.stop.count:
             status, error = "interrupted", None
         else:
             status, error = "failed", self._error(folder, code)
@@ -218,6 +227,7 @@ class LocalLauncher:
         if any(text in error for text in FULL_DISK):
             self.reason = "the disk is full, so no more cells are started"
         if code < 0:
+            time.sleep(self.patience)
             name = signal.Signals(-code).name
             hint = " (out of memory?)" if -code == signal.SIGKILL else ""
             error = f"killed by {name}{hint}\n{error}".rstrip()
@@ -251,14 +261,14 @@ class LocalLauncher:
         self._running = []
 
 
-def run_cell(path: str, environment: Mapping[str, str], stop: StopRequest | None = None) -> str:
+def run_cell(path: str, environment: Mapping[str, str], command: Sequence[str] = COMMAND) -> str:
     """Run one cell here to its end, wherever here is: what other machines execute. Returns its status.
 
     Args:
         path: Of the cell's folder.
         environment: For its commands.
-        stop: As for `LocalLauncher`.
+        command: What gets their arguments.
     """
     folder = CellFolder(Path(path))
-    LocalLauncher([environment], stop=stop).run([folder])
+    LocalLauncher([environment], PlainStarter(command), patience=LAST_MOMENTS).run([folder])
     return str(folder.read()["status"])

@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,101 +15,6 @@ import pytest
 from experiments.cell_process import ForkStarter, Job, PlainStarter
 from experiments.cells import CellFolder
 from experiments.launchers import LocalLauncher
-
-ROOT = Path(__file__).resolve().parents[2]
-
-FAKE = """
-import json, os, signal, sys, time
-stage, options = sys.argv[1], dict(word.removeprefix("--").split("=", 1) for word in sys.argv[2:])
-folder = options["folder"]
-with open(options["work"], "a") as file:
-    file.write(f"{stage} {os.path.basename(folder)}\\n")
-asked = []
-signal.signal(signal.SIGINT, lambda *_: asked.append(1))
-print("axes", os.environ.get("FRCNN_AXES"), "slot", os.environ.get("SLOT"), flush=True)
-while "gate" in options and not os.path.exists(options["gate"]):
-    time.sleep(0.01)
-    if asked:
-        time.sleep(0.3)  # room for a second signal, which must not come
-        print(f"asked {len(asked)} times", flush=True)
-        sys.exit(1)
-if options.get("end") == "crash":
-    print("one\\ntwo\\rthree")
-    sys.exit(3)
-if options.get("end") == "kill":
-    os.kill(os.getpid(), signal.SIGKILL)
-if options.get("end") == "disk":
-    sys.exit("OSError: [Errno 28] No space left on device")
-with open(os.path.join(folder, "metrics.json"), "w") as file:
-    json.dump({"val/AP50_voc07": 0.5, "stage": stage}, file)
-"""
-
-RUNNER = """
-import sys
-from pathlib import Path
-from experiments.cell_process import PlainStarter
-from experiments.cells import CellFolder
-from experiments.launchers import LocalLauncher
-from detector.errors import InputError
-
-folders = [CellFolder(path) for path in sorted(Path(sys.argv[1]).iterdir())]
-launcher = LocalLauncher([{}] * int(sys.argv[3]), PlainStarter((sys.executable, sys.argv[2])))
-try:
-    launcher.run(folders)
-except InputError as error:
-    sys.exit(str(error))
-"""
-
-
-class Cells:
-    """Folders of cells whose commands are `FAKE`."""
-
-    def __init__(self, tmp_path: Path) -> None:
-        self.folder = tmp_path / "grid"
-        self.fake, self.runner = tmp_path / "fake.py", tmp_path / "runner.py"
-        self.fake.write_text(FAKE)
-        self.runner.write_text(RUNNER)
-        self.work = tmp_path / "work.log"
-        self.work.touch()
-
-    def make(self, name: str, stages: Sequence[str] = ("fit", "validate"), **options: object) -> CellFolder:
-        folder = CellFolder(self.folder / name)
-        words = [f"--{key}={value}" for key, value in {"folder": folder.path, "work": self.work, **options}.items()]
-        folder.create(
-            {
-                "name": name,
-                "axes": {"scales": name},
-                "seed": 7,
-                "hash": name,
-                "status": "pending",
-                "stages": [[stage, *words] for stage in stages],
-                "cwd": str(self.folder.parent),
-            }
-        )
-        return folder
-
-    def launch(self, folders: Sequence[CellFolder], slots: Sequence[dict[str, str]] = ({},)) -> LocalLauncher:
-        launcher = LocalLauncher(slots, PlainStarter((sys.executable, str(self.fake))))
-        launcher.run(folders)
-        return launcher
-
-    def start_runner(self, slots: int = 1, **options: Any) -> "subprocess.Popen[str]":
-        return subprocess.Popen(
-            [sys.executable, str(self.runner), str(self.folder), str(self.fake), str(slots)],
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            stderr=subprocess.PIPE,
-            text=True,
-            **options,
-        )
-
-    def done(self) -> list[str]:
-        """What was run, in order: stage and cell."""
-        return self.work.read_text().splitlines()
-
-
-@pytest.fixture
-def cells(tmp_path) -> Cells:
-    return Cells(tmp_path)
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
@@ -209,7 +113,7 @@ def test_a_request_to_stop_reaches_a_cell_once(cells, tmp_path, number):
 
 def test_a_second_request_kills(cells, tmp_path):
     one = cells.make("one", gate=tmp_path / "gate")
-    cells.fake.write_text(FAKE.replace("asked.append(1)", "None"))  # does not listen
+    cells.fake.write_text(cells.fake.read_text().replace("asked.append(1)", "None"))  # does not listen
     runner = cells.start_runner()
     wait_for(lambda: one.log.exists() and "slot" in one.log.read_text())
     runner.send_signal(signal.SIGINT)

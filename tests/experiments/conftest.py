@@ -1,0 +1,110 @@
+"""Cells of a grid whose commands do little, for the tests of what runs them."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from experiments.cell_process import PlainStarter
+from experiments.cells import CellFolder
+from experiments.launchers import LocalLauncher
+
+ROOT = Path(__file__).resolve().parents[2]
+
+FAKE = """
+import json, os, signal, sys, time
+stage, options = sys.argv[1], dict(word.removeprefix("--").split("=", 1) for word in sys.argv[2:])
+folder = options["folder"]
+with open(options["work"], "a") as file:
+    file.write(f"{stage} {os.path.basename(folder)}\\n")
+asked = []
+signal.signal(signal.SIGINT, lambda *_: asked.append(1))
+print("axes", os.environ.get("FRCNN_AXES"), "slot", os.environ.get("SLOT"), end=" ")
+print("threads", os.environ.get("OMP_NUM_THREADS"), flush=True)
+while "gate" in options and not os.path.exists(options["gate"]):
+    time.sleep(0.01)
+    if asked:
+        time.sleep(0.3)  # room for a second signal, which must not come
+        print(f"asked {len(asked)} times", flush=True)
+        sys.exit(1)
+if options.get("end") == "crash":
+    print("one\\ntwo\\rthree")
+    sys.exit(3)
+if options.get("end") == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if options.get("end") == "disk":
+    sys.exit("OSError: [Errno 28] No space left on device")
+with open(os.path.join(folder, "metrics.json"), "w") as file:
+    json.dump({"val/AP50_voc07": 0.5, "stage": stage}, file)
+"""
+
+RUNNER = """
+import sys
+from pathlib import Path
+from experiments.cell_process import PlainStarter
+from experiments.cells import CellFolder
+from experiments.launchers import LocalLauncher
+from detector.errors import InputError
+
+folders = [CellFolder(path) for path in sorted(Path(sys.argv[1]).iterdir())]
+launcher = LocalLauncher([{}] * int(sys.argv[3]), PlainStarter((sys.executable, sys.argv[2])))
+try:
+    launcher.run(folders)
+except InputError as error:
+    sys.exit(str(error))
+"""
+
+
+class Cells:
+    """Folders of cells whose commands are `FAKE`."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.folder = tmp_path / "grid"
+        self.fake, self.runner = tmp_path / "fake.py", tmp_path / "runner.py"
+        self.fake.write_text(FAKE)
+        self.runner.write_text(RUNNER)
+        self.work = tmp_path / "work.log"
+        self.work.touch()
+
+    def make(self, name: str, stages: Sequence[str] = ("fit", "validate"), **options: object) -> CellFolder:
+        folder = CellFolder(self.folder / name)
+        words = [f"--{key}={value}" for key, value in {"folder": folder.path, "work": self.work, **options}.items()]
+        folder.create(
+            {
+                "name": name,
+                "axes": {"scales": name},
+                "seed": 7,
+                "hash": name,
+                "status": "pending",
+                "stages": [[stage, *words] for stage in stages],
+                "cwd": str(self.folder.parent),
+            }
+        )
+        return folder
+
+    def launch(self, folders: Sequence[CellFolder], slots: Sequence[dict[str, str]] = ({},)) -> LocalLauncher:
+        launcher = LocalLauncher(slots, PlainStarter((sys.executable, str(self.fake))))
+        launcher.run(folders)
+        return launcher
+
+    def start_runner(self, slots: int = 1, **options: Any) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [sys.executable, str(self.runner), str(self.folder), str(self.fake), str(slots)],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+
+    def done(self) -> list[str]:
+        """What was run, in order: stage and cell."""
+        return self.work.read_text().splitlines()
+
+
+@pytest.fixture
+def cells(tmp_path) -> Cells:
+    return Cells(tmp_path)
