@@ -141,6 +141,32 @@ def test_termination_in_the_middle_of_a_step(frcnn, tiny_config, tmp_path, undis
     assert_same_end(run, undisturbed)
 
 
+@pytest.mark.parametrize("scheme", ["joint", "alternating"])
+def test_termination_between_the_batches_of_a_step(frcnn, tiny_config, tmp_path, with_callback, scheme):
+    """Accumulated gradients are in no checkpoint: the step is finished first. An epoch has steps of 4 and of 2."""
+    fit = ("fit", "--config", tiny_config, "--trainer.max_epochs", 3, "--trainer.accumulate_grad_batches", 4)
+    fit = (*fit, "--model.training_scheme", scheme, "--trainer.limit_val_batches", 0)
+
+    class Terminate(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if (trainer.current_epoch, batch_idx) == (1, 1):
+                signal.raise_signal(signal.SIGTERM)
+
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+    assert frcnn(*fit, cwd=tmp_path / "whole").code == 0
+    with_callback(Terminate())
+    assert frcnn(*fit, cwd=tmp_path / "parts").code == 128 + signal.SIGTERM
+    with_callback(None)
+    whole, parts = (tmp_path / name / "runs" / "tiny" / "seed0" for name in ("whole", "parts"))
+    assert load(parts)["global_step"] == 3
+    assert frcnn(*fit, "--ckpt_path", parts / "checkpoints" / "last.ckpt", cwd=tmp_path / "parts").code == 0
+    theirs, ours = load(whole), load(parts)
+    assert ours["global_step"] == theirs["global_step"] == 6
+    for state in ("state_dict", "current_model_state"):
+        assert [name for name, tensor in theirs[state].items() if not torch.equal(tensor, ours[state][name])] == []
+
+
 @pytest.mark.parametrize("call", [2, 10], ids=["first epoch", "last epoch"])
 def test_interrupt_during_validation(frcnn, tiny_config, tmp_path, undisturbed, with_callback, call):
     """Four batches a validation. The checkpoint holds the current weights as such, not the averaged ones that the
