@@ -65,8 +65,8 @@ class SaveOnInterrupt(Checkpoint):
 
         So does a training whose step is not complete (see `_put_off`).
         """
-        progress = trainer.fit_loop.epoch_loop.batch_progress.current
-        accumulating = progress.ready % trainer.accumulate_grad_batches != 0 and not progress.is_last_batch
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        accumulating = progress.current.ready % trainer.accumulate_grad_batches != 0 and not progress.is_last_batch
         if self._asked and trainer.world_size == 1 and not accumulating:
             self._stop()
 

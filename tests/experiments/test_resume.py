@@ -141,22 +141,32 @@ def test_termination_in_the_middle_of_a_step(frcnn, tiny_config, tmp_path, undis
     assert_same_end(run, undisturbed)
 
 
-@pytest.mark.parametrize("scheme", ["joint", "alternating"])
-def test_termination_between_the_batches_of_a_step(frcnn, tiny_config, tmp_path, with_callback, scheme):
-    """Accumulated gradients are in no checkpoint: the step is finished first. An epoch has steps of 4 and of 2."""
+@pytest.mark.parametrize(
+    ("scheme", "number", "code"),
+    [("joint", signal.SIGTERM, 143), ("alternating", signal.SIGTERM, 143), ("joint", signal.SIGINT, 1)],
+)
+def test_interrupt_between_the_batches_of_a_step(frcnn, tiny_config, tmp_path, with_callback, scheme, number, code):
+    """Accumulated gradients are in no checkpoint: the step is finished first. An epoch has steps of 4 and of 2.
+
+    SIGTERM comes in a step's second batch, Ctrl-C in the validation after its third.
+    """
     fit = ("fit", "--config", tiny_config, "--trainer.max_epochs", 3, "--trainer.accumulate_grad_batches", 4)
-    fit = (*fit, "--model.training_scheme", scheme, "--trainer.limit_val_batches", 0)
-
-    class Terminate(pl.Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            if (trainer.current_epoch, batch_idx) == (1, 1):
-                signal.raise_signal(signal.SIGTERM)
-
+    fit = (*fit, "--model.training_scheme", scheme, "--trainer.val_check_interval", 3, "--trainer.limit_val_batches", 2)
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
+
+    class Signal(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if number == signal.SIGTERM and (trainer.current_epoch, batch_idx) == (1, 1):
+                signal.raise_signal(number)
+
+        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if number == signal.SIGINT and (trainer.global_step, batch_idx) == (2, 0) and trainer.current_epoch == 1:
+                signal.raise_signal(number)
+
     assert frcnn(*fit, cwd=tmp_path / "whole").code == 0
-    with_callback(Terminate())
-    assert frcnn(*fit, cwd=tmp_path / "parts").code == 128 + signal.SIGTERM
+    with_callback(Signal())
+    assert frcnn(*fit, cwd=tmp_path / "parts").code == code
     with_callback(None)
     whole, parts = (tmp_path / name / "runs" / "tiny" / "seed0" for name in ("whole", "parts"))
     assert load(parts)["global_step"] == 3
