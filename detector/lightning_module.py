@@ -1,6 +1,7 @@
 """FasterRCNNModule: the detector under Lightning, with its four losses, its metrics, its optimiser and its
 randomness."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -205,7 +206,16 @@ class FasterRCNNModule(pl.LightningModule):
             self.log("train/alternating_step", float(self.alternating.step), batch_size=len(images))
         for name in (name for name in (*LOSS_NAMES, "loss") if name in losses):
             self.log(f"train/{name}", losses[name].detach(), prog_bar=True, batch_size=len(images))
-        return losses["loss"]
+        return self._share_of_step(losses["loss"], batch_idx)
+
+    def _share_of_step(self, loss: Tensor, batch_idx: int) -> Tensor:
+        """The loss, so scaled that a step's gradient is the mean over its accumulated batches.
+
+        Lightning divides by `accumulate_grad_batches`; an epoch's last step may have fewer batches.
+        """
+        batches, of_step = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
+        last = int(batches) % of_step if math.isfinite(batches) else 0
+        return loss * (of_step / last) if last and batch_idx >= batches - last else loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimiser over the groups of `parameter_groups`, and a schedule that advances by steps.

@@ -8,7 +8,8 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
-from torch import Tensor, nn
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from detector.checks import check_choices, check_range
 from detector.errors import InputError
@@ -120,6 +121,39 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> to
     return optimizer
 
 
+class _Averages(AveragedModel):
+    """A moving average of all parameters and buffers of a model.
+
+    The number of updates is kept on the CPU: read from a GPU, it would hold up the CPU in every step.
+
+    Args:
+        model: What is averaged; the first update copies it.
+        device: Where the averages are.
+        decay: As of `AveragedWeights`.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, decay: float) -> None:
+        super().__init__(model, use_buffers=True)
+        self.module.to(device)  # and not the number of updates
+        self.decay = decay
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Add the weights of `model`, which has the same parts."""
+        updates = int(self.n_averaged)
+        averages = [*self.module.parameters(), *self.module.buffers()]
+        currents = [*model.parameters(), *model.buffers()]
+        pairs = list(zip(averages, currents, strict=True))
+        floats = [(mean, current) for mean, current in pairs if mean.is_floating_point() and updates]
+        if floats:
+            weight = 1 - min(self.decay, (1 + updates) / (10 + updates))
+            torch._foreach_lerp_([mean for mean, _ in floats], [current for _, current in floats], weight)
+        for mean, current in pairs:
+            if not (mean.is_floating_point() and updates):
+                mean.copy_(current)
+        self.n_averaged += 1
+
+
 class AveragedWeights(WeightAveraging):
     """Exponential moving average of the weights, used for validation and saved as the checkpoint's weights.
 
@@ -127,22 +161,27 @@ class AveragedWeights(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        def average(averages: list[Tensor], currents: list[Tensor], updates: Tensor | int) -> None:
-            weight = 1 - min(decay, (1 + int(updates)) / (10 + int(updates)))
-            pairs = list(zip(averages, currents, strict=True))
-            floats = [(mean, current) for mean, current in pairs if mean.is_floating_point()]
-            if floats:
-                torch._foreach_lerp_([mean for mean, _ in floats], [current for _, current in floats], weight)
-            for mean, current in pairs:
-                if not mean.is_floating_point():
-                    mean.copy_(current)
-
-        super().__init__(multi_avg_fn=average)
+        super().__init__()
+        self.decay = decay
         self._validating = False
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Make the averages where the module will be trained; it is itself still on the CPU, where Lightning would
+        leave them, and copy all weights there in every step."""
+        if stage == "fit":
+            self._average_model = _Averages(pl_module, trainer.strategy.root_device, self.decay)
 
     def copy_to(self, pl_module: pl.LightningModule) -> None:
         """Let the module go on with the averages."""
         self._copy_average_to_current(pl_module)
+
+    def _copy_average_to_current(self, pl_module: pl.LightningModule) -> None:
+        super()._copy_average_to_current(pl_module)
+        _say_changed(pl_module)
+
+    def _swap_models(self, pl_module: pl.LightningModule) -> None:
+        super()._swap_models(pl_module)
+        _say_changed(pl_module)
 
     def restart(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin anew from the module as it is, with the parameters that it has now."""
@@ -161,3 +200,8 @@ class AveragedWeights(WeightAveraging):
         if self._validating:
             self._swap_models(pl_module)
             self._validating = False
+
+
+def _say_changed(module: nn.Module) -> None:
+    """Count up the versions of weights that were written through `.data`, which does not: others keep copies."""
+    torch.autograd.graph.increment_version([*module.parameters(), *module.buffers()])

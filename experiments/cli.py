@@ -182,7 +182,7 @@ def _predict(arguments: list[str]) -> None:
     parser.add_argument("--score_threshold", type=float, default=0.5, help="draw detections from this score on (0.5)")
     parser.add_argument("--batch_size", type=int, default=1, help="images at a time (1)")
     parser.add_argument("--accelerator", default="auto", help="as Lightning's: auto, cpu, gpu, ...")
-    parser.add_argument("--precision", default="32-true", help="as Lightning's: 32-true, bf16-mixed, 16-mixed")
+    parser.add_argument("--precision", default="32-true", help="as Lightning's: 32-true, bf16-mixed, ..., or auto")
     parser.add_argument("--flip", action="store_true", help="also detect on the mirrored image, and merge")
     parser.add_argument(
         "--shortest_sides", type=numbers, metavar="[N, ...]", help='detect at several sizes, and merge: "[480, 600]"'

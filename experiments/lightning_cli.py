@@ -25,6 +25,7 @@ from detector.lightning_module import FasterRCNNModule, read_checkpoint
 from experiments.anchor_warnings import AnchorWarnings
 from experiments.cell_progress import CellProgress, axes_of_environment
 from experiments.data_format import DATA_FORMATS, find_data_format
+from experiments.precision import Trainer, resolve_precision
 from experiments.result_files import write_devkit_results
 from experiments.run_folder import ENVIRONMENT_VARIABLE, choose_run_folder, run_folder_of
 
@@ -136,6 +137,8 @@ class DetectorCLI(LightningCLI):
             raise InputError(
                 f"frcnn {self.subcommand} needs --ckpt_path, for example runs/X/seed0/checkpoints/last.ckpt"
             )
+        trainer = config.trainer
+        trainer.precision = resolve_precision(trainer.precision, trainer.accelerator, trainer.devices)
         devkit_folder = config.get("save_devkit_results")
         if devkit_folder is not None and (Path(devkit_folder).is_file() or config.trainer.fast_dev_run):
             raise InputError(
@@ -201,6 +204,7 @@ def run_lightning(arguments: list[str]) -> None:
         FasterRCNNModule,
         DATA_FORMATS[find_data_format(rest)],
         save_config_callback=ConfigFile,
+        trainer_class=Trainer,
         seed_everything_default=0,
         trainer_defaults=dict(TRAINER_DEFAULTS),
         auto_configure_optimizers=False,

@@ -18,6 +18,7 @@ from detector.callbacks.drawing import draw_detections
 from detector.callbacks.run_files import coco_results, write_json
 from detector.errors import InputError
 from detector.lightning_module import FasterRCNNModule
+from experiments.precision import resolve_precision
 
 
 class DrawPredictions(pl.Callback):
@@ -102,7 +103,7 @@ def predict(
         trainer = pl.Trainer(
             accelerator=accelerator,
             devices=1,
-            precision=precision,  # type: ignore[arg-type]
+            precision=resolve_precision(precision, accelerator, devices=1),
             logger=False,
             enable_checkpointing=False,
             callbacks=[drawing],

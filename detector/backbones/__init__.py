@@ -51,6 +51,7 @@ def build_backbone(config: BackboneConfig, load_weights: bool = True) -> tuple[B
     check_backbone_config(config)
     backbone, box_head = _BACKBONES[config.name].build(config)
     backbone.freeze(config.frozen_stages)
+    backbone.body.checkpoint_gradients = config.checkpoint_gradients
     if load_weights:
         backbone.weights_report = load_backbone_weights(backbone, box_head, config)
     return backbone, box_head

@@ -36,8 +36,7 @@ class MobileNetV2Body(Body):
         maps = []
         x = images
         for stage in self.stages():
-            for block in stage:
-                x = block(x)
+            x = self.run(stage, x)
             maps.append(x)
         return maps[1:]
 

@@ -31,10 +31,12 @@ class MobileNetV3Body(Body):
     def forward(self, images: Tensor) -> list[Tensor]:
         maps = []
         x = images
-        for index, block in enumerate(self.features):
-            x = block(x)
-            if index in _STARTS[4:6]:
+        for index, stage in enumerate(self.stages()):
+            if index in (4, 5):
+                x = self.run(stage[:1], x)
                 maps.append(x)
+                stage = stage[1:]
+            x = self.run(stage, x)
         return maps
 
     def stages(self) -> list[list[nn.Module]]:

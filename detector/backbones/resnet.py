@@ -28,10 +28,10 @@ class ResNetBody(Body):
         self.channels = tuple(_channels(self.get_submodule(name)) for name in self._layers)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.run([self.conv1, self.bn1, self.relu, self.maxpool], images)
         maps = []
         for name in self._layers:
-            x = self.get_submodule(name)(x)
+            x = self.run([self.get_submodule(name)], x)
             maps.append(x)
         return maps
 

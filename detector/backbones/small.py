@@ -51,7 +51,10 @@ class SmallBody(Body):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return [self.layer3(self.layer2(self.layer1(self.stem(images))))]
+        x = images
+        for stage in self.stages():
+            x = self.run(stage, x)
+        return [x]
 
     def stages(self) -> list[list[nn.Module]]:
         return [[self.stem], [self.layer1], [self.layer2], [self.layer3]]

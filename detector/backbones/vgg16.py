@@ -46,10 +46,14 @@ class VGG16Body(Body):
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return [self.features(images)]
+        x = images
+        for stage in self.stages():
+            x = self.run(stage, x)
+        return [x]
 
     def stages(self) -> list[list[nn.Module]]:
-        return [list(self.features[start:end]) for start, end in zip([0, *self._ends], self._ends, strict=False)]
+        layers = list(self.features)
+        return [layers[start:end] for start, end in zip([0, *self._ends], self._ends, strict=False)]
 
 
 class VGG16Head(BoxHead):

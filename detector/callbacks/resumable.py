@@ -31,11 +31,12 @@ class SaveOnInterrupt(Checkpoint):
         self.path = Path(path)
         self._asked = False
         self._stopping = False
+        self._terminated = False
         self._previous: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over Ctrl-C; only the main thread can."""
-        self._asked = self._stopping = False
+        self._asked = self._stopping = self._terminated = False
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGINT, self._ask)
 
@@ -44,6 +45,7 @@ class SaveOnInterrupt(Checkpoint):
     ) -> None:
         """Stop here if asked to. An epoch's last step is left to its validation: Lightning cannot resume between."""
         steps, rest = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
+        self._put_off(trainer, accumulating=rest != 0 and not trainer.is_last_batch)
         between_steps = rest == 0 and not trainer.is_last_batch
         # Ranks have to agree, which makes a GPU wait for its queue: not at every step.
         due = trainer.world_size == 1 or steps % 20 == 0
@@ -59,8 +61,13 @@ class SaveOnInterrupt(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Stop here if asked to; several ranks, whose numbers of images differ, go on to the next training step."""
-        if self._asked and trainer.world_size == 1:
+        """Stop here if asked to; several ranks, whose numbers of images differ, go on to the next training step.
+
+        So does a training whose step is not complete (see `_put_off`).
+        """
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        accumulating = progress.current.ready % trainer.accumulate_grad_batches != 0 and not progress.is_last_batch
+        if self._asked and trainer.world_size == 1 and not accumulating:
             self._stop()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -83,6 +90,14 @@ class SaveOnInterrupt(Checkpoint):
             progress.increment_started()
         trainer.save_checkpoint(self.path)
         rank_zero_info(f"Interrupted at step {trainer.global_step}. To go on: add --ckpt_path {self.path}")
+
+    def _put_off(self, trainer: pl.Trainer, accumulating: bool) -> None:
+        """Let SIGTERM wait for the end of the step: the gradients that it has accumulated are in no checkpoint."""
+        signals = trainer._signal_connector
+        if accumulating and signals.received_sigterm:
+            self._terminated, signals.received_sigterm = True, False
+        elif self._terminated and not accumulating:
+            self._terminated, signals.received_sigterm = False, True
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True

@@ -1,6 +1,7 @@
 """Parameter groups, learning rates at given steps, and averaged weights, by hand."""
 
 from math import cos, pi
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -159,6 +160,30 @@ def test_average_by_hand(decay: float, averages: list[float | None]) -> None:
     assert module.in_validation == pytest.approx(averages)
     assert module.in_training == [0, 1, 2, 3]  # training goes on with its own weights
     assert float(module.weight.detach()) == pytest.approx(averages[3])  # the end has the average
+
+
+def test_averages_are_on_the_device_of_the_training_and_read_nothing_from_it() -> None:
+    """The callback is set up before the module is moved. A tensor on the device `meta` has no values to be read."""
+    module, callback = Counter(), AveragedWeights(0.9)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
+    callback.setup(trainer, module, "fit")  # type: ignore[arg-type]
+    averages = callback._average_model
+    assert averages is not None
+    assert module.weight.device.type == "cpu"
+    assert {tensor.device.type for tensor in averages.module.state_dict().values()} == {"meta"}
+    for _ in range(3):
+        averages.update_parameters(module.to("meta"))
+    assert averages.state_dict()["n_averaged"] == 3
+
+
+def test_swapped_weights_are_seen_to_have_changed() -> None:
+    module, callback = Counter(), AveragedWeights(0.9)
+    trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
+    callback.setup(trainer, module, "fit")  # type: ignore[arg-type]
+    for change in (callback._swap_models, callback.copy_to):
+        version = module.weight._version
+        change(module)
+        assert module.weight._version > version
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,42 @@ def test_termination_in_the_middle_of_a_step(frcnn, tiny_config, tmp_path, undis
     assert_same_end(run, undisturbed)
 
 
+@pytest.mark.parametrize(
+    ("scheme", "number", "code"),
+    [("joint", signal.SIGTERM, 143), ("alternating", signal.SIGTERM, 143), ("joint", signal.SIGINT, 1)],
+)
+def test_interrupt_between_the_batches_of_a_step(frcnn, tiny_config, tmp_path, with_callback, scheme, number, code):
+    """Accumulated gradients are in no checkpoint: the step is finished first. An epoch has steps of 4 and of 2.
+
+    SIGTERM comes in a step's second batch, Ctrl-C in the validation after its third.
+    """
+    fit = ("fit", "--config", tiny_config, "--trainer.max_epochs", 3, "--trainer.accumulate_grad_batches", 4)
+    fit = (*fit, "--model.training_scheme", scheme, "--trainer.val_check_interval", 3, "--trainer.limit_val_batches", 2)
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+
+    class Signal(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if number == signal.SIGTERM and (trainer.current_epoch, batch_idx) == (1, 1):
+                signal.raise_signal(number)
+
+        def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if number == signal.SIGINT and (trainer.global_step, batch_idx) == (2, 0) and trainer.current_epoch == 1:
+                signal.raise_signal(number)
+
+    assert frcnn(*fit, cwd=tmp_path / "whole").code == 0
+    with_callback(Signal())
+    assert frcnn(*fit, cwd=tmp_path / "parts").code == code
+    with_callback(None)
+    whole, parts = (tmp_path / name / "runs" / "tiny" / "seed0" for name in ("whole", "parts"))
+    assert load(parts)["global_step"] == 3
+    assert frcnn(*fit, "--ckpt_path", parts / "checkpoints" / "last.ckpt", cwd=tmp_path / "parts").code == 0
+    theirs, ours = load(whole), load(parts)
+    assert ours["global_step"] == theirs["global_step"] == 6
+    for state in ("state_dict", "current_model_state"):
+        assert [name for name, tensor in theirs[state].items() if not torch.equal(tensor, ours[state][name])] == []
+
+
 @pytest.mark.parametrize("call", [2, 10], ids=["first epoch", "last epoch"])
 def test_interrupt_during_validation(frcnn, tiny_config, tmp_path, undisturbed, with_callback, call):
     """Four batches a validation. The checkpoint holds the current weights as such, not the averaged ones that the

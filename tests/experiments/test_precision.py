@@ -1,0 +1,133 @@
+"""`precision auto`: what it chooses on which device, and that a run keeps what was chosen."""
+
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
+
+from experiments import precision
+from experiments.precision import automatic_precision, cpu_bfloat16, resolve_precision
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """`machine(flags, gpus)`: a computer with such a CPU, and with GPUs of such compute capabilities."""
+
+    def make(flags: set[str] = frozenset(), gpus: list[tuple[int, int]] | None = None, mps: bool = False) -> None:
+        gpus = gpus or []
+        monkeypatch.setattr(precision, "_cpu_flags", lambda: flags)
+        monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: mps))
+        monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: bool(gpus)))
+        monkeypatch.setattr(CUDAAccelerator, "auto_device_count", staticmethod(lambda: len(gpus)))
+        monkeypatch.setattr(CUDAAccelerator, "parse_devices", staticmethod(_indices))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: gpus[index])
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+
+    def _indices(devices: Any) -> list[int]:
+        return devices if isinstance(devices, list) else list(range(int(devices)))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("flags", "chosen", "reason"),
+    [
+        ({"avx2", "avx512_bf16", "amx_bf16", "amx_tile"}, "bf16-mixed", "this CPU has AMX"),
+        ({"avx2", "avx512_bf16"}, "bf16-mixed", "this CPU has AVX-512 BF16"),
+        ({"neon", "bf16"}, "bf16-mixed", "this CPU has NEON BF16"),
+        ({"avx2", "avx512_f", "amx_tile"}, "32-true", "this CPU has no bfloat16 arithmetic"),
+    ],
+)
+def test_cpus(machine, flags, chosen, reason) -> None:
+    machine(flags)
+    assert automatic_precision("cpu") == automatic_precision("auto") == (chosen, reason)
+
+
+def test_without_onednn_bfloat16_is_emulated(machine, monkeypatch) -> None:
+    machine({"avx512_bf16"})
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    assert cpu_bfloat16() is None
+
+
+@pytest.mark.parametrize(
+    ("capability", "chosen", "words"),
+    [
+        ((9, 0), "bf16-mixed", "9.0"),
+        ((8, 0), "bf16-mixed", "8.0"),
+        ((7, 5), "16-mixed", "7.5"),
+        ((6, 1), "32-true", "6.1"),
+    ],
+)
+def test_gpus(machine, capability, chosen, words) -> None:
+    machine({"amx_bf16"}, [capability])
+    for accelerator in ("auto", "gpu", "cuda"):
+        found, reason = automatic_precision(accelerator)
+        assert found == chosen
+        assert words in reason
+    assert automatic_precision("cpu") == ("bf16-mixed", "this CPU has AMX")
+
+
+@pytest.mark.parametrize(
+    ("devices", "chosen"),
+    [("auto", "16-mixed"), (2, "16-mixed"), (1, "bf16-mixed"), ([1], "16-mixed"), ([0], "bf16-mixed")],
+)
+def test_the_weakest_of_the_gpus_that_are_used_decides(machine, devices, chosen) -> None:
+    machine(gpus=[(8, 6), (7, 0)])
+    assert automatic_precision("gpu", devices)[0] == chosen
+
+
+def test_other_accelerators(machine) -> None:
+    machine({"amx_bf16"}, mps=True)
+    assert automatic_precision("auto")[0] == automatic_precision("gpu")[0] == "32-true"
+    machine({"amx_bf16"})
+    assert automatic_precision("gpu")[0] == "32-true"  # there is none: the Trainer says so
+
+
+def test_anything_else_stays_as_it_is(machine, caplog) -> None:
+    machine({"amx_bf16"})
+    assert [resolve_precision(value, "cpu") for value in ("16-mixed", 64, None)] == ["16-mixed", 64, None]
+    assert caplog.text == ""
+
+
+def test_flags_of_the_kernel_where_torch_has_none(monkeypatch, tmp_path) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    file = tmp_path / "cpuinfo"
+    file.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16\n\nprocessor\t: 1\nflags\t\t: fpu\n")
+    assert precision._cpu_flags(str(file)) == {"fpu", "avx2", "avx512_bf16"}
+    file.write_text("Features\t: asimd bf16 svebf16\n")
+    assert precision._cpu_flags(str(file)) == {"asimd", "bf16", "svebf16"}
+    assert precision._cpu_flags(str(tmp_path / "none")) == set()
+
+
+def test_a_run_keeps_what_was_chosen(machine, frcnn, tiny_config, mini_voc, tmp_path, caplog) -> None:
+    """Resumed, validated or repeated from its config.yaml on another machine, it computes in the same precision."""
+    machine({"amx_bf16"})
+    fit = ("fit", "--config", tiny_config, "--trainer.precision", "auto", "--trainer.limit_val_batches", 0)
+    result = frcnn(*fit, "--trainer.max_steps", 2, cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert caplog.text.count("precision auto: bf16-mixed, this CPU has AMX") == 1
+    run = tmp_path / "runs" / "tiny" / "seed0"
+    assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["precision"] == "bf16-mixed"
+
+    machine()
+    checkpoint = run / "checkpoints" / "last.ckpt"
+    for options, used in (((), True), (("--trainer.precision", "auto"), False)):
+        caplog.clear()
+        result = frcnn("validate", "--config", run / "config.yaml", "--ckpt_path", checkpoint, *options, cwd=tmp_path)
+        assert result.code == 0, result.err
+        assert ("Using bfloat16 Automatic Mixed Precision" in caplog.text) == used
+
+    caplog.clear()
+    machine({"avx512_bf16"})
+    images = mini_voc / "JPEGImages"
+    predict = ("predict", "--ckpt_path", checkpoint, "--images", next(images.iterdir()), "--output", tmp_path / "out")
+    assert frcnn(*predict, "--precision", "auto", "--accelerator", "cpu", cwd=tmp_path).code == 0
+    assert caplog.text.count("precision auto: bf16-mixed, this CPU has AVX-512 BF16") == 1
+
+
+def test_unknown_precision(frcnn, tiny_config, tmp_path) -> None:
+    result = frcnn("fit", "--config", tiny_config, "--trainer.precision", "automatic", cwd=tmp_path)
+    assert result.code == 2
+    assert "trainer.precision" in result.err and "auto" in result.err
