@@ -48,9 +48,11 @@ class StepMemory:
         return self.known[key]
 
     def per_image(self, precision: str, peer: bool) -> float | None:
-        """MB that each further image takes."""
+        """MB that each further image takes; None where that is too little to be told from the rest."""
         few, many = (self.peak(number, precision, peer) for number in SLOPE)
-        return None if few is None or many is None else (many - few) / (SLOPE[1] - SLOPE[0])
+        if few is None or many is None or many <= few:
+            return None
+        return (many - few) / (SLOPE[1] - SLOPE[0])
 
     def measure(self, number: int, precisions: Sequence[str], peer: bool) -> None:
         """All that cases of these precisions need, before anything else takes memory."""
@@ -79,7 +81,7 @@ class StepMemory:
 
 
 def _per_gib(megabytes: float | None) -> float | None:
-    return None if megabytes is None or megabytes <= 0 else 1024 / megabytes
+    return None if megabytes is None else 1024 / megabytes
 
 
 def peak_of_a_step(

@@ -24,7 +24,7 @@ def check_suffix(path: str) -> None:
 def plot_sweep(curves: Mapping[str, Sequence[Case]], sweep: str, unit: str, step: str, path: str) -> None:
     """Draw a picture for each curve: images per second, or the detector's own parts one on top of the other.
 
-    A dashed line shows growth in proportion to the number from the first point on.
+    Above the parts a dashed line shows growth in proportion to the number from the first point on.
 
     Args:
         curves: Cases by ascending number, under the title of each.
@@ -40,7 +40,7 @@ def plot_sweep(curves: Mapping[str, Sequence[Case]], sweep: str, unit: str, step
 
     columns = min(COLUMNS, len(curves))
     rows = -(-len(curves) // columns)
-    figure = Figure(figsize=(6 * columns, 4.4 * rows + 0.8), layout="constrained")
+    figure = Figure(figsize=(6.4 * columns, 4.4 * rows + 1), layout="constrained")
     figure.suptitle(f"{step}, by the number of {unit}")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     draw = _rates if sweep == "batch_size" else _parts
@@ -52,7 +52,7 @@ def plot_sweep(curves: Mapping[str, Sequence[Case]], sweep: str, unit: str, step
     for empty in axes[len(curves) :]:
         empty.set_axis_off()
     found = {name: mark for place in axes for mark, name in zip(*place.get_legend_handles_labels(), strict=True)}
-    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=4)
+    figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=2 * columns)
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=100)
@@ -78,7 +78,7 @@ def _parts(axes: Any, cases: Sequence[Case]) -> None:
     times = [[_milliseconds(case, part) for case in cases] for part in own]
     axes.stackplot(values, times, labels=own, colors=[f"C{index}" for index in range(len(own))], alpha=0.6)
     totals = [case.detector_ms or 0.0 for case in cases]
-    axes.plot(values, totals, "o-", color="black", label="all of the detector's own parts")
+    axes.plot(values, totals, "o-", color="black", clip_on=False, label="all of the detector's own parts")
     straight = [totals[0] * value / values[0] for value in values]
     axes.plot(values, straight, "--", color="grey", label="in proportion")
     axes.set_xlim(values[0], values[-1])
