@@ -3,14 +3,13 @@
 import importlib.util
 import multiprocessing
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from detector.errors import InputError
 from detector.metrics import DetectionAP, ProposalRecall
-from experiments.benchmark import Benchmark, Case, median_times, processor, timed
+from experiments.benchmark import Benchmark, Case, median_times, processor, resident_memory, start_peak, timed
 
 CLASSES = 20
 BATCH = 8
@@ -56,9 +55,9 @@ Parts = list[tuple[str, Callable[[], object]]]
 
 def _measure(build: Callable[[list[Item], list[Item]], Parts], images: int, detections: int, repeats: int) -> Measured:
     predictions, targets = random_split(images, detections)
-    before = _start_peak()
+    before = start_peak()
     times = [timed(build(predictions, targets)) for _ in range(repeats)]
-    peak = _memory("VmHWM")
+    peak = resident_memory("VmHWM")
     return times, None if peak is None or before is None else peak - before
 
 
@@ -130,20 +129,3 @@ def _random_boxes(number: int, rng: torch.Generator) -> Tensor:
 
 def _class_names() -> list[str]:
     return [f"class {label}" for label in range(1, CLASSES + 1)]
-
-
-def _start_peak() -> float | None:
-    """Forget the peak of memory so far; returns the memory in use in MB, or None where the system does not tell."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return None
-    return _memory("VmRSS")
-
-
-def _memory(key: str) -> float | None:
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:")), None)
