@@ -12,11 +12,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import Tensor
+from torch import Tensor, nn
 
 from detector.alternating import AlternatingConfig, AlternatingTraining, TrainingScheme
 from detector.anchors import AnchorConfig
 from detector.backbones.base import BackboneConfig
+from detector.compilation import CompileMode, check_compile_mode, compile_networks
 from detector.errors import InputError
 from detector.faster_rcnn import LOSS_NAMES, Difficult, FasterRCNN
 from detector.foreign_checkpoints import Predictor, load_detector
@@ -54,6 +55,9 @@ class FasterRCNNModule(pl.LightningModule):
         training_scheme: `joint` (approximate joint training: all four losses in every step) or `alternating` (the
             paper's four steps, each with its own optimiser and schedule).
         alternating: Lengths of the four steps, and what the second and third start from.
+        compile: Whether backbone, RPN head and box head go through torch.compile in fit, validate and test: `none`,
+            `default`, or `max-autotune`, which also searches for the fastest kernels. Compiling takes minutes at the
+            start of a run; a checkpoint does not tell whether its network was compiled.
     """
 
     def __init__(
@@ -71,8 +75,11 @@ class FasterRCNNModule(pl.LightningModule):
         load_backbone_weights: bool = True,
         training_scheme: TrainingScheme = "joint",
         alternating: AlternatingConfig = AlternatingConfig(),
+        compile: CompileMode = "none",
     ) -> None:
         super().__init__()
+        check_compile_mode(compile)
+        self.compile_mode = compile
         # From a checkpoint the configs come back as the plain dicts that were saved.
         backbone, anchors = _config(BackboneConfig, backbone), _config(AnchorConfig, anchors)
         rpn, roi = _config(RPNConfig, rpn), _config(RoIConfig, roi)
@@ -171,9 +178,17 @@ class FasterRCNNModule(pl.LightningModule):
     # Training
 
     def setup(self, stage: str) -> None:
-        """Say which weights the training starts from."""
+        """Say which weights the training starts from, and compile, where asked for."""
         if stage == "fit" and self.weights_report is not None:
             rank_zero_info(self.weights_report.summary())
+        if stage != "predict":
+            compile_networks(self._compilable(), self.compile_mode, self.trainer.strategy.root_device)
+
+    def _compilable(self) -> list[nn.Module]:
+        proposer = self.alternating.proposer if self.alternating is not None else None
+        networks = [self.model] if proposer is None else [self.model, proposer]
+        parts = [part for network in networks for part in (network.backbone, network.rpn.head)]
+        return [*parts, self.model.roi_heads.box_head]
 
     def on_train_start(self) -> None:
         """Say which step of an alternating training begins or goes on."""

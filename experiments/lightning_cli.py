@@ -20,6 +20,7 @@ from detector.callbacks.progress import LossProgressBar
 from detector.callbacks.resumable import SaveOnInterrupt
 from detector.callbacks.run_files import RunFiles
 from detector.callbacks.throughput import Throughput
+from detector.compilation import check_compiler
 from detector.errors import InputError
 from detector.lightning_module import FasterRCNNModule, read_checkpoint
 from experiments.anchor_warnings import AnchorWarnings
@@ -102,7 +103,10 @@ class DetectorCLI(LightningCLI):
             self.datamodule.report_folder = self.run_folder
 
     def before_fit(self) -> None:
-        """Read the data before Lightning makes the run's folder, so that bad data leaves none behind."""
+        """Read the data before Lightning makes the run's folder, so that bad data leaves none behind.
+
+        The same for a compiler that is not there.
+        """
         self._read_data("fit")
 
     def before_validate(self) -> None:
@@ -114,6 +118,8 @@ class DetectorCLI(LightningCLI):
         self._read_data("test")
 
     def _read_data(self, stage: str) -> None:
+        if self.model.compile_mode != "none":
+            check_compiler(self.trainer.strategy.root_device.type)
         if not getattr(self.datamodule, "download", False):
             self.datamodule.setup(stage)
 

@@ -26,6 +26,8 @@ def run_stage(modules: Sequence[nn.Module], x: Tensor, checkpointed: bool) -> Te
 
     if not (checkpointed and torch.is_grad_enabled() and (x.requires_grad or _trained(modules))):
         return run(x)
+    if torch.compiler.is_compiling():  # the compiled second pass has no side effects
+        return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
     result: Tensor = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     return result
 

@@ -1,0 +1,196 @@
+"""torch.compile of the detector's networks: the same numbers, few graphs, and no trace in checkpoints and copies."""
+
+import copy
+import pickle
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+
+from detector import compilation
+from detector.anchors import AnchorConfig
+from detector.backbones.base import BackboneConfig, FrozenBatchNorm2d
+from detector.backbones.folding import FoldedConv2d, fold_frozen_norms
+from detector.compilation import check_compiler, compile_networks
+from detector.errors import InputError
+from detector.image_batch import ImageConfig
+from detector.lightning_module import FasterRCNNModule
+from detector.roi_heads import RoIConfig
+from detector.rpn import RPNConfig
+
+CPU = torch.device("cpu")
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ to compile for the CPU with")
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    counters.clear()
+    limit = torch._dynamo.config.recompile_limit
+    yield
+    torch._dynamo.config.recompile_limit = limit
+    torch._dynamo.reset()
+    check_compiler.cache_clear()
+
+
+@pytest.fixture
+def traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are made as always, and then run by torch's own kernels: in seconds, and without a compiler."""
+    original = torch.compile
+
+    def compile(*args: Any, options: Any = None, **keywords: Any) -> Any:
+        return original(*args, **keywords, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", compile)
+
+
+def detector(**options: Any) -> FasterRCNNModule:
+    torch.manual_seed(0)
+    backbone = {"name": "resnet18_fpn", "frozen_stages": 2, "fpn_channels": 16, "box_head_channels": 16}
+    module = FasterRCNNModule(
+        ["a", "b"],
+        BackboneConfig(**backbone | options.pop("backbone", {})),
+        AnchorConfig([1, 2], [0.5, 2], straddling="keep"),
+        RPNConfig(post_nms_train=40, post_nms_test=20),
+        RoIConfig(samples_per_image=16, score_threshold=0.0, detections_per_image=5),
+        ImageConfig([160], 400),
+        load_backbone_weights=False,
+        **options,
+    )
+    for norm in module.modules():
+        if isinstance(norm, FrozenBatchNorm2d):
+            norm.running_var.uniform_(0.5, 2.0)
+            norm.running_mean.uniform_(-0.5, 0.5)
+    return module
+
+
+def batch(height: int, width: int, images: int = 2) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+    generator = torch.Generator().manual_seed(height)
+    pictures = [torch.randint(256, (3, height, width), dtype=torch.uint8, generator=generator) for _ in range(images)]
+    target = {
+        "boxes": torch.tensor([[5.0, 8, width - 40, height - 30]]),
+        "labels": torch.tensor([2]),
+        "difficult": torch.tensor([False]),
+    }
+    return pictures, [target] * images
+
+
+def train_step(module: FasterRCNNModule, images: list[Tensor], targets: list[Any]) -> tuple[dict[str, float], Any]:
+    torch.manual_seed(1)
+    module.train().zero_grad()
+    losses = module.model.losses(images, targets)
+    losses["loss"].backward()  # type: ignore[no-untyped-call]
+    gradients = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+    return {name: float(loss.detach()) for name, loss in losses.items()}, gradients
+
+
+@pytest.mark.parametrize(
+    "backbone",
+    [{}, {"checkpoint_gradients": True}, {"name": "small_c4", "weights": None, "frozen_stages": 0}],
+    ids=["frozen norms", "checkpointed", "trained norms"],
+)
+def test_one_graph_each_for_all_sizes(traced_only: None, backbone: dict[str, Any]) -> None:
+    """Three networks: three graphs for training, and three for evaluation. Frozen stages and norms stay frozen."""
+    eager, module = detector(backbone=backbone), detector(backbone=backbone, compile="default")
+    compile_networks(module._compilable(), module.compile_mode, CPU)
+    counters.clear()
+    for size in ((160, 240), (200, 170), (300, 200), (161, 390)):
+        losses, gradients = train_step(module, *batch(*size))
+        expected, their_gradients = train_step(eager, *batch(*size))
+        assert losses == pytest.approx(expected, rel=1e-5)
+        assert gradients.keys() == their_gradients.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, their_gradients[name], rtol=1e-4, atol=1e-6, msg=name)
+    assert counters["stats"]["unique_graphs"] == 3
+    assert not counters["graph_break"]
+    for size in ((160, 240), (200, 170), (300, 200)):
+        with torch.no_grad():
+            found, expected_detections = module.eval()(batch(*size)[0]), eager.eval()(batch(*size)[0])
+        for ours, theirs in zip(found, expected_detections, strict=True):
+            assert len(ours["labels"]) > 0
+            for key, value in ours.items():
+                torch.testing.assert_close(value, theirs[key], rtol=1e-4, atol=1e-3)
+    assert counters["stats"]["unique_graphs"] == 6
+    states = eager.state_dict(), module.state_dict()
+    assert list(states[0]) == list(states[1])
+    for key, tensor in states[0].items():
+        torch.testing.assert_close(states[1][key], tensor, msg=key)
+
+
+def test_copies_and_pickles_are_not_compiled(traced_only: None) -> None:
+    module = detector(compile="default")
+    compile_networks(module._compilable(), module.compile_mode, CPU)
+    assert module.model.backbone._compiled_call_impl is not None
+    for again in (copy.deepcopy(module.model), pickle.loads(pickle.dumps(module.model))):
+        assert again.backbone._compiled_call_impl is None
+    assert "compile" not in module.hparams
+    graphs = module.model.backbone._compiled_call_impl
+    compile_networks(module._compilable(), module.compile_mode, CPU)  # a second stage on the same module
+    assert module.model.backbone._compiled_call_impl is graphs
+
+
+def test_both_networks_of_alternating_training() -> None:
+    module = detector(training_scheme="alternating", compile="default")
+    assert module.alternating is not None and module.alternating.proposer is not None
+    parts = module._compilable()
+    assert len({id(part) for part in parts}) == 5
+    assert any(part is module.alternating.proposer.backbone for part in parts)
+
+
+def test_none_compiles_nothing() -> None:
+    module = detector()
+    compile_networks(module._compilable(), module.compile_mode, CPU)
+    assert all(part._compiled_call_impl is None for part in module._compilable())
+
+
+def test_unknown_mode() -> None:
+    with pytest.raises(InputError, match=r"--model.compile fast: choose none, default or max-autotune"):
+        detector(compile="fast")
+
+
+def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("backend='inductor' raised:\nInvalidCxxCompiler: No working C++ compiler found\n\nSet ...")
+
+    monkeypatch.setattr(compilation, "_trivial", lambda x: x)
+    monkeypatch.setattr(torch, "compile", lambda *_, **__: fail)
+    check_compiler.cache_clear()
+    with pytest.raises(InputError) as error:
+        compile_networks([nn.Linear(2, 2)], "default", CPU)
+    assert "\n" not in str(error.value)
+    assert "InvalidCxxCompiler: No working C++ compiler found" in str(error.value)
+    assert "--model.compile none" in str(error.value)
+
+
+@needs_compiler
+def test_compiled_kernels_of_folded_norms_and_dropout() -> None:
+    """The real thing, on a network small enough to compile in seconds."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), FrozenBatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3))
+    norm = network[1]
+    assert isinstance(norm, FrozenBatchNorm2d)
+    norm.running_var.uniform_(0.5, 2.0)
+    fold_frozen_norms(network)
+    assert isinstance(network[0], FoldedConv2d)
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    eager = copy.deepcopy(network)
+    compile_networks([network], "default", CPU)
+    counters.clear()
+    for size in ((160, 200), (120, 250), (301, 97)):
+        x = torch.randn(2, 3, *size)
+        found = []
+        for net in (network, eager):
+            torch.manual_seed(3)  # dropout draws the same units
+            net.zero_grad()
+            y = net(x)
+            y.pow(2).sum().backward()
+            weight = net[0].weight
+            assert isinstance(weight, Tensor) and weight.grad is not None
+            found.append((y.detach(), weight.grad.clone()))
+        torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-2)
+    assert counters["stats"]["unique_graphs"] == 1
