@@ -133,7 +133,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 def run_in_turn(programs: Sequence[Program], device: torch.device, repeats: int, seconds: float = 3.0) -> None:
-    """Time all programs one after the other, round by round, after one round of warm-up.
+    """Time all programs one after the other, round by round, after one round of warm-up, or two short ones.
 
     There are `repeats` rounds, or more where they are short: up to five times as many, until all took `seconds`.
     """
@@ -143,6 +143,8 @@ def run_in_turn(programs: Sequence[Program], device: torch.device, repeats: int,
             program.run()
         synchronize(device)
         one_round = perf_counter() - start
+        if one_round > 2 * seconds:
+            break
     rounds = max(repeats, min(5 * repeats, int(seconds / one_round)))
     for number in range(rounds):
         order = programs if number % 2 == 0 else programs[::-1]
