@@ -14,7 +14,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from detector.alternating import AlternatingConfig, AlternatingTraining, TrainingScheme
+from detector.alternating import AlternatingConfig, AlternatingTraining, Proposer, TrainingScheme
 from detector.anchors import AnchorConfig
 from detector.backbones.base import BackboneConfig
 from detector.compilation import CompileMode, check_compile_mode, compile_networks
@@ -186,8 +186,8 @@ class FasterRCNNModule(pl.LightningModule):
 
     def _compilable(self) -> list[nn.Module]:
         proposer = self.alternating.proposer if self.alternating is not None else None
-        networks = [self.model] if proposer is None else [self.model, proposer]
-        parts = [part for network in networks for part in (network.backbone, network.rpn.head)]
+        networks: list[FasterRCNN | Proposer] = [self.model] if proposer is None else [self.model, proposer]
+        parts: list[nn.Module] = [part for network in networks for part in (network.backbone, network.rpn.head)]
         return [*parts, self.model.roi_heads.box_head]
 
     def on_train_start(self) -> None:
