@@ -56,8 +56,8 @@ def check_compiler(device_type: str) -> None:
         reason = next((line for line in lines if not line.startswith("backend=")), type(error).__name__)
         needed = "a C++ compiler (such as g++, or one named by CXX)" if device_type == "cpu" else "Triton and gcc"
         raise InputError(
-            f"--model.compile: nothing can be compiled for the {device_type} here ({reason}); install {needed}, or give "
-            "--model.compile none"
+            f"--model.compile: nothing can be compiled for the {device_type} here ({reason}); install {needed}, or "
+            "give --model.compile none"
         ) from error
 
 
