@@ -181,7 +181,7 @@ class FasterRCNNModule(pl.LightningModule):
         """Say which weights the training starts from, and compile, where asked for."""
         if stage == "fit" and self.weights_report is not None:
             rank_zero_info(self.weights_report.summary())
-        if stage != "predict":
+        if stage != "predict" and self.compile_mode != "none":
             compile_networks(self._compilable(), self.compile_mode, self.trainer.strategy.root_device)
 
     def _compilable(self) -> list[nn.Module]:

@@ -84,6 +84,17 @@ class Result:
 Frcnn = Callable[..., Result]
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+HANDLERS = {number: signal.getsignal(number) for number in SIGNALS}
+
+
+@pytest.fixture(autouse=True)
+def usual_signal_handlers() -> None:
+    """What libraries under test installed in this process (Ray, submitit) is not there in the next test."""
+    for number, handler in HANDLERS.items():
+        signal.signal(number, handler)
+
+
 @contextlib.contextmanager
 def untouched_process(cwd: Path) -> Iterator[None]:
     """Put back what a command sets for its own process: working directory, environment, random states, signals."""
