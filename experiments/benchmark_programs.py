@@ -10,6 +10,7 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
+from detector.compilation import compile_networks
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
 from detector.optimization import OptimizerConfig, build_optimizer, parameter_groups
@@ -65,8 +66,8 @@ def ready(model: FasterRCNN, setting: Setting) -> FasterRCNN:
     """Our detector on the device, in training or evaluation, compiled if it is to be."""
     model = model.to(setting.device).train(setting.kind == "train")
     if setting.compile:
-        for part in (model.backbone, model.rpn.head, model.roi_heads.box_head):
-            part.compile()
+        networks = (model.backbone, model.rpn.head, model.roi_heads.box_head)
+        compile_networks(networks, "default", setting.device)
     return model
 
 

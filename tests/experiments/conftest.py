@@ -1,9 +1,12 @@
 """Cells of a grid whose commands do little, for the tests of what runs them."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +107,66 @@ class Cells:
         """What was run, in order: stage and cell."""
         return self.work.read_text().splitlines()
 
+    @staticmethod
+    def status(*folders: CellFolder) -> list[str]:
+        return [folder.read()["status"] for folder in folders]
+
+    @staticmethod
+    def attempts(*folders: CellFolder) -> list[int]:
+        return [folder.read().get("attempts", 0) for folder in folders]
+
+    @staticmethod
+    def waits(folder: CellFolder) -> bool:
+        """Whether the cell's command has begun; one with a gate then waits for it."""
+        return folder.log.exists() and "slot" in folder.log.read_text()
+
+    @staticmethod
+    def free(folder: CellFolder) -> bool:
+        """Whether no process holds the cell."""
+        with folder.locked() as lock:
+            return lock is not None
+
 
 @pytest.fixture
 def cells(tmp_path) -> Cells:
     return Cells(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def wait_for() -> Callable[..., None]:
+    """`wait_for(condition, process=None)`: until it holds; an error after five minutes, or once the process ended."""
+
+    def wait(condition: Callable[[], Any], process: "subprocess.Popen[str] | None" = None) -> None:
+        deadline = time.monotonic() + 300
+        while not condition():
+            assert time.monotonic() < deadline, "waited in vain"
+            assert process is None or process.poll() is None, process.communicate()
+            time.sleep(0.02)
+
+    return wait
+
+
+@pytest.fixture
+def process_group() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
+    """`process_group(words, **options)`: a Python command, as a process group of its own that does not outlive the
+    test, with one thread and its output in pipes."""
+    started: list[subprocess.Popen[str]] = []
+
+    def start(words: Sequence[object], **options: Any) -> "subprocess.Popen[str]":
+        process = subprocess.Popen(
+            [sys.executable, *(str(word) for word in words)],
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=options.pop("stderr", subprocess.PIPE),
+            text=True,
+            start_new_session=True,
+            **options,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()

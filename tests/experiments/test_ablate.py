@@ -1,14 +1,11 @@
 """`frcnn ablate` on the smallest detector: an undisturbed grid, and the same grid killed and run again."""
 
-import contextlib
 import json
 import os
 import shlex
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -156,34 +153,10 @@ def test_the_same_command_again_retries_only_what_failed(frcnn, grid, undisturbe
 # ---- killed ----
 
 
-def wait_for(condition: Callable[[], Any], process: "subprocess.Popen[str]") -> None:
-    while not condition():  # the test's own limit ends it
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
-
-
 @pytest.fixture
-def start() -> Iterator[Callable[[Path, Path], "subprocess.Popen[str]"]]:
+def start(process_group) -> Callable[[Path, Path], "subprocess.Popen[str]"]:
     """`start(grid, cwd)`: `frcnn ablate` as a process group of its own, which does not outlive the test."""
-    started: list[subprocess.Popen[str]] = []
-
-    def run(grid: Path, cwd: Path) -> "subprocess.Popen[str]":
-        process = subprocess.Popen(
-            [sys.executable, "-m", "experiments.cli", "ablate", str(grid)],
-            cwd=cwd,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
-
-    yield run
-    for process in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    return lambda grid, cwd: process_group(["-m", "experiments.cli", "ablate", grid], cwd=cwd)
 
 
 def in_the_second_cell(cwd: Path) -> bool:
@@ -198,7 +171,7 @@ def assert_same_grid(cwd: Path, undisturbed: Path) -> None:
 
 
 @pytest.mark.timeout(1200)
-def test_sigkill_of_the_process_group_in_the_middle_of_a_cell(frcnn, start, grid, undisturbed, tmp_path):
+def test_sigkill_of_the_process_group_in_the_middle_of_a_cell(frcnn, start, grid, undisturbed, tmp_path, wait_for):
     process = start(grid, tmp_path)
     wait_for(lambda: in_the_second_cell(tmp_path), process)
     os.killpg(process.pid, signal.SIGKILL)
@@ -221,7 +194,7 @@ def test_sigkill_of_the_process_group_in_the_middle_of_a_cell(frcnn, start, grid
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 128 + signal.SIGTERM)])
-def test_gentle_stop_in_the_middle_of_a_cell(frcnn, start, grid, undisturbed, tmp_path, number, code):
+def test_gentle_stop_in_the_middle_of_a_cell(frcnn, start, grid, undisturbed, tmp_path, number, code, wait_for):
     process = start(grid, tmp_path)
     wait_for(lambda: in_the_second_cell(tmp_path), process)
     os.killpg(process.pid, number)

@@ -1,6 +1,5 @@
 """Cells on a Ray cluster of two nodes, one of which is killed, and in an array of submitit; all on this machine."""
 
-import contextlib
 import os
 import shutil
 import signal
@@ -8,7 +7,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,31 +37,6 @@ except InputError as error:
 """
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)
-
-
-def status(*folders: CellFolder) -> list[str]:
-    return [folder.read()["status"] for folder in folders]
-
-
-def attempts(*folders: CellFolder) -> list[int]:
-    return [folder.read().get("attempts", 0) for folder in folders]
-
-
-def waits(folder: CellFolder) -> bool:
-    """Whether the cell's command has begun; one with a gate then waits for it."""
-    return folder.log.exists() and "slot" in folder.log.read_text()
-
-
-def free(folder: CellFolder) -> bool:
-    with folder.locked() as lock:
-        return lock is not None
-
-
 # ---- Ray ----
 
 
@@ -91,29 +64,11 @@ def cluster() -> Iterator[Any]:
 
 
 @pytest.fixture
-def drive(cells, cluster, tmp_path) -> Iterator[Callable[[], "subprocess.Popen[str]"]]:
+def drive(cells, cluster, process_group, tmp_path) -> Callable[[], "subprocess.Popen[str]"]:
     """`drive()`: runs all cells on the cluster, from a process group of its own, which does not outlive the test."""
     script = tmp_path / "driver.py"
     script.write_text(DRIVER)
-    started: list[subprocess.Popen[str]] = []
-
-    def run() -> "subprocess.Popen[str]":
-        process = subprocess.Popen(
-            [sys.executable, script, cells.folder, cells.fake, cluster.address],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        return process
-
-    yield run
-    for process in started:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+    return lambda: process_group([script, cells.folder, cells.fake, cluster.address], stderr=subprocess.STDOUT)
 
 
 def is_on(folder: CellFolder, node: Any) -> bool:
@@ -125,22 +80,22 @@ def is_on(folder: CellFolder, node: Any) -> bool:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.timeout(600)
-def test_all_cells_finish_when_a_node_is_killed(cells, cluster, drive, tmp_path):
+def test_all_cells_finish_when_a_node_is_killed(cells, cluster, drive, tmp_path, wait_for):
     gate = tmp_path / "gate"
     folders = [cells.make(name, gate=gate) for name in ("a", "b")] + [cells.make("c"), cells.make("d")]
     node = cluster.add_node(num_cpus=1, object_store_memory=80 * 1024**2)
     driver = drive()
-    wait_for(lambda: waits(folders[0]) and waits(folders[1]))
+    wait_for(lambda: cells.waits(folders[0]) and cells.waits(folders[1]))
     (lost,) = (folder for folder in folders[:2] if is_on(folder, node))
     (kept,) = (folder for folder in folders[:2] if folder != lost)
     cluster.remove_node(node, allow_graceful=False)
-    wait_for(lambda: free(lost))  # its process is gone, too
-    assert status(lost, kept) == ["running", "running"]
+    wait_for(lambda: cells.free(lost))  # its process is gone, too
+    assert cells.status(lost, kept) == ["running", "running"]
     gate.touch()
     out, _ = driver.communicate(timeout=200)
     assert driver.returncode == 0, out
-    assert status(*folders) == ["done"] * 4
-    assert attempts(lost, kept, *folders[2:]) == [2, 1, 1, 1]
+    assert cells.status(*folders) == ["done"] * 4
+    assert cells.attempts(lost, kept, *folders[2:]) == [2, 1, 1, 1]
     names = [folder.path.name for folder in folders]
     ran = [f"{stage} {name}" for name in names for stage in ("fit", "validate")]
     assert sorted(cells.done()) == sorted([*ran, f"fit {lost.path.name}"])  # its first was cut off, none was repeated
@@ -150,40 +105,40 @@ def test_all_cells_finish_when_a_node_is_killed(cells, cluster, drive, tmp_path)
 def test_failed_cells_are_named_and_tried_again_by_the_same_command(cells, drive):
     bad, good = cells.make("bad", end="crash"), cells.make("good")
     assert drive().wait(200) == 0
-    assert status(bad, good) == ["failed", "done"]
+    assert cells.status(bad, good) == ["failed", "done"]
     assert bad.read()["exit_code"] == 3
     assert bad.read()["error"].splitlines()[-3:] == ["one", "two", "three"]
     assert 'axes {"scales": "good", "seed": 7}' in good.log.read_text()
     assert drive().wait(200) == 0
-    assert attempts(bad, good) == [2, 1]
+    assert cells.attempts(bad, good) == [2, 1]
     assert cells.done() == ["fit bad", "fit good", "validate good", "fit bad"]
 
 
 @pytest.mark.timeout(600)
-def test_a_request_to_stop_lets_cells_save_and_leaves_the_others(cells, drive, tmp_path):
+def test_a_request_to_stop_lets_cells_save_and_leaves_the_others(cells, drive, tmp_path, wait_for):
     one, two = cells.make("one", gate=tmp_path / "gate"), cells.make("two")
     driver = drive()
-    wait_for(lambda: waits(one))
+    wait_for(lambda: cells.waits(one))
     os.killpg(driver.pid, signal.SIGINT)
     out, _ = driver.communicate(timeout=100)
     assert driver.returncode == 0, out
     assert "asked 1 times" in one.log.read_text()
-    assert status(one, two) == ["interrupted", "pending"]
+    assert cells.status(one, two) == ["interrupted", "pending"]
 
 
 @pytest.mark.timeout(600)
-def test_a_cell_that_its_machine_stops_is_given_to_another(cells, drive, tmp_path):
+def test_a_cell_that_its_machine_stops_is_given_to_another(cells, drive, tmp_path, wait_for):
     """SIGTERM to the worker, as `ray stop` and machines that are taken away send it: saved, and goes on elsewhere."""
     gate = tmp_path / "gate"
     one = cells.make("one", gate=gate)
     driver = drive()
-    wait_for(lambda: waits(one))
+    wait_for(lambda: cells.waits(one))
     os.kill(one.read()["pid"], signal.SIGTERM)
-    wait_for(lambda: attempts(one) == [2])
+    wait_for(lambda: cells.attempts(one) == [2])
     gate.touch()
     out, _ = driver.communicate(timeout=100)
     assert driver.returncode == 0, out
-    assert (status(one), attempts(one)) == (["done"], [2])
+    assert (cells.status(one), cells.attempts(one)) == (["done"], [2])
     assert "asked 1 times" in one.log.read_text()
 
 
@@ -229,14 +184,14 @@ def test_an_array_finishes_and_only_what_failed_is_submitted_again(cells, array,
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     bad, good = cells.make("bad", end="crash"), cells.make("good")
     array.run(bad, good, slurm_cpus_per_task=6)
-    assert status(bad, good) == ["failed", "done"]
+    assert cells.status(bad, good) == ["failed", "done"]
     assert bad.read()["exit_code"] == 3
     assert bad.read()["error"].splitlines()[-3:] == ["one", "two", "three"]
     assert 'axes {"scales": "good", "seed": 7} slot x threads 6' in good.log.read_text()
     assert good.metrics()["stage"] == "validate"
     before = array.job_files()
     array.run(bad, good)
-    assert (attempts(bad, good), len(array.job_files() - before)) == ([2, 1], len(before) // 2)
+    assert (cells.attempts(bad, good), len(array.job_files() - before)) == ([2, 1], len(before) // 2)
     bad.update(status="done")
     before = array.job_files()
     array.run(bad, good)
@@ -249,13 +204,13 @@ def test_a_job_whose_time_is_over_saves_and_is_queued_again(cells, array, tmp_pa
     one, told = cells.make("one", gate=tmp_path / "gate"), []
 
     def tick() -> None:
-        if waits(one) and not told:
+        if cells.waits(one) and not told:
             told.append(os.kill(one.read()["pid"], signal.SIGUSR2))
-        if attempts(one) == [2]:
+        if cells.attempts(one) == [2]:
             (tmp_path / "gate").touch()
 
     array.run(one, tick=tick)
-    assert (status(one), attempts(one)) == (["done"], [2])
+    assert (cells.status(one), cells.attempts(one)) == (["done"], [2])
     assert "asked 1 times" in one.log.read_text()
     assert cells.done() == ["fit one", "fit one", "validate one"]
 
@@ -265,22 +220,22 @@ def test_a_job_that_is_killed_is_named(cells, array, tmp_path):
     one, two, told = cells.make("one", gate=tmp_path / "gate"), cells.make("two"), []
 
     def tick() -> None:
-        if waits(one) and not told:
+        if cells.waits(one) and not told:
             told.append(os.kill(one.read()["pid"], signal.SIGKILL))
 
     array.run(one, two, tick=tick)
-    assert status(one, two) == ["failed", "done"]
+    assert cells.status(one, two) == ["failed", "done"]
     assert one.read()["error"].startswith("lost: ")
 
 
-def test_the_array_outlives_a_request_to_stop(cells, array, tmp_path, capfd):
+def test_the_array_outlives_a_request_to_stop(cells, array, tmp_path, capfd, wait_for):
     one = cells.make("one", gate=tmp_path / "gate")
-    array.run(one, tick=lambda: array.stop.ask() if waits(one) else None)
+    array.run(one, tick=lambda: array.stop.ask() if cells.waits(one) else None)
     assert "the array goes on without this command" in capfd.readouterr().err
-    assert status(one) == ["running"]
+    assert cells.status(one) == ["running"]
     (tmp_path / "gate").touch()
-    wait_for(lambda: status(one) == ["done"])
-    assert attempts(one) == [1]
+    wait_for(lambda: cells.status(one) == ["done"])
+    assert cells.attempts(one) == [1]
 
 
 def test_bad_options_of_submitit(cells, array, monkeypatch):
@@ -295,7 +250,7 @@ def test_bad_options_of_submitit(cells, array, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(InputError, match=r"--launcher slurm: .*srun"):
         array.run(one, cluster="slurm")
-    assert status(one) == ["pending"]
+    assert cells.status(one) == ["pending"]
 
 
 # ---- the command line ----

@@ -7,25 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from experiments.cell_process import ForkStarter, Job, PlainStarter
 from experiments.cells import CellFolder
 from experiments.launchers import LocalLauncher
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
-
-
-def status(*folders: CellFolder) -> list[str]:
-    return [folder.read()["status"] for folder in folders]
 
 
 def test_stages_run_in_order_and_only_once(cells):
@@ -52,7 +39,7 @@ def test_slots_are_given_to_one_cell_at_a_time(cells, tmp_path):
             super().wait(seconds)
 
     LocalLauncher([{"SLOT": "a"}, {"SLOT": "b"}], Watch((sys.executable, str(cells.fake)))).run([one, two, three])
-    assert status(one, two, three) == ["done"] * 3
+    assert cells.status(one, two, three) == ["done"] * 3
     assert ["slot a" in one.log.read_text(), "slot b" in two.log.read_text()] == [True, True]
     assert "slot b" in three.log.read_text()
 
@@ -60,7 +47,7 @@ def test_slots_are_given_to_one_cell_at_a_time(cells, tmp_path):
 def test_a_cell_that_fails_does_not_stop_the_others_and_is_tried_again(cells):
     bad, killed, good = cells.make("bad", end="crash"), cells.make("killed", end="kill"), cells.make("good")
     cells.launch([bad, killed, good])
-    assert status(bad, killed, good) == ["failed", "failed", "done"]
+    assert cells.status(bad, killed, good) == ["failed", "failed", "done"]
     assert (bad.read()["exit_code"], killed.read()["exit_code"]) == (3, -signal.SIGKILL)
     assert bad.read()["error"].splitlines()[-3:] == ["one", "two", "three"]
     assert killed.read()["error"].startswith("killed by SIGKILL (out of memory?)")
@@ -72,59 +59,59 @@ def test_a_cell_that_fails_does_not_stop_the_others_and_is_tried_again(cells):
 def test_a_full_disk_of_a_cell_lets_no_other_start(cells):
     full, other = cells.make("full", end="disk"), cells.make("other")
     assert "disk is full" in str(cells.launch([full, other]).reason)
-    assert status(full, other) == ["failed", "pending"]
+    assert cells.status(full, other) == ["failed", "pending"]
 
 
-def test_kill_of_the_process_group_in_the_middle_of_a_cell(cells, tmp_path):
+def test_kill_of_the_process_group_in_the_middle_of_a_cell(cells, tmp_path, wait_for):
     """The cell's process, in a group of its own, dies with its runner; the next runner does what is missing."""
     gate = tmp_path / "gate"
     folders = [cells.make("a"), cells.make("b", gate=gate), cells.make("c")]
     runner = cells.start_runner(start_new_session=True)
     wait_for(lambda: "fit b" in cells.done())
-    wait_for(lambda: "slot" in folders[1].log.read_text())
+    wait_for(lambda: cells.waits(folders[1]))
     assert folders[1].lock() is None
     os.killpg(runner.pid, signal.SIGKILL)
     runner.wait()
-    wait_for(lambda: free(folders[1]))
-    assert status(*folders) == ["done", "running", "pending"]
+    wait_for(lambda: cells.free(folders[1]))
+    assert cells.status(*folders) == ["done", "running", "pending"]
     assert not (folders[1].path / "metrics.json").exists()
     (folders[1].path / "events.half").touch()
     gate.touch()
     second = cells.start_runner()
     assert second.wait(60) == 0
-    assert status(*folders) == ["done"] * 3
+    assert cells.status(*folders) == ["done"] * 3
     assert cells.done()[2:] == ["fit b", "fit b", "validate b", "fit c", "validate c"]
     assert not (folders[1].path / "events.half").exists()  # without a checkpoint it starts from nothing
     assert [folder.read()["attempts"] for folder in folders] == [1, 2, 1]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_request_to_stop_reaches_a_cell_once(cells, tmp_path, number):
+def test_a_request_to_stop_reaches_a_cell_once(cells, tmp_path, number, wait_for):
     """As a terminal's Ctrl-C does, the signal goes to the whole group."""
     one, two = cells.make("one", gate=tmp_path / "gate"), cells.make("two")
     runner = cells.start_runner(start_new_session=True)
-    wait_for(lambda: one.log.exists() and "slot" in one.log.read_text())
+    wait_for(lambda: cells.waits(one))
     os.killpg(runner.pid, number)
     assert runner.wait(60) == 0
     assert "asked 1 times" in one.log.read_text()
-    assert status(one, two) == ["interrupted", "pending"]
+    assert cells.status(one, two) == ["interrupted", "pending"]
     assert one.read()["pid"] is None
 
 
-def test_a_second_request_kills(cells, tmp_path):
+def test_a_second_request_kills(cells, tmp_path, wait_for):
     one = cells.make("one", gate=tmp_path / "gate")
     cells.fake.write_text(cells.fake.read_text().replace("asked.append(1)", "None"))  # does not listen
     runner = cells.start_runner()
-    wait_for(lambda: one.log.exists() and "slot" in one.log.read_text())
+    wait_for(lambda: cells.waits(one))
     runner.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         runner.wait(1)
     runner.send_signal(signal.SIGINT)
     assert runner.wait(60) == 0
-    assert status(one) == ["interrupted"]
+    assert cells.status(one) == ["interrupted"]
 
 
-def test_two_runners_share_the_cells(cells, tmp_path):
+def test_two_runners_share_the_cells(cells, tmp_path, wait_for):
     """None is run twice, and both end when all are done: also the one that has nothing to do itself at the end."""
     gate = tmp_path / "gate"
     folders = [cells.make(f"cell{n}", gate=gate) for n in range(4)]
@@ -132,11 +119,11 @@ def test_two_runners_share_the_cells(cells, tmp_path):
     wait_for(lambda: len(cells.done()) == 2)
     gate.touch()
     assert [runner.wait(60) for runner in runners] == [0, 0]
-    assert status(*folders) == ["done"] * 4
+    assert cells.status(*folders) == ["done"] * 4
     assert sorted(cells.done()) == sorted(f"{stage} cell{n}" for n in range(4) for stage in ("fit", "validate"))
 
 
-def test_a_cell_whose_runner_is_killed_is_taken_over_by_the_other(cells, tmp_path):
+def test_a_cell_whose_runner_is_killed_is_taken_over_by_the_other(cells, tmp_path, wait_for):
     one = cells.make("one", gate=tmp_path / "gate")
     first = cells.start_runner(start_new_session=True)
     wait_for(lambda: cells.done() == ["fit one"])
@@ -145,7 +132,7 @@ def test_a_cell_whose_runner_is_killed_is_taken_over_by_the_other(cells, tmp_pat
     first.wait()
     (tmp_path / "gate").touch()
     assert second.wait(60) == 0
-    assert status(one) == ["done"]
+    assert cells.status(one) == ["done"]
     assert cells.done() == ["fit one", "fit one", "validate one"]
 
 
@@ -160,7 +147,7 @@ def test_full_disk_of_the_runner(cells):
     assert "cannot write (File too large)" in line
     assert (one.path / "cell.json").read_text() == before
     assert not list(one.path.glob("*.partial"))
-    assert free(one)
+    assert cells.free(one)
 
 
 def test_a_folder_of_another_cell_is_not_used(cells):
@@ -179,11 +166,11 @@ def test_forty_cells_that_do_nothing(cells):
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = time.process_time() - started[0] + children.ru_utime + children.ru_stime
     spent -= started[1].ru_utime + started[1].ru_stime
-    assert status(*folders) == ["done"] * 40
+    assert cells.status(*folders) == ["done"] * 40
     assert spent < 40 * 0.1
 
 
-def test_forked_commands(tmp_path, cells):
+def test_forked_commands(tmp_path, cells, wait_for):
     """Exit codes, output and environment of commands that are forked; and the death of what forks them."""
     starter = ForkStarter({"OMP_NUM_THREADS": "1"})
     folder = cells.make("one")
@@ -200,7 +187,7 @@ def test_forked_commands(tmp_path, cells):
     try:
         code, output = run("--help")
         assert (code, "Faster R-CNN on PASCAL VOC" in output) == (0, True)
-        assert free(folder)
+        assert cells.free(folder)
         code, output = run("mini-voc", "out", "--images", "7", "--seed", "3")
         assert (code, "7 images in out" in output, (tmp_path / "out").is_dir()) == (0, True, True)
         assert run("fit", "--config", "absent.yaml")[0] == 2
@@ -209,21 +196,14 @@ def test_forked_commands(tmp_path, cells):
         assert lock is not None
         process = starter.start(Job(("mini-voc", "big", "--images", "5000"), os.devnull, str(tmp_path)), lock)
         os.close(lock)
-        assert not free(folder)  # the process itself holds it
+        assert not cells.free(folder)  # the process itself holds it
         starter._server.kill()
         wait_for(lambda: process.poll() is not None)
         assert process.poll() == -signal.SIGKILL
-        wait_for(lambda: free(folder))
+        wait_for(lambda: cells.free(folder))
         assert run("--help")[0] == 0
     finally:
         starter.close()
-
-
-def free(folder: CellFolder) -> bool:
-    lock = folder.lock()
-    if lock is not None:
-        os.close(lock)
-    return lock is not None
 
 
 def test_state_survives_a_damaged_file(cells):
