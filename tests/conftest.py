@@ -84,15 +84,13 @@ class Result:
 Frcnn = Callable[..., Result]
 
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-HANDLERS = {number: signal.getsignal(number) for number in SIGNALS}
-
-
 @pytest.fixture(autouse=True)
 def usual_signal_handlers() -> None:
-    """What libraries under test installed in this process (Ray, submitit) is not there in the next test."""
-    for number, handler in HANDLERS.items():
-        signal.signal(number, handler)
+    """What libraries under test installed in this process (Ray, submitit) is not there in the next test; and a shell
+    that started the tests in the background, where Ctrl-C is ignored, changes nothing."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
