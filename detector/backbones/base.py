@@ -12,9 +12,9 @@ from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from detector.backbones.checkpointing import run_stage
+from detector.backbones.onednn import linear_relu
 from detector.errors import InputError
 from detector.weights import WeightsReport
 
@@ -255,7 +255,7 @@ class TwoLayerHead(BoxHead):
             nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        return F.relu(self.fc2(F.relu(self.fc1(pooled.flatten(1)))))
+        return linear_relu(self.fc2, linear_relu(self.fc1, pooled.flatten(1)))
 
 
 class ConvFCHead(BoxHead):
@@ -277,7 +277,7 @@ class ConvFCHead(BoxHead):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        return F.relu(self.fc(self.convs(pooled).flatten(1)))
+        return linear_relu(self.fc, self.convs(pooled).flatten(1))
 
 
 BOX_HEADS = {"two_fc": TwoLayerHead, "conv_fc": ConvFCHead}

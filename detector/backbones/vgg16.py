@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from detector.backbones.base import BackboneConfig, Body, BoxHead, SingleLevel, norm_layer
 from detector.backbones.folding import fold_frozen_norms
+from detector.backbones.onednn import ConvReLU2d, linear_relu
 
 STAGES = ("conv1", "conv2", "conv3", "conv4", "conv5")
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
@@ -35,8 +36,10 @@ class VGG16Body(Body):
             if layers:
                 layers.append(nn.MaxPool2d(2, 2, ceil_mode=True))
             for _ in range(convolutions):
-                layers.append(nn.Conv2d(channels_in, channels, 3, padding=1))
-                layers += ([norm(channels)] if norm else []) + [nn.ReLU(inplace=True)]
+                if norm:
+                    layers += [nn.Conv2d(channels_in, channels, 3, padding=1), norm(channels), nn.ReLU(inplace=True)]
+                else:
+                    layers += [ConvReLU2d(channels_in, channels, 3, padding=1), nn.Identity()]
                 channels_in = channels
             self._ends.append(len(layers))
         self.features = nn.Sequential(*layers)
@@ -72,7 +75,7 @@ class VGG16Head(BoxHead):
     def forward(self, pooled: Tensor) -> Tensor:
         x = pooled.flatten(1)
         for layer in (self.fc6, self.fc7):
-            x = F.dropout(F.relu(layer(x)), self.dropout, self.training)
+            x = F.dropout(linear_relu(layer, x), self.dropout, self.training)
         return x
 
 

@@ -1,0 +1,85 @@
+"""A convolution or fully connected layer with its ReLU: in one pass without gradients, the same numbers as in two."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from detector.backbones import onednn
+from detector.backbones.onednn import ConvReLU2d, linear_relu
+
+
+@pytest.fixture
+def fused(monkeypatch) -> list[bool]:
+    """Which calls were in one pass."""
+    answers: list[bool] = []
+    decide = onednn._in_one_pass
+    monkeypatch.setattr(onednn, "_in_one_pass", lambda *a: answers.append(decide(*a)) or answers[-1])
+    return answers
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{"padding": 1}, {"stride": (2, 1), "bias": False}, {"groups": 2, "dilation": 2}])
+def test_convolution(fused, options, dtype):
+    layer = ConvReLU2d(4, 6, (3, 1) if "stride" in options else 3, **options)
+    x = torch.randn(2, 4, 11, 14).contiguous(memory_format=torch.channels_last)
+    expected = F.relu(nn.Conv2d.forward(layer, x))
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        found = layer(x)
+    assert fused == [True]
+    assert found.dtype == dtype
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert 0.2 < float((found == 0).float().mean()) < 0.8
+    torch.testing.assert_close(found.float(), expected, atol=1e-5 if dtype == torch.float32 else 0.03, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rois", [0, 1, 37])
+def test_fully_connected_layer(fused, rois, dtype):
+    layer, x = nn.Linear(50, 20), torch.randn(rois, 50)
+    expected = F.relu(layer(x))
+    with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        found = linear_relu(layer, x)
+    assert fused == [rois > 0]
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), expected, atol=1e-5 if dtype == torch.float32 else 0.03, rtol=0)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_gradients_are_those_of_two_passes(fused, frozen):
+    """Of the weights, and through frozen weights of the input."""
+    torch.manual_seed(0)
+    conv, layer = ConvReLU2d(3, 4, 3).requires_grad_(not frozen), nn.Linear(4, 16)
+    x = torch.randn(2, 3, 9, 7, requires_grad=frozen)
+    leaves = [x, layer.weight] if frozen else [conv.weight, conv.bias, layer.weight, layer.bias]
+    one = linear_relu(layer, conv(x).mean((2, 3)))
+    two = F.relu(layer(F.relu(nn.Conv2d.forward(conv, x)).mean((2, 3))))
+    assert fused == [False, False]
+    for ours, theirs in zip(*(torch.autograd.grad(y.square().sum(), leaves) for y in (one, two)), strict=True):
+        torch.testing.assert_close(ours, theirs)
+        assert ours.abs().sum() > 0
+
+
+def test_frozen_layers_of_a_training_have_one_pass(fused):
+    ConvReLU2d(3, 4, 3).requires_grad_(False)(torch.randn(2, 3, 9, 7))
+    assert fused == [True]
+
+
+def test_switched_off_with_onednn(fused):
+    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False):
+        linear_relu(nn.Linear(3, 3), torch.randn(2, 3))
+    assert fused == [False]
+
+
+def test_double_precision_has_two_passes(fused):
+    with torch.no_grad():
+        assert linear_relu(nn.Linear(3, 3).double(), torch.randn(2, 3).double()).dtype == torch.float64
+    assert fused == [False]
+
+
+def test_compiled_and_exported_networks_hold_no_private_function():
+    network = nn.Sequential(ConvReLU2d(3, 4, 3), nn.Flatten())
+    with torch.no_grad():
+        graph = torch.export.export(network, (torch.randn(1, 3, 8, 8),)).graph
+    assert "mkldnn" not in str(graph)
+    assert "relu" in str(graph)
