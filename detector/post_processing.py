@@ -27,7 +27,7 @@ def likely_boxes(boxes: Tensor, scores: Tensor, size: tuple[int, int], threshold
     boxes = box_ops.clip(boxes, size)
     roi, column = torch.where(scores > threshold)
     boxes, scores, labels = boxes[roi, column], scores[roi, column], column + 1
-    usable = box_ops.has_sides_of(boxes, 1e-2)
+    usable = torch.where(box_ops.has_sides_of(boxes, 1e-2))[0]
     return Candidates(boxes[usable], labels[usable], scores[usable])
 
 

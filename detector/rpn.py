@@ -222,7 +222,8 @@ class RegionProposalNetwork(nn.Module):
             usable = box_ops.has_sides_of(boxes, max(self._min_side(batch, image), 1e-3))
             if config.score_threshold > 0:
                 usable &= all_scores[image].sigmoid() >= config.score_threshold
-            boxes, image_scores, image_levels = boxes[usable], all_scores[image][usable], all_levels[image][usable]
+            kept = torch.where(usable)[0]  # once: a GPU has to tell their number
+            boxes, image_scores, image_levels = boxes[kept], all_scores[image][kept], all_levels[image][kept]
             keep = batched_nms(boxes, image_scores, image_levels, config.nms_iou)[:after]
             proposals.append(boxes[keep])
         return proposals

@@ -125,6 +125,6 @@ def split_difficult(truth: GroundTruth, treatment: str) -> tuple[GroundTruth, Te
     """Objects that count in training, and the boxes (K, 4) that are ignored, by `treatment`: drop, keep or ignore."""
     if treatment == "keep":
         return truth, truth.boxes[:0]
-    easy = ~truth.difficult
+    easy = torch.where(~truth.difficult)[0]  # once: a GPU has to tell their number
     ignored = truth.boxes[truth.difficult] if treatment == "ignore" else truth.boxes[:0]
     return GroundTruth(truth.boxes[easy], truth.labels[easy], truth.difficult[easy]), ignored
