@@ -1,6 +1,6 @@
-"""Datasets of a few small images, and data modules over them."""
+"""Datasets of a few small images, data modules over them, and single samples."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules.samples import Sample
 from datamodules.voc_datamodule import VOCDataModule
 from datamodules.voc_format import Annotation, VOCObject, write_annotation
 
@@ -81,5 +82,20 @@ def voc_data() -> Callable[..., VOCDataModule]:
     def make(root: Path, **changes: Any) -> VOCDataModule:
         arguments = {"root": str(root), "train_splits": ["train"], "val_splits": ["val"], "num_workers": 0}
         return VOCDataModule(**arguments | {"allow_overlap": True} | changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def sample_of() -> Callable[..., Sample]:
+    """`sample_of(boxes, image=None)`: objects of the classes 1, 2, 3 ..., the even ones difficult, in an image of
+    60 x 97 whose left third is brighter than the rest."""
+
+    def make(boxes: Sequence[Sequence[float]], image: np.ndarray | None = None) -> Sample:
+        if image is None:
+            image = np.full((60, 97, 3), 60, np.uint8)
+            image[:, : 97 // 3] = 180
+        labels = np.arange(1, len(boxes) + 1)
+        return Sample(image, np.array(boxes, np.float32).reshape(-1, 4), labels, labels % 2 == 0)
 
     return make
