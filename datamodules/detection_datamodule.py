@@ -12,7 +12,6 @@ from typing import Final, cast
 import cv2
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.loops.progress import _ProcessedTracker
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
@@ -24,6 +23,7 @@ from datamodules.detection_dataset import DetectionDataset, ImageRecord, Target
 from datamodules.image_cache import CacheKind, check_cache, make_reader
 from datamodules.made_splits import Member, divide, keep_lists, read_lists
 from datamodules.problems import Problem
+from datamodules.resuming import done_so_far, go_on, start_new_epoch_if_finished
 from datamodules.samplers import EpochSampler, ShardSampler, group_by_aspect
 from detector.errors import InputError
 from detector.image_batch import ImageConfig
@@ -353,16 +353,7 @@ class DetectionDataModule(pl.LightningDataModule):
         numbers hang on (`batch_size`, `world_size`, `seed`, `images`, `group_by_aspect`)."""
         if self.trainer is None or "train" not in self._datasets:
             return {}
-        loop = self.trainer.fit_loop
-        epochs = cast(_ProcessedTracker, loop.epoch_progress.current)
-        # Not `completed`: Lightning raises that only after the hook in which checkpoints are written.
-        batches = cast(_ProcessedTracker, loop.epoch_loop.batch_progress.current).processed
-        epoch = epochs.processed
-        if epochs.started == epochs.processed:  # between two epochs
-            batches = 0
-        elif batches >= self.trainer.num_training_batches:  # all batches done, the epoch's end hooks not yet
-            epoch, batches = epoch + 1, 0
-        return {"epoch": epoch, "batches": batches, **self._resume_terms()}
+        return done_so_far(self.trainer) | self._resume_terms()
 
     def load_state_dict(self, state_dict: Mapping[str, int]) -> None:
         """Remember where to go on; the next training loader starts there."""
@@ -381,27 +372,6 @@ class DetectionDataModule(pl.LightningDataModule):
         state, self._resume = self._resume, {}
         if not state:
             return
-        if state["batches"]:
-            changed = [
-                f"{key} {state.get(key, 0)}, now {now}"
-                for key, now in self._resume_terms().items()
-                if state.get(key, 0) != now
-            ]
-            if changed:
-                raise InputError(
-                    f"the checkpoint was written in the middle of epoch {state['epoch']} with {'; '.join(changed)}: "
-                    "resume with the same values, or from a checkpoint of an epoch's end"
-                )
-        sampler.resume(state["epoch"], state["batches"] * state["batch_size"])
+        go_on(sampler, state, self._resume_terms())
         if self.trainer is not None:
-            _start_new_epoch_if_finished(self.trainer)
-
-
-def _start_new_epoch_if_finished(trainer: pl.Trainer) -> None:
-    """With `max_steps`, Lightning 2.6 takes a checkpoint of an epoch's end for one of its middle and runs one epoch
-    without batches, which shifts all epoch numbers by one; tell its loops what it tells them under `max_epochs`."""
-    loop = trainer.fit_loop
-    epochs = cast(_ProcessedTracker, loop.epoch_progress.current)
-    if loop.restarting and epochs.ready == epochs.started == epochs.processed:
-        loop._restarting = False
-        loop.epoch_loop.restarting = False
+            start_new_epoch_if_finished(self.trainer)

@@ -15,7 +15,6 @@ from datamodules.samples import Sample, place
 from datamodules.transforms import ColorJitter, HorizontalFlip, MinIoUCrop, MultiScale
 from detector.errors import InputError
 
-HEIGHT, WIDTH = 60, 97
 GEOMETRIC = {  # without colours, so that pixels tell the class
     "flip": [HorizontalFlip(p=0.5)],
     "ssd_crop": [MinIoUCrop(), HorizontalFlip(p=0.5)],
@@ -41,18 +40,6 @@ def _seed(*entropy):
 
 def _no_partner(rng):
     raise AssertionError("no partner is needed")
-
-
-def _image():
-    image = np.full((HEIGHT, WIDTH, 3), 60, np.uint8)
-    image[:, : WIDTH // 3] = 180
-    return image
-
-
-def _sample(boxes, image=None):
-    boxes = np.array(boxes, np.float32).reshape(-1, 4)
-    labels = np.arange(1, len(boxes) + 1)
-    return Sample(_image() if image is None else image, boxes, labels, labels % 2 == 0)
 
 
 def _apply(steps, sample, *seed, partner=_no_partner):
@@ -147,14 +134,14 @@ def test_result_depends_on_the_seed_and_not_on_what_came_before(name):
     assert len({(item.image.tobytes(), scale) for item, scale in first}) >= (2 if name == "flip" else 4)
 
 
-def test_the_steps_of_a_recipe_are_drawn_independently():
+def test_the_steps_of_a_recipe_are_drawn_independently(sample_of):
     """Equal seeds in all transforms would flip only images whose colours also change."""
     recipe = build_augmentation("photometric")
     counts = np.zeros((2, 2))
     for number in range(300):
-        out, _ = recipe(_sample([[3, 7, 41, 30]]), _seed(number), _no_partner)
+        out, _ = recipe(sample_of([[3, 7, 41, 30]]), _seed(number), _no_partner)
         mirrored = out.boxes[0, 0] > 50
-        plain = _image()[:, ::-1] if mirrored else _image()
+        plain = sample_of([]).image[:, ::-1] if mirrored else sample_of([]).image
         counts[int(mirrored), int(not np.array_equal(out.image, plain))] += 1
     share = counts[:, 1] / counts.sum(1)  # jittered, of the unflipped and of the flipped: both 0.8 +- 0.033
     np.testing.assert_allclose(share, 0.8, atol=0.12)
@@ -164,35 +151,35 @@ def test_the_steps_of_a_recipe_are_drawn_independently():
 # ---- one image ----
 
 
-def test_flip_is_width_minus_x():
+def test_flip_is_width_minus_x(sample_of):
     boxes = np.array([[3.25, 7, 41.5, 30], [0, 0, 1, 1], [96, 59, 97, 60], [0, 0, 97, 60]], np.float32)
     flipped = np.array([[55.5, 7, 93.75, 30], [96, 0, 97, 1], [0, 59, 1, 60], [0, 0, 97, 60]], np.float32)
     outcomes = set()
     for number in range(20):
-        out = build_augmentation("flip")(_sample(boxes), _seed(number), _no_partner)[0]
+        out = build_augmentation("flip")(sample_of(boxes), _seed(number), _no_partner)[0]
         mirrored = bool(out.image[0, 0, 0] == 60)
         outcomes.add(mirrored)
         np.testing.assert_array_equal(out.boxes, flipped if mirrored else boxes)
-        np.testing.assert_array_equal(out.image, _image()[:, ::-1] if mirrored else _image())
+        np.testing.assert_array_equal(out.image, sample_of([]).image[:, ::-1] if mirrored else sample_of([]).image)
         assert out.labels.tolist() == [1, 2, 3, 4] and out.difficult.tolist() == [False, True, False, True]
     assert outcomes == {True, False}
 
 
-def test_flip_twice_is_the_identity_on_a_large_image():
+def test_flip_twice_is_the_identity_on_a_large_image(sample_of):
     image = np.zeros((20, 4001, 3), np.uint8)
     image[:, 0] = 255
     boxes = np.array([[0.1, 0.3, 3999.7, 19.9], [2000.3, 1, 2001.3, 2]], np.float32)
-    twice = _apply([HorizontalFlip(), HorizontalFlip()], _sample(boxes, image), 0)
+    twice = _apply([HorizontalFlip(), HorizontalFlip()], sample_of(boxes, image), 0)
     np.testing.assert_array_equal(twice.image, image)
     np.testing.assert_allclose(twice.boxes, boxes, atol=5e-4)  # float32 at 4000 pixels, over a flip and back
 
 
-def test_colours_change_as_their_factors_say():
+def test_colours_change_as_their_factors_say(sample_of):
     image = np.array([[[100, 40, 60], [200, 200, 200]]], np.uint8)
     fixed = {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0), "p": 1}
 
     def colours(**changes):
-        return _apply([ColorJitter(**fixed | changes)], _sample([], image), 0).image[0].tolist()
+        return _apply([ColorJitter(**fixed | changes)], sample_of([], image), 0).image[0].tolist()
 
     np.testing.assert_allclose(colours(), image[0], atol=2)  # HSV and back
     np.testing.assert_allclose(colours(brightness=(1.25, 1.25)), [[125, 50, 75], [250, 250, 250]], atol=2)
@@ -202,15 +189,15 @@ def test_colours_change_as_their_factors_say():
     np.testing.assert_allclose(colours(hue=(1 / 3, 1 / 3)), [[60, 100, 40], [200, 200, 200]], atol=3)  # red to green
 
 
-def test_cropped_boxes_lie_on_the_pixels_of_their_objects():
+def test_cropped_boxes_lie_on_the_pixels_of_their_objects(sample_of):
     """Objects are painted; after crop and flip each box must be what a search for its colour finds."""
     boxes = np.array([[5, 4, 30, 20], [50, 10, 90, 55], [10, 35, 14, 58], [96, 0, 97, 1]], np.float32)
-    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    image = np.zeros((60, 97, 3), np.uint8)
     for index, (x1, y1, x2, y2) in enumerate(boxes.astype(int)):
         image[y1:y2, x1:x2] = 50 * (index + 1)
     kept_counts = []
     for number in range(120):
-        out = _apply(GEOMETRIC["ssd_crop"], _sample(boxes, image), number)
+        out = _apply(GEOMETRIC["ssd_crop"], sample_of(boxes, image), number)
         kept_counts.append(len(out.labels))
         for index in range(len(boxes)):
             rows, columns = np.nonzero(out.image[:, :, 0] == 50 * (index + 1))
@@ -242,75 +229,16 @@ def test_rule_of_what_remains():
     assert place(boxes, (0, 0, 10, 10), (0, 0, 4, 4))[1].tolist() == [5]  # of the others 0.2 to 0.8 pixels are left
 
 
-def test_objects_smaller_than_a_pixel_survive_a_flip():
-    assert len(_apply([HorizontalFlip()], _sample([[10.0, 10.0, 10.4, 10.3]]), 0).boxes) == 1
+def test_objects_smaller_than_a_pixel_survive_a_flip(sample_of):
+    assert len(_apply([HorizontalFlip()], sample_of([[10.0, 10.0, 10.4, 10.3]]), 0).boxes) == 1
 
 
-def test_scales_are_drawn_evenly():
+def test_scales_are_drawn_evenly(sample_of):
     recipe = build_augmentation("multiscale")
-    drawn = [recipe(_sample([]), _seed(number), _no_partner)[1] for number in range(1100)]
+    drawn = [recipe(sample_of([]), _seed(number), _no_partner)[1] for number in range(1100)]
     values, counts = np.unique(np.round(np.multiply(drawn, 800)), return_counts=True)
     assert values.tolist() == [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800]
     assert counts.min() > 60
-
-
-# ---- several images ----
-
-
-def _plain(value, height, width, boxes):
-    return _sample(boxes, np.full((height, width, 3), value, np.uint8))
-
-
-def test_mosaic_shows_four_images_and_keeps_the_aspect_ratio():
-    partners = iter([_plain(80, 20, 90, [[0, 0, 90, 20]]), _plain(140, 70, 30, []), _plain(200, 40, 40, [])])
-    sample = _plain(20, 40, 60, [[0, 0, 60, 40]])
-    out = _apply([Mosaic(canvas=1.5, p=1)], sample, 5, partner=lambda _: next(partners))
-    assert out.size == (60, 90)
-    shares = {value: (out.image == value).mean() for value in (20, 80, 140, 200)}
-    assert sum(shares.values()) == 1 and min(shares.values()) > 0.1
-    for box, value in zip(out.boxes.astype(int), (20, 80), strict=False):  # cut to its tile, and the whole of it
-        assert (out.image[box[1] : box[3], box[0] : box[2]] == value).all()
-        assert (box[2] - box[0]) * (box[3] - box[1]) == round(shares[value] * 60 * 90)
-
-
-def test_mixup_blends_and_keeps_all_objects():
-    sample, partner = _plain(200, 40, 60, [[5, 5, 20, 30]]), _plain(0, 80, 80, [[0, 0, 80, 80], [20, 40, 60, 80]])
-    out = _apply([MixUp(min_scale=1, p=1)], sample, 1, partner=lambda _: partner)
-    assert out.size == (40, 60) and len(out.boxes) == 3
-    x1, y1, x2, y2 = out.boxes[1].astype(int)  # the partner's whole area: 40 x 40
-    assert (x2 - x1, y2 - y1) == (40, 40)
-    blended = out.image[y1:y2, x1:x2]
-    assert 60 < blended.min() == blended.max() < 140
-    assert (np.delete(out.image, np.s_[x1:x2], axis=1) == 200).all()
-    np.testing.assert_allclose(out.boxes[2], [x1 + 10, 20, x1 + 30, 40])
-    np.testing.assert_array_equal(out.boxes[0], sample.boxes[0])
-
-
-def test_copy_paste_brings_objects_along_and_covers_little():
-    other = np.zeros((50, 50, 3), np.uint8)
-    other[10:30, 10:30] = 250
-    partner = _sample([[10, 10, 30, 30], [22, 22, 28, 28]], other)
-    sample = _plain(20, 60, 80, [[0, 0, 40, 60]])
-    pasted = 0
-    for number in range(30):
-        step = CopyPasteBoxes(objects=1, max_cover=0.1, scale=(1, 1), p=1)
-        out = _apply([step], sample, number, partner=lambda _: partner)
-        np.testing.assert_array_equal(out.boxes[0], sample.boxes[0])
-        assert (out.image[:, :40] != 20).any(2).mean() <= 0.1
-        for box, label in zip(out.boxes[1:].astype(int), out.labels[1:], strict=True):
-            pasted += 1
-            assert label in (1, 2)
-            inside = out.image[box[1] : box[3], box[0] : box[2]]
-            assert (inside == 250).mean() > 0.9
-    assert pasted > 30  # with the large object the small one within it
-
-
-def test_copy_paste_leaves_the_image_alone_where_there_is_no_room():
-    sample = _plain(20, 60, 80, [[0, 0, 80, 60]])
-    partner = _plain(250, 60, 80, [[0, 0, 80, 60]])
-    out = _apply([CopyPasteBoxes(max_cover=0, p=1)], sample, 0, partner=lambda _: partner)
-    np.testing.assert_array_equal(out.image, sample.image)
-    assert len(out.boxes) == 1
 
 
 # ---- names and lists ----
@@ -343,24 +271,24 @@ def test_a_list_mixes_both_kinds():
     assert (out.image[..., 0] == out.image[..., 1]).all() and len(recipe.steps) == 2
 
 
-def test_albumentations_drops_objects_by_the_same_rule():
+def test_albumentations_drops_objects_by_the_same_rule(sample_of):
     crop = {
         "class_path": "albumentations.Crop",
         "init_args": {"x_min": 0, "y_min": 0, "x_max": 10, "y_max": 10, "p": 1},
     }
     recipe = build_augmentation([crop])
     boxes = [[8, 0, 12, 10], [8, 0, 15.9, 10], [8, 0, 16.1, 10], [20, 20, 30, 30]]
-    out, _ = recipe(_sample(boxes), _seed(0), _no_partner)
+    out, _ = recipe(sample_of(boxes), _seed(0), _no_partner)
     assert out.labels.tolist() == [1, 2] and out.difficult.tolist() == [False, True]
     np.testing.assert_allclose(out.boxes, [[8, 0, 10, 10]] * 2, atol=1e-4)
-    none_left, _ = recipe(_sample([[20, 20, 30, 30]]), _seed(0), _no_partner)
+    none_left, _ = recipe(sample_of([[20, 20, 30, 30]]), _seed(0), _no_partner)
     assert none_left.boxes.shape == (0, 4) and none_left.boxes.dtype == np.float32
 
 
-def test_albumentations_may_shrink_objects():
+def test_albumentations_may_shrink_objects(sample_of):
     """Shrinking is no cut: what is a tenth of its area is kept."""
     shrink = {"class_path": "albumentations.Affine", "init_args": {"scale": [0.3, 0.3], "p": 1.0}}
-    out, _ = build_augmentation([shrink])(_sample([[10, 10, 50, 50]]), _seed(0), _no_partner)
+    out, _ = build_augmentation([shrink])(sample_of([[10, 10, 50, 50]]), _seed(0), _no_partner)
     np.testing.assert_allclose(out.boxes[0, 2:] - out.boxes[0, :2], [12, 12], atol=0.2)
 
 
@@ -387,10 +315,10 @@ def test_bad_lists_are_refused_at_once(item, words):
     assert "\n" not in str(caught.value)
 
 
-def test_a_transform_that_gives_no_image_back_is_named():
+def test_a_transform_that_gives_no_image_back_is_named(sample_of):
     recipe = build_augmentation([{"class_path": "albumentations.Normalize"}])
     with pytest.raises(InputError, match=r"Normalize: an image came out as float32"):
-        recipe(_sample([]), _seed(0), _no_partner)
+        recipe(sample_of([]), _seed(0), _no_partner)
 
 
 def test_albumentations_is_imported_only_for_lists_and_asks_nobody():

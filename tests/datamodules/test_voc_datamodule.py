@@ -4,66 +4,24 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import pytorch_lightning as pl
 import torch
 from PIL import Image
-from pytorch_lightning.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from datamodules import download, voc_datamodule
 from datamodules.voc_datamodule import VOC_CLASSES, VOCDataModule
-from datamodules.voc_format import Annotation, VOCObject, write_annotation
+from datamodules.voc_format import VOCObject
 from detector.errors import InputError
 
-COUNT = 10
-CAT, DOG = VOCObject("cat", (2.0, 3.0, 12.0, 9.0)), VOCObject("dog", (0.0, 0.0, 1.0, 1.0), difficult=True)
-
-
-def _image(folder: Path, name: str, size=(32, 24), mode="RGB") -> Path:
-    folder = folder / "JPEGImages"
-    folder.mkdir(parents=True, exist_ok=True)
-    seed = sum(map(ord, name))
-    bands = len(Image.new(mode, (1, 1)).getbands())
-    pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], bands), np.uint8).squeeze()
-    Image.fromarray(pixels, mode).save(folder / name, **({"quality": 95} if name.endswith("jpg") else {}))
-    return folder / name
-
-
-def _annotate(folder: Path, stem: str, *objects: VOCObject, size=(32, 24)) -> Path:
-    (folder / "Annotations").mkdir(parents=True, exist_ok=True)
-    path = folder / "Annotations" / f"{stem}.xml"
-    write_annotation(Annotation(f"{stem}.jpg", *size, objects), path)
-    return path
-
-
-def _split(folder: Path, name: str, stems) -> None:
-    (folder / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
-    (folder / "ImageSets" / "Main" / f"{name}.txt").write_text("".join(f"{stem}\n" for stem in stems))
-
-
-@pytest.fixture
-def plain(tmp_path) -> Path:
-    """train: i00..i09, each with its own cat (i03 without objects, i04 with a difficult dog too); val: i07..i09."""
-    folder = tmp_path / "plain"
-    for number in range(COUNT):
-        objects = [VOCObject("cat", (float(number), 3.0, number + 6.0, 9.0))]
-        _image(folder, f"i{number:02}.jpg")
-        _annotate(folder, f"i{number:02}", *([] if number == 3 else objects + [DOG] * (number == 4)))
-    _split(folder, "train", [f"i{number:02}" for number in range(COUNT)])
-    _split(folder, "val", ["i07", "i08", "i09"])
-    return folder
-
-
-def _module(root, **changes) -> VOCDataModule:
-    arguments = {"root": str(root), "train_splits": ["train"], "val_splits": ["val"], "num_workers": 0}
-    return VOCDataModule(**arguments | {"allow_overlap": True} | changes)
+COUNT = 10  # images in `plain`
+CAT = VOCObject("cat", (2.0, 3.0, 12.0, 9.0))
 
 
 # ---- samples ----
 
 
-def test_sample_of_an_image(plain):
-    data = _module(plain, augmentation="none")
+def test_sample_of_an_image(plain, voc_data):
+    data = voc_data(plain, augmentation="none")
     data.setup("fit")
     image, target = data.train_dataset[4]
     with Image.open(plain / "JPEGImages" / "i04.jpg") as stored:
@@ -82,8 +40,8 @@ def test_sample_of_an_image(plain):
     assert empty["boxes"].shape == (0, 4) and empty["labels"].shape == (0,) and empty["difficult"].shape == (0,)
 
 
-def test_changing_a_sample_does_not_change_the_dataset(plain):
-    dataset = _module(plain, augmentation="none").train_dataset
+def test_changing_a_sample_does_not_change_the_dataset(plain, voc_data):
+    dataset = voc_data(plain, augmentation="none").train_dataset
     dataset[4][1]["boxes"].mul_(0)
     assert dataset[4][1]["boxes"].tolist()[0] == [4, 3, 10, 9]
 
@@ -91,17 +49,17 @@ def test_changing_a_sample_does_not_change_the_dataset(plain):
 @pytest.mark.parametrize(
     ("name", "mode"), [("i01.jpg", "L"), ("i01.png", "RGBA"), ("i01.jpg", "CMYK"), ("i01.PNG", "L")]
 )
-def test_other_modes_and_suffixes_become_rgb(plain, name, mode):
+def test_other_modes_and_suffixes_become_rgb(plain, name, mode, write_image, voc_data):
     (plain / "JPEGImages" / "i01.jpg").unlink()
-    path = _image(plain, name, mode=mode)
-    image, target = _module(plain, augmentation="none").train_dataset[1]
+    path = write_image(plain, name, mode=mode)
+    image, target = voc_data(plain, augmentation="none").train_dataset[1]
     assert image.shape == (3, 24, 32) and target["file_name"] == name
     if mode == "L":
         with Image.open(path) as stored:
             np.testing.assert_array_equal(image.numpy(), np.array(stored)[None].repeat(3, 0))
 
 
-def test_exif_orientation_is_not_applied(plain):
+def test_exif_orientation_is_not_applied(plain, voc_data):
     path = plain / "JPEGImages" / "i01.jpg"
     with Image.open(path) as stored:
         exif = stored.getexif()
@@ -110,20 +68,20 @@ def test_exif_orientation_is_not_applied(plain):
     path.write_bytes(buffer.getvalue())
     with Image.open(path) as stored:
         pixels = np.array(stored)
-    image, _ = _module(plain, augmentation="none").train_dataset[1]
+    image, _ = voc_data(plain, augmentation="none").train_dataset[1]
     np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), pixels)
 
 
-def test_boxes_are_clipped_to_the_image_itself(plain):
-    _annotate(plain, "i01", VOCObject("cat", (-5.0, 2.0, 33.0, 25.5)), size=(640, 480))  # the XML's size is wrong
-    assert _module(plain).train_dataset.target(1)["boxes"].tolist() == [[0, 2, 32, 24]]
+def test_boxes_are_clipped_to_the_image_itself(plain, annotate, voc_data):
+    annotate(plain, "i01", VOCObject("cat", (-5.0, 2.0, 33.0, 25.5)), size=(640, 480))  # the XML's size is wrong
+    assert voc_data(plain).train_dataset.target(1)["boxes"].tolist() == [[0, 2, 32, 24]]
 
 
 @pytest.mark.parametrize("cut", [3, 100, 600])
-def test_truncated_image_is_named_when_it_is_loaded(plain, cut):
+def test_truncated_image_is_named_when_it_is_loaded(plain, cut, voc_data):
     path = plain / "JPEGImages" / "i01.jpg"
     path.write_bytes(path.read_bytes()[:-cut])
-    dataset = _module(plain).train_dataset
+    dataset = voc_data(plain).train_dataset
     with pytest.raises(InputError, match=r"i01\.jpg: cannot be decoded"):
         dataset[1]
 
@@ -134,26 +92,35 @@ def test_truncated_image_is_named_when_it_is_loaded(plain, cut):
 @pytest.mark.parametrize(
     ("break_it", "words"),
     [
-        (lambda d: _annotate(d, "i02", CAT, VOCObject("cow", CAT.box)), ["i02.xml: object 1", "'cow'", "cat, dog"]),
-        (lambda d: (d / "JPEGImages" / "i02.jpg").unlink(), ["i02.jpg: no such image"]),
-        (lambda d: (d / "JPEGImages" / "i02.jpg").write_text("text"), ["i02.jpg: not a readable image"]),
-        (lambda d: _annotate(d, "i02", VOCObject("cat", (32.0, 0.0, 40.0, 9.0))), ["i02.xml: object 0", "outside"]),
-        (lambda d: _annotate(d, "i02", VOCObject("cat", (0.0, -9.0, 9.0, 0.0))), ["i02.xml: object 0", "outside"]),
-        (lambda d: (d / "Annotations" / "i02.xml").unlink(), ["i02.xml: no such annotation"]),
+        (
+            lambda d, annotate: annotate(d, "i02", CAT, VOCObject("cow", CAT.box)),
+            ["i02.xml: object 1", "'cow'", "cat, dog"],
+        ),
+        (lambda d, _: (d / "JPEGImages" / "i02.jpg").unlink(), ["i02.jpg: no such image"]),
+        (lambda d, _: (d / "JPEGImages" / "i02.jpg").write_text("text"), ["i02.jpg: not a readable image"]),
+        (
+            lambda d, annotate: annotate(d, "i02", VOCObject("cat", (32.0, 0.0, 40.0, 9.0))),
+            ["i02.xml: object 0", "outside"],
+        ),
+        (
+            lambda d, annotate: annotate(d, "i02", VOCObject("cat", (0.0, -9.0, 9.0, 0.0))),
+            ["i02.xml: object 0", "outside"],
+        ),
+        (lambda d, _: (d / "Annotations" / "i02.xml").unlink(), ["i02.xml: no such annotation"]),
     ],
 )
-def test_setup_names_the_first_problem_and_counts_the_rest(plain, break_it, words):
-    break_it(plain)
+def test_setup_names_the_first_problem_and_counts_the_rest(plain, break_it, words, annotate, voc_data):
+    break_it(plain, annotate)
     (plain / "JPEGImages" / "i05.jpg").unlink()
     with pytest.raises(InputError) as caught:
-        _module(plain, class_names=["cat", "dog"]).setup("fit")
+        voc_data(plain, class_names=["cat", "dog"]).setup("fit")
     assert all(word in str(caught.value) for word in [*words, "(and 1 more file"]), str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_an_image_in_two_splits_of_one_list_is_an_error(plain):
+def test_an_image_in_two_splits_of_one_list_is_an_error(plain, voc_data):
     with pytest.raises(InputError, match=r"i07\.jpg.*another of the splits"):
-        _module(plain, train_splits=["train", "val"]).setup("fit")
+        voc_data(plain, train_splits=["train", "val"]).setup("fit")
 
 
 @pytest.mark.parametrize(
@@ -168,19 +135,19 @@ def test_an_image_in_two_splits_of_one_list_is_an_error(plain):
         ({"class_names": ["cat", "dog", "cat"]}, ["--data.class_names", "twice"]),
     ],
 )
-def test_bad_arguments_fail_on_construction(plain, changes, words):
+def test_bad_arguments_fail_on_construction(plain, changes, words, voc_data):
     with pytest.raises(InputError) as caught:
-        _module(**{"root": plain, **changes})
+        voc_data(**{"root": plain, **changes})
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_test_splits_are_never_guessed(plain):
-    data = _module(plain)
+def test_test_splits_are_never_guessed(plain, voc_data):
+    data = voc_data(plain)
     with pytest.raises(InputError, match=r"--data\.test_splits"):
         data.setup("test")
     with pytest.raises(InputError, match=r"--data\.test_splits"):
         data.test_dataloader()
-    given = _module(plain, test_splits=["val"], eval_batch_size=2)
+    given = voc_data(plain, test_splits=["val"], eval_batch_size=2)
     given.setup("test")
     names = [[target["file_name"] for target in targets] for _, targets in given.test_dataloader()]
     assert names == [["i07.jpg", "i08.jpg"], ["i09.jpg"]]
@@ -204,60 +171,62 @@ def test_test_splits_are_never_guessed(plain):
     ],
 )
 @pytest.mark.parametrize("stage", ["fit", "test"])
-def test_parts_that_share_images_are_refused(plain, splits, words, stage):
-    _split(plain, "rest", [f"i{number:02}" for number in range(5)])
-    _split(plain, "one", ["i04"])
+def test_parts_that_share_images_are_refused(plain, splits, words, stage, write_split, voc_data):
+    write_split(plain, "rest", [f"i{number:02}" for number in range(5)])
+    write_split(plain, "one", ["i04"])
     with pytest.raises(InputError, match=words) as caught:
-        _module(plain, allow_overlap=False, **splits).setup(stage)
+        voc_data(plain, allow_overlap=False, **splits).setup(stage)
     assert "--data.allow_overlap true" in str(caught.value) and "\n" not in str(caught.value)
-    _module(plain, allow_overlap=False, **splits).setup("validate")
-    data = _module(plain, allow_overlap=True, **splits)
+    voc_data(plain, allow_overlap=False, **splits).setup("validate")
+    data = voc_data(plain, allow_overlap=True, **splits)
     if stage == "fit" or data.split_names["test"]:
         data.setup(stage)
 
 
-def test_parts_without_common_images_are_accepted_and_a_later_split_file_may_be_missing(plain):
-    _split(plain, "rest", ["i00", "i01"])
-    data = _module(plain, train_splits=["rest"], test_splits=["later"], class_names=["cat", "dog"], allow_overlap=False)
+def test_parts_without_common_images_are_accepted_and_a_later_split_file_may_be_missing(plain, write_split, voc_data):
+    write_split(plain, "rest", ["i00", "i01"])
+    data = voc_data(
+        plain, train_splits=["rest"], test_splits=["later"], class_names=["cat", "dog"], allow_overlap=False
+    )
     data.setup("fit")
     assert (len(data.train_dataset), len(data.val_dataset)) == (2, 3)
 
 
-def test_equal_names_in_two_years_are_different_images(tmp_path):
+def test_equal_names_in_two_years_are_different_images(tmp_path, write_image, annotate, write_split, voc_data):
     for year in ("2007", "2012"):
-        _image(tmp_path / f"VOC{year}", "000001.jpg")
-        _annotate(tmp_path / f"VOC{year}", "000001", VOCObject("sofa", CAT.box))
-        _split(tmp_path / f"VOC{year}", "trainval", ["000001"])
+        write_image(tmp_path / f"VOC{year}", "000001.jpg")
+        annotate(tmp_path / f"VOC{year}", "000001", VOCObject("sofa", CAT.box))
+        write_split(tmp_path / f"VOC{year}", "trainval", ["000001"])
     years = {"train_splits": ["2007_trainval"], "val_splits": ["2012_trainval"]}
-    _module(tmp_path, allow_overlap=False, **years).setup("fit")
+    voc_data(tmp_path, allow_overlap=False, **years).setup("fit")
 
 
 # ---- layouts, classes, download ----
 
 
 @pytest.mark.parametrize("above", ["", "VOCdevkit"])
-def test_years_are_found_and_joined(tmp_path, above):
+def test_years_are_found_and_joined(tmp_path, above, write_image, annotate, write_split, voc_data):
     for year, stem in (("2007", "000001"), ("2012", "2008_000001")):
         folder = tmp_path / above / f"VOC{year}"
-        _image(folder, f"{stem}.jpg")
-        _annotate(folder, stem, VOCObject("sofa", CAT.box))
-        _split(folder, "trainval", [stem])
-    data = _module(tmp_path, train_splits=["2007_trainval", "2012_trainval"], val_splits=["2007_trainval"])
+        write_image(folder, f"{stem}.jpg")
+        annotate(folder, stem, VOCObject("sofa", CAT.box))
+        write_split(folder, "trainval", [stem])
+    data = voc_data(tmp_path, train_splits=["2007_trainval", "2012_trainval"], val_splits=["2007_trainval"])
     data.setup("fit")
     assert data.class_names == list(VOC_CLASSES) and len(VOC_CLASSES) == 20 and list(VOC_CLASSES) == sorted(VOC_CLASSES)
     assert data.train_dataset.file_names == ["000001.jpg", "2008_000001.jpg"]
     assert data.train_dataset.target(1)["labels"].tolist() == [VOC_CLASSES.index("sofa") + 1]
     with pytest.raises(InputError, match=r"'train': write <year>_<split>.*2007, 2012"):
-        _module(tmp_path)
+        voc_data(tmp_path)
 
 
-def test_class_order_can_be_given(plain):
-    data = _module(plain, class_names=["dog", "bird", "cat"])
+def test_class_order_can_be_given(plain, voc_data):
+    data = voc_data(plain, class_names=["dog", "bird", "cat"])
     assert data.train_dataset.target(4)["labels"].tolist() == [3, 1]
 
 
 @pytest.fixture
-def no_network(monkeypatch) -> list[download.Archive]:
+def no_network(monkeypatch, write_image, annotate, write_split) -> list[download.Archive]:
     """The archives that would have been fetched; unpacking one gives a dataset of one image."""
     fetched = []
 
@@ -268,10 +237,10 @@ def no_network(monkeypatch) -> list[download.Archive]:
     def unpack(path, root):
         folder = Path(root) / "VOCdevkit" / "VOC2007"
         stem = "000002" if "test" in Path(path).name else "000001"
-        _image(folder, f"{stem}.jpg")
-        _annotate(folder, stem, CAT)
+        write_image(folder, f"{stem}.jpg")
+        annotate(folder, stem, CAT)
         for name in ["test"] if "test" in Path(path).name else ["train", "val", "trainval"]:
-            _split(folder, name, [stem])
+            write_split(folder, name, [stem])
 
     monkeypatch.setattr(download, "_fetch", fetch)
     monkeypatch.setattr(download, "check_integrity", lambda path, md5: True)
@@ -280,10 +249,10 @@ def no_network(monkeypatch) -> list[download.Archive]:
     return fetched
 
 
-def test_download_fetches_what_is_missing_and_finds_it(tmp_path, no_network, capsys):
+def test_download_fetches_what_is_missing_and_finds_it(tmp_path, no_network, capsys, voc_data):
     root = tmp_path / "new" / "data"
     changes = {"train_splits": ["2007_train"], "val_splits": ["2007_val"], "test_splits": ["2007_test"]}
-    data = _module(root, download=True, **changes)
+    data = voc_data(root, download=True, **changes)
     assert data.class_names == list(VOC_CLASSES)  # known before there are files
     data.prepare_data()
     data.setup("fit")
@@ -295,42 +264,42 @@ def test_download_fetches_what_is_missing_and_finds_it(tmp_path, no_network, cap
     ]
     printed = capsys.readouterr()
     assert "0.91 GB" in printed.err and not printed.out
-    _module(root, download=True, **changes).prepare_data()
+    voc_data(root, download=True, **changes).prepare_data()
     assert len(no_network) == 2
 
 
-def test_half_unpacked_archive_is_unpacked_again(tmp_path, no_network, monkeypatch):
+def test_half_unpacked_archive_is_unpacked_again(tmp_path, no_network, monkeypatch, write_split, voc_data):
     changes = {"train_splits": ["2007_train"], "val_splits": ["2007_val"]}
     unpack = download.extract_archive
 
     def cut_off(path, root):
-        _split(Path(root) / "VOCdevkit" / "VOC2007", "train", ["000001"])
+        write_split(Path(root) / "VOCdevkit" / "VOC2007", "train", ["000001"])
         raise OSError("no space left")
 
     monkeypatch.setattr(download, "extract_archive", cut_off)
     with pytest.raises(InputError, match="no space left"):
-        _module(tmp_path, download=True, **changes).prepare_data()
+        voc_data(tmp_path, download=True, **changes).prepare_data()
     monkeypatch.setattr(download, "extract_archive", unpack)
-    data = _module(tmp_path, download=True, **changes)
+    data = voc_data(tmp_path, download=True, **changes)
     data.prepare_data()
     data.setup("validate")
     assert data.val_dataset.file_names == ["000001.jpg"]
     assert len(no_network) == 1  # unpacked again, not fetched again
 
 
-def test_failed_download_says_what_to_do(tmp_path, no_network, monkeypatch):
+def test_failed_download_says_what_to_do(tmp_path, no_network, monkeypatch, voc_data):
     def fetch(archive, root):
         raise OSError("no route\nto host")
 
     monkeypatch.setattr(download, "_fetch", fetch)
-    data = _module(tmp_path, download=True, train_splits=["2012_train"], val_splits=["2012_val"])
+    data = voc_data(tmp_path, download=True, train_splits=["2012_train"], val_splits=["2012_val"])
     with pytest.raises(InputError) as caught:
         data.prepare_data()
     archive = DATASET_YEAR_DICT["2012"]
     for word in (archive["url"], archive["filename"], str(tmp_path), "no route to host"):
         assert word in str(caught.value)
     with pytest.raises(InputError, match=r"2012_test.*2007_trainval, 2007_test, 2012_trainval"):
-        _module(tmp_path, download=True, train_splits=["2012_train"], val_splits=["2012_test"]).prepare_data()
+        voc_data(tmp_path, download=True, train_splits=["2012_train"], val_splits=["2012_test"]).prepare_data()
 
 
 # ---- order and randomness ----
@@ -352,130 +321,41 @@ def _epochs(data: VOCDataModule, epochs: int):
     return seen
 
 
-def test_samples_do_not_depend_on_the_number_of_workers(plain):
-    alone = _epochs(_module(plain, augmentation="ssd_crop", seed=3), 2)
-    assert alone == _epochs(_module(plain, augmentation="ssd_crop", seed=3, num_workers=2), 2)
+def test_samples_do_not_depend_on_the_number_of_workers(plain, voc_data):
+    alone = _epochs(voc_data(plain, augmentation="ssd_crop", seed=3), 2)
+    assert alone == _epochs(voc_data(plain, augmentation="ssd_crop", seed=3, num_workers=2), 2)
     assert sorted(item[0] for item in alone[0]) == list(range(COUNT))
     first, second = ({item[0]: item[1] for item in epoch} for epoch in alone)
     assert sum(first[number] != second[number] for number in range(COUNT)) >= COUNT - 1
-    other = {item[0]: item[1] for item in _epochs(_module(plain, augmentation="ssd_crop", seed=4), 1)[0]}
+    other = {item[0]: item[1] for item in _epochs(voc_data(plain, augmentation="ssd_crop", seed=4), 1)[0]}
     assert sum(first[number] != other[number] for number in range(COUNT)) >= COUNT - 1
 
 
-def test_an_index_alone_means_epoch_zero(plain):
-    dataset = _module(plain, augmentation="ssd_crop").train_dataset
+def test_an_index_alone_means_epoch_zero(plain, voc_data):
+    dataset = voc_data(plain, augmentation="ssd_crop").train_dataset
     assert torch.equal(dataset[5][0], dataset[0, 5][0])
     assert any(not torch.equal(dataset[index][0], dataset[1, index][0]) for index in range(3))
 
 
-def test_seed_follows_seed_everything(plain, monkeypatch):
+def test_seed_follows_seed_everything(plain, monkeypatch, voc_data):
     monkeypatch.setenv("PL_GLOBAL_SEED", "41")
-    assert _module(plain).seed == 41
-    assert _module(plain, seed=5).seed == 5
+    assert voc_data(plain).seed == 41
+    assert voc_data(plain, seed=5).seed == 5
     monkeypatch.delenv("PL_GLOBAL_SEED")
-    assert _module(plain).seed == 0
+    assert voc_data(plain).seed == 0
 
 
-def test_last_partial_batch_is_left_out_of_training_but_never_all(plain):
-    assert [len(images) for images, _ in _module(plain, batch_size=4).train_dataloader()] == [4, 4]
-    assert [len(images) for images, _ in _module(plain, batch_size=16).train_dataloader()] == [COUNT]
-    assert [len(images) for images, _ in _module(plain, eval_batch_size=2).val_dataloader()] == [2, 1]
-
-
-# ---- resuming under Lightning ----
-
-
-class _Recorder(pl.LightningModule):
-    """Records (epoch, image_id, boxes) of all it is trained on."""
-
-    def __init__(self, fail_at: int | None = None) -> None:
-        super().__init__()
-        self.layer = torch.nn.Linear(1, 1)
-        self.fail_at = fail_at
-        self.seen = []
-
-    def training_step(self, batch, batch_idx):
-        if self.global_step == self.fail_at:
-            raise RuntimeError("power cut")
-        for target in batch[1]:
-            self.seen.append((self.current_epoch, target["image_id"].item(), target["boxes"].tolist()))
-        return self.layer(torch.ones(1, 1)).sum()
-
-    def validation_step(self, batch, batch_idx):
-        pass
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), 0.1)
-
-
-def _fit(plain, callback=None, ckpt_path=None, fail_at=None, data=None, **limits):
-    module, options = _Recorder(fail_at), {"max_epochs": 3, **limits}
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=callback is not None,
-        callbacks=[callback] if callback else None,
-        num_sanity_val_steps=1,
-        **options,
-    )
-    trainer.fit(module, datamodule=data or _module(plain, seed=1), ckpt_path=ckpt_path)
-    return module.seen
-
-
-STEPS = {"max_epochs": -1, "max_steps": 15}
-
-
-@pytest.mark.parametrize("limits", [{}, STEPS], ids=["max_epochs", "max_steps"])
-@pytest.mark.parametrize(
-    ("when", "steps"),
-    [
-        ({"every_n_train_steps": 1}, (3, 5, 8)),  # 5: the last batch of an epoch
-        ({"save_on_train_epoch_end": True}, (5, 10)),
-        ({"save_on_train_epoch_end": False}, (5, 10)),  # at the end of the validation
-    ],
-    ids=["batch_end", "epoch_end", "validation_end"],
-)
-def test_resumed_run_sees_exactly_what_remains(plain, tmp_path, limits, when, steps):
-    callback = ModelCheckpoint(dirpath=tmp_path / "ckpt", filename="{step}", save_top_k=-1, **when)
-    whole = _fit(plain, callback, **limits)
-    assert len(whole) == 30 and {epoch for epoch, _, _ in whole} == {0, 1, 2}
-    for step in steps:
-        assert _fit(plain, ckpt_path=tmp_path / "ckpt" / f"step={step}.ckpt", **limits) == whole[2 * step :]
-
-
-@pytest.mark.parametrize("fail_at", [0, 4, 5, 7])
-def test_run_that_failed_goes_on_where_it_failed(plain, tmp_path, fail_at):
-    whole = _fit(plain)
-    callback = OnExceptionCheckpoint(tmp_path, "failed")
-    with pytest.raises(RuntimeError, match="power cut"):
-        _fit(plain, callback, fail_at=fail_at)
-    assert _fit(plain, ckpt_path=tmp_path / "failed.ckpt") == whole[2 * fail_at :]
-
-
-def test_resume_with_workers_and_validation_inside_the_epoch(plain, tmp_path):
-    options = {"val_check_interval": 2, "max_epochs": 2}
-    callback = ModelCheckpoint(dirpath=tmp_path, filename="{step}", save_top_k=-1, save_on_train_epoch_end=False)
-    whole = _fit(plain, callback, **options)
-    data = _module(plain, seed=1, num_workers=2)
-    assert _fit(plain, ckpt_path=tmp_path / "step=7.ckpt", data=data, **options) == whole[14:]
-
-
-def test_changed_batch_size_is_refused_in_the_middle_of_an_epoch_only(plain, tmp_path):
-    for when in ({"every_n_train_steps": 3}, {"save_on_train_epoch_end": True}):
-        _fit(plain, ModelCheckpoint(dirpath=tmp_path, filename="{step}", save_top_k=-1, **when), max_epochs=1)
-    with pytest.raises(InputError, match=r"middle of epoch 0 with batch_size 2, now 5"):
-        _fit(plain, ckpt_path=tmp_path / "step=3.ckpt", data=_module(plain, seed=1, batch_size=5))
-    seen = _fit(plain, ckpt_path=tmp_path / "step=5.ckpt", data=_module(plain, seed=1, batch_size=5), max_epochs=2)
-    assert sorted(image for _, image, _ in seen) == list(range(COUNT)) and {epoch for epoch, _, _ in seen} == {1}
+def test_last_partial_batch_is_left_out_of_training_but_never_all(plain, voc_data):
+    assert [len(images) for images, _ in voc_data(plain, batch_size=4).train_dataloader()] == [4, 4]
+    assert [len(images) for images, _ in voc_data(plain, batch_size=16).train_dataloader()] == [COUNT]
+    assert [len(images) for images, _ in voc_data(plain, eval_batch_size=2).val_dataloader()] == [2, 1]
 
 
 @pytest.mark.parametrize("world_size", [2, 4])
-def test_ranks_split_the_images(plain, monkeypatch, world_size):
+def test_ranks_split_the_images(plain, monkeypatch, world_size, voc_data):
     evaluated, trained = [], []
     for rank in range(world_size):
-        data = _module(plain, batch_size=1)
+        data = voc_data(plain, batch_size=1)
         monkeypatch.setattr(voc_datamodule.VOCDataModule, "_world", (world_size, rank))
         evaluated += [target["image_id"].item() for _, targets in data.val_dataloader() for target in targets]
         trained += [target["image_id"].item() for _, targets in data.train_dataloader() for target in targets]

@@ -1,13 +1,22 @@
-"""Threshold, hard and soft NMS: by hand, and against a slow loop over the classes."""
+"""Threshold, hard and soft NMS: by hand, and against a slow loop over the classes; and the detections of RoI heads."""
 
+from collections.abc import Callable
 from math import exp
 
 import pytest
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
+from torchvision.ops import box_iou, nms
 
+from detector.image_batch import ImageBatch
 from detector.post_processing import NMS, Candidates, likely_boxes, suppress
+from detector.roi_heads import RoIConfig, RoIHeads
+
+Heads = Callable[..., RoIHeads]
+Batch = Callable[..., ImageBatch]
+Boxes = Callable[..., Tensor]
 
 
 def candidates(count: int, classes: int, seed: int = 0) -> Candidates:
@@ -103,3 +112,84 @@ def test_likely_boxes() -> None:
     assert found.boxes.tolist() == [[0, 1, 9, 20], [1, 2, 3, 4]]
     assert found.labels.tolist() == [1, 2]
     assert found.scores.tolist() == pytest.approx([0.6, 0.3])
+
+
+# Detections of RoI heads
+
+
+def predictions(rois: int, columns: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rois, 4, generator=generator) * 2, torch.randn(rois, columns, 4, generator=generator)
+
+
+@pytest.mark.parametrize("class_agnostic", [False, True])
+def test_detections_equal_a_slow_selection(
+    class_agnostic: bool, heads: Heads, image_batch: Batch, random_boxes: Boxes
+) -> None:
+    roi_heads = heads(class_agnostic=class_agnostic, score_threshold=0.2, nms_iou=0.4, detections_per_image=12)
+    rois, size = random_boxes(40, 5), (170, 200)
+    logits, deltas = predictions(40, 1 if class_agnostic else 3)
+    (found,) = roi_heads.detections(logits, deltas, [rois], image_batch(size))
+    scores, expected = logits.softmax(1), []
+    for label in (1, 2, 3):
+        column = deltas[:, 0 if class_agnostic else label - 1] * torch.tensor(roi_heads.config.delta_std)
+        boxes = BoxCoder((1.0, 1.0, 1.0, 1.0)).decode_single(column, rois)
+        boxes = torch.stack([boxes[:, i].clamp(0, size[1 - i % 2]) for i in range(4)], dim=1)
+        likely = scores[:, label] > 0.2
+        boxes, class_scores = boxes[likely], scores[likely, label]
+        expected += [(float(class_scores[i]), label, boxes[i]) for i in nms(boxes, class_scores, 0.4).tolist()]
+    expected = sorted(expected, key=lambda each: -each[0])
+    assert len(expected) > 12
+    assert found["labels"].tolist() == [label for _, label, _ in expected[:12]]
+    torch.testing.assert_close(found["scores"], torch.tensor([score for score, _, _ in expected[:12]]))
+    torch.testing.assert_close(found["boxes"], torch.stack([box for *_, box in expected[:12]]), atol=1e-3, rtol=1e-5)
+
+
+def test_detections_equal_torchvisions(
+    heads: Heads, image_batch: Batch, random_boxes: Boxes, torchvision_heads: Callable[[RoIConfig], TorchvisionRoIHeads]
+) -> None:
+    roi_heads = heads(score_threshold=0.05, nms_iou=0.5, detections_per_image=30)
+    rois, sizes = [random_boxes(30, 5), random_boxes(25, 6)], [(170, 200), (140, 160)]
+    logits, deltas = predictions(55, 3)
+    found = roi_heads.detections(logits, deltas, rois, image_batch(*sizes))
+    with_background = torch.cat((torch.zeros(55, 1, 4), deltas), dim=1).flatten(1)
+    peer = torchvision_heads(roi_heads.config).postprocess_detections(logits, with_background, rois, sizes)
+    for ours, boxes, scores, labels in zip(found, *peer, strict=True):
+        assert len(boxes) == 30
+        assert torch.equal(ours["labels"], labels)
+        torch.testing.assert_close(ours["scores"], scores)
+        torch.testing.assert_close(ours["boxes"], boxes, atol=1e-3, rtol=1e-5)
+
+
+def test_detections_return_to_original_pixels_axis_by_axis(heads: Heads, image_batch: Batch) -> None:
+    """61 x 200 became 30 x 100: the height by a factor of 61 / 30, the width by 2."""
+    roi_heads = heads(classes=2)
+    rois = torch.tensor([[10.0, 3.0, 75.0, 15.0], [50.0, 6.0, 300.0, 90.0]])
+    logits = torch.tensor([[0.0, 9.0, 0.0], [0.0, 0.0, 8.0]])
+    batch = image_batch((30, 100), originals=[(61, 200)])
+    (found,) = roi_heads.detections(logits, torch.zeros(2, 2, 4), [rois], batch)
+    assert found["labels"].tolist() == [1, 2]
+    torch.testing.assert_close(found["boxes"], torch.tensor([[20.0, 6.1, 150.0, 30.5], [100.0, 12.2, 200.0, 61.0]]))
+
+
+@pytest.mark.parametrize(
+    ("nms", "scores"),
+    [("hard", [0.9, 0.5]), ("soft_linear", [0.9, 0.5, 0.32]), ("soft_gaussian", [0.9, 0.5, 0.8 * 0.48675226])],
+)
+def test_kinds_of_nms(nms: str, scores: list[float], heads: Heads, image_batch: Batch) -> None:
+    """The second box overlaps the first by 0.6: 0.8 x 0.4, or 0.8 x exp(-0.36 / 0.5). The third is alone."""
+    roi_heads = heads(classes=1, nms=nms, nms_iou=0.5)
+    rois = torch.tensor([[0.0, 0, 40, 20], [0, 0, 40, 12], [100, 100, 140, 112]])
+    probabilities = torch.tensor([0.9, 0.8, 0.5])
+    logits = torch.stack((torch.zeros(3), torch.logit(probabilities)), dim=1)
+    (found,) = roi_heads.detections(logits, torch.zeros(3, 1, 4), [rois], image_batch((200, 200)))
+    assert found["scores"].tolist() == pytest.approx(scores)
+    assert found["boxes"].tolist() == rois[[0, 2, 1]][: len(scores)].tolist()
+
+
+def test_a_score_must_exceed_the_threshold_and_empty_boxes_are_dropped(heads: Heads, image_batch: Batch) -> None:
+    roi_heads = heads(classes=1, score_threshold=0.5)
+    rois = torch.tensor([[0.0, 0, 9, 9], [20, 20, 40, 30], [150, 10, 160, 20]])  # the last lies outside of the image
+    logits = torch.tensor([[0.0, 0.0], [0.0, 0.1], [0.0, 5.0]])
+    (found,) = roi_heads.detections(logits, torch.zeros(3, 1, 4), [rois], image_batch((50, 100)))
+    assert found["boxes"].tolist() == [[20, 20, 40, 30]]

@@ -1,7 +1,10 @@
-"""Cells of a grid whose commands do little, for the tests of what runs them."""
+"""Cells of a grid whose commands do little, for the tests of what runs them, and grids as they are left, for those of
+what reports on them."""
 
 import contextlib
+import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -170,3 +173,62 @@ def process_group() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
+
+
+class GridWriter:
+    """Writes the files that a grid leaves, with numbers made up."""
+
+    @staticmethod
+    def cell(scales: str, seed: int) -> dict[str, Any]:
+        """A cell of a plan."""
+        name = f"scales={scales},seed={seed}"
+        return {
+            "name": name,
+            "axes": {"scales": scales},
+            "seed": seed,
+            "hash": "0" * 64,
+            "folder": f"{name}-00000000",
+            "overrides": {},
+        }
+
+    @staticmethod
+    def plan(folder: Path, cells: list[dict[str, Any]], **more: Any) -> None:
+        """The plan of a grid."""
+        folder.mkdir(parents=True, exist_ok=True)
+        plan = {"name": "written", "base": "x.yaml", "axes": {}, "seeds": [0, 1], "baseline": None, "paper": {}} | more
+        (folder / "grid.json").write_text(json.dumps(plan | {"cells": cells}))
+
+    @staticmethod
+    def run(folder: Path, one: dict[str, Any], status: str, value: float | None = None, **more: Any) -> Path:
+        """The run folder of a cell, with metrics if a value is given."""
+        run = folder / one["folder"]
+        run.mkdir(parents=True, exist_ok=True)
+        record = {key: one[key] for key in ("name", "axes", "seed", "hash")} | {"status": status, "error": None}
+        (run / "cell.json").write_text(json.dumps(record | more))
+        if value is not None:
+            metrics = {"test/AP50_voc07": value, "test/proposal_recall@300": value / 2, "val/AP50_voc07": 0.99}
+            (run / "metrics.json").write_text(json.dumps(metrics | {"seed": one["seed"]}))
+        return run
+
+
+@pytest.fixture(scope="session")
+def writer() -> GridWriter:
+    """`writer.cell(scales, seed)`, `writer.plan(folder, cells)`, `writer.run(folder, cell, status, value=None)`."""
+    return GridWriter()
+
+
+@pytest.fixture
+def report(frcnn, tmp_path) -> Callable[..., Any]:
+    """`report(folder, *options, style="json", refused=False)`: run the command; give back its JSON document, or what it
+    printed in another format, or the line with which it refused."""
+
+    def run(folder: Path, *options: object, style: str = "json", refused: bool = False) -> Any:
+        result = frcnn("report", folder, *(() if refused else ("--format", style)), *options, cwd=tmp_path)
+        if refused:
+            assert (result.code, result.out) == (2, ""), result
+            assert re.fullmatch(r"frcnn: .*\n", result.err), result.err
+            return result.err
+        assert result.code == 0, result.err
+        return json.loads(result.out) if style == "json" else result.out
+
+    return run
