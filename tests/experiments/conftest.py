@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 
 from experiments.cell_process import PlainStarter
 from experiments.cells import CellFolder
 from experiments.launchers import LocalLauncher
+from experiments.lightning_cli import DetectorCLI
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -232,3 +234,15 @@ def report(frcnn, tmp_path) -> Callable[..., Any]:
         return json.loads(result.out) if style == "json" else result.out
 
     return run
+
+
+@pytest.fixture
+def with_callback(monkeypatch) -> Callable[[pl.Callback | None], None]:
+    """Add a callback to the runs of this process."""
+    original = DetectorCLI._callbacks
+
+    def add(callback: pl.Callback | None) -> None:
+        extra = [callback] if callback else []
+        monkeypatch.setattr(DetectorCLI, "_callbacks", lambda self, config: [*extra, *original(self, config)])
+
+    return add

@@ -59,18 +59,6 @@ class Terminate(pl.Callback):
             signal.raise_signal(signal.SIGINT)
 
 
-@pytest.fixture
-def with_callback(monkeypatch):
-    """Add a callback to the runs of this process."""
-    original = DetectorCLI._callbacks
-
-    def add(callback):
-        extra = [callback] if callback else []
-        monkeypatch.setattr(DetectorCLI, "_callbacks", lambda self, config: [*extra, *original(self, config)])
-
-    return add
-
-
 @pytest.fixture(scope="module")
 def undisturbed(frcnn, tiny_config, tmp_path_factory) -> Path:
     cwd = tmp_path_factory.mktemp("undisturbed")

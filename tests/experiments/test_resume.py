@@ -6,15 +6,12 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
-
-from experiments.lightning_cli import DetectorCLI
 
 OPTIONS = ("--trainer.max_epochs", "3", "--model.image.shortest_side", "[48, 64]")  # six steps in an epoch
 
@@ -46,18 +43,6 @@ class Raise(pl.Callback):
         self.calls += 1
         if self.calls == call:
             raise exception
-
-
-@pytest.fixture
-def with_callback(monkeypatch) -> Callable[[pl.Callback | None], None]:
-    """Add a callback to the runs of this process."""
-    original = DetectorCLI._callbacks
-
-    def add(callback: pl.Callback | None) -> None:
-        extra = [callback] if callback else []
-        monkeypatch.setattr(DetectorCLI, "_callbacks", lambda self, config: [*extra, *original(self, config)])
-
-    return add
 
 
 @pytest.fixture(scope="module")
