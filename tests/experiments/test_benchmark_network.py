@@ -49,9 +49,12 @@ def small_options(name: str) -> NetworkOptions:
     """All anchors and proposals are sampled, so that nothing is random."""
     options = standard_options(name, SIZE)
     width = 64 if name.endswith("fpn") else None
+    backbone = replace(options.backbone, dropout=0.0, box_head_channels=width)
+    if name == "vgg16":  # without a file of half a gigabyte
+        backbone = replace(backbone, weights="none", frozen_stages=0, norm="batch")
     return replace(
         options,
-        backbone=replace(options.backbone, dropout=0.0, box_head_channels=width),
+        backbone=backbone,
         rpn=replace(options.rpn, samples_per_image=HUGE, positive_fraction=1.0, post_nms_train=100, post_nms_test=200),
         roi=replace(options.roi, samples_per_image=HUGE, positive_fraction=1.0),
     )
@@ -88,7 +91,8 @@ def test_weights_are_the_same(pair: Pair) -> None:
         return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
 
     assert trained(peer) == trained(model) + background
-    assert 0 < trained(model) < sum(parameter.numel() for parameter in model.parameters())
+    everything = sum(parameter.numel() for parameter in model.parameters())
+    assert trained(model) == everything if name == "vgg16" else 0 < trained(model) < everything
 
 
 def test_detections_are_the_same(pair: Pair) -> None:
