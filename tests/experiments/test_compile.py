@@ -10,12 +10,15 @@ from detector.lightning_module import FasterRCNNModule, read_checkpoint
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ to compile for the CPU with")
 def test_compiled_training(frcnn, tiny_config, mini_voc, tmp_path) -> None:
     """Resumed at another image size than it began with, so that its graphs are made from other examples."""
     fit = ("fit", "--config", tiny_config, "--trainer.max_epochs", 2, "--model.image.shortest_side", "[48, 64]")
     runs = {}
-    for name, options in (("eager", ()), ("whole", ("--model.compile", "default"))):
+    # Not with AdamW, which makes whole steps of gradients that are nothing but rounding.
+    sgd = ("--model.optimizer.name", "sgd", "--model.optimizer.lr", 0.01)
+    for name, options in (("eager", sgd), ("whole", (*sgd, "--model.compile", "default"))):
         (tmp_path / name).mkdir()
         torch._dynamo.reset()
         assert frcnn(*fit, *options, cwd=tmp_path / name).code == 0
@@ -23,7 +26,8 @@ def test_compiled_training(frcnn, tiny_config, mini_voc, tmp_path) -> None:
     weights = {name: read_checkpoint(run / "checkpoints" / "last.ckpt")["state_dict"] for name, run in runs.items()}
     assert list(weights["eager"]) == list(weights["whole"])
     for key, tensor in weights["eager"].items():
-        torch.testing.assert_close(weights["whole"][key], tensor, rtol=0.02, atol=0.004, msg=key)
+        difference = (weights["whole"][key] - tensor).abs().max().item()
+        assert difference <= 5e-4, (key, difference)
 
     (tmp_path / "parts").mkdir()
     for epochs, options in ((1, ()), (2, ("--ckpt_path", "runs/tiny/seed0/checkpoints/last.ckpt"))):
