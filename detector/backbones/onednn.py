@@ -37,8 +37,14 @@ def _in_one_pass(x: Tensor, weight: Tensor) -> bool:
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return False
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    switched_on = torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
-    return switched_on and dtype in (torch.float32, torch.bfloat16)
+    if not (torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bfloat16_runs())
+
+
+def bfloat16_runs() -> bool:
+    """Whether oneDNN takes bfloat16 on this processor (AVX-512 on x86)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
