@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -16,6 +18,8 @@ Result = TypeVar("Result")
 PARALLEL_FROM = 1000  # items; starting processes takes longer than reading fewer files
 BAR_FROM = 300
 MAX_PROCESSES = 8
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PR_SET_PDEATHSIG = 1
 
 
 def map_files(
@@ -33,6 +37,18 @@ def map_files(
         return list(_watched(results, len(items), what))
 
 
+def die_with(parent: int) -> None:
+    """Let this process be killed when its parent ends, even by SIGKILL (Linux; elsewhere nothing happens).
+
+    Args:
+        parent: its process id, asked for before this process was started; it may have ended in between.
+    """
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+
 @contextmanager
 def _results(
     function: Callable[[Item], Result], items: Sequence[Item], parallel_from: int
@@ -43,12 +59,18 @@ def _results(
         return
     # As data loaders do, so that a script without `if __name__ == "__main__"` works too. The children only read files.
     method = "fork" if sys.platform == "linux" else None
-    with multiprocessing.get_context(method).Pool(processes, _plain_signals) as pool:
-        yield pool.imap(function, items, chunksize=max(1, min(100, len(items) // (4 * processes))))
+    context = multiprocessing.get_context(method)
+    # Not `multiprocessing.Pool`: it ends its processes by force, and waits for ever if one of them held a lock.
+    executor = ProcessPoolExecutor(processes, context, _begin, (os.getpid(),))
+    try:
+        yield executor.map(function, items, chunksize=max(1, min(100, len(items) // (4 * processes))))
+    finally:
+        executor.shutdown(cancel_futures=True)
 
 
-def _plain_signals() -> None:
-    """Interrupts are the parent's business, and its handlers no one else's."""
+def _begin(parent: int) -> None:
+    """Interrupts are the parent's business, and its handlers no one else's; without it there is nothing to do."""
+    die_with(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -5,7 +5,6 @@ cell's log; dies when its runner does (Linux); and holds the cell's lock as long
 """
 
 import contextlib
-import ctypes
 import json
 import os
 import select
@@ -17,8 +16,11 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
+
+from datamodules.parallel import die_with
 
 COMMAND = (sys.executable, "-m", "experiments.cli")
 SOURCE = str(Path(__file__).resolve().parents[1])
@@ -29,8 +31,6 @@ NOT_INHERITED = {
     "PL_SEED_WORKERS",
     "SLURM_NTASKS",  # for Lightning, a sign that SLURM starts one process per device
 }
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class PlainStarter:
                 stderr=subprocess.STDOUT,
                 pass_fds=[lock],
                 process_group=0,
-                preexec_fn=_begin,
+                preexec_fn=partial(_begin, os.getpid()),
             )
         return PlainProcess(popen)
 
@@ -261,15 +261,10 @@ def _kill_group(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def _begin() -> None:
+def _begin(parent: int) -> None:
     """In a new process, before its program."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ray's workers block SIGINT, which asks a training to save
-    _die_with_parent()
-
-
-def _die_with_parent() -> None:
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with(parent)
 
 
 # ---- the process that forks ----
@@ -301,9 +296,7 @@ def _serve(connection: socket.socket) -> tuple[dict[str, Any], int] | None:
                 signal.signal(number, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             os.setpgid(0, 0)
-            _die_with_parent()
-            if os.getppid() != me:  # it died in between
-                os._exit(1)
+            die_with(me)
             for open_socket in (connection, wake_up, woken):
                 open_socket.close()
             return json.loads(data), locks[0]

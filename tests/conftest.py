@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -395,3 +396,17 @@ def break_dataset(root: Path) -> BrokenDataset:
     harmless |= {"file_name_mismatch", "leak_by_content", "duplicate_image", "class_without_objects"}
     stops = {item for item in found if item[2] not in harmless | {"unusable_split", "named_twice"}}
     return BrokenDataset(root, found, stops, [*MINI_CLASSES, "hexagon"], {*train[5:], "zz_copy"})
+
+
+@pytest.fixture(scope="session")
+def wait_for() -> Callable[..., None]:
+    """`wait_for(condition, process=None)`: until it holds; an error after five minutes, or once the process ended."""
+
+    def wait(condition: Callable[[], Any], process: "subprocess.Popen[str] | None" = None) -> None:
+        deadline = time.monotonic() + 300
+        while not condition():
+            assert time.monotonic() < deadline, "waited in vain"
+            assert process is None or process.poll() is None, process.communicate()
+            time.sleep(0.02)
+
+    return wait

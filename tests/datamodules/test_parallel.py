@@ -1,7 +1,9 @@
 import io
 import os
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -39,9 +41,33 @@ def test_few_files_need_no_processes(three_processes):
     assert {process for _, process in map_files(slow_square, range(99), "squares")} == {os.getpid()}
 
 
+@pytest.mark.timeout(120)
 def test_exceptions_come_through(three_processes):
-    with pytest.raises(ValueError, match="number 0"):
-        map_files(fail, range(200), "failing")
+    for _ in range(50):  # `multiprocessing.Pool` waits for ever in one of some hundred
+        with pytest.raises(ValueError, match="number 0"):
+            map_files(fail, range(200), "failing")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells a process that its parent was killed")
+def test_processes_do_not_outlive_a_killed_parent(wait_for):
+    script = (
+        "import time; from datamodules import parallel; parallel._cores = lambda: 3\n"
+        "parallel.map_files(time.sleep, [0.01] * 6000, 'sleeping', 100)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script]) as parent:
+        wait_for(lambda: len(children(parent.pid)) == 3)
+        workers = children(parent.pid)
+        parent.kill()
+    wait_for(lambda: not any(map(runs, workers)))
+
+
+def children(parent: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+
+
+def runs(process: int) -> bool:
+    status = Path(f"/proc/{process}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_bar_only_for_many_files_on_a_terminal(monkeypatch):

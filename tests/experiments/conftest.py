@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -135,20 +134,6 @@ class Cells:
 @pytest.fixture
 def cells(tmp_path) -> Cells:
     return Cells(tmp_path)
-
-
-@pytest.fixture(scope="session")
-def wait_for() -> Callable[..., None]:
-    """`wait_for(condition, process=None)`: until it holds; an error after five minutes, or once the process ended."""
-
-    def wait(condition: Callable[[], Any], process: "subprocess.Popen[str] | None" = None) -> None:
-        deadline = time.monotonic() + 300
-        while not condition():
-            assert time.monotonic() < deadline, "waited in vain"
-            assert process is None or process.poll() is None, process.communicate()
-            time.sleep(0.02)
-
-    return wait
 
 
 @pytest.fixture
