@@ -123,7 +123,7 @@ class AnchorGenerator:
             if len(self._cache) >= self.cache_size:
                 self._cache.pop(next(iter(self._cache)))
             self._cache[key] = [
-                self._level(cell, spacing, size).to(device)
+                self._level(cell, spacing, size).to(device, non_blocking=True)
                 for cell, spacing, size in zip(self.cells, self._spacings(feature_sizes), feature_sizes, strict=True)
             ]
         return self._cache[key]

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from detector.transfers import constant
+
 MAX_LOG_RATIO = math.log(1000 / 16)
 """Upper clamp of dw and dh before `exp`, so that an untrained head cannot overflow (Detectron's value)."""
 
@@ -31,7 +33,7 @@ def encode(
     cx, cy, w, h = centers_and_sides(boxes.float())
     rx, ry, rw, rh = centers_and_sides(references.float())
     deltas = torch.stack(((cx - rx) / rw, (cy - ry) / rh, torch.log(w / rw), torch.log(h / rh)), dim=-1)
-    return (deltas - deltas.new_tensor(mean)) / deltas.new_tensor(std)
+    return (deltas - constant(mean, deltas)) / constant(std, deltas)
 
 
 def decode(
@@ -43,7 +45,7 @@ def decode(
     """Boxes (..., 4) in float32 from deltas (..., 4) at `references` (..., 4); the inverse of `encode` up to the
     clamp."""
     deltas = deltas.float()
-    dx, dy, dw, dh = (deltas * deltas.new_tensor(std) + deltas.new_tensor(mean)).unbind(-1)
+    dx, dy, dw, dh = (deltas * constant(std, deltas) + constant(mean, deltas)).unbind(-1)
     rx, ry, rw, rh = centers_and_sides(references.float())
     cx, cy = rx + dx * rw, ry + dy * rh
     half_w = 0.5 * rw * dw.clamp(max=MAX_LOG_RATIO).exp()
@@ -54,7 +56,7 @@ def decode(
 def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Boxes (..., 4) cut to an image of `size` (height, width)."""
     height, width = size
-    return torch.minimum(boxes.clamp(min=0), boxes.new_tensor((width, height, width, height)))
+    return torch.minimum(boxes.clamp(min=0), constant((width, height, width, height), boxes))
 
 
 def has_sides_of(boxes: Tensor, minimum: float) -> Tensor:
@@ -65,5 +67,5 @@ def has_sides_of(boxes: Tensor, minimum: float) -> Tensor:
 def is_inside(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Mask (...,) of boxes (..., 4) that do not cross the border of an image of `size` (height, width)."""
     height, width = size
-    limit = boxes.new_tensor((width, height))
+    limit = constant((width, height), boxes)
     return (boxes[..., :2] >= 0).all(dim=-1) & (boxes[..., 2:] <= limit).all(dim=-1)

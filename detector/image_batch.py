@@ -15,6 +15,7 @@ from detector import boxes as box_ops
 from detector.checks import check_choices, check_range
 from detector.errors import InputError
 from detector.sampling import GroundTruth
+from detector.transfers import constant
 
 
 @dataclass
@@ -96,8 +97,6 @@ def make_batch(
     `scales` multiply the shortest side of each image (the augmentation `multiscale` draws them); `longest_side` remains
     the limit.
     """
-    device = images[0].device
-    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (config.mean, config.std))
     originals = [(int(im.shape[-2]), int(im.shape[-1])) for im in images]
     prepared = []
     for image, size, scale in zip(images, originals, scales or [1.0] * len(images), strict=True):
@@ -111,13 +110,15 @@ def make_batch(
         )
         if config.channel_order == "bgr":
             pixels = pixels.flip(0)
+        mean, std = (constant(values, pixels)[:, None, None] for values in (config.mean, config.std))
         pixels = (pixels - mean) / std
         if target != size:
             pixels = F.interpolate(pixels[None], size=target, mode="bilinear", align_corners=False)[0]
         prepared.append(pixels)
     sizes = [(int(p.shape[-2]), int(p.shape[-1])) for p in prepared]
     height, width = (_round_up(max(side), config.pad_multiple) for side in zip(*sizes, strict=True))
-    batch = torch.zeros(len(images), height, width, 3, device=device).permute(0, 3, 1, 2)  # channels last in memory
+    channels_last = torch.zeros(len(images), height, width, 3, device=images[0].device)  # in memory
+    batch = channels_last.permute(0, 3, 1, 2)
     for slot, pixels in zip(batch, prepared, strict=True):
         slot[:, : pixels.shape[-2], : pixels.shape[-1]] = pixels
     return ImageBatch(batch, sizes, originals)
@@ -139,7 +140,7 @@ def to_original(boxes: Tensor, batch: ImageBatch, image: int) -> Tensor:
 def rescale(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
     """Boxes (..., 4) of an image of `from_size` (height, width) in the same image at `to_size`."""
     sy, sx = to_size[0] / from_size[0], to_size[1] / from_size[1]
-    return boxes * boxes.new_tensor((sx, sy, sx, sy))
+    return boxes * constant((sx, sy, sx, sy), boxes)
 
 
 def _round_up(value: int, multiple: int) -> int:

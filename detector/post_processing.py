@@ -3,6 +3,7 @@
 n RoIs of an image, C classes without background, K candidates, D detections.
 """
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
 from detector import boxes as box_ops
+from detector.transfers import true_indices
 
 NMS = Literal["hard", "soft_linear", "soft_gaussian"]
 
@@ -22,13 +24,21 @@ class Candidates(NamedTuple):
     scores: Tensor
 
 
-def likely_boxes(boxes: Tensor, scores: Tensor, size: tuple[int, int], threshold: float) -> Candidates:
-    """Of boxes (n, C, 4) with scores (n, C) those above `threshold`, clipped to an image of `size` (height, width)."""
-    boxes = box_ops.clip(boxes, size)
-    roi, column = torch.where(scores > threshold)
-    boxes, scores, labels = boxes[roi, column], scores[roi, column], column + 1
-    usable = torch.where(box_ops.has_sides_of(boxes, 1e-2))[0]
-    return Candidates(boxes[usable], labels[usable], scores[usable])
+def likely_boxes(
+    boxes: Sequence[Tensor], scores: Sequence[Tensor], sizes: Sequence[tuple[int, int]], threshold: float
+) -> list[Candidates]:
+    """Of boxes (n, C, 4) of each image with scores (n, C) those above `threshold`, clipped to the images' `sizes`
+    (height, width)."""
+    clipped = [box_ops.clip(image_boxes, size) for image_boxes, size in zip(boxes, sizes, strict=True)]
+    likely = [
+        (image_scores > threshold) & box_ops.has_sides_of(image_boxes, 1e-2)
+        for image_boxes, image_scores in zip(clipped, scores, strict=True)
+    ]
+    chosen = true_indices([mask.flatten() for mask in likely])
+    return [
+        Candidates(image_boxes.flatten(0, 1)[index], index % image_scores.shape[1] + 1, image_scores.flatten()[index])
+        for image_boxes, image_scores, index in zip(clipped, scores, chosen, strict=True)
+    ]
 
 
 def suppress(found: Candidates, kind: NMS, iou: float, sigma: float, threshold: float, limit: int) -> Candidates:

@@ -21,7 +21,8 @@ from detector.image_batch import ImageBatch, to_original
 from detector.post_processing import Candidates, likely_boxes, suppress
 from detector.roi_config import RoIConfig
 from detector.roi_pooling import pool_aligned, pool_by_level, pool_whole_cells
-from detector.sampling import GroundTruth, jittered, match, sample, split_difficult
+from detector.sampling import IGNORED, GroundTruth, jittered, match, sample
+from detector.transfers import constant, true_indices
 
 __all__ = ["BoxPredictor", "RoIConfig", "RoIHeads", "SampledRoIs"]
 
@@ -149,20 +150,25 @@ class RoIHeads(nn.Module):
     ) -> list[SampledRoIs]:
         """Training RoIs of each image from its proposals (P, 4) and objects; the hardest by `features`, with `ohem`."""
         config = self.config
-        sampled = []
-        for boxes, full_truth in zip(proposals, truths, strict=True):
-            truth, ignored = split_difficult(full_truth, difficult)
-            if config.append_gt:
-                boxes = torch.cat((boxes, truth.boxes))
-            if config.append_gt == "jittered":
-                boxes = torch.cat((boxes, jittered(truth.boxes, config.gt_jitter)))
+        candidates, matches = [], []
+        for image_proposals, truth in zip(proposals, truths, strict=True):
+            added = self._added(truth)
+            boxes = torch.cat((image_proposals, *added))
             low, high = config.background_iou
-            matches = match(boxes, truth.boxes, config.positive_iou, (low, high), ignore_boxes=ignored)
-            number, fraction = (
-                (len(boxes), 1.0) if config.ohem else (config.samples_per_image, config.positive_fraction)
+            found = match(
+                boxes, truth.boxes, config.positive_iou, (low, high), difficult=truth.difficult, treatment=difficult
             )
-            positives, negatives = sample(matches.kind, number, fraction)
-            index = matches.index[positives]
+            if difficult != "keep":  # those of difficult objects are not there
+                found.kind[len(image_proposals) :].masked_fill_(truth.difficult.repeat(len(added)), IGNORED)
+            candidates.append(boxes)
+            matches.append(found)
+        number, fraction = (
+            (max(map(len, candidates)), 1.0) if config.ohem else (config.samples_per_image, config.positive_fraction)
+        )
+        drawn = sample([found.kind for found in matches], number, fraction)
+        sampled = []
+        for boxes, found, truth, (positives, negatives) in zip(candidates, matches, truths, drawn, strict=True):
+            index = found.index[positives]
             background = torch.zeros_like(negatives)
             deltas = box_ops.encode(truth.boxes[index], boxes[positives], config.delta_std, config.delta_mean)
             sampled.append(
@@ -173,6 +179,12 @@ class RoIHeads(nn.Module):
                 )
             )
         return self._hardest(features, sampled) if config.ohem else sampled
+
+    def _added(self, truth: GroundTruth) -> list[Tensor]:
+        """Boxes (G, 4) that are added to an image's proposals: none, its objects, or these and jittered copies."""
+        config = self.config
+        jittered_too = [jittered(truth.boxes, config.gt_jitter)] if config.append_gt == "jittered" else []
+        return [truth.boxes, *jittered_too] if config.append_gt else []
 
     def _hardest(self, features: Sequence[Tensor] | None, labelled: Sequence[SampledRoIs]) -> list[SampledRoIs]:
         """Of all labelled RoIs of each image the `samples_per_image` with the highest losses."""
@@ -199,9 +211,9 @@ class RoIHeads(nn.Module):
         """`loss_roi_cls` and `loss_roi_reg` (without its weight) over the sampled RoIs of all images."""
         labels = torch.cat([rois.labels for rois in sampled])
         targets = torch.cat([rois.deltas for rois in sampled])
-        positive = torch.where(labels > 0)[0]
+        (positive,) = true_indices([labels > 0])
         return {
-            "loss_roi_cls": losses.roi_classification_loss(logits, labels, self._class_weights(labels)),
+            "loss_roi_cls": losses.roi_classification_loss(logits, labels, self._class_weights(logits, labels)),
             "loss_roi_reg": losses.box_loss(
                 deltas[positive, self._column(labels[positive])],
                 targets[positive],
@@ -212,11 +224,11 @@ class RoIHeads(nn.Module):
             ),
         }
 
-    def _class_weights(self, labels: Tensor) -> Tensor | None:
-        """Weights (C + 1,) of the classes for RoIs of `labels` (S,)."""
+    def _class_weights(self, logits: Tensor, labels: Tensor) -> Tensor | None:
+        """Weights (C + 1,) of the classes for RoIs with `logits` (S, C + 1) and `labels` (S,)."""
         weights = self.config.class_weights
         if isinstance(weights, list):
-            return torch.tensor(weights, dtype=torch.float32, device=labels.device)
+            return constant(weights, logits)
         return losses.balanced_class_weights(labels, self.num_classes) if weights == "balanced" else None
 
     @torch.no_grad()
@@ -239,12 +251,7 @@ class RoIHeads(nn.Module):
         config = self.config
         boxes = box_ops.decode(deltas, torch.cat(list(rois))[:, None], config.delta_std, config.delta_mean)
         boxes = boxes.expand(-1, self.num_classes, -1)  # (R, C, 4)
-        return [
-            likely_boxes(image_boxes, image_scores, size, config.score_threshold)
-            for image_boxes, image_scores, size in zip(
-                boxes.split(counts), scores.split(counts), batch.sizes, strict=True
-            )
-        ]
+        return likely_boxes(boxes.split(counts), scores.split(counts), batch.sizes, config.score_threshold)
 
     def suppress(self, found: Candidates) -> Candidates:
         """What NMS within each class, of the configured kind, leaves of an image's candidates; the best come first."""

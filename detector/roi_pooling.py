@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from detector.transfers import true_indices
+
 
 def pool_aligned(
     features: Sequence[Tensor],
@@ -69,8 +71,7 @@ def pool_by_level(
     if len(features) == 1:
         return pool(0, rois)
     pooled = features[0].new_zeros(len(rois), features[0].shape[1], pool_size, pool_size, dtype=torch.float32)
-    for level in range(len(features)):
-        index = torch.where(level_of_roi == level)[0]
+    for level, index in enumerate(true_indices([level_of_roi == level for level in range(len(features))])):
         pooled = pooled.index_copy(0, index, pool(level, rois[index]).float())
     return pooled
 

@@ -18,7 +18,8 @@ from detector.anchors import AnchorConfig, AnchorGenerator
 from detector.checks import check_choices, check_range
 from detector.errors import InputError
 from detector.image_batch import ImageBatch
-from detector.sampling import GroundTruth, match, sample, split_difficult
+from detector.sampling import IGNORED, GroundTruth, Matches, match, sample
+from detector.transfers import true_indices
 
 
 @dataclass
@@ -215,16 +216,18 @@ class RegionProposalNetwork(nn.Module):
             scores.append(top)
             levels.append(torch.full_like(index, level))
         all_scores, all_boxes, all_levels = torch.cat(scores, 1), torch.cat(candidates, 1), torch.cat(levels, 1)
+        clipped = [box_ops.clip(boxes, size) for boxes, size in zip(all_boxes, batch.sizes, strict=True)]
+        # A side of 0 is never a proposal: its IoU and its RoI are undefined.
+        usable = [
+            box_ops.has_sides_of(boxes, max(self._min_side(batch, image), 1e-3)) for image, boxes in enumerate(clipped)
+        ]
+        if config.score_threshold > 0:
+            likely = all_scores.sigmoid() >= config.score_threshold
+            usable = [mask & own for mask, own in zip(usable, likely, strict=True)]
         proposals = []
-        for image, size in enumerate(batch.sizes):
-            boxes = box_ops.clip(all_boxes[image], size)
-            # A side of 0 is never a proposal: its IoU and its RoI are undefined.
-            usable = box_ops.has_sides_of(boxes, max(self._min_side(batch, image), 1e-3))
-            if config.score_threshold > 0:
-                usable &= all_scores[image].sigmoid() >= config.score_threshold
-            kept = torch.where(usable)[0]  # once: a GPU has to tell their number
-            boxes, image_scores, image_levels = boxes[kept], all_scores[image][kept], all_levels[image][kept]
-            keep = batched_nms(boxes, image_scores, image_levels, config.nms_iou)[:after]
+        for image, kept in enumerate(true_indices(usable)):
+            boxes = clipped[image][kept]
+            keep = batched_nms(boxes, all_scores[image][kept], all_levels[image][kept], config.nms_iou)[:after]
             proposals.append(boxes[keep])
         return proposals
 
@@ -255,9 +258,17 @@ class RegionProposalNetwork(nn.Module):
         self, output: RPNOutput, batch: ImageBatch, truths: Sequence[GroundTruth], difficult: str
     ) -> list[SampledAnchors]:
         """Anchors of each image to learn from; see `losses`."""
+        config = self.config
         anchors = torch.cat(output.anchors)
+        matches = [
+            self._match(anchors, truth, size, difficult) for truth, size in zip(truths, batch.sizes, strict=True)
+        ]
+        drawn = sample([image.kind for image in matches], config.samples_per_image, config.positive_fraction)
         return [
-            self._sample_image(anchors, truth, size, difficult) for truth, size in zip(truths, batch.sizes, strict=True)
+            SampledAnchors(
+                positives, negatives, box_ops.encode(truth.boxes[image.index[positives]], anchors[positives])
+            )
+            for (positives, negatives), image, truth in zip(drawn, matches, truths, strict=True)
         ]
 
     def losses_of(self, output: RPNOutput, sampled: Sequence[SampledAnchors], batch: ImageBatch) -> dict[str, Tensor]:
@@ -285,24 +296,18 @@ class RegionProposalNetwork(nn.Module):
             ),
         }
 
-    def _sample_image(
-        self, anchors: Tensor, truth: GroundTruth, size: tuple[int, int], difficult: str
-    ) -> SampledAnchors:
+    def _match(self, anchors: Tensor, truth: GroundTruth, size: tuple[int, int], difficult: str) -> Matches:
         config = self.config
-        truth, ignored = split_difficult(truth, difficult)
-        usable = torch.arange(len(anchors), device=anchors.device)
-        if self.anchor_generator.config.straddling == "drop":
-            # Before matching: an object's best anchor is its best among those that are used.
-            usable = usable[box_ops.is_inside(anchors, size)]
+        drop = self.anchor_generator.config.straddling == "drop"
+        inside = box_ops.is_inside(anchors, size) if drop else torch.ones_like(anchors[:, 0], dtype=torch.bool)
+        # Before matching: an object's best anchor is its best among those that are used. Empty ones overlap nothing.
         matches = match(
-            anchors[usable],
+            anchors * inside[:, None] if drop else anchors,
             truth.boxes,
             config.positive_iou,
             (0.0, config.negative_iou),
             config.best_per_object,
-            ignored,
+            truth.difficult,
+            difficult,
         )
-        positives, negatives = sample(matches.kind, config.samples_per_image, config.positive_fraction)
-        objects = truth.boxes[matches.index[positives]]
-        positives = usable[positives]
-        return SampledAnchors(positives, usable[negatives], box_ops.encode(objects, anchors[positives]))
+        return Matches(matches.kind.masked_fill(~inside, IGNORED), matches.index)

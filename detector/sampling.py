@@ -1,16 +1,19 @@
 """Candidate boxes and ground truth -> training targets. One room, two users: the RPN (anchors) and the RoI heads
 (RoIs).
 
-N candidates of one image, G ground-truth boxes. Everything here works on a single image, so that neither a sample nor a
-normaliser can be of the wrong one.
+N candidates of one image, G ground-truth boxes. Matching and drawing work on a single image, so that neither a sample
+nor a normaliser can be of the wrong one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
+
+from detector.transfers import true_indices
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 _PAIRS = 2**16
@@ -39,7 +42,8 @@ def match(
     positive_iou: float,
     negative_iou: tuple[float, float],
     best_per_object: bool | Literal["one"] = False,
-    ignore_boxes: Tensor | None = None,
+    difficult: Tensor | None = None,
+    treatment: str = "keep",
 ) -> Matches:
     """Assign each candidate to the object that it overlaps most.
 
@@ -51,16 +55,22 @@ def match(
         best_per_object: Also make positive, for each object, the candidates with the highest IoU, ties included, unless
             that IoU is 0 (Faster R-CNN, section 3.1.2, rule i). `one`: only the first of them, which then goes to that
             object even where it overlaps another one more.
-        ignore_boxes: (K, 4) objects that are neither positive nor negative: a candidate that is not positive and
-            overlaps one of them by the upper negative bound or more is ignored.
+        difficult: (G,) which of the objects are difficult; None: none.
+        treatment: What these are: `keep` (as all others), `drop` (as if not there), or `ignore` (a candidate that is
+            positive for no other object and overlaps one of them by the upper negative bound or more is ignored).
     """
     low, high = negative_iou
+    near_difficult = None
     if len(gt_boxes) == 0:
         best = candidates.new_zeros(len(candidates))
         index = torch.zeros(len(candidates), dtype=torch.int64, device=candidates.device)
         positive = torch.zeros(len(candidates), dtype=torch.bool, device=candidates.device)
     else:
         iou = pairwise_iou(gt_boxes.float(), candidates.float())  # (G, N)
+        if difficult is not None and treatment != "keep":
+            if treatment == "ignore":
+                near_difficult = ((iou >= high) & difficult[:, None]).any(dim=0)
+            iou.masked_fill_(difficult[:, None], 0.0)  # what nothing overlaps is nowhere matched
         best, index = iou.max(dim=0)
         positive = best >= positive_iou
         if best_per_object and len(candidates):
@@ -75,11 +85,10 @@ def match(
                 index = index.scatter_reduce(0, first, objects, "amax", include_self=False)
                 ties = torch.zeros_like(ties[:1]).index_fill(1, first, True)
             positive = positive | ties.any(dim=0)
-    kind = torch.full_like(index, IGNORED)
-    kind[(best >= low) & (best < high)] = NEGATIVE
-    if ignore_boxes is not None and len(ignore_boxes):
-        kind[pairwise_iou(ignore_boxes.float(), candidates.float()).max(dim=0).values >= high] = IGNORED
-    kind[positive] = POSITIVE
+    negative = (best >= low) & (best < high)
+    if near_difficult is not None:
+        negative &= ~near_difficult
+    kind = torch.full_like(index, IGNORED).masked_fill_(negative, NEGATIVE).masked_fill_(positive, POSITIVE)
     return Matches(kind, index)
 
 
@@ -92,18 +101,20 @@ def pairwise_iou(boxes: Tensor, candidates: Tensor) -> Tensor:
     return torch.cat([box_iou(boxes, block) for block in blocks], dim=1)
 
 
-def sample(kind: Tensor, number: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
-    """Draw up to `number` candidates of one image without replacement: at most `positive_fraction` of them positive.
+def sample(kinds: Sequence[Tensor], number: int, positive_fraction: float) -> list[tuple[Tensor, Tensor]]:
+    """Draw up to `number` candidates of each image without replacement: at most `positive_fraction` of them positive.
 
     Negatives fill up what positives leave; if there are too few of both, fewer are returned: nothing is padded.
 
     Returns:
-        Indices of positives (P,) and of negatives (Q,) into `kind` (N,).
+        For each image the indices of positives (P,) and of negatives (Q,) into its `kind` (N,).
     """
-    positives = torch.where(kind == POSITIVE)[0]
-    negatives = torch.where(kind == NEGATIVE)[0]
-    positives = _draw(positives, int(number * positive_fraction))
-    return positives, _draw(negatives, number - len(positives))
+    found = iter(true_indices([kind == wanted for kind in kinds for wanted in (POSITIVE, NEGATIVE)]))
+    drawn = []
+    for positives, negatives in zip(found, found, strict=True):
+        chosen = _draw(positives, int(number * positive_fraction))
+        drawn.append((chosen, _draw(negatives, number - len(chosen))))
+    return drawn
 
 
 def _draw(indices: Tensor, number: int) -> Tensor:
@@ -119,12 +130,3 @@ def jittered(boxes: Tensor, share: float) -> Tensor:
     """
     shift = (torch.rand(len(boxes), 2, device=boxes.device) - 0.5) * share * (boxes[:, 2:] - boxes[:, :2])
     return boxes + shift.repeat(1, 2)
-
-
-def split_difficult(truth: GroundTruth, treatment: str) -> tuple[GroundTruth, Tensor]:
-    """Objects that count in training, and the boxes (K, 4) that are ignored, by `treatment`: drop, keep or ignore."""
-    if treatment == "keep":
-        return truth, truth.boxes[:0]
-    easy = torch.where(~truth.difficult)[0]  # once: a GPU has to tell their number
-    ignored = truth.boxes[truth.difficult] if treatment == "ignore" else truth.boxes[:0]
-    return GroundTruth(truth.boxes[easy], truth.labels[easy], truth.difficult[easy]), ignored

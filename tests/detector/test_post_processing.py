@@ -105,13 +105,20 @@ def test_soft_scores_must_exceed_the_threshold() -> None:
     assert lengths == [3, 2, 1, 0]
 
 
+SIZES = [(20, 50), (100, 64), (20, 50)]
+
+
 def test_likely_boxes() -> None:
     boxes: Tensor = torch.tensor([[[-5.0, 1, 9, 30], [3, 4, 8, 9]], [[60, 1, 70, 9], [1, 2, 3, 4]]])
-    found = likely_boxes(boxes, torch.tensor([[0.6, 0.2], [0.9, 0.3]]), (20, 50), 0.2)
+    scores = torch.tensor([[0.6, 0.2], [0.9, 0.3]])
+    found, of_wide, of_none = likely_boxes([boxes, boxes, boxes[:0]], [scores, scores, scores[:0]], SIZES, 0.2)
     # A score of 0.2 does not exceed 0.2; the box beyond the right border is nothing once clipped.
     assert found.boxes.tolist() == [[0, 1, 9, 20], [1, 2, 3, 4]]
     assert found.labels.tolist() == [1, 2]
     assert found.scores.tolist() == pytest.approx([0.6, 0.3])
+    assert of_wide.boxes.tolist() == [[0, 1, 9, 30], [60, 1, 64, 9], [1, 2, 3, 4]]
+    assert of_wide.labels.tolist() == [1, 1, 2]
+    assert (of_none.boxes.shape, of_none.labels.shape, of_none.scores.shape) == ((0, 4), (0,), (0,))
 
 
 # Detections of RoI heads

@@ -7,7 +7,7 @@ from torchvision.ops import box_iou
 
 from detector.anchors import AnchorConfig, AnchorGenerator
 from detector.boxes import encode, is_inside
-from detector.sampling import IGNORED, NEGATIVE, POSITIVE, GroundTruth, jittered, match, sample, split_difficult
+from detector.sampling import IGNORED, NEGATIVE, POSITIVE, jittered, match, sample
 
 OBJECT = torch.tensor([[0.0, 0.0, 100.0, 100.0]])
 
@@ -127,15 +127,27 @@ def test_ties_do_not_depend_on_rounding(box: tuple[float, float, float, float], 
     assert torch.equal(matches.kind == POSITIVE, expected)
 
 
-def test_background_near_ignored_objects_is_ignored() -> None:
-    ignored = torch.tensor([[200.0, 0.0, 300.0, 100.0]])
-    candidates = torch.cat((strips(80, 20), strips(60, 50, 49) + torch.tensor([200.0, 0.0, 200.0, 0.0])))
-    matches = match(candidates, OBJECT, 0.5, (0.0, 0.5), ignore_boxes=ignored)
-    assert matches.kind.tolist() == [POSITIVE, NEGATIVE, IGNORED, IGNORED, NEGATIVE]
-    # What is positive for an object stays so, however much it also overlaps an ignored one.
-    assert match(OBJECT, OBJECT, 0.5, (0.0, 0.5), ignore_boxes=OBJECT).kind.tolist() == [POSITIVE]
-    only_ignored = match(candidates, OBJECT[:0], 0.5, (0.0, 0.5), ignore_boxes=ignored)
-    assert only_ignored.kind.tolist() == [NEGATIVE, NEGATIVE, IGNORED, IGNORED, NEGATIVE]
+def test_treatments_of_difficult_objects() -> None:
+    difficult_object = torch.tensor([[200.0, 0.0, 300.0, 100.0]])
+    objects, difficult = torch.cat((difficult_object, OBJECT)), torch.tensor([True, False])
+    near_object = strips(80, 20)  # IoU 0.8 and 0.2 with OBJECT
+    near_difficult = strips(60, 50, 49) + torch.tensor([200.0, 0.0, 200.0, 0.0])
+    candidates = torch.cat((near_object, near_difficult))
+
+    def kinds_of(treatment: str, which: list[int], best_per_object: bool = False) -> list[int]:
+        return match(
+            candidates, objects[which], 0.5, (0.0, 0.5), best_per_object, difficult[which], treatment
+        ).kind.tolist()
+
+    assert kinds_of("keep", [0, 1]) == [POSITIVE, NEGATIVE, POSITIVE, POSITIVE, NEGATIVE]
+    assert kinds_of("drop", [0, 1]) == [POSITIVE] + [NEGATIVE] * 4
+    assert kinds_of("ignore", [0, 1]) == [POSITIVE, NEGATIVE, IGNORED, IGNORED, NEGATIVE]
+    for best_per_object in (False, True):  # a difficult object has no best candidates either
+        assert kinds_of("drop", [0], best_per_object) == [NEGATIVE] * 5
+        assert kinds_of("ignore", [0], best_per_object) == [NEGATIVE, NEGATIVE, IGNORED, IGNORED, NEGATIVE]
+    # What is positive for an object stays so, however much it also overlaps an ignored one; and it is that object's.
+    both = match(OBJECT, OBJECT.repeat(2, 1), 0.5, (0.0, 0.5), False, difficult, "ignore")
+    assert (both.kind.tolist(), both.index.tolist()) == ([POSITIVE], [1])
 
 
 def test_no_objects_and_no_candidates() -> None:
@@ -175,7 +187,7 @@ def kinds(positives: int, negatives: int, ignored: int = 0) -> Tensor:
 )
 def test_sample_counts(available: tuple[int, int], number: int, fraction: float, expected: tuple[int, int]) -> None:
     kind = kinds(*available, ignored=50)
-    positives, negatives = sample(kind, number, fraction)
+    ((positives, negatives),) = sample([kind], number, fraction)
     assert (len(positives), len(negatives)) == expected
     assert (kind[positives] == POSITIVE).all()
     assert (kind[negatives] == NEGATIVE).all()
@@ -186,7 +198,7 @@ def test_every_candidate_has_its_chance() -> None:
     kind, seen_positives, seen_negatives = kinds(12, 30), set(), set()
     torch.manual_seed(0)
     for _ in range(60):
-        positives, negatives = sample(kind, 8, 0.5)
+        ((positives, negatives),) = sample([kind], 8, 0.5)
         seen_positives |= set(positives.tolist())
         seen_negatives |= set(negatives.tolist())
     assert (len(seen_positives), len(seen_negatives)) == (12, 30)
@@ -212,27 +224,10 @@ def test_thirty_objects_in_an_image() -> None:
     candidates = tiles(20, 20, 10)
     objects = candidates[::13][:30]
     matches = match(candidates, objects, 0.5, (0.0, 0.5))
-    positives, negatives = sample(matches.kind, 128, 0.25)
+    ((positives, negatives),) = sample([matches.kind], 128, 0.25)
     assert sorted(matches.index[positives].tolist()) == list(range(30))
     assert torch.equal(candidates[positives], objects[matches.index[positives]])
     assert len(negatives) == 98
-
-
-# Difficult objects
-
-
-@pytest.mark.parametrize(
-    ("treatment", "labels", "ignored"), [("drop", [1, 3], []), ("keep", [1, 2, 3], []), ("ignore", [1, 3], [1.0])]
-)
-def test_difficult_objects(treatment: str, labels: list[int], ignored: list[float]) -> None:
-    boxes = torch.tensor([[float(i), 0.0, 9.0, 9.0] for i in range(3)])
-    truth = GroundTruth(boxes, torch.tensor([1, 2, 3]), torch.tensor([False, True, False]))
-    counted, boxes_ignored = split_difficult(truth, treatment)
-    assert counted.labels.tolist() == labels
-    assert [x1 + 1 for x1 in counted.boxes[:, 0].tolist()] == labels
-    assert len(counted.difficult) == len(labels)
-    assert boxes_ignored.shape == (len(ignored), 4)
-    assert boxes_ignored[:, 0].tolist() == ignored
 
 
 # A worked example: an image of 800 x 800 with two objects (y1, x1, y2, x2): (20, 30, 400, 500) and (300, 400, 500, 600)
@@ -264,7 +259,7 @@ def test_worked_example(order: str) -> None:
     assert torch.where(matches.kind == POSITIVE)[0].tolist() == POSITIVES[order]
     assert matches.index[POSITIVES[order]].tolist() == [0, 0] + [1] * 16
     assert int((matches.kind == NEGATIVE).sum()) == 7690
-    assert [len(indices) for indices in sample(matches.kind, 256, 0.5)] == [18, 238]
+    assert [len(indices) for indices in sample([matches.kind], 256, 0.5)[0]] == [18, 238]
     # dx, dy, dw, dh; float32 corners leave about 6 digits
     deltas = encode(EXAMPLE_OBJECTS[iou.argmax(dim=0)], inside)
     assert deltas[0].tolist() == pytest.approx([0.88940775, 1.70147569, 0.95412884, 1.43471458], rel=1e-6)

@@ -1,0 +1,32 @@
+"""What passes between the program and the device that computes, with as few waits as possible.
+
+A GPU works behind the program, which must wait for it to learn a number, or to copy one there in the usual way.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def constant(values: Sequence[float], like: Tensor) -> Tensor:
+    """Numbers as a tensor (n,) of the type of `like`, on its device: its `new_tensor`, which a GPU would be waited
+    for."""
+    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
+
+
+def true_indices(masks: Sequence[Tensor]) -> list[Tensor]:
+    """For each mask (n,) the indices of its true elements, ascending; their numbers are asked for once, for all masks.
+
+    The masks, whose lengths may differ, are on one device.
+    """
+    if _on_cpu(masks):
+        return [torch.where(mask)[0] for mask in masks]
+    counts = torch.stack([mask.sum() for mask in masks]).tolist()
+    return [
+        mask.byte().argsort(stable=True, descending=True)[:count] for mask, count in zip(masks, counts, strict=True)
+    ]
+
+
+def _on_cpu(tensors: Sequence[Tensor]) -> bool:
+    return all(tensor.device.type == "cpu" for tensor in tensors)
