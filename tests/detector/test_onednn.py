@@ -60,6 +60,39 @@ def test_gradients_are_those_of_two_passes(fused, frozen):
         assert ours.abs().sum() > 0
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_of_a_fully_connected_layer(bias):
+    """Of first and second order, against differences and PyTorch's own."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(9, 5, bias=bias), torch.randn(7, 9, requires_grad=True)
+    leaves = [x, *layer.parameters()]
+    found = []
+    for function in (linear_relu, lambda layer, x: F.relu(layer(x))):
+        y = function(layer, x)
+        first = torch.autograd.grad(y.sum(), leaves, create_graph=True)  # of a gradient without strides
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), [x, layer.weight])
+        found.append([y, *first, *second])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+        assert ours.abs().sum() > 0
+    layer.weight.requires_grad_(False)
+    (alone,) = torch.autograd.grad(linear_relu(layer, x).sum(), [x])
+    torch.testing.assert_close(alone, found[1][1])
+
+
+def test_training_steps_are_those_of_pytorch():
+    """Gradients accumulate, and frozen and missing ones are left alone."""
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 4)
+    copy = nn.Linear(6, 4)
+    copy.load_state_dict(layer.state_dict())
+    for x in (torch.randn(3, 6), torch.randn(5, 6)):
+        linear_relu(layer, x).square().sum().backward()
+        F.relu(copy(x)).square().sum().backward()
+    for ours, theirs in zip(layer.parameters(), copy.parameters(), strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+
+
 def test_frozen_layers_of_a_training_have_one_pass(fused):
     ConvReLU2d(3, 4, 3).requires_grad_(False)(torch.randn(2, 3, 9, 7))
     assert fused == [True]
