@@ -16,6 +16,7 @@ from detector.faster_rcnn import FasterRCNN
 from detector.optimization import OptimizerConfig, build_optimizer, parameter_groups
 from experiments.benchmark import processor
 from experiments.benchmark_models import Batch
+from experiments.host_memory import keep_freed_memory
 from experiments.step_parts import synchronize
 
 Kind = Literal["train", "infer"]
@@ -63,7 +64,9 @@ def this_device() -> torch.device:
 
 
 def ready(model: FasterRCNN, setting: Setting) -> FasterRCNN:
-    """Our detector on the device, in training or evaluation, compiled if it is to be."""
+    """Our detector on the device, in training or evaluation, compiled if it is to be; the process keeps freed memory,
+    as those of `frcnn fit` do."""
+    keep_freed_memory(setting.device)
     model = model.to(setting.device).train(setting.kind == "train")
     if setting.compile:
         networks = (model.backbone, model.rpn.head, model.roi_heads.box_head)

@@ -26,6 +26,7 @@ from detector.lightning_module import FasterRCNNModule, read_checkpoint
 from experiments.anchor_warnings import AnchorWarnings
 from experiments.cell_progress import CellProgress, axes_of_environment
 from experiments.data_format import DATA_FORMATS, find_data_format
+from experiments.host_memory import keep_freed_memory
 from experiments.precision import Trainer, resolve_precision
 from experiments.result_files import write_devkit_results
 from experiments.run_folder import ENVIRONMENT_VARIABLE, choose_run_folder, run_folder_of
@@ -171,9 +172,11 @@ class DetectorCLI(LightningCLI):
             )
         kwargs["plugins"] = _with_atomic_checkpoints(self._get(self.config_init, "trainer", default={}).get("plugins"))
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:  # an unknown accelerator, devices that are not there
             raise InputError(f"--trainer: {error}") from error
+        keep_freed_memory(trainer.strategy.root_device)
+        return trainer
 
     def _callbacks(self, config: Namespace) -> list[pl.Callback]:
         callbacks: list[pl.Callback] = [] if config.enable_progress_bar is False else [LossProgressBar()]

@@ -18,6 +18,7 @@ from detector.callbacks.drawing import draw_detections
 from detector.callbacks.run_files import coco_results, write_json
 from detector.errors import InputError
 from detector.lightning_module import FasterRCNNModule
+from experiments.host_memory import keep_freed_memory
 from experiments.precision import resolve_precision
 
 
@@ -112,6 +113,7 @@ def predict(
         )
     except (ValueError, MisconfigurationException) as error:
         raise InputError(f"--accelerator {accelerator} and --precision {precision}: {error}") from error
+    keep_freed_memory(trainer.strategy.root_device)
     loader = DataLoader(ImageFiles(folder, names), batch_size=batch_size, collate_fn=collate)
     trainer.predict(module, loader, return_predictions=False)
     write_json(target / "predictions.json", drawing.results, indent=None)
