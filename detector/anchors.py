@@ -13,6 +13,7 @@ from torch import Tensor
 
 from detector.checks import check_choices
 from detector.errors import InputError
+from detector.transfers import send
 
 
 @dataclass
@@ -123,7 +124,7 @@ class AnchorGenerator:
             if len(self._cache) >= self.cache_size:
                 self._cache.pop(next(iter(self._cache)))
             self._cache[key] = [
-                self._level(cell, spacing, size).to(device, non_blocking=True)
+                send(self._level(cell, spacing, size), device)
                 for cell, spacing, size in zip(self.cells, self._spacings(feature_sizes), feature_sizes, strict=True)
             ]
         return self._cache[key]

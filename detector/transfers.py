@@ -12,7 +12,16 @@ from torch import Tensor
 def constant(values: Sequence[float], like: Tensor) -> Tensor:
     """Numbers as a tensor (n,) of the type of `like`, on its device: its `new_tensor`, which a GPU would be waited
     for."""
-    return torch.tensor(values, dtype=like.dtype).to(like.device, non_blocking=True)
+    return send(torch.tensor(values, dtype=like.dtype), like.device)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on a device, without waiting for what a GPU still computes.
+
+    Its memory may be freed at once: CUDA has read it before it returns. Others give no such promise, and are waited
+    for.
+    """
+    return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def true_indices(masks: Sequence[Tensor]) -> list[Tensor]:

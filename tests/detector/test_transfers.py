@@ -36,9 +36,10 @@ class Waits(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         copies = (name in ("tensor", "as_tensor", "from_numpy") and "device" in kwargs) or name == "new_tensor"
         moves = name == "to" and any(isinstance(x, torch.device | Tensor) for x in args[1:])
+        moves = moves and "non_blocking" not in kwargs  # it is given where the device allows it
         by_mask = name in ("__getitem__", "__setitem__") and any(map(_is_mask, _index(args[1])))
         of_mask = name == "where" and len(args) == 1
-        if name in TELL or copies or (moves and not kwargs.get("non_blocking")) or by_mask or of_mask:
+        if name in TELL or copies or moves or by_mask or of_mask:
             self.calls[name] += 1
         return func(*args, **kwargs)
 
