@@ -62,7 +62,7 @@ def test_gradients_are_those_of_two_passes(fused, frozen):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradients_of_a_fully_connected_layer(bias):
-    """Of first and second order, against differences and PyTorch's own."""
+    """Of first and second order, those of PyTorch."""
     torch.manual_seed(0)
     layer, x = nn.Linear(9, 5, bias=bias), torch.randn(7, 9, requires_grad=True)
     leaves = [x, *layer.parameters()]
