@@ -1,5 +1,4 @@
-"""What many tests share: a small dataset, a tiny experiment, and the command line, run in this process or in one of its
-own."""
+"""What many tests share: a small dataset, a tiny experiment, and the command line, run in this process."""
 
 import contextlib
 import io
@@ -11,7 +10,6 @@ import shlex
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -132,24 +130,6 @@ def frcnn() -> Frcnn:
         return Result(code, out.getvalue(), err.getvalue())
 
     return run
-
-
-@pytest.fixture(scope="session")
-def frcnn_process() -> Callable[..., "subprocess.Popen[str]"]:
-    """`frcnn_process(*arguments, cwd=folder)` starts a command in a process of its own, with one thread."""
-
-    def start(*arguments: object, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
-        inherited = {k: v for k, v in os.environ.items() if k not in ("FRCNN_RUN_DIR", "PL_GLOBAL_SEED")}
-        return subprocess.Popen(
-            [sys.executable, "-m", "experiments.cli", *(str(argument) for argument in arguments)],
-            cwd=cwd,
-            env=inherited | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    return start
 
 
 @pytest.fixture(scope="session")

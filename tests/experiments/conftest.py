@@ -136,6 +136,24 @@ def cells(tmp_path) -> Cells:
     return Cells(tmp_path)
 
 
+@pytest.fixture(scope="session")
+def frcnn_process() -> Callable[..., "subprocess.Popen[str]"]:
+    """`frcnn_process(*arguments, cwd=folder)` starts a command in a process of its own, with one thread."""
+
+    def start(*arguments: object, cwd: Path, **environment: str) -> "subprocess.Popen[str]":
+        inherited = {k: v for k, v in os.environ.items() if k not in ("FRCNN_RUN_DIR", "PL_GLOBAL_SEED")}
+        return subprocess.Popen(
+            [sys.executable, "-m", "experiments.cli", *(str(argument) for argument in arguments)],
+            cwd=cwd,
+            env=inherited | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    return start
+
+
 @pytest.fixture
 def process_group() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
     """`process_group(words, **options)`: a Python command, as a process group of its own that does not outlive the
