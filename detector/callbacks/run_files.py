@@ -23,7 +23,7 @@ class RunFiles(pl.Callback):
     """Write the run's final numbers and detections into its folder.
 
     `metrics.json` holds the metrics of the last validation or test under their logged names (null where undefined),
-    `epoch`, `step`, `seed` and `git_commit`; a test adds to what the training wrote. `predictions.json` holds the
+    `epoch` and `step` (completed ones), `seed` and `git_commit`; a test adds to what the training wrote. `predictions.json` holds the
     detections of the last validation or test as COCO results, with file and class names.
 
     Tests are counted, because choosing among several makes the test split a validation split: `metrics.json` has
@@ -39,6 +39,7 @@ class RunFiles(pl.Callback):
     def __init__(self, folder: str | Path, axes: Mapping[str, str | int] | None = None) -> None:
         self.folder = Path(folder)
         self.axes = dict(axes or {})
+        self._progress: dict[str, int] = {}
         self._predictions: list[dict[str, Any]] | None = None
 
     @property
@@ -53,6 +54,7 @@ class RunFiles(pl.Callback):
         if trainer.state.fn != "fit":
             trainer.fit_loop.epoch_loop._batches_that_stepped = max(0, checkpoint["global_step"] - 1)
             trainer.fit_loop.epoch_progress.current.completed = checkpoint["epoch"]
+            self._progress = {"epoch": _completed_epochs(checkpoint), "step": checkpoint["global_step"]}
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say so where the run has been tested before."""
@@ -127,6 +129,7 @@ class RunFiles(pl.Callback):
                 "seed": int(os.environ.get("PL_GLOBAL_SEED", "0")),
                 "git_commit": git_commit(),
             }
+            | self._progress
             | ({k: before[k] for k in ("epoch", "step", "seed") if k in before} if trainer.state.fn != "fit" else {}),
         )
 
@@ -146,6 +149,17 @@ class RunFiles(pl.Callback):
             "test_checkpoint": str(trainer.ckpt_path),
             "test_history": history,
         }
+
+
+def _completed_epochs(checkpoint: Mapping[str, Any]) -> int:
+    """As `Trainer.current_epoch` after a training that ended with this checkpoint.
+
+    Lightning saves while it still counts the epoch as running, also after its last batch.
+    """
+    loop = checkpoint.get("loops", {}).get("fit_loop", {})
+    if loop.get("epoch_loop.batch_progress", {}).get("is_last_batch"):
+        return int(loop["epoch_progress"]["current"]["ready"])
+    return int(checkpoint["epoch"])
 
 
 def coco_results(

@@ -216,6 +216,21 @@ def test_a_validation_is_logged_at_the_step_of_its_checkpoint(copied_run, events
     assert read_curves(copied_run, ["val/AP"])["val/AP"].epochs == (7.0, 14.0)
 
 
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_results_elsewhere_name_the_epoch_and_step_of_the_checkpoint(
+    copied_run, frcnn, metrics_of, tmp_path, name, recwarn
+):
+    checkpoint = copied_run / "checkpoints" / f"{name}.ckpt"
+    step = torch.load(checkpoint, weights_only=True)["global_step"]
+    result = frcnn("validate", "--ckpt_path", checkpoint, "--results_dir", tmp_path / "results", cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert not [w for w in recwarn if "callbacks" in str(w.message) or "dirpath" in str(w.message)]
+    found = metrics_of(tmp_path / "results")
+    assert (found["epoch"], found["step"], found["seed"]) == (step / 6, step, 0)
+    if name == "last":
+        assert step == 14 * 6
+
+
 def test_checkpoint_alone_is_enough(copied_run, frcnn, metrics_of, tmp_path):
     """Without --config the options are those of the run; the training's own numbers stay."""
     before = metrics_of(copied_run)
