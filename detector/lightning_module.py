@@ -143,6 +143,15 @@ class FasterRCNNModule(pl.LightningModule):
         module.load_state_dict(checkpoint["state_dict"])
         return module.eval()
 
+    @classmethod
+    def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
+        """Lightning's, without first reading or downloading the backbone's weights, which the checkpoint replaces.
+
+        The module is in training mode; `from_checkpoint` is for detecting.
+        """
+        module: Self = super().load_from_checkpoint(*args, **{"load_backbone_weights": False} | kwargs)
+        return module
+
     def forward(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """Detections of images, each (3, H, W) RGB in 0..255: see `FasterRCNN.forward`."""
         return self._detect(images)[0]
@@ -154,7 +163,8 @@ class FasterRCNNModule(pl.LightningModule):
             InputError: It was trained on other classes, or on the same ones in another order, or its network or its
                 training scheme differs.
         """
-        path = self.trainer.ckpt_path or "the checkpoint"
+        trainer = self._trainer  # None in load_from_checkpoint
+        path = (trainer and trainer.ckpt_path) or "the checkpoint"
         theirs = checkpoint.get("hyper_parameters", {}).get("class_names", self.class_names)
         if theirs != self.class_names:
             raise InputError(
@@ -163,7 +173,7 @@ class FasterRCNNModule(pl.LightningModule):
                 "give the checkpoint's by --data.class_names, or another checkpoint"
             )
         record = checkpoint.get("alternating")
-        if self.trainer.state.fn == "fit" and (record is None) != (self.alternating is None):
+        if trainer is not None and trainer.state.fn == "fit" and (record is None) != (self.alternating is None):
             theirs = "joint" if record is None else "alternating"
             raise InputError(f"{path}: was trained by --model.training_scheme {theirs}; go on with the same one")
         if self.alternating is not None:

@@ -23,8 +23,8 @@ class RunFiles(pl.Callback):
     """Write the run's final numbers and detections into its folder.
 
     `metrics.json` holds the metrics of the last validation or test under their logged names (null where undefined),
-    `epoch` and `step` (completed ones), `seed` and `git_commit`; a test adds to what the training wrote. `predictions.json` holds the
-    detections of the last validation or test as COCO results, with file and class names.
+    `epoch` and `step` (completed ones), `seed` and `git_commit`; a test adds to what the training wrote.
+    `predictions.json` holds the detections of the last validation or test as COCO results, with file and class names.
 
     Tests are counted, because choosing among several makes the test split a validation split: `metrics.json` has
     `test_count`, `test_checkpoint` of the last test and `test_history`, the numbers of the earlier ones, oldest first.

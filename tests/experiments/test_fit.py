@@ -327,3 +327,13 @@ def test_spellings_of_options_of_two_kinds(tiny_config, frcnn, tmp_path, value, 
     roi = yaml.safe_load(result.out)["model"]["roi"]
     assert roi["append_gt"] is (expected is not False)
     assert roi["class_weights"] == ("none" if expected is not None else [0.5, 1, 1, 1, 1, 1, 2])
+
+
+def test_lightnings_own_way_to_load_a_checkpoint(trained, tmp_path):
+    """The same weights; the file that the backbone started from is not asked for."""
+    content = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    content["hyper_parameters"]["backbone"]["weights"] = str(tmp_path / "gone.safetensors")
+    torch.save(content, tmp_path / "last.ckpt")
+    module = FasterRCNNModule.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert module.state_dict().keys() == content["state_dict"].keys()
+    assert all(torch.equal(tensor, content["state_dict"][name]) for name, tensor in module.state_dict().items())
