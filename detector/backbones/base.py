@@ -119,7 +119,7 @@ class FrozenBatchNorm2d(nn.Module):
         if self.folded:
             return x
         scale, shift = self.scale_and_shift()
-        return torch.addcmul(shift[:, None, None].to(x.dtype), x, scale[:, None, None].to(x.dtype))
+        return torch.addcmul(shift[:, None, None], x, scale[:, None, None]).to(x.dtype)
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """The norm as x * scale + shift, each (C,)."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detector.backbones.base import FrozenBatchNorm2d
+from detector.backbones.onednn import conv2d_with_constants
 
 
 class FoldedConv2d(nn.Conv2d):
@@ -35,7 +36,7 @@ class FoldedConv2d(nn.Conv2d):
         if x.device.type == "cpu" and strided_depthwise and torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
                 return F.conv2d(x.float(), weight, bias, self.stride, self.padding, self.dilation, self.groups)
-        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        return conv2d_with_constants(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
 def fold_frozen_norms(network: nn.Module) -> None:

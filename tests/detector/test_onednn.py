@@ -6,6 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from detector.backbones import onednn
+from detector.backbones.base import FrozenBatchNorm2d
+from detector.backbones.folding import fold_frozen_norms
 from detector.backbones.onednn import ConvReLU2d, bfloat16_runs, linear_relu
 
 
@@ -126,3 +128,26 @@ def test_compiled_and_exported_networks_hold_no_private_function():
         graph = torch.export.export(network, (torch.randn(1, 3, 8, 8),)).graph
     assert "mkldnn" not in str(graph)
     assert "relu" in str(graph)
+
+
+@pytest.mark.parametrize("way", ["oneDNN", "any device", "norm by itself"])
+@pytest.mark.parametrize("training", [False, True])
+def test_constants_of_a_frozen_norm_are_not_rounded(way, training):
+    """1000 - 998.5, where bfloat16 knows 1000 and 996: its numbers are 4 apart there."""
+    network = nn.Sequential(nn.Conv2d(1, 1, 1, bias=False), FrozenBatchNorm2d(1, eps=0.0))
+    nn.init.ones_(network[0].weight)
+    network[1].running_mean.fill_(998.5)
+    if way != "norm by itself":
+        fold_frozen_norms(network)
+    x = torch.full((2, 1, 4, 4), 1000.0)
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.set_grad_enabled(training),
+        torch.backends.mkldnn.flags(enabled=way == "oneDNN"),
+    ):
+        y = network(x)
+    assert y.dtype == torch.bfloat16
+    assert y.float().unique().tolist() == [1.5]
+    if training:
+        (gradient,) = torch.autograd.grad(y.float().sum(), network[0].weight)
+        assert gradient.item() == 32 * 1000
