@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -95,9 +96,11 @@ def unpacked(root: Path) -> bool:
 
 
 def test_the_archives_are_those_that_torchvision_knows():
+    """But for the host: older versions of torchvision name one that is no longer there."""
     for (year, part), archive in ARCHIVES.items():
         known = DATASET_YEAR_DICT[f"{year}-test" if part == "test" else year]
-        assert (archive.url, archive.file_name, archive.md5) == (known["url"], known["filename"], known["md5"])
+        assert (archive.file_name, archive.md5) == (known["filename"], known["md5"])
+        assert urlsplit(archive.url).path == urlsplit(known["url"]).path
 
 
 def test_whole_download(server, archive, tmp_path, capsys):
