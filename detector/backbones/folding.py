@@ -19,8 +19,8 @@ from detector.backbones.onednn import conv2d_with_constants
 class FoldedConv2d(nn.Conv2d):
     """A convolution that applies the frozen batch norm after it; that module then passes its input on.
 
-    Depthwise convolutions with a stride run in float32 on CPUs: oneDNN has no bfloat16 gradient for them, and its
-    fallback takes 30 times as long as float32 (torch 2.15).
+    Under autocast it runs in float32 where the norm asks for it, and on CPUs if it is depthwise and has a stride:
+    oneDNN has no bfloat16 gradient for these, and its fallback takes 30 times as long as float32 (torch 2.15).
     """
 
     _norm: tuple[FrozenBatchNorm2d, ...] = ()
@@ -32,9 +32,10 @@ class FoldedConv2d(nn.Conv2d):
             scale, shift = self._norm[0].scale_and_shift()
             weight = weight * scale[:, None, None, None]
             bias = shift if bias is None else bias * scale + shift
-        strided_depthwise = self.groups == self.in_channels and self.stride != (1, 1)
-        if x.device.type == "cpu" and strided_depthwise and torch.is_autocast_enabled("cpu"):
-            with torch.autocast("cpu", enabled=False):
+        kind = x.device.type
+        strided_depthwise = kind == "cpu" and self.groups == self.in_channels and self.stride != (1, 1)
+        if (strided_depthwise or (self._norm and self._norm[0].float32)) and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
                 return F.conv2d(x.float(), weight, bias, self.stride, self.padding, self.dilation, self.groups)
         return conv2d_with_constants(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
