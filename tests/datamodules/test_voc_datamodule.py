@@ -260,6 +260,7 @@ def test_download_fetches_what_is_missing_and_finds_it(tmp_path, no_network, cap
     assert data.test_dataset.file_names == ["000002.jpg"]
     expected = [DATASET_YEAR_DICT["2007"], DATASET_YEAR_DICT["2007-test"]]
     assert [archive.md5 for archive in no_network] == [item["md5"] for item in expected]
+    assert no_network == [download.ARCHIVES["2007", part] for part in ("trainval", "test")]
     printed = capsys.readouterr()
     assert "0.91 GB" in printed.err and not printed.out
     voc_data(root, download=True, **changes).prepare_data()

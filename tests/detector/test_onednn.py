@@ -130,7 +130,7 @@ def test_compiled_and_exported_networks_hold_no_private_function():
     assert "relu" in str(graph)
 
 
-@pytest.mark.parametrize("way", ["oneDNN", "any device", "norm by itself"])
+@pytest.mark.parametrize("way", ["oneDNN", "any device", "norm by itself", "compiled"])
 @pytest.mark.parametrize("training", [False, True])
 def test_constants_of_a_frozen_norm_are_not_rounded(way, training):
     """1000 - 998.5, where bfloat16 knows 1000 and 996: its numbers are 4 apart there."""
@@ -139,13 +139,14 @@ def test_constants_of_a_frozen_norm_are_not_rounded(way, training):
     network[1].running_mean.fill_(998.5)
     if way != "norm by itself":
         fold_frozen_norms(network)
+    run = torch.compile(network, backend="aot_eager") if way == "compiled" else network
     x = torch.full((2, 1, 4, 4), 1000.0)
     with (
         torch.autocast("cpu", torch.bfloat16),
         torch.set_grad_enabled(training),
         torch.backends.mkldnn.flags(enabled=way == "oneDNN"),
     ):
-        y = network(x)
+        y = run(x)
     assert y.dtype == torch.bfloat16
     assert y.float().unique().tolist() == [1.5]
     if training:
