@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from detector.backbones.base import BackboneConfig, Body, BoxHead, SingleLevel, norm_layer
 from detector.backbones.folding import fold_frozen_norms
 from detector.backbones.onednn import ConvReLU2d, linear_relu
+from detector.backbones.strips import pooled_in_strips, worth_strips
 
 STAGES = ("conv1", "conv2", "conv3", "conv4", "conv5")
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
@@ -32,15 +33,15 @@ class VGG16Body(Body):
         layers: list[nn.Module] = []
         self._ends: list[int] = []  # of the blocks, in layers: indices must stay torchvision's for the tensor names
         channels_in = 3
-        for channels, convolutions in _BLOCKS:
-            if layers:
-                layers.append(nn.MaxPool2d(2, 2, ceil_mode=True))
+        for place, (channels, convolutions) in enumerate(_BLOCKS):
             for _ in range(convolutions):
                 if norm:
                     layers += [nn.Conv2d(channels_in, channels, 3, padding=1), norm(channels), nn.ReLU(inplace=True)]
                 else:
                     layers += [ConvReLU2d(channels_in, channels, 3, padding=1), nn.Identity()]
                 channels_in = channels
+            if place + 1 < len(_BLOCKS):
+                layers.append(nn.MaxPool2d(2, 2, ceil_mode=True))
             self._ends.append(len(layers))
         self.features = nn.Sequential(*layers)
         for layer in layers:
@@ -51,7 +52,7 @@ class VGG16Body(Body):
     def forward(self, images: Tensor) -> list[Tensor]:
         x = images
         for stage in self.stages():
-            x = self.run(stage, x)
+            x = pooled_in_strips(stage, x) if worth_strips(stage, x) else self.run(stage, x)
         return [x]
 
     def stages(self) -> list[list[nn.Module]]:
