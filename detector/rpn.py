@@ -15,6 +15,7 @@ from torchvision.ops import batched_nms
 from detector import boxes as box_ops
 from detector import losses
 from detector.anchors import AnchorConfig, AnchorGenerator
+from detector.backbones.onednn import ConvReLU2d
 from detector.checks import check_choices, check_range
 from detector.errors import InputError
 from detector.image_batch import ImageBatch
@@ -122,9 +123,9 @@ class RPNHead(nn.Module):
         super().__init__()
         hidden = config.hidden_channels or in_channels
         self.softmax = config.objectness == "softmax"
-        self.conv = nn.Conv2d(in_channels, hidden, kernel_size=3, padding=1)
+        self.conv = ConvReLU2d(in_channels, hidden, kernel_size=3, padding=1)
         self.deeper = nn.ModuleList(
-            nn.Conv2d(hidden, hidden, kernel_size=3, padding=1) for _ in range(config.conv_depth - 1)
+            ConvReLU2d(hidden, hidden, kernel_size=3, padding=1) for _ in range(config.conv_depth - 1)
         )
         self.objectness = nn.Conv2d(hidden, anchors_per_location * (2 if self.softmax else 1), kernel_size=1)
         self.deltas = nn.Conv2d(hidden, anchors_per_location * 4, kernel_size=1)
@@ -139,9 +140,9 @@ class RPNHead(nn.Module):
         """
         logits, deltas = [], []
         for level in features:
-            hidden = torch.relu(self.conv(level))
+            hidden = self.conv(level)
             for convolution in self.deeper:
-                hidden = torch.relu(convolution(hidden))
+                hidden = convolution(hidden)
             # bfloat16 tells few scores apart, which costs ranks, and it saves no time in layers as small as these.
             with torch.autocast(hidden.device.type, enabled=False):
                 hidden = hidden.float()

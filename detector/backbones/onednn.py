@@ -13,14 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detector.backbones.winograd import winograd_relu, worth_winograd
+
 
 class ConvReLU2d(nn.Conv2d):
-    """`relu(conv(x))`; tensor names are those of `nn.Conv2d`."""
+    """`relu(conv(x))`; tensor names are those of `nn.Conv2d`. Without gradients in float32 by `winograd`, if large."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H', W')."""
         if not _in_one_pass(x, self.weight):
             return F.relu(super().forward(x), inplace=True)
+        if _dtype(x) == torch.float32 and worth_winograd(self, x):
+            return winograd_relu(x, self.weight, self.bias)
         tensors = _autocast(x, self.weight, self.bias)
         sizes = [list(pair) for pair in (self.padding, self.stride, self.dilation)]
         result: Tensor = torch.ops.mkldnn._convolution_pointwise(*tensors, *sizes, self.groups, "relu", [], "")
