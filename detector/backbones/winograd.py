@@ -2,8 +2,9 @@
 Convolutional Neural Networks", CVPR 2016, section 4.1: Winograd's F(2 x 2, 3 x 3)).
 
 GPUs' libraries choose it by themselves, PyTorch on x86 does not. Four cells of the result are sums of 16 products of
-sums of inputs with sums of weights. For all tiles of four cells and all channels these are 16 matrix products, which take
-most of the time: VGG16's conv4_2 takes two thirds of the time, and errs less than by oneDNN, whose sums are longer.
+sums of inputs with sums of weights. For all tiles of four cells and all channels these are 16 matrix products, which
+take most of the time: VGG16's conv4_2 takes two thirds of the time, and errs less than by oneDNN, whose sums are
+longer.
 
 H x W cells, C channels in, D out, N x M tiles.
 """
@@ -34,7 +35,7 @@ def winograd_relu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """ReLU of the convolution of `x` (B, C, H, W) with `weight` (D, C, 3, 3), padded by a cell: (B, D, H, W), channels
     last in memory. Has no gradient."""
     batch, channels, height, width = x.shape
-    transform = weight.new_tensor(_WEIGHTS)
+    transform = torch.tensor(_WEIGHTS)  # on CPUs, in float32
     weights = torch.einsum("ia,jb,dcab->ijdc", transform, transform, weight).flatten(0, 1).contiguous()  # (16, D, C)
     result = x.new_empty(batch, height, width, len(weight))
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1 + width % 2, 1, 1 + height % 2))
