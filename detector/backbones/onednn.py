@@ -21,7 +21,7 @@ class ConvReLU2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H', W')."""
-        if not _in_one_pass(x, self.weight):
+        if not _in_one_pass(x, self.weight, self.bias):
             return F.relu(super().forward(x), inplace=True)
         if _dtype(x) == torch.float32 and worth_winograd(self, x):
             return winograd_relu(x, self.weight, self.bias)
@@ -55,7 +55,7 @@ def conv2d_with_constants(
 
 def linear_relu(layer: nn.Linear, x: Tensor) -> Tensor:
     """`relu(layer(x))` of `x` (R, in)."""
-    if not _in_one_pass(x, layer.weight):
+    if not _in_one_pass(x, layer.weight, layer.bias):
         if _dtype(x) == torch.float32:
             return F.relu(_Linear.apply(x, layer.weight, layer.bias))
         return F.relu(layer(x))
@@ -83,9 +83,10 @@ class _Linear(torch.autograd.Function):
         )
 
 
-def _in_one_pass(x: Tensor, weight: Tensor) -> bool:
+def _in_one_pass(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether oneDNN's functions with ReLU may be called, which have no gradients."""
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+    trained = any(tensor is not None and tensor.requires_grad for tensor in (x, weight, bias))
+    if torch.is_grad_enabled() and trained:
         return False
     return _dtype(x) is not None
 

@@ -105,7 +105,12 @@ def test_in_frozen_layers_only(used):
     layer, x = ConvReLU2d(128, 256, 3, padding=1), torch.randn(1, 128, 24, 24)
     layer(x).sum().backward()
     assert used == []
+    layer.zero_grad()
     layer.requires_grad_(False)(x)
     assert len(used) == 1
-    layer(x.requires_grad_()).sum().backward()
+    layer.bias.requires_grad_()
+    layer(x).sum().backward()
+    assert layer.bias.grad.abs().sum() > 0
+    layer.requires_grad_(False)(x.requires_grad_()).sum().backward()
+    assert x.grad.abs().sum() > 0
     assert len(used) == 1
