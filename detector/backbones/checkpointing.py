@@ -24,7 +24,7 @@ def run_stage(modules: Sequence[nn.Module], x: Tensor, checkpointed: bool) -> Te
     def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         return nullcontext(), _statistics_kept(modules)
 
-    if not (checkpointed and torch.is_grad_enabled() and (x.requires_grad or _trained(modules))):
+    if not (checkpointed and needs_gradients(modules, x)):
         return run(x)
     if torch.compiler.is_compiling():  # the compiled second pass has no side effects
         return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
@@ -32,8 +32,10 @@ def run_stage(modules: Sequence[nn.Module], x: Tensor, checkpointed: bool) -> Te
     return result
 
 
-def _trained(modules: Sequence[nn.Module]) -> bool:
-    return any(parameter.requires_grad for module in modules for parameter in module.parameters())
+def needs_gradients(modules: Sequence[nn.Module], x: Tensor) -> bool:
+    """Whether a backward pass may come through `modules` on `x`."""
+    tensors = (x, *(parameter for module in modules for parameter in module.parameters()))
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 @contextmanager

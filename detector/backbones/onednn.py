@@ -94,12 +94,22 @@ def _in_one_pass(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 def _dtype(x: Tensor) -> torch.dtype | None:
     """In which type oneDNN's own functions compute a layer of `x`; None where they may not be called: it is not their
     device or type, or a compiler looks, which sees through other functions."""
-    if x.device.type != "cpu" or x.numel() == 0 or torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if not runs_by_itself_on_cpu(x):
         return None
     if not (torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)):
         return None
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+    dtype = cpu_dtype(x)
     return dtype if dtype == torch.float32 or (dtype == torch.bfloat16 and bfloat16_runs()) else None
+
+
+def runs_by_itself_on_cpu(x: Tensor) -> bool:
+    """Whether layers of `x` run on the CPU as they are called, not seen by what makes one graph for all sizes."""
+    return x.device.type == "cpu" and x.numel() > 0 and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+
+
+def cpu_dtype(x: Tensor) -> torch.dtype:
+    """The type in which convolutions and linear layers of `x` compute on CPUs, under autocast or without."""
+    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
 
 
 def bfloat16_runs() -> bool:

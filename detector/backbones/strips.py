@@ -11,20 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from detector.backbones.checkpointing import needs_gradients
+from detector.backbones.onednn import cpu_dtype, runs_by_itself_on_cpu
+
 _STRIP = 28 * 2**20
 """Bytes of a map that a strip may have. Blocks of up to 32 MB are kept by glibc, if it is asked to."""
 
 
 def worth_strips(block: Sequence[nn.Module], x: Tensor) -> bool:
     """Whether `pooled_in_strips` can compute `block` on `x`, and is faster than layer by layer."""
-    seen = torch.compiler.is_compiling() or torch.jit.is_tracing()  # by what makes one graph for all sizes
-    if seen or x.device.type != "cpu" or x.numel() == 0 or not isinstance(block[-1], nn.MaxPool2d):
+    if not runs_by_itself_on_cpu(x) or not isinstance(block[-1], nn.MaxPool2d) or needs_gradients(block, x):
         return False
-    modules = [module for part in block for module in part.modules()]
-    if any(isinstance(module, _BatchNorm) and module.training for module in modules):
-        return False
-    tensors = [x, *(parameter for part in block for parameter in part.parameters())]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+    if any(isinstance(layer, _BatchNorm) and layer.training for layer in block):
         return False
     return len(x) * x.shape[2] * _bytes_of_a_row(block, x) > _STRIP
 
@@ -66,8 +64,7 @@ def _convolutions(block: Sequence[nn.Module]) -> list[nn.Conv2d]:
 
 def _bytes_of_a_row(block: Sequence[nn.Module], x: Tensor) -> int:
     """Of the largest map of one image."""
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-    return max(layer.out_channels for layer in _convolutions(block)) * x.shape[3] * dtype.itemsize
+    return max(layer.out_channels for layer in _convolutions(block)) * x.shape[3] * cpu_dtype(x).itemsize
 
 
 def _strips(height: int, most: int) -> Iterator[tuple[int, int]]:

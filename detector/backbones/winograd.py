@@ -42,8 +42,8 @@ def winograd_relu(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     most = max(1, _BYTES // (16 * -(-width // 2) * channels * x.element_size()))
     for image, maps in zip(result, padded, strict=True):
         for first in range(0, height, 2 * most):
-            rows = slice(first, first + 2 * most)
-            _convolve(maps[first : first + 2 * most + 2], weights, bias, image[rows])
+            last = first + 2 * most
+            _convolve(maps[first : last + 2], weights, bias, image[first:last])
     return result.permute(0, 3, 1, 2)
 
 

@@ -261,7 +261,7 @@ def test_the_papers_anchors_on_voc2007(voc2007: SplitTruth) -> None:
     result = audit(
         AnchorConfig(), [16], ImageConfig(), voc2007.sizes, objects.box[easy], objects.image_id[easy], rpn=RPNConfig()
     )
-    assert time.process_time() - start < 60
+    assert time.process_time() - start < 20
     assert (result.images, result.objects) == (5011, 12608)
     tall = next(anchor for anchor in result.anchors if (anchor.scale, anchor.aspect_ratio) == (32, 2))
     assert (round(tall.width), round(tall.height)) == (362, 724)
