@@ -15,6 +15,7 @@ from torchvision.ops import batched_nms
 from detector import boxes as box_ops
 from detector import losses
 from detector.anchors import AnchorConfig, AnchorGenerator
+from detector.backbones.base import evaluate_in_float32
 from detector.backbones.onednn import ConvReLU2d
 from detector.checks import check_choices, check_range
 from detector.errors import InputError
@@ -110,6 +111,10 @@ class RPNConfig:
             check_range(f"rpn.{key}", getattr(self, key), 0)
 
 
+_FEW_CHANNELS = 128
+"""Up to here the 3 x 3 convolution takes so little time that bfloat16 saves none of the detector's in evaluation."""
+
+
 class RPNHead(nn.Module):
     """3x3 convolutions, then 1x1 convolutions for objectness and deltas, shared by all levels.
 
@@ -122,6 +127,7 @@ class RPNHead(nn.Module):
     def __init__(self, in_channels: int, anchors_per_location: int, config: RPNConfig) -> None:
         super().__init__()
         hidden = config.hidden_channels or in_channels
+        self.narrow = max(in_channels, hidden) <= _FEW_CHANNELS
         self.softmax = config.objectness == "softmax"
         self.conv = ConvReLU2d(in_channels, hidden, kernel_size=3, padding=1)
         self.deeper = nn.ModuleList(
@@ -140,9 +146,7 @@ class RPNHead(nn.Module):
         """
         logits, deltas = [], []
         for level in features:
-            hidden = self.conv(level)
-            for convolution in self.deeper:
-                hidden = convolution(hidden)
+            hidden = evaluate_in_float32(self, level, self._hidden) if self.narrow else self._hidden(level)
             # bfloat16 tells few scores apart, which costs ranks, and it saves no time in layers as small as these.
             with torch.autocast(hidden.device.type, enabled=False):
                 hidden = hidden.float()
@@ -154,6 +158,11 @@ class RPNHead(nn.Module):
             logits.append(scores)
             deltas.append(offsets)
         return logits, deltas
+
+    def _hidden(self, level: Tensor) -> Tensor:
+        for convolution in (self.conv, *self.deeper):
+            level = convolution(level)
+        return level
 
 
 class RPNOutput(NamedTuple):

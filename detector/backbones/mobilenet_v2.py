@@ -4,7 +4,15 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2
 
-from detector.backbones.base import BackboneConfig, Body, BoxHead, SingleLevel, new_box_head, norm_layer
+from detector.backbones.base import (
+    BackboneConfig,
+    Body,
+    BoxHead,
+    SingleLevel,
+    evaluate_in_float32,
+    new_box_head,
+    norm_layer,
+)
 from detector.backbones.folding import fold_frozen_norms
 from detector.backbones.fpn import FeaturePyramid
 
@@ -33,6 +41,9 @@ class MobileNetV2Body(Body):
         self.channels = _CHANNELS[1:depth]
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        return evaluate_in_float32(self, images, self._maps)
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
         maps = []
         x = images
         for stage in self.stages():

@@ -6,7 +6,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import MobileNetV3
 
-from detector.backbones.base import BackboneConfig, Body, BoxHead, new_box_head, norm_layer
+from detector.backbones.base import BackboneConfig, Body, BoxHead, evaluate_in_float32, new_box_head, norm_layer
 from detector.backbones.folding import fold_frozen_norms
 from detector.backbones.fpn import FeaturePyramid
 
@@ -29,6 +29,9 @@ class MobileNetV3Body(Body):
         self.features = network.features
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        return evaluate_in_float32(self, images, self._maps)
+
+    def _maps(self, images: Tensor) -> list[Tensor]:
         maps = []
         x = images
         for index, stage in enumerate(self.stages()):
