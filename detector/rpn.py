@@ -146,7 +146,8 @@ class RPNHead(nn.Module):
         """
         logits, deltas = [], []
         for level in features:
-            hidden = evaluate_in_float32(self, level, self._hidden) if self.narrow else self._hidden(level)
+            exact = self.narrow and level.dtype == torch.float32  # other features have lost that precision already
+            hidden = evaluate_in_float32(self, level, self._hidden) if exact else self._hidden(level)
             # bfloat16 tells few scores apart, which costs ranks, and it saves no time in layers as small as these.
             with torch.autocast(hidden.device.type, enabled=False):
                 hidden = hidden.float()
