@@ -15,7 +15,7 @@ from torchvision.ops import batched_nms
 from detector import boxes as box_ops
 from detector import losses
 from detector.anchors import AnchorConfig, AnchorGenerator
-from detector.backbones.base import evaluate_in_float32
+from detector.backbones.evaluation_precision import evaluate_in_float32
 from detector.backbones.onednn import ConvReLU2d
 from detector.checks import check_choices, check_range
 from detector.errors import InputError

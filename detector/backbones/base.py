@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -93,20 +93,6 @@ class BackboneConfig:
 
 
 _MOST_DEVIATIONS = 64
-
-Result = TypeVar("Result")
-
-
-def evaluate_in_float32(module: nn.Module, x: Tensor, run: Callable[[Tensor], Result]) -> Result:
-    """`run(x)`, in float32 under autocast too where `module` evaluates on a CPU.
-
-    For layers that bfloat16 makes hardly faster there without gradients, depthwise networks and narrow ones: its errors
-    in the features change which proposals survive, and with them the AP of a small set by more than half a point.
-    """
-    if module.training or x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-        return run(x)
-    with torch.autocast("cpu", enabled=False):
-        return run(x.float())
 
 
 class FrozenBatchNorm2d(nn.Module):

@@ -4,15 +4,8 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2
 
-from detector.backbones.base import (
-    BackboneConfig,
-    Body,
-    BoxHead,
-    SingleLevel,
-    evaluate_in_float32,
-    new_box_head,
-    norm_layer,
-)
+from detector.backbones.base import BackboneConfig, Body, BoxHead, SingleLevel, new_box_head, norm_layer
+from detector.backbones.evaluation_precision import evaluate_in_float32
 from detector.backbones.folding import fold_frozen_norms
 from detector.backbones.fpn import FeaturePyramid
 

@@ -291,36 +291,3 @@ def test_float32_up_to_an_ill_conditioned_norm(tmp_path):
     state["body.features.2.conv.0.1.running_mean"][5] = 63.0
     backbone.load_state_dict(state)
     assert not any(module.float32 for module in backbone.modules() if isinstance(module, FrozenBatchNorm2d))
-
-
-@pytest.mark.parametrize("name", ["mobilenet_v2_c4", "mobilenet_v2_fpn", "mobilenet_v3_large_fpn", "resnet18_c4"])
-def test_depthwise_bodies_evaluate_in_float32_on_cpus(name: Any) -> None:
-    """Under autocast their maps are those without; in training, and of other networks, they are bfloat16."""
-    torch.manual_seed(0)
-    config = BackboneConfig(name, weights=None, frozen_stages=0, norm="batch")
-    backbone, _ = build_backbone(config, load_weights=False)
-    body = backbone.body
-    for norm in (module for module in body.modules() if isinstance(module, nn.BatchNorm2d)):
-        nn.init.uniform_(norm.weight, 0.5, 2)
-    x = torch.rand(2, 3, 64, 96)
-    with torch.no_grad():
-        expected = body.eval()(x)
-        with torch.autocast("cpu", torch.bfloat16):
-            found = body(x)
-            trained = body.train()(x)
-    assert {level.dtype for level in trained} == {torch.bfloat16}
-    if name == "resnet18_c4":
-        assert found[-1].dtype == torch.bfloat16
-        return
-    for one, other in zip(found, expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
-
-
-def test_float32_evaluation_leaves_bfloat16_networks_alone() -> None:
-    """`--trainer.precision bf16-true` has no autocast, and weights that take bfloat16 only."""
-    config = BackboneConfig("mobilenet_v2_c4", weights=None, frozen_stages=0, norm="batch")
-    backbone, _ = build_backbone(config, load_weights=False)
-    backbone.to(torch.bfloat16).eval()
-    with torch.no_grad():
-        (level,) = backbone(torch.rand(1, 3, 32, 32).bfloat16())
-    assert level.dtype == torch.bfloat16

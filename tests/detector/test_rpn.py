@@ -49,28 +49,6 @@ def network(
 # The head
 
 
-@pytest.mark.parametrize("channels, exact", [(128, True), (129, False)])
-def test_narrow_heads_evaluate_in_float32(channels: int, exact: bool) -> None:
-    """Under autocast on the CPU, of float32 features; in training they compute in bfloat16."""
-    torch.manual_seed(0)
-    head = RPNHead(channels, 3, RPNConfig(conv_depth=2, init_std=0.05))
-    level = torch.rand(1, channels, 5, 7)
-    with torch.no_grad():
-        expected = head([level])[0][0]
-        found = {}
-        for training in (False, True):
-            head.train(training)
-            with torch.autocast("cpu", torch.bfloat16):
-                found[training] = head([level])[0][0]
-    assert found[False].dtype == torch.float32
-    assert torch.equal(found[False], expected) == exact
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        of_rounded = head.eval()([level.bfloat16()])[0][0]
-    assert torch.equal(of_rounded, found[True])
-    assert not torch.equal(found[True], expected)
-    torch.testing.assert_close(found[True], expected, rtol=0.05, atol=0.05)
-
-
 @pytest.mark.parametrize("objectness", ["sigmoid", "softmax"])
 @pytest.mark.parametrize("anchor", [0, 4])
 def test_outputs_are_flattened_in_the_anchors_order(objectness: str, anchor: int) -> None:
