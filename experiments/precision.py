@@ -2,7 +2,6 @@
 
 import inspect
 from functools import wraps
-from pathlib import Path
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -11,14 +10,7 @@ from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator, XLAA
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-# Of a CPU, best first: its name in torch.cpu.get_capabilities and in /proc/cpuinfo, and for people.
-_CPU_BFLOAT16 = (
-    ("amx_bf16", "AMX"),
-    ("avx512_bf16", "AVX-512 BF16"),
-    ("sve_bf16", "SVE BF16"),
-    ("svebf16", "SVE BF16"),
-    ("bf16", "NEON BF16"),
-)
+from detector.kernels.processor import cpu_bfloat16
 
 
 def _signature_with_auto() -> inspect.Signature:
@@ -67,25 +59,6 @@ def automatic_precision(accelerator: Any = "auto", devices: Any = "auto") -> tup
     if kind == "cuda" and CUDAAccelerator.is_available():
         return _gpu_precision(devices)
     return "32-true", f"nothing is known of mixed precision on the accelerator {kind}"
-
-
-def cpu_bfloat16() -> str | None:
-    """The CPU's instructions for bfloat16 that torch's convolutions use, by name; None: it has none.
-
-    Without them bfloat16 is emulated, and slower than float32.
-    """
-    if not torch.backends.mkldnn.is_available():
-        return None
-    flags = _cpu_flags()
-    return next((name for flag, name in _CPU_BFLOAT16 if flag in flags), None)
-
-
-def _cpu_flags(cpuinfo: str = "/proc/cpuinfo") -> set[str]:
-    if hasattr(torch.cpu, "get_capabilities"):
-        return {name for name, value in torch.cpu.get_capabilities().items() if value is True}
-    path = Path(cpuinfo)  # older torch
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return set(next((line.split(":")[1].split() for line in lines if line.startswith(("flags", "Features"))), []))
 
 
 def _gpu_precision(devices: Any) -> tuple[str, str]:

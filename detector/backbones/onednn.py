@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detector.backbones.winograd import winograd_relu, worth_winograd
+from detector.kernels.processor import cpu_bfloat16
 
 
 class ConvReLU2d(nn.Conv2d):
@@ -113,8 +114,8 @@ def cpu_dtype(x: Tensor) -> torch.dtype:
 
 
 def bfloat16_runs() -> bool:
-    """Whether oneDNN takes bfloat16 on this processor (AVX-512 on x86)."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether oneDNN computes bfloat16 on this processor by instructions for it."""
+    return cpu_bfloat16() is not None and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:

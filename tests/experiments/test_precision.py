@@ -7,8 +7,8 @@ import torch
 import yaml
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 
-from experiments import precision
-from experiments.precision import automatic_precision, cpu_bfloat16, resolve_precision
+from detector.kernels import processor
+from experiments.precision import automatic_precision, resolve_precision
 
 
 @pytest.fixture
@@ -17,7 +17,8 @@ def machine(monkeypatch):
 
     def make(flags: set[str] = frozenset(), gpus: list[tuple[int, int]] | None = None, mps: bool = False) -> None:
         gpus = gpus or []
-        monkeypatch.setattr(precision, "_cpu_flags", lambda: flags)
+        monkeypatch.setattr(processor, "_processor_flags", lambda: frozenset(flags))
+        monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
         monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: mps))
         monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: bool(gpus)))
         monkeypatch.setattr(CUDAAccelerator, "auto_device_count", staticmethod(lambda: len(gpus)))
@@ -43,12 +44,6 @@ def machine(monkeypatch):
 def test_cpus(machine, flags, chosen, reason) -> None:
     machine(flags)
     assert automatic_precision("cpu") == automatic_precision("auto") == (chosen, reason)
-
-
-def test_without_onednn_bfloat16_is_emulated(machine, monkeypatch) -> None:
-    machine({"avx512_bf16"})
-    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert cpu_bfloat16() is None
 
 
 @pytest.mark.parametrize(
@@ -89,16 +84,6 @@ def test_anything_else_stays_as_it_is(machine, caplog) -> None:
     machine({"amx_bf16"})
     assert [resolve_precision(value, "cpu") for value in ("16-mixed", 64, None)] == ["16-mixed", 64, None]
     assert caplog.text == ""
-
-
-def test_flags_of_the_kernel_where_torch_has_none(monkeypatch, tmp_path) -> None:
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    file = tmp_path / "cpuinfo"
-    file.write_text("processor\t: 0\nflags\t\t: fpu avx2 avx512_bf16\n\nprocessor\t: 1\nflags\t\t: fpu\n")
-    assert precision._cpu_flags(str(file)) == {"fpu", "avx2", "avx512_bf16"}
-    file.write_text("Features\t: asimd bf16 svebf16\n")
-    assert precision._cpu_flags(str(file)) == {"asimd", "bf16", "svebf16"}
-    assert precision._cpu_flags(str(tmp_path / "none")) == set()
 
 
 def test_a_run_keeps_what_was_chosen(machine, frcnn, tiny_config, mini_voc, tmp_path, caplog) -> None:

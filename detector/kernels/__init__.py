@@ -1,0 +1,1 @@
+"""How the detector is computed fast on the machine at hand."""
