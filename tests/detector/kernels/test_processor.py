@@ -109,8 +109,6 @@ def test_the_limit_holds_for_onednn_itself() -> None:
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     command = [sys.executable, "-c", program]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
-    )
     assert result.stdout.split() == ["None", "False", "False"]
 
 
