@@ -38,6 +38,8 @@ STEPS = (
     "the detector's own layers on step 3's proposals",
 )
 
+NEEDS_LENGTH = "alternating training needs its length: give --trainer.max_epochs or --trainer.max_steps"
+
 
 @dataclass
 class AlternatingConfig:
@@ -182,7 +184,7 @@ class AlternatingTraining(nn.Module):
             raise InputError("--trainer.strategy: alternating training works on one device or with ddp")
         total = trainer.estimated_stepping_batches
         if math.isinf(total):
-            raise InputError("alternating training needs its length: give --trainer.max_epochs or --trainer.max_steps")
+            raise InputError(NEEDS_LENGTH)
         ends = step_ends(self.config.step_shares, int(total))
         if self.ends and self.ends != ends:
             raise InputError(

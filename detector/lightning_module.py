@@ -14,7 +14,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from detector.alternating import AlternatingConfig, AlternatingTraining, Proposer, TrainingScheme
+from detector.alternating import NEEDS_LENGTH, AlternatingConfig, AlternatingTraining, Proposer, TrainingScheme
 from detector.anchors import AnchorConfig
 from detector.backbones.base import BackboneConfig
 from detector.compilation import CompileMode, check_compile_mode, compile_networks
@@ -250,9 +250,19 @@ class FasterRCNNModule(pl.LightningModule):
         new_layers = [layer for layer in self.modules() if isinstance(layer, RegionProposalNetwork | BoxPredictor)]
         optimizer = build_optimizer(parameter_groups(self, new_layers, self.optimizer_config), self.optimizer_config)
         steps = self.alternating.plan(self.trainer) if self.alternating else self.trainer.estimated_stepping_batches
-        factor = lr_factor(self.optimizer_config, int(steps))
+        factor = lr_factor(self.optimizer_config, steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def check_endless(self) -> None:
+        """Check that a training that only time or early stopping ends is possible.
+
+        Raises:
+            InputError: The schedule or the training scheme needs the training's length.
+        """
+        if self.alternating is not None:
+            raise InputError(NEEDS_LENGTH)
+        lr_factor(self.optimizer_config, math.inf)
 
     def configure_callbacks(self) -> list[pl.Callback]:
         """Averaged weights, where asked for."""

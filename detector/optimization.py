@@ -32,7 +32,8 @@ class OptimizerConfig:
         warmup_steps: Steps over which the learning rate rises linearly (py-faster-rcnn: 0; torchvision, detectron2: up
             to 1000).
         warmup_start: Its first value relative to `lr` (torchvision, detectron2: 0.001).
-        schedule: `step` (times `gamma` at each milestone), `cosine` (to 0 at the end) or `constant`.
+        schedule: `step` (times `gamma` at each milestone), `cosine` (to 0 at the end) or `constant`; only `constant`
+            needs no length of the training, such as `--trainer.max_epochs`.
         milestones: Where `step` drops, as fractions of all steps; py-faster-rcnn: 50,000 of 70,000.
         gamma: Factor at each milestone.
         ema_decay: Decay of an exponential moving average of the weights, with which a run is validated and saved; 0:
@@ -68,8 +69,23 @@ class OptimizerConfig:
         check_range("optimizer.warmup_start", self.warmup_start, 0, 1)
 
 
-def lr_factor(config: OptimizerConfig, total_steps: int) -> Callable[[int], float]:
-    """Learning rate relative to `lr` as a function of the step, warm-up included."""
+def lr_factor(config: OptimizerConfig, total_steps: float) -> Callable[[int], float]:
+    """Learning rate relative to `lr` as a function of the step, warm-up included.
+
+    Args:
+        config: The schedule.
+        total_steps: Optimiser steps of the whole training; infinite where only time or early stopping ends it.
+
+    Raises:
+        InputError: The schedule needs a length, and there is none.
+    """
+    drops = config.schedule == "cosine" or (config.schedule == "step" and config.milestones)
+    if math.isinf(total_steps) and drops:
+        raise InputError(
+            f"optimizer.schedule: {config.schedule} needs the training's length: give --trainer.max_epochs or "
+            "--trainer.max_steps, beside which max_time and early stopping may end it sooner, or "
+            "--model.optimizer.schedule constant"
+        )
 
     def factor(step: int) -> float:
         progress = min(step / max(total_steps, 1), 1.0)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import yaml
 from jsonargparse import Namespace
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ModelSummary
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ModelSummary, Timer
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins import CheckpointIO
@@ -106,8 +106,10 @@ class DetectorCLI(LightningCLI):
     def before_fit(self) -> None:
         """Read the data before Lightning makes the run's folder, so that bad data leaves none behind.
 
-        The same for a compiler that is not there.
+        The same for a compiler that is not there, and for a schedule without a length.
         """
+        if _is_endless(self.trainer):
+            self.model.check_endless()
         self._read_data("fit")
 
     def before_validate(self) -> None:
@@ -221,6 +223,12 @@ def run_lightning(arguments: list[str]) -> None:
         parser_kwargs={"exit_on_error": False},
         args=[arguments[0], *rest],
     )
+
+
+def _is_endless(trainer: pl.Trainer) -> bool:
+    """Whether only time or early stopping ends a training."""
+    timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    return trainer.max_steps == -1 and (trainer.max_epochs == -1 or (trainer.max_epochs is None and timed))
 
 
 def _with_atomic_checkpoints(plugins: Any) -> list[Any]:

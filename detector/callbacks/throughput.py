@@ -24,6 +24,10 @@ class Throughput(pl.Callback):
         self._seconds = 0.0
         self._last = 0.0
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the clock of a training that goes on in the middle of an epoch, too."""
+        self._last = time.perf_counter()
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock; loading the first batch counts."""
         self._last = time.perf_counter()

@@ -1,6 +1,6 @@
 """Parameter groups, learning rates at given steps, and averaged weights, by hand."""
 
-from math import cos, pi
+from math import cos, inf, pi
 from types import SimpleNamespace
 from typing import Any
 
@@ -108,6 +108,18 @@ def test_constant() -> None:
     factor = lr_factor(OptimizerConfig(schedule="constant", warmup_steps=2, warmup_start=0.5), 10)
     assert [factor(step) for step in (0, 1, 2, 9)] == [0.5, 0.75, 1, 1]
     assert lr_factor(OptimizerConfig(warmup_steps=0), 0)(0) == 1  # nothing to train: no division by zero
+
+
+def test_schedule_without_a_length() -> None:
+    for config in (
+        OptimizerConfig(schedule="constant", warmup_steps=2),
+        OptimizerConfig(milestones=[], warmup_steps=2),
+    ):
+        factor = lr_factor(config, inf)
+        assert [factor(step) for step in (2, 10**9)] == [1, 1]
+    for config in (OptimizerConfig(schedule="cosine"), OptimizerConfig()):
+        with pytest.raises(InputError, match=f"schedule: {config.schedule} needs the training's length.*max_epochs"):
+            lr_factor(config, inf)
 
 
 class Counter(pl.LightningModule):
