@@ -37,15 +37,17 @@ TRAINER_DEFAULTS = {"use_distributed_sampler": False, "log_every_n_steps": 20}
 class ConfigFile(SaveConfigCallback):
     """Write the resolved configuration into the run folder: `config.yaml`, and beside it one file per resumption."""
 
+    def __init__(self, *args: Any, run_folder: Path, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.run_folder = run_folder  # loggers have folders of their own, or none
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Write once, at the start of a training."""
-        log_dir = trainer.log_dir  # a broadcast: on all ranks
-        if trainer.is_global_zero and stage == "fit" and not self.already_saved and log_dir is not None:
-            folder = Path(log_dir)
-            folder.mkdir(parents=True, exist_ok=True)
+        if trainer.is_global_zero and stage == "fit" and not self.already_saved:
+            self.run_folder.mkdir(parents=True, exist_ok=True)
             names = ["config.yaml", *(f"config_resumed_{n}.yaml" for n in range(1, 10_000))]
-            name = next(name for name in names if not (folder / name).exists())
-            self.parser.save(self.config, folder / name, skip_none=False, multifile=False)
+            name = next(name for name in names if not (self.run_folder / name).exists())
+            self.parser.save(self.config, self.run_folder / name, skip_none=False, multifile=False)
             self.already_saved = True
 
 
@@ -165,6 +167,7 @@ class DetectorCLI(LightningCLI):
         """Add the logger and the callbacks of the run folder."""
         config = self.config[self.subcommand].trainer
         self.trainer_defaults["callbacks"] = self._callbacks(config)
+        self.save_config_kwargs["run_folder"] = self.run_folder
         if config.logger in (None, True):
             kwargs["logger"] = TensorBoardLogger(
                 str(self.run_folder.parent.parent),
@@ -191,7 +194,7 @@ class DetectorCLI(LightningCLI):
             return callbacks
         callbacks += [Throughput(config.log_every_n_steps or 20), ModelSummary(max_depth=2), AnchorWarnings()]
         callbacks += [CellProgress(self.run_folder)] if axes else []
-        if config.logger is not False:
+        if config.logger not in (False, []):
             callbacks += [LearningRateMonitor(logging_interval="step"), DetectionImages()]
         if config.enable_checkpointing is not False:
             folder = self.run_folder / "checkpoints"

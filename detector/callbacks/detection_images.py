@@ -1,4 +1,4 @@
-"""A fixed set of validation images in TensorBoard, with ground truth and detections."""
+"""A fixed set of validation images in TensorBoard or another logger, with ground truth and detections."""
 
 from typing import Any
 
@@ -14,7 +14,8 @@ class DetectionImages(pl.Callback):
     """Log the first validation images at every validation, as `val_images/<file name>`.
 
     Ground truth is white and dashed, detections coloured by class. The same images each time, so that the slider of
-    TensorBoard shows the detector learning.
+    TensorBoard shows the detector learning. Of other loggers those get them that have Weights & Biases' `log_image`;
+    without a logger that takes images nothing is drawn.
 
     Args:
         images: How many.
@@ -35,15 +36,16 @@ class DetectionImages(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw the images of this batch that belong to the set."""
-        logger = trainer.logger
-        if trainer.sanity_checking or not trainer.is_global_zero or not isinstance(logger, TensorBoardLogger):
+        loggers = [one for one in trainer.loggers if isinstance(one, TensorBoardLogger) or hasattr(one, "log_image")]
+        if trainer.sanity_checking or not trainer.is_global_zero or not loggers:
             return
         assert isinstance(pl_module, FasterRCNNModule)
         # Rank r holds images r, r + world size, ...: the first rank draws its share of the first images.
         for image, target, detections in zip(*batch, outputs["detections"], strict=True):
             if int(target["image_id"]) < self.images:
                 picture = self.draw(image, target, detections, pl_module.class_names)
-                logger.experiment.add_image(f"val_images/{target['file_name']}", picture, trainer.global_step)
+                for logger in loggers:
+                    _log_image(logger, f"val_images/{target['file_name']}", picture, trainer.global_step)
 
     def draw(
         self, image: Tensor, target: dict[str, Any], detections: dict[str, Tensor], class_names: list[str]
@@ -56,3 +58,10 @@ class DetectionImages(pl.Callback):
         colors = [GROUND_TRUTH_COLOR] * len(captions)
         picture = draw_boxes(image, target["boxes"].cpu(), captions, colors, dashed=True)
         return draw_detections(picture, detections, class_names, self.score_threshold)
+
+
+def _log_image(logger: Any, name: str, picture: Tensor, step: int) -> None:
+    if isinstance(logger, TensorBoardLogger):
+        logger.experiment.add_image(name, picture, step)
+    else:
+        logger.log_image(name, [picture.permute(1, 2, 0).numpy()], step)

@@ -97,12 +97,16 @@ class RunFiles(pl.Callback):
         self._log_hyperparameters(trainer, pl_module)
 
     def _log_hyperparameters(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if isinstance(trainer.logger, TensorBoardLogger):
-            names = {*HPARAMS_METRICS, *(name.replace("val/", "test/") for name in HPARAMS_METRICS)}
-            metrics = _finite({k: v for k, v in _metrics(trainer).items() if k in names})
-            # At the step of the last log: at 0, the default, the final numbers would bend every curve back.
-            step = max(trainer.global_step - 1, 0)
-            trainer.logger.log_hyperparams(self.axes | flatten_hparams(pl_module.hparams), metrics, step)
+        names = {*HPARAMS_METRICS, *(name.replace("val/", "test/") for name in HPARAMS_METRICS)}
+        metrics = _finite({k: v for k, v in _metrics(trainer).items() if k in names})
+        # At the step of the last log: at 0, the default, the final numbers would bend every curve back.
+        step = max(trainer.global_step - 1, 0)
+        hparams = self.axes | flatten_hparams(pl_module.hparams)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.log_hyperparams(hparams, metrics, step)
+            else:  # keeps hyperparameters beside the metrics, not in a table of their own
+                logger.log_hyperparams(hparams)
 
     def _keep(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, FasterRCNNModule)

@@ -11,7 +11,7 @@ import torch
 class Throughput(pl.Callback):
     """Log `train/images_per_second` of all devices together, over the steps since the last log, validation excluded.
 
-    At the end of every epoch the logger also gets `train/peak_memory_mib`: the most memory that the first process has
+    At the end of every epoch the loggers also get `train/peak_memory_mib`: the most memory that the first process has
     held so far, on its GPU where it has one, else on the host. It is not among the run's metrics.
 
     Args:
@@ -51,8 +51,10 @@ class Throughput(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the memory."""
-        if trainer.logger is not None and trainer.is_global_zero:
-            trainer.logger.log_metrics({"train/peak_memory_mib": peak_memory(pl_module.device)}, trainer.global_step)
+        if trainer.is_global_zero:
+            memory = {"train/peak_memory_mib": peak_memory(pl_module.device)}
+            for logger in trainer.loggers:
+                logger.log_metrics(memory, trainer.global_step)
 
 
 def peak_memory(device: torch.device) -> float:
