@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from datamodules import image_reading, voc_format
-from datamodules.image_reading import ImageHeader, brief, read_header
+from datamodules.image_reading import USUAL, ImageHeader, Reading, brief, read_header
 from datamodules.parallel import map_files
 from datamodules.voc_format import Annotation, VOCObject, parse_annotation, read_annotation_bytes
 from detector.errors import InputError
@@ -50,10 +50,12 @@ class AnnotationCache:
     Args:
         folder: holds Annotations/.
         cache_dir: from `cache_folder`; None keeps nothing.
+        reading: images of more pixels than that allows have no usable header.
     """
 
-    def __init__(self, folder: Path, cache_dir: Path | None) -> None:
+    def __init__(self, folder: Path, cache_dir: Path | None, reading: Reading = USUAL) -> None:
         self.folder = folder
+        self._reading = reading
         self._file = None
         if cache_dir is not None:
             self._file = cache_dir / "annotations" / f"{_digest(str(folder.resolve()).encode())}.json"
@@ -109,7 +111,16 @@ class AnnotationCache:
                 rows[key] = [*stamp, *astuple(header)]
         if unknown:
             self._save()
-        return found
+        return {path: self._of_allowed_size(path, header) for path, header in found.items()}
+
+    def _of_allowed_size(self, path: Path, header: ImageHeader | InputError) -> ImageHeader | InputError:
+        """The limit is an option, so it is no part of what is kept."""
+        try:
+            if isinstance(header, ImageHeader):
+                self._reading.check_size(path, header.width, header.height)
+            return header
+        except InputError as error:
+            return error
 
     def _key(self, path: Path) -> str:
         return str(path.relative_to(self.folder) if path.is_relative_to(self.folder) else path.absolute())
@@ -143,15 +154,17 @@ class AnnotationStore:
 
     Args:
         option: see `cache_folder`.
+        reading: how images are read.
     """
 
-    def __init__(self, option: str | None = None) -> None:
+    def __init__(self, option: str | None = None, reading: Reading = USUAL) -> None:
+        self._reading = reading
         self.cache_dir = cache_folder(option)
         self._caches: dict[Path, AnnotationCache] = {}
 
     def of(self, folder: Path) -> AnnotationCache:
         """The cache of a dataset folder."""
-        return self._caches.setdefault(folder, AnnotationCache(folder, self.cache_dir))
+        return self._caches.setdefault(folder, AnnotationCache(folder, self.cache_dir, self._reading))
 
     def forget(self) -> None:
         """Free the memory."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datamodules.detection_dataset import DetectionDataset, ImageRecord, Target
-from datamodules.image_reading import read_image
+from datamodules.image_reading import USUAL, Reading, read_image
 from datamodules.made_splits import Member, check_overlap, overlaps
 from datamodules.problems import Problem
 from detector.errors import InputError
@@ -73,11 +73,13 @@ class Policy:
         on_error: what to do about data that cannot be used.
         look_for_cut_images: whether to look at the ends of image files too.
         report: file for the list of what is skipped; None: a temporary file.
+        reading: how image files are decoded.
     """
 
     on_error: OnError
     look_for_cut_images: bool
     report: Path | None
+    reading: Reading = USUAL
 
     def apply(
         self,
@@ -112,7 +114,7 @@ class Policy:
             records[part], found = read([member for member in members if member not in leaked])
             problems += found
             if self.look_for_cut_images:
-                cut = {problem.file: problem for problem in find_cut_images(records[part])}
+                cut = {problem.file: problem for problem in find_cut_images(records[part], self.reading)}
                 records[part] = [record for record in records[part] if str(record.path) not in cut]
                 problems += cut.values()
         broken = [problem for problem in problems if problem.breaks]
@@ -148,13 +150,13 @@ def ends_properly(image: Path) -> bool:
     return start == b"\x89PNG\r\n\x1a\n" and b"IEND\xaeB`\x82" in end
 
 
-def find_cut_images(records: Iterable[ImageRecord]) -> list[Problem]:
+def find_cut_images(records: Iterable[ImageRecord], reading: Reading = USUAL) -> list[Problem]:
     """The images that are cut short: those without the end mark of their format that cannot be decoded either."""
     found: list[Problem] = []
     for record in records:
         try:
             if not ends_properly(record.path):
-                read_image(record.path, record.upright)
+                read_image(record.path, record.upright, reading)
         except (InputError, OSError) as error:
             found.append(Problem(str(record.path), None, "truncated_image", str(error)))
     return found

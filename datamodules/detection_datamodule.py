@@ -21,6 +21,7 @@ from datamodules.bad_data import Leaks, NextImageInstead, OnError, Policy, find_
 from datamodules.batches import Batch, collate
 from datamodules.detection_dataset import DetectionDataset, ImageRecord, Target
 from datamodules.image_cache import CacheKind, check_cache, make_reader
+from datamodules.image_reading import Reading
 from datamodules.made_splits import Member, divide, keep_lists, read_lists
 from datamodules.problems import Problem
 from datamodules.resuming import done_so_far, go_on, start_new_epoch_if_finished
@@ -74,6 +75,9 @@ class DetectionDataModule(pl.LightningDataModule):
         cache_images: Keep decoded training images: none, memory (shared by the workers; height x width x 3 bytes for
             each image and process) or disk (as many bytes, used again by later runs).
         image_cache_dir: Folder of cache_images disk; default: ~/.cache/frcnn/images, or images/ in FRCNN_CACHE_DIR.
+        bit_depth: Bits of the values in 16-bit images: 12 for a 12-bit camera, whose images are nearly black otherwise.
+            A checkpoint keeps it, and frcnn predict reads images by it.
+        max_pixels: Images with more pixels (width x height) are refused, before they are decoded.
 
     Raises:
         InputError: for bad values; `setup` raises it for anything wrong with the files.
@@ -98,8 +102,12 @@ class DetectionDataModule(pl.LightningDataModule):
         group_by_aspect: bool = False,
         cache_images: CacheKind = "none",
         image_cache_dir: str | None = None,
+        bit_depth: int = 16,
+        max_pixels: int = Reading.max_pixels,
     ) -> None:
         super().__init__()
+        self.reading = Reading(bit_depth, max_pixels)
+        self.save_hyperparameters({"bit_depth": bit_depth}, logger=False)  # into checkpoints, for `frcnn predict`
         # Fewer evaluation images than ranks leave a rank without any, which Lightning refuses unless told so.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.root = Path(root).expanduser()
@@ -119,7 +127,7 @@ class DetectionDataModule(pl.LightningDataModule):
         self.cache_images = cache_images
         self.image_cache_dir = image_cache_dir
         self._check_values()
-        self._store = AnnotationStore(annotation_cache)
+        self._store = AnnotationStore(annotation_cache, self.reading)
         self._made: dict[str, list[Member]] = {}
         self._new_lists: dict[str, list[str]] = {}
         self._datasets: dict[str, DetectionDataset] = {}
@@ -228,13 +236,14 @@ class DetectionDataModule(pl.LightningDataModule):
     ) -> None:
         """Make the datasets of parts, or raise InputError with all that is wrong."""
         folder = self.report_folder
-        policy = Policy(self.on_error, look_for_cut_images, folder / report if folder is not None else None)
+        where = folder / report if folder is not None else None
+        policy = Policy(self.on_error, look_for_cut_images, where, self.reading)
         members = {part: self._members(part) for part in parts}
         for part, records in policy.apply(members, self._read_members, leaks or Leaks()).items():
             if part not in self._given():
                 raise InputError(f"no {part} splits are given; set --data.{part}_splits")
             augmentation = build_augmentation(self.augmentation) if part == "train" else None
-            self._datasets[part] = DetectionDataset(records, self.class_names, augmentation, self.seed)
+            self._datasets[part] = DetectionDataset(records, self.class_names, augmentation, self.seed, self.reading)
             if part == "train":
                 self._cache_images(self._datasets[part])
 

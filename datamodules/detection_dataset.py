@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 
 from datamodules.augmentations import Recipe
 from datamodules.image_cache import Decoder, ImageFile, ImageReader
-from datamodules.image_reading import read_header
+from datamodules.image_reading import USUAL, Reading, read_header
 from datamodules.samples import Sample
 
 
@@ -81,6 +81,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         class_names: names of the classes; the label of class i is i + 1.
         augmentation: from `build_augmentation`; None leaves images alone.
         seed: seed of the augmentation.
+        reading: how image files are read.
     """
 
     def __init__(
@@ -89,11 +90,12 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         class_names: Sequence[str],
         augmentation: Recipe | None = None,
         seed: int = 0,
+        reading: Reading = USUAL,
     ) -> None:
         self.class_names = list(class_names)
         self.augmentation = augmentation
         self.seed = seed
-        self.files = [ImageFile(record.path, record.upright) for record in records]
+        self.files = [ImageFile(record.path, record.upright, reading) for record in records]
         self.read: ImageReader = Decoder(self.files)  # or a cache
         # Flat arrays instead of one object per image: forked workers then share the memory.
         self._starts = np.cumsum([0, *(len(record.boxes) for record in records)])

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.image_reading import read_image
+from datamodules.image_cache import ImageFile
+from datamodules.image_reading import USUAL, Reading, read_header, read_image
 from datamodules.near_duplicates import Fingerprint, copies, fingerprint
 from datamodules.parallel import map_files
 from datamodules.problems import Problem
@@ -37,21 +38,31 @@ class DoctorOptions:
         splits: splits by part ("train", "val", "test"); none: everything, with the parts of splits by their names.
         class_names: the known classes; None: the 20 VOC classes for VOC years, else those found.
         images: whether images are expected and looked at.
+        reading: how image files are read.
     """
 
     root: Path
     splits: Mapping[str, Sequence[str]] = field(default_factory=dict)
     class_names: Sequence[str] | None = None
     images: bool = True
+    reading: Reading = USUAL
 
 
 @dataclass(frozen=True, eq=False)
 class Examined:
-    """One image: what a training would find, and what it looks like (None if it was not decoded)."""
+    """One image: what a training would find, and what it looks like (None if it was not decoded).
+
+    Args:
+        member: which one.
+        image: what a training would find.
+        print: what it looks like.
+        brightest: of an image of 16-bit values the largest one as it is decoded, in 0..255.
+    """
 
     member: ImageKey
     image: CheckedImage
     print: Fingerprint | None
+    brightest: int | None = None
 
     @property
     def file(self) -> Path:
@@ -117,12 +128,14 @@ def examine(options: DoctorOptions) -> Report:
     there |= {ImageKey(folder, member.stem) for folder in folders for member in annotated_members(folder)}
     members = sorted(splits_of if table.chosen else there.union(splits_of))
     jobs = [(member, member.folder not in without) for member in members]
-    found = map_files(partial(_examine_one, class_names=known), jobs, "examining", parallel_from=PARALLEL_FROM)
+    examine_one = partial(_examine_one, class_names=known, reading=options.reading)
+    found = map_files(examine_one, jobs, "examining", parallel_from=PARALLEL_FROM)
     problems = [
         *(problem for one in found for problem in _problems_of(one, not table.splits or one.member in splits_of)),
         *(_no_images(folder) for folder in without if options.images),
         *split_problems(table, {one.member: one.file for one in found}),
-        *_copies(found, splits_of),
+        *_copies(found, splits_of, options.reading),
+        *_dark_images(root, found, options.reading.bit_depth),
     ]
     report = _report(found, table, known)
     problems += _class_problems(root, found, report, known)
@@ -138,13 +151,15 @@ def _images_in(folder: Path) -> set[str]:
     return {path.with_suffix("").as_posix() for path in paths if not path.name.startswith(".")}
 
 
-def _examine_one(job: tuple[ImageKey, bool], class_names: Sequence[str] | None) -> Examined:
+def _examine_one(job: tuple[ImageKey, bool], class_names: Sequence[str] | None, reading: Reading) -> Examined:
     member, look = job
-    image = check_image(member.folder, member.stem, class_names, look)
+    image = check_image(member.folder, member.stem, class_names, look, reading)
     if image.path is None or any(problem.kind == "unreadable_image" for problem in image.problems):
         return Examined(member, image, None)
     try:
-        return Examined(member, image, fingerprint(read_image(image.path, image.upright)))
+        pixels = read_image(image.path, image.upright, reading)
+        brightest = int(pixels.max()) if read_header(image.path).deep else None
+        return Examined(member, image, fingerprint(pixels), brightest)
     except InputError as error:
         problem = Problem(str(image.path), None, "truncated_image", str(error))
         return Examined(member, replace(image, problems=(*image.problems, problem)), None)
@@ -160,7 +175,23 @@ def _no_images(folder: Path) -> Problem:
     return Problem(str(place), None, "missing_image", text)
 
 
-def _copies(found: Sequence[Examined], splits_of: Mapping[ImageKey, Sequence[UsedSplit]]) -> Iterator[Problem]:
+def _dark_images(root: Path, found: Sequence[Examined], bit_depth: int) -> Iterator[Problem]:
+    """Values of 16 bits that use less than half of their range: those of a camera of fewer bits, most often."""
+    levels = [one.brightest for one in found if one.brightest is not None]
+    if not levels or max(levels) >= 128:
+        return
+    needed = bit_depth - 8 + max(levels).bit_length()
+    likely = next(bits for bits in (8, 10, 12, 14, 16) if bits >= needed)
+    text = (
+        f"{root}: all values of its {len(levels)} images of 16 bits are below {2**needed}, less than half of the range "
+        f"of {bit_depth} bits; --data.bit_depth {likely} makes use of it, if the camera has {likely} bits"
+    )
+    yield Problem(str(root), None, "dark_images", text)
+
+
+def _copies(
+    found: Sequence[Examined], splits_of: Mapping[ImageKey, Sequence[UsedSplit]], reading: Reading
+) -> Iterator[Problem]:
     """Pictures with equal content: a leak if they are in splits that must not share images, else a duplicate.
 
     Of a leak the file of the training split is named, as the one to leave out."""
@@ -170,7 +201,8 @@ def _copies(found: Sequence[Examined], splits_of: Mapping[ImageKey, Sequence[Use
         return -max(parts, default=-1)
 
     seen = [(one, one.image.path, one.print) for one in found if one.image.path is not None and one.print is not None]
-    for group in copies([path for _, path, _ in seen], [print_ for _, _, print_ in seen]):
+    files = [ImageFile(path, one.image.upright, reading) for one, path, _ in seen]
+    for group in copies(files, [print_ for _, _, print_ in seen]):
         group.sort(key=rank)
         for position, index in enumerate(group[1:], start=1):
             one, path, _ = seen[index]

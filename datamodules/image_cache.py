@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.annotation_cache import ENVIRONMENT_VARIABLE, cache_folder
-from datamodules.image_reading import read_image
+from datamodules.image_reading import USUAL, Reading, read_image
 from detector.errors import InputError
 
 CacheKind = Literal["none", "memory", "disk"]
@@ -27,10 +27,11 @@ MEMORY_SHARE: Final = 0.8  # of the memory that is free; the rest is for trainin
 
 
 class ImageFile(NamedTuple):
-    """An image file, and whether its EXIF orientation is applied."""
+    """An image file, whether its EXIF orientation is applied, and how it is read."""
 
     path: Path
     upright: bool
+    reading: Reading = USUAL
 
 
 class ImageReader(Protocol):
@@ -102,8 +103,8 @@ class MemoryCache:
 class DiskCache:
     """Decoded pixels as one .npy file for each image, which later runs use too.
 
-    A file's name is a hash of the image's path, size in bytes, time of change and orientation: a changed image is
-    decoded anew.
+    A file's name is a hash of the image's path, size in bytes, time of change, orientation and bit depth: a changed
+    image is decoded anew.
 
     Args:
         files: the image files.
@@ -130,12 +131,13 @@ class DiskCache:
         return image
 
     def _path(self, index: int) -> Path:
-        source, upright = self.files[index]
+        source, upright, reading = self.files[index]
         try:
             state = source.stat()
         except OSError as error:
             raise InputError(f"{source}: cannot be read ({error.strerror})") from error
         key = f"{source.resolve()}|{state.st_size}|{state.st_mtime_ns}|{upright}"
+        key += "" if reading.bit_depth == 16 else f"|{reading.bit_depth}"
         name = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()[:32]
         return self.folder / name[:2] / f"{name}.npy"
 

@@ -1,4 +1,4 @@
-"""Image files -> sizes and pixels.
+"""Image files -> sizes and pixels: the one reader of training, evaluation, prediction, pictures and the doctor.
 
 A camera may store a photograph turned or mirrored, with an EXIF orientation that says how to show it. Boxes are in the
 frame that the annotation tool showed: the stored pixels in older tools (VOC's own), the upright picture in most of
@@ -8,18 +8,60 @@ today's, browsers included. The image size that an annotation states tells the t
 from __future__ import annotations
 
 import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile
 
 from detector.errors import InputError
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # half an image under whole boxes must be an error, not a training example
 
-_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+SUFFIXES: Final = (
+    *("jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff"),
+    *("gif", "jfif", "jpe", "avif", "jp2", "ppm", "pgm"),
+)
+"""Of the files that are taken for images where a folder is looked through; of animations the first picture counts."""
+
+_UNREADABLE = (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How image files are read.
+
+    Args:
+        bit_depth: Bits of the values in 16-bit images: those of a 12-bit camera go up to 4095 and would be nearly black
+            among 65,536. Images of 8 bits are what they are.
+        max_pixels: Images with more pixels (width x height) than that are refused, before they are decoded: a file of
+            a few kB can hold an image that fills the memory.
+    """
+
+    bit_depth: int = 16
+    max_pixels: int = 178_956_970
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.bit_depth <= 16:
+            raise InputError(f"--data.bit_depth {self.bit_depth}: must be in 8..16")
+        if self.max_pixels < 1:
+            raise InputError(f"--data.max_pixels {self.max_pixels}: must be at least 1")
+
+    def check_size(self, path: Path, width: int, height: int) -> None:
+        """Raises InputError for an image with more pixels than `max_pixels`."""
+        if width * height > self.max_pixels:
+            raise InputError(
+                f"{path}: has {width} x {height} pixels, {width * height:,} in all; at most {self.max_pixels:,} are "
+                f"read, unless --data.max_pixels {width * height} allows for it"
+            )
+
+
+USUAL: Final = Reading()
 
 
 @dataclass(frozen=True)
@@ -30,11 +72,13 @@ class ImageHeader:
         width: stored pixels.
         height: stored pixels.
         orientation: EXIF orientation in 1..8; 1 is upright, from 5 on the picture is shown turned by a quarter.
+        deep: whether its values have 16 bits.
     """
 
     width: int
     height: int
     orientation: int = 1
+    deep: bool = False
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -43,26 +87,43 @@ class ImageHeader:
 
 
 def read_header(path: Path) -> ImageHeader:
-    """Size and orientation of an image file, without decoding it.
+    """Size and orientation of an image file, without decoding it and whatever its size.
 
     Raises:
         InputError: if the file is no readable image.
     """
     try:
-        with Image.open(path) as image:
-            return ImageHeader(*image.size, _orientation(image))
+        with _opened(path) as image:
+            return _header(image)
     except _UNREADABLE as error:
         raise InputError(f"{path}: not a readable image ({brief(error)})") from error
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) in stored pixels.
+def _header(image: Image.Image) -> ImageHeader:
+    return ImageHeader(*image.size, _orientation(image), _is_deep(image))
 
-    Raises:
-        InputError: as `read_header`.
-    """
-    header = read_header(path)
-    return header.width, header.height
+
+_pillow = threading.Lock()
+_readers = 0
+_limit: int | None = None
+
+
+@contextmanager
+def _opened(source: Path | io.BytesIO) -> Iterator[Image.Image]:
+    """An image as Pillow opens it, without Pillow's own limit on pixels, which no option could raise."""
+    global _readers, _limit
+    with _pillow:
+        if not _readers:
+            _limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        _readers += 1
+    try:
+        with Image.open(source) as image:
+            yield image
+    finally:
+        with _pillow:
+            _readers -= 1
+            if not _readers:
+                Image.MAX_IMAGE_PIXELS = _limit
 
 
 def _orientation(image: Image.Image) -> int:
@@ -92,50 +153,113 @@ def frame(header: ImageHeader, stated: tuple[int, int]) -> tuple[tuple[int, int]
     return header.upright_size, True
 
 
-def read_image(path: Path, upright: bool = False) -> NDArray[np.uint8]:
+def read_image(path: Path, upright: bool = False, reading: Reading = USUAL) -> NDArray[np.uint8]:
     """Decode to RGB.
 
     Args:
         path: the file.
         upright: apply the EXIF orientation.
+        reading: bits of the values, and how many pixels there may be.
 
     Returns:
-        uint8 (H, W, 3), contiguous; greyscale, palette and CMYK images are converted, transparency is dropped, and of
-        16 bits the upper 8 are kept.
+        uint8 (H, W, 3), contiguous; greyscale, palette and CMYK images are converted, transparency is dropped, of
+        16 bits the upper 8 of `reading.bit_depth` are kept, and of an animation the first picture.
 
     Raises:
-        InputError: if the file is missing, truncated or no image.
+        InputError: if the file is missing, truncated, no image or too large.
     """
+    try:
+        data = path.read_bytes()
+        with _opened(io.BytesIO(data)) as image:
+            reading.check_size(path, *image.size)
+            header = _header(image)
+            pixels = _decode_jpeg(data) if data[:2] == b"\xff\xd8" else None
+            if pixels is None:
+                pixels = _rgb(image, data, reading.bit_depth)
+    except InputError:
+        raise
+    except _UNREADABLE as error:
+        raise InputError(f"{path}: cannot be decoded ({brief(error)}); replace the file") from error
+    return np.ascontiguousarray(_turned(pixels, header.orientation)) if upright else pixels
+
+
+def _decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
+    """Same pixels as Pillow's in three quarters of the time; None for whatever it refuses, which Pillow then judges."""
     import torch  # here, because these take seconds to import, and sizes do not need them
     from torchvision.io import ImageReadMode, decode_jpeg
 
     try:
-        data = path.read_bytes()
-        if data[:2] == b"\xff\xd8":
-            try:  # same pixels as PIL in three quarters of the time; whatever it refuses, PIL judges
-                raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-                decoded = decode_jpeg(raw, mode=ImageReadMode.RGB, apply_exif_orientation=upright)
-                return np.ascontiguousarray(decoded.permute(1, 2, 0).numpy())
-            except RuntimeError:
-                pass
-        with Image.open(io.BytesIO(data)) as image:
-            turn = upright and _orientation(image) != 1
-            return _rgb(ImageOps.exif_transpose(image) if turn else image)
-    except _UNREADABLE as error:
-        raise InputError(f"{path}: cannot be decoded ({brief(error)}); replace the file") from error
+        raw = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        decoded: NDArray[np.uint8] = decode_jpeg(raw, mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
+        return np.ascontiguousarray(decoded)
+    except RuntimeError:
+        return None
 
 
-def _rgb(image: Image.Image) -> NDArray[np.uint8]:
+def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
+    """Stored pixels as they are shown."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return pixels
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether the file has 16 bits for each value; of colours Pillow gives the upper 8."""
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return True
+    tiles = getattr(image, "tile", None)
+    args: Any = tiles[0][3] if tiles else ""
+    raw = args[0] if isinstance(args, tuple) and args else args
+    return isinstance(raw, str) and ";16" in raw
+
+
+def _rgb(image: Image.Image, data: bytes, bits: int) -> NDArray[np.uint8]:
     if image.mode == "I" or image.mode.startswith("I;16"):  # `convert` would turn all above 255 white
         grey = np.asarray(image).astype(np.int64)
-        if grey.min(initial=0) < 0 or grey.max(initial=0) > 65535:
-            raise ValueError("grey values beyond 16 bits")
-        return np.repeat((grey >> 8).astype(np.uint8)[:, :, None], 3, axis=2)
+        return np.repeat(_upper_bits(grey, bits)[:, :, None], 3, axis=2)
     if image.mode == "F":
         raise ValueError("floating-point pixels; 8 or 16 bits are needed")
+    if bits < 16 and _is_deep(image):
+        return _deep_colors(data, bits)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # the same colours; without a warning
     return np.array(image.convert("RGB"))
+
+
+def _deep_colors(data: bytes, bits: int) -> NDArray[np.uint8]:
+    import cv2
+
+    found = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if found is None or found.dtype != np.uint16:
+        raise ValueError("its 16-bit colours are in a form that is not known")
+    colors = found[:, :, None] if found.ndim == 2 else found
+    colors = np.repeat(colors[:, :, :1], 3, axis=2) if colors.shape[2] < 3 else colors[:, :, 2::-1]
+    return np.ascontiguousarray(_upper_bits(colors.astype(np.int64), bits))
+
+
+def _upper_bits(values: NDArray[np.int64], bits: int) -> NDArray[np.uint8]:
+    """The upper 8 of so many bits."""
+    low, high = int(values.min(initial=0)), int(values.max(initial=0))
+    if low < 0 or high >= 2**bits:
+        found = f"values {low if low < 0 else f'up to {high}'}, beyond {bits} bits"
+        fitting = max(high.bit_length(), 8)
+        raise ValueError(found + (f"; --data.bit_depth {fitting} has room for them" if fitting <= 16 else ""))
+    return (values >> (bits - 8)).astype(np.uint8)
 
 
 def brief(error: Exception) -> str:
     """The message of an error in one line; its type where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def printable(name: object) -> str:
+    """A file name as any terminal shows it, in one line: what is no UTF-8 or no visible character as an escape."""
+    try:
+        text = str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a pair, which no file name brings along
+        text = str(name).encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

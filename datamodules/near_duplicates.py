@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.image_cache import ImageFile
 from datamodules.image_reading import read_image
 from detector.errors import InputError
 
@@ -46,11 +46,11 @@ def fingerprint(image: NDArray[np.uint8]) -> Fingerprint:
     return Fingerprint(bits, _scaled(grey, _THUMBNAIL), image.shape[0] / image.shape[1])
 
 
-def copies(paths: list[Path], prints: list[Fingerprint]) -> list[list[int]]:
+def copies(files: list[ImageFile], prints: list[Fingerprint]) -> list[list[int]]:
     """Groups of equal pictures.
 
     Args:
-        paths: the image files.
+        files: the image files.
         prints: their fingerprints.
 
     Returns:
@@ -66,7 +66,7 @@ def copies(paths: list[Path], prints: list[Fingerprint]) -> list[list[int]]:
 
     for first, second in _candidates(np.array([item.bits for item in prints], dtype=np.uint64)):
         one, two = root(first), root(second)
-        if one != two and _alike(prints[first], prints[second]) and same_pixels(paths[first], paths[second]):
+        if one != two and _alike(prints[first], prints[second]) and same_pixels(files[first], files[second]):
             group[max(one, two)] = min(one, two)
     members: dict[int, list[int]] = {}
     for index in range(len(prints)):
@@ -74,10 +74,10 @@ def copies(paths: list[Path], prints: list[Fingerprint]) -> list[list[int]]:
     return [found for found in members.values() if len(found) > 1]
 
 
-def same_pixels(first: Path, second: Path) -> bool:
+def same_pixels(first: ImageFile, second: ImageFile) -> bool:
     """Whether two image files show the same, up to compression and scale: compared in grey at 128 x 128."""
     try:
-        one, two = (_scaled(_grey(read_image(path)), _COMPARED) for path in (first, second))
+        one, two = (_scaled(_grey(read_image(*file)), _COMPARED) for file in (first, second))
     except InputError:
         return False
     return _close(one, two)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from datamodules.image_reading import ImageHeader, frame, read_header
+from datamodules.image_reading import USUAL, ImageHeader, Reading, frame, read_header
 from datamodules.problems import Kind, Problem
 from datamodules.voc_format import (
     Annotation,
@@ -70,7 +70,9 @@ class CheckedImage:
         return not any(problem.breaks and problem.object is None for problem in self.problems)
 
 
-def check_image(folder: Path, stem: str, class_names: Sequence[str] | None, look: bool = True) -> CheckedImage:
+def check_image(
+    folder: Path, stem: str, class_names: Sequence[str] | None, look: bool = True, reading: Reading = USUAL
+) -> CheckedImage:
     """Read an annotation and the header of its image, and judge them.
 
     Args:
@@ -78,6 +80,7 @@ def check_image(folder: Path, stem: str, class_names: Sequence[str] | None, look
         stem: name of the image, as in split files.
         class_names: the known classes; None accepts all names.
         look: whether the image is looked for.
+        reading: how it would be read.
     """
     path = folder / "Annotations" / f"{stem}.xml"
     read = read_loosely(path)
@@ -91,6 +94,7 @@ def check_image(folder: Path, stem: str, class_names: Sequence[str] | None, look
     if isinstance(image, Path):
         try:
             header = read_header(image)
+            reading.check_size(image, header.width, header.height)
         except InputError as error:
             header = error
     return judge(path, folder / "JPEGImages" / f"{stem}.jpg", read, image, header, class_names)

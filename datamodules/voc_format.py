@@ -20,13 +20,10 @@ import defusedxml.ElementTree
 import numpy as np
 from defusedxml.common import DefusedXmlException
 
+from datamodules.image_reading import SUFFIXES
 from detector.errors import InputError
 
-IMAGE_SUFFIXES: Final = tuple(
-    f".{suffix}"
-    for form in ("jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff")
-    for suffix in (form, form.upper(), form.capitalize())
-)
+IMAGE_SUFFIXES: Final = tuple(f".{suffix}" for form in SUFFIXES for suffix in (form, form.upper(), form.capitalize()))
 MAX_BYTES = 4_000_000  # of an annotation file; more than ten thousand objects
 MAX_PIXELS = 10**9  # along a side; whatever is beyond is no coordinate
 

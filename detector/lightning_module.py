@@ -106,6 +106,7 @@ class FasterRCNNModule(pl.LightningModule):
             logger=False,  # logged once, with the final metrics
         )
         self.class_names = list(class_names)
+        self.bit_depth = 16  # of the values in 16-bit images that it was trained on, by its checkpoint
         self.optimizer_config = optimizer
         source = replace(backbone, weights=weights or backbone.weights)  # so frozen layers are known not to be random
         load_weights = load_backbone_weights and weights is None
@@ -140,6 +141,7 @@ class FasterRCNNModule(pl.LightningModule):
                     "there is no single network that detects"
                 )
         _check_state(path, checkpoint["state_dict"], module.state_dict())
+        module.bit_depth = _bit_depth(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
         return module.eval()
 
@@ -160,8 +162,8 @@ class FasterRCNNModule(pl.LightningModule):
         """Refuse a checkpoint that does not fit, before its weights are loaded.
 
         Raises:
-            InputError: It was trained on other classes, or on the same ones in another order, or its network or its
-                training scheme differs.
+            InputError: It was trained on other classes, or on the same ones in another order, or on images of another
+                bit depth, or its network or its training scheme differs.
         """
         trainer = self._trainer  # None in load_from_checkpoint
         path = (trainer and trainer.ckpt_path) or "the checkpoint"
@@ -171,6 +173,12 @@ class FasterRCNNModule(pl.LightningModule):
                 f"{path}: was trained on {len(theirs)} classes ({', '.join(theirs)}), but the data has "
                 f"{len(self.class_names)} classes ({', '.join(self.class_names)}); "
                 "give the checkpoint's by --data.class_names, or another checkpoint"
+            )
+        reading = getattr(getattr(trainer, "datamodule", None), "reading", None)
+        if reading is not None and reading.bit_depth != _bit_depth(checkpoint):
+            raise InputError(
+                f"{path}: was trained with --data.bit_depth {_bit_depth(checkpoint)}, but now it is "
+                f"{reading.bit_depth}; give the checkpoint's"
             )
         record = checkpoint.get("alternating")
         if trainer is not None and trainer.state.fn == "fit" and (record is None) != (self.alternating is None):
@@ -337,6 +345,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in keys):
         raise InputError(f"{path}: not a checkpoint of frcnn fit (it lacks one of {', '.join(keys)})")
     return checkpoint
+
+
+def _bit_depth(checkpoint: Mapping[str, Any]) -> int:
+    """`--data.bit_depth` of the training."""
+    return int(checkpoint.get("datamodule_hyper_parameters", {}).get("bit_depth", 16))
 
 
 def _check_state(path: str | Path, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 
-from datamodules.image_reading import image_size
 from detector.anchors import AnchorConfig
 from detector.image_batch import ImageConfig
 from detector.rpn import RPNConfig
@@ -81,7 +80,7 @@ def audit_dataset(
     """
     step = max(1, -(-len(dataset) // images))
     deadline = time.monotonic() + seconds
-    sizes: list[tuple[int, int]] = []
+    sizes: list[Array] = []
     boxes: list[Array] = []
     owners: list[int] = []
     for index in range(0, len(dataset), step):
@@ -89,8 +88,7 @@ def audit_dataset(
             break
         target = dataset.target(index)
         kept = target["boxes"] if difficult == "keep" else target["boxes"][~target["difficult"]]
-        width, height = image_size(dataset.image_path(index))
         owners += [len(sizes)] * len(kept)
         boxes.append(kept.numpy())
-        sizes.append((height, width))
+        sizes.append(dataset.sizes[index])
     return audit(anchors, strides, image, np.array(sizes), np.concatenate(boxes), np.array(owners, np.int64), rpn=rpn)

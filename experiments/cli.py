@@ -316,6 +316,8 @@ def _doctor(arguments: list[str]) -> None:
             "dataset, and which splits must not share images is told from their names (train, trainval, val, test)",
         )
     parser.add_argument("--data.class_names", dest="class_names", type=names, help="the known classes")
+    parser.add_argument("--data.bit_depth", dest="bit_depth", type=int, default=16, help="as for frcnn fit (16)")
+    _add_max_pixels(parser)
     parser.add_argument("--no-images", "--no_images", action="store_true", help="annotations alone")
     parser.add_argument("--format", choices=["table", "json"], default="table", help="(table)")
     parser.add_argument("--plot", metavar="FILE", help="draw classes, object sizes and aspect ratios: .png, .pdf, .svg")
@@ -323,15 +325,28 @@ def _doctor(arguments: list[str]) -> None:
     from pathlib import Path
 
     from datamodules.doctor import DoctorOptions
+    from datamodules.image_reading import Reading
     from experiments.doctor import Output, doctor
 
     splits = {part: given for part in ("train", "val", "test") if (given := getattr(options, part))}
+    reading = Reading(options.bit_depth, options.max_pixels)
     healthy = doctor(
-        DoctorOptions(Path(options.root), splits, options.class_names, not options.no_images),
+        DoctorOptions(Path(options.root), splits, options.class_names, not options.no_images, reading),
         Output(options.format, options.plot),
     )
     if not healthy:
         sys.exit(1)
+
+
+def _add_max_pixels(parser: Parser) -> None:
+    parser.add_argument(
+        "--data.max_pixels",
+        "--max_pixels",
+        dest="max_pixels",
+        type=int,
+        default=178_956_970,
+        help="images with more pixels are refused, before they are decoded (178956970)",
+    )
 
 
 def _one_line(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from PIL import Image
 
 from datamodules import near_duplicates
 from datamodules.doctor import DoctorOptions, examine
+from datamodules.image_cache import ImageFile
 from datamodules.near_duplicates import fingerprint, same_pixels
 from datamodules.problems import CONSEQUENCES, KINDS
 from datamodules.voc_check import similar_classes, spelling_of
@@ -26,7 +27,7 @@ def test_finds_one_of_each_defect_and_nothing_else(broken_dataset):
     report = examine(DoctorOptions(root, class_names=broken_dataset.class_names))
     assert _found(report, root) == Counter(broken_dataset.problems)
     kinds = {kind for _, _, kind in broken_dataset.problems}
-    assert set(KINDS) - kinds == {"unknown_size", "similar_class"}  # tested below
+    assert set(KINDS) - kinds == {"unknown_size", "similar_class", "dark_images"}  # tested below
     breaking = {(file, index, kind) for file, index, kind in broken_dataset.stops}
     splits = {item for item in broken_dataset.problems if item[2] in ("unusable_split", "named_twice")}
     stops = [problem for problem in report.problems if problem.breaks]
@@ -242,12 +243,13 @@ def test_copies_are_told_from_pictures_with_the_same_hash(tmp_path, monkeypatch)
     Image.fromarray(ramp.astype(np.uint8)).save(tmp_path / "4.png")
     Image.fromarray((ramp**2 / 255).astype(np.uint8)).save(tmp_path / "5.png")  # grey grows everywhere here too
     paths = [tmp_path / name for name in ("0.png", "1.jpg", "2.jpg", "3.png", "4.png", "5.png")]
+    files = [ImageFile(path, False) for path in paths]
     prints = [fingerprint(np.asarray(Image.open(path).convert("RGB"))) for path in paths]
     assert prints[4].bits == prints[5].bits == 2**64 - 1
-    assert near_duplicates.copies(paths, prints) == [[0, 1, 2]]
-    assert not same_pixels(paths[4], paths[5])
+    assert near_duplicates.copies(files, prints) == [[0, 1, 2]]
+    assert not same_pixels(files[4], files[5])
     monkeypatch.setattr(near_duplicates, "same_pixels", lambda *_: False)
-    assert near_duplicates.copies(paths, prints) == []
+    assert near_duplicates.copies(files, prints) == []
 
 
 def test_no_pictures_have_no_copies():
