@@ -149,11 +149,20 @@ def _resolve(value: Any) -> Any:
 
 
 def _find_class(path: str) -> type:
+    where = f"--data.augmentation: {path}"
     module, _, name = path.rpartition(".")
     try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
+        found = getattr(import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{where}: {error} (looked for in the current folder {os.getcwd()} and among the installed packages)"
+        ) from error
+    except (ImportError, ValueError):
         found = None
+    except SyntaxError as error:
+        raise InputError(f"{where}: its module is no Python: {error}") from error
     if not isinstance(found, type):
-        raise InputError(f"--data.augmentation: there is no class {path!r}; write albumentations.<class>")
+        raise InputError(
+            f"--data.augmentation: there is no class {path!r}; write albumentations.<class>, or <module>.<class>"
+        )
     return found

@@ -1,9 +1,14 @@
 """What the plain argument parsers of the commands share: one line for bad usage, and lists as YAML has them."""
 
 import argparse
+import os
+import re
+import sys
 from typing import NoReturn
 
 from detector.errors import InputError
+
+_CLASS_PATH_REASONS = "No module named|module '.*' has no attribute|Requirement |the following arguments are required"
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,3 +37,30 @@ def numbers(text: str) -> list[int]:
         return [int(name) for name in names(text)]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers, such as [480, 600]") from None
+
+
+def find_modules_here() -> None:
+    """Let class paths name modules in the current folder, last, so that none of them hides one of ours or Python's."""
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+
+
+def cause_of(text: str) -> str:
+    """The reason in jsonargparse's many lines about a class path that cannot be used: a part of the message of one
+    line. Other messages as they are."""
+    key = re.match(r'\s*Parser key "([^"]+)"', text)
+    given = re.search(r"Problem with given class_path '([^']+)':\s*([^\n]+)", text)
+    if given is not None and re.match(_CLASS_PATH_REASONS, given[2]):
+        reason = given[2].strip()
+        if reason.startswith("No module named"):
+            reason += f" (looked for in the current folder {os.getcwd()} and among the installed packages)"
+        return f"--{key[1] if key else 'trainer'} {given[1]}: {reason}"
+    broken = re.search(r"- ([^\n]+ \(\w+\.py, line \d+\))", text)
+    if broken is not None and key is not None:
+        return f"--{key[1]}: {broken[1]}"
+    failed = re.search(r"Union subtypes.*?Errors:\n\s*- ([^\n]+)", text, re.DOTALL) if key is None else None
+    if failed is not None:
+        classes = list(dict.fromkeys(re.findall(r"class_path='([^']+)'", text)))
+        return f"--trainer: {failed[1]}" + (f" ({', '.join(classes)})" if classes else "")
+    return text

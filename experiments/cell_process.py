@@ -53,7 +53,9 @@ class Job:
         """The whole environment, without what belongs to another run."""
         kept = {key: value for key, value in os.environ.items() if key not in NOT_INHERITED}
         path = os.pathsep.join(dict.fromkeys([SOURCE, *filter(None, [kept.get("PYTHONPATH")])]))
-        return kept | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"} | dict(self.environment)
+        # Safe path: Python would put the working directory, which may hold modules of any name, before ours.
+        ours = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+        return kept | ours | dict(self.environment)
 
 
 class Process(Protocol):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
 from detector.errors import InputError
-from experiments.arguments import Parser, names, numbers
+from experiments.arguments import Parser, cause_of, find_modules_here, names, numbers
 
 HELP = """usage: frcnn COMMAND [OPTIONS]      (frcnn COMMAND --help shows all options)
 
@@ -37,6 +37,7 @@ Faster R-CNN on PASCAL VOC in PyTorch Lightning.
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 on success, 2 on bad usage or bad input with one line on stderr, 1 (raised) on a failure."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    find_modules_here()
     commands: dict[str, Callable[[list[str]], None]] = {
         "fit": lambda rest: _lightning("fit", rest),
         "validate": lambda rest: _lightning("validate", rest),
@@ -102,7 +103,7 @@ def _one_line_of_the_parser(arguments: list[str]) -> Iterator[None]:
         parts = [part for argument in arguments for part in argument.split("=", 1)]
         files = [value for option, value in pairwise(parts) if option in ("--config", "-c")]
         # A file that is no YAML is named by none of the parsers.
-        raise InputError(str(error).replace("<unicode string>", " or ".join(files))) from None
+        raise InputError(cause_of(str(error)).replace("<unicode string>", " or ".join(files))) from None
 
 
 def _anchors(arguments: list[str]) -> None:

@@ -24,6 +24,7 @@ from detector.compilation import check_compiler
 from detector.errors import InputError
 from detector.lightning_module import FasterRCNNModule, read_checkpoint
 from experiments.anchor_warnings import AnchorWarnings
+from experiments.arguments import cause_of
 from experiments.cell_progress import CellProgress, axes_of_environment
 from experiments.data_format import DATA_FORMATS, find_data_format
 from experiments.host_memory import keep_freed_memory
@@ -100,7 +101,13 @@ class DetectorCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Tell the data where the run keeps the lists of splits that are made."""
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # what a constructor of a callback or logger says, among many lines of the parser
+            cause = cause_of(str(error))
+            if isinstance(error, InputError) or cause == str(error):
+                raise
+            raise InputError(cause) from error
         if not self.config[self.subcommand].trainer.fast_dev_run:
             self.datamodule.splits_folder = self.run_folder / "splits"
             self.datamodule.report_folder = self.run_folder

@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -94,8 +95,10 @@ def usual_signal_handlers() -> None:
 
 @contextlib.contextmanager
 def untouched_process(cwd: Path) -> Iterator[None]:
-    """Put back what a command sets for its own process: working directory, environment, random states, signals."""
+    """Put back what a command sets for its own process: working directory, import path, environment, random states,
+    signals."""
     before, environment, threads = Path.cwd(), dict(os.environ), torch.get_num_threads()
+    import_path = list(sys.path)
     interrupt = signal.getsignal(signal.SIGINT)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     for name in ("FRCNN_RUN_DIR", "PL_GLOBAL_SEED", "PL_SEED_WORKERS"):
@@ -107,6 +110,7 @@ def untouched_process(cwd: Path) -> Iterator[None]:
         yield
     finally:
         os.chdir(before)
+        sys.path[:] = import_path
         os.environ.clear()
         os.environ.update(environment)
         random.setstate(states[0])

@@ -1,6 +1,6 @@
 """Whatever the loggers: a run's own files are in its run folder, where `frcnn validate --ckpt_path` finds them."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_a_run_is_whole_and_found_again_with_any_loggers(options, tmp_path, tiny
 class PictureLogger(CSVLogger):
     """Takes images as Weights & Biases does."""
 
-    taken: dict[str, tuple[Any, int]] = {}
+    taken: ClassVar[dict[str, tuple[Any, int]]] = {}
 
     def log_image(self, key: str, images: list[Any], step: int | None = None) -> None:
         assert step is not None

@@ -1,0 +1,85 @@
+"""Modules in the current folder are found by their class paths, and hide nothing of this project or of Python."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from experiments.cell_process import Job, PlainStarter
+
+CALLBACK = """
+import json, sys
+import pytorch_lightning as pl
+
+class Witness(pl.Callback):
+    def on_fit_end(self, trainer, pl_module):
+        json.dump(sys.path, open("seen.json", "w"))
+"""
+AUGMENTATION = """
+from datamodules.transforms import HorizontalFlip
+
+class Mirror(HorizontalFlip):
+    def apply(self, sample, rng, partner):
+        open("mirrored", "w").close()
+        return super().apply(sample, rng, partner)
+"""
+
+
+def test_callbacks_and_augmentations_of_the_current_folder_are_found(tmp_path, tiny_config, frcnn) -> None:
+    (tmp_path / "witness_module.py").write_text(CALLBACK)
+    (tmp_path / "own_steps").mkdir()
+    (tmp_path / "own_steps" / "mirror_module.py").write_text(AUGMENTATION)
+    result = frcnn(
+        "fit",
+        *("--config", tiny_config),
+        *("--trainer.callbacks+", "witness_module.Witness"),
+        *("--data.augmentation", "[{class_path: own_steps.mirror_module.Mirror, init_args: {p: 1.0}}]"),
+        *("--data.num_workers", 1),
+        cwd=tmp_path,
+    )
+    assert result.code == 0, result.err
+    assert (tmp_path / "mirrored").is_file()  # written by the worker that loads the images
+    assert str(tmp_path) == eval((tmp_path / "seen.json").read_text())[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        (("--trainer.callbacks+", "nowhere.Callback"), ["--trainer.callbacks nowhere.Callback: No module", "{cwd}"]),
+        (("--trainer.logger", "nowhere.Logger"), ["--trainer.logger nowhere.Logger: No module", "{cwd}"]),
+        (("--data.augmentation", "[{class_path: nowhere.Step}]"), ["nowhere.Step: No module", "{cwd}"]),
+        (("--trainer.callbacks+", "present_module.Misspelt"), ["present_module.Misspelt", "no attribute 'Misspelt'"]),
+        (("--data.augmentation", "[{class_path: present_module.Misspelt}]"), ["no class 'present_module.Misspelt'"]),
+        (("--trainer.callbacks+", "broken_module.Any"), ["--trainer.callbacks", "broken_module.py, line 1"]),
+        (("--data.augmentation", "[{class_path: broken_module.Any}]"), ["broken_module.Any", "broken_module.py, line"]),
+        (("--data.augmentation", "[{class_path: importing_module.Any}]"), ["importing_module.Any", "'not_there'"]),
+        (("--trainer.logger", "CSVLogger"), ["--trainer.logger", "CSVLogger: the following arguments", "save_dir"]),
+        (
+            ("--trainer.callbacks+", "ModelCheckpoint", "--trainer.callbacks.mode", "most"),
+            ["--trainer: ", "`mode` can be", "but got most", "ModelCheckpoint"],
+        ),
+    ],
+)
+def test_a_class_that_is_not_found_is_one_line(options, wanted, tmp_path, tiny_config, frcnn) -> None:
+    (tmp_path / "present_module.py").write_text("")
+    (tmp_path / "broken_module.py").write_text("def f(:\n")
+    (tmp_path / "importing_module.py").write_text("import not_there\n")
+    result = frcnn("fit", "--config", tiny_config, *options, cwd=tmp_path)
+    assert result.code == 2
+    line = result.err.splitlines()[-1]
+    assert line.startswith("frcnn: --")
+    assert [part for part in wanted if part.replace("{cwd}", str(tmp_path)) not in line] == []
+    assert "Expected a" not in line
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_cell_of_a_grid_is_not_hidden_by_what_lies_in_the_folder(tmp_path: Path) -> None:
+    for name in ("detector.py", "datamodules.py", "argparse.py"):
+        (tmp_path / name).write_text("raise SystemExit('hidden')\n")
+    job = Job(("mini-voc", "out", "--images", "5"), str(tmp_path / "log"), str(tmp_path))
+    read, write = os.pipe()
+    process = PlainStarter().start(job, write)
+    code, _ = os.waitpid(process.pid, 0)[1], os.close(write)
+    os.close(read)
+    assert code == 0, (tmp_path / "log").read_text()
+    assert (tmp_path / "out" / "JPEGImages").is_dir()
