@@ -218,6 +218,8 @@ class NextImageInstead(Dataset[tuple[Tensor, Target]]):
     def __init__(self, dataset: DetectionDataset) -> None:
         self.dataset = dataset
         self.file_names = dataset.file_names
+        self.image_ids = dataset.image_ids
+        self.category_ids = dataset.category_ids
         self._told: set[int] = set()
 
     def __len__(self) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from pytorch_lightning.utilities import rank_zero_only
 
-from datamodules.coco_format import CocoFile, CocoImage, CocoObject, read_coco
+from datamodules.coco.values import Id
+from datamodules.coco_format import CocoFile, CocoImage, CocoObject, id_order, read_coco
 from datamodules.detection_datamodule import DetectionDataModule
 from datamodules.detection_dataset import ImageRecord
 from datamodules.image_reading import ImageHeader, frame
@@ -35,7 +38,8 @@ class CocoDataModule(DetectionDataModule):
         image_dirs: Folders that the file names of images are relative to, tried one after the other; default: the
             annotation file's own, the one of the split's name (train2017 for instances_train2017.json), images/ and
             root.
-        class_names: Class names in label order; default: the categories by ascending id.
+        class_names: Class names in label order; default: the categories by ascending id, without one that only names
+            the supercategory of the others and has no objects.
         options: Those of `DetectionDataModule`.
 
     Raises:
@@ -57,6 +61,7 @@ class CocoDataModule(DetectionDataModule):
         super().__init__(root, splits, **options)
         self.image_dirs = image_dirs
         self._files: dict[Path, CocoFile] = {}
+        self._said: set[str] = set()
         self._check_root()
         if self.val_fraction is not None and not self.split_names["train"]:
             raise InputError(
@@ -71,10 +76,25 @@ class CocoDataModule(DetectionDataModule):
     def _find_class_names(self) -> list[str]:
         names = dict.fromkeys(name for splits in self.split_names.values() for name in splits)
         files = [self._file(path) for path in map(self._find_file, names)]
-        found = list(dict.fromkeys(category for file in files for category in file.categories))
+        used = {(category.id, category.name) for file in files for category in file.categories}
+        found: dict[str, None] = {}
+        for file in files:
+            root = [] if file.root is None or (file.root.id, file.root.name) not in used else [file.root]
+            if file.root is not None and not root:
+                self._say(
+                    f"{file.path}: the category {file.root.name!r} (id {file.root.id}) is left out: it only names the "
+                    "supercategory of the others, and has no objects"
+                )
+            found |= dict.fromkeys(category.name for category in sorted([*file.categories, *root], key=id_order))
         if not found:
             raise InputError(f"{files[0].path}: names no categories, so there are no classes")
-        return found
+        return list(found)
+
+    def _say(self, line: str) -> None:
+        """Once, by one process."""
+        if line not in self._said:
+            self._said.add(line)
+            rank_zero_only(print)(line, file=sys.stderr)
 
     def _find_file(self, name: str) -> Path:
         candidates = [self.root / name, *(self.root / place.format(name) for place in PLACES)]
@@ -89,6 +109,8 @@ class CocoDataModule(DetectionDataModule):
     def _file(self, path: Path) -> CocoFile:
         if path not in self._files:
             self._files[path] = read_coco(path)
+            for note in self._files[path].notes:
+                self._say(note)
         return self._files[path]
 
     def _list_images(self, part: str, missing_ok: bool = False) -> list[Member]:
@@ -130,19 +152,42 @@ class CocoDataModule(DetectionDataModule):
         problems: list[Problem] = []
         seen: set[Path] = set()
         for source, group in groupby(members, key=lambda member: member.source):
-            images = self._file(source).images
+            file = self._file(source)
             for member in group:
+                image = file.images[member.stem]
+                if member.stem in file.unusable:
+                    problems += image.problems
+                    continue
                 path = member.folder / member.stem
                 if path in seen:
                     text = f"{source}: names {path}, which another of the splits names too"
                     problems.append(Problem(str(source), None, "named_twice", text))
                     continue
-                record, found = _record(member, images[member.stem], headers[path], labels)
+                record, found = _record(member, image, headers[path], labels)
                 problems += found
                 if record is not None:
                     seen.add(path)
                     records.append(record)
         return records, problems
+
+    def _category_ids(self, part: str) -> list[Id] | None:
+        made = part == "val" and self.val_fraction is not None
+        files = [self._file(self._find_file(name)) for name in self.split_names["train" if made else part]]
+        ids: dict[str, Id] = {}
+        for file in files:
+            root = () if file.root is None else (file.root,)
+            for category in (*file.categories, *root):
+                ids.setdefault(category.name, category.id)
+        images = [image.id for file in files for image in file.images.values()]
+        contradict = any(ids[category.name] != category.id for file in files for category in file.categories)
+        if len(files) > 1 and (contradict or len(set(images)) < len(images)):
+            self._say(
+                f"the files of the {part} splits give one id to different images, or one category different ids: "
+                "predictions.json numbers images and classes by itself"
+            )
+            return None
+        free = count(1 + max((number for number in ids.values() if isinstance(number, int)), default=0))
+        return [ids[name] if name in ids else next(free) for name in self.class_names]
 
     def _forget(self) -> None:
         super()._forget()
@@ -160,11 +205,11 @@ def _record(
     path = member.folder / member.stem
     if isinstance(header, InputError):
         if path.is_file():
-            return None, [Problem(str(path), None, "unreadable_image", str(header))]
+            return None, [*image.problems, Problem(str(path), None, "unreadable_image", str(header))]
         text = f"{path}: no such image, but {member.source} names it (--data.image_dirs)"
-        return None, [Problem(str(path), None, "missing_image", text)]
+        return None, [*image.problems, Problem(str(path), None, "missing_image", text)]
     size, upright = frame(header, (image.width, image.height))
-    problems: list[Problem] = []
+    problems = list(image.problems)
     kept: list[tuple[Box, CocoObject]] = []
     for item in image.objects:
         where = f"{member.source}: annotations[{item.index}] ({item.category}, {member.stem})"
@@ -175,6 +220,7 @@ def _record(
         elif box is not None:
             kept.append((box, item))
         problems += [Problem(str(member.source), item.index, kind, message) for kind, message in found]
+    problems.sort(key=lambda problem: -1 if problem.object is None else problem.object)
     record = ImageRecord(
         path=path,
         name=member.stem,
@@ -183,5 +229,6 @@ def _record(
         difficult=np.array([item.crowd for _, item in kept], dtype=np.bool_),
         upright=upright,
         size=size,
+        result_id=image.id,
     )
     return record, problems

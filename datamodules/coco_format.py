@@ -10,20 +10,40 @@ ignored:
   threshold count neither as right nor as wrong. Sizes (small, medium, large) are those of boxes, not of masks.
 - VOC's metrics treat it as a difficult object, which is stricter: a detection is forgiven only at an IoU of 0.5 with
   it, so small detections inside a large crowd count as wrong.
+
+What makes one image or one object unusable is a `Problem` of it, as in VOC format; what makes the whole file unusable
+raises. Whatever can mean one thing only is read: ids and numbers written as text, `iscrowd` null as 0, and for an
+object without `bbox` the box around its polygons. The last two are said in `CocoFile.notes`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from datamodules.coco.values import (
+    BadObjectError,
+    Box,
+    Id,
+    IdTable,
+    box_around,
+    plain_id,
+    read_box,
+    read_crowd,
+    read_id,
+    read_mapping,
+    read_pixels,
+    shown,
+)
+from datamodules.problems import Problem
+from datamodules.text_files import decode_text
 from detector.errors import InputError
 
 KEYS: Final = ("images", "annotations", "categories")
-MAX_PIXELS: Final = 10**9  # along a side; whatever is beyond is no coordinate
 
 
 @dataclass(frozen=True)
@@ -39,7 +59,7 @@ class CocoObject:
 
     index: int
     category: str
-    box: tuple[float, float, float, float]
+    box: Box
     crowd: bool
 
 
@@ -51,13 +71,32 @@ class CocoImage:
         file_name: as the file states it, with forward slashes.
         width: 0 where the file states none.
         height: 0 where the file states none.
-        objects: in the order of the file.
+        objects: those that can be read, in the order of the file.
+        id: as the file states it.
+        problems: what is wrong with the entry and with its objects; annotations of no image are with the first one.
     """
 
     file_name: str
     width: int
     height: int
     objects: list[CocoObject] = field(default_factory=list)
+    id: Id = 0
+    problems: list[Problem] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class CocoCategory:
+    """One category.
+
+    Args:
+        id: as the file states it.
+        name: without outer blanks.
+        supercategory: the name of the group it belongs to; empty where none is stated.
+    """
+
+    id: Id
+    name: str
+    supercategory: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,13 +105,20 @@ class CocoFile:
 
     Args:
         path: the file.
-        categories: their names, by ascending id.
+        categories: those that name classes, by ascending id, numbers before texts; each name occurs once.
         images: by file name, in the order of the file.
+        unusable: file names of the images that cannot be used whatever their objects are.
+        root: a category without objects that only names the `supercategory` of all the others, as the exports of some
+            tools put it first; it is not among `categories`.
+        notes: lines about what was read although it is not as it should be.
     """
 
     path: Path
-    categories: tuple[str, ...]
+    categories: tuple[CocoCategory, ...]
     images: dict[str, CocoImage]
+    unusable: frozenset[str] = frozenset()
+    root: CocoCategory | None = None
+    notes: tuple[str, ...] = ()
 
 
 def read_coco(path: str | Path) -> CocoFile:
@@ -80,36 +126,89 @@ def read_coco(path: str | Path) -> CocoFile:
 
     Raises:
         InputError: One line that names the file and the entry, for a file that is missing or no JSON document, a
-            missing key, a value of the wrong kind, an id given twice or unknown, a box without width or height.
+            missing key, no images, and bad categories. What is wrong with images and objects is in `problems`.
     """
     path = Path(path)
     document = _load(path)
-    names = _categories(document["categories"], path)
-    images = _images(document["images"], path)
-    for index, entry in enumerate(document["annotations"]):
+    categories = _categories(document["categories"], path)
+    images, by_id, unusable = _images(document["images"], path)
+    used, notes = _read_objects(document["annotations"], path, by_id, categories, unusable)
+    root = _root(categories, used)
+    classes = [category for category in categories if category is not root]
+    names: dict[str, CocoCategory] = {}
+    for category in classes:
+        if names.setdefault(category.name, category) is not category:
+            first = names[category.name].id
+            raise InputError(f"{path}: categories {first!r} and {category.id!r} repeat the name {shown(category.name)}")
+    return CocoFile(path, tuple(classes), images, frozenset(unusable), root, notes)
+
+
+def _read_objects(
+    entries: Sequence[Any],
+    path: Path,
+    images: Mapping[Id, CocoImage],
+    categories: Sequence[CocoCategory],
+    unusable: set[str],
+) -> tuple[set[Id], tuple[str, ...]]:
+    """Put objects and problems into images, given by id; the ids of the categories that have objects, and notes."""
+    first = next(iter(images.values()))
+    image_table, category_table = IdTable[CocoImage](), IdTable[CocoCategory]()
+    for number, one in images.items():
+        image_table.add(number, one)
+    for known in categories:
+        category_table.add(known.id, known)
+    used: set[Id] = set()
+    seen: set[Id] = set()
+    counts = Counter[str]()
+    for index, entry in enumerate(entries):
         where = f"{path}: annotations[{index}]"
-        entry = _mapping(entry, where)
-        image = images.get(_id(entry, "image_id", where))
-        if image is None:
-            raise InputError(f"{where} has image_id {_shown(entry['image_id'])}, which none of images has")
-        name = names.get(_id(entry, "category_id", where))
-        if name is None:
-            raise InputError(f"{where} has category_id {_shown(entry['category_id'])}, which none of categories has")
-        crowd = entry.get("iscrowd", 0)
-        if crowd not in (0, 1):
-            raise InputError(f"{where} has iscrowd {_shown(crowd)}; 0 or 1 is needed")
-        image.objects.append(CocoObject(index, name, _box(entry.get("bbox"), where), bool(crowd)))
-    by_name = {image.file_name: image for image in images.values()}
-    return CocoFile(path, tuple(names[number] for number in sorted(names)), by_name)
+        image: CocoImage | None = None
+        try:
+            entry = read_mapping(entry, where)
+            if isinstance(entry.get("id"), int | str):
+                counts["repeated"] += entry["id"] in seen
+                seen.add(entry["id"])
+            image = image_table.find(read_id(entry, "image_id", where))
+            if image is None:
+                raise InputError(f"{where} has image_id {shown(entry['image_id'])}, which none of images has")
+            category = category_table.find(read_id(entry, "category_id", where))
+            if category is None:
+                text = f"{where} has category_id {shown(entry['category_id'])}, which none of categories has"
+                raise BadObjectError(text, "unknown_class")
+            used.add(category.id)
+            image.objects.append(_read_object(entry, index, category.name, where, counts))
+        except InputError as error:
+            kind = error.kind if isinstance(error, BadObjectError) else "incomplete_object"
+            if image is None or image.file_name not in unusable:
+                (image or first).problems.append(Problem(str(path), index, kind, str(error)))
+    return used, _notes(counts, path)
+
+
+def _read_object(entry: dict[str, Any], index: int, name: str, where: str, counts: Counter[str]) -> CocoObject:
+    counts["no crowd"] += "iscrowd" in entry and entry["iscrowd"] is None
+    crowd = read_crowd(entry, where)
+    around = box_around(entry.get("segmentation")) if not entry.get("bbox") else None
+    counts["no box"] += around is not None
+    return CocoObject(index, name, around or read_box(entry, where), crowd)
+
+
+def _notes(counts: Mapping[str, int], path: Path) -> tuple[str, ...]:
+    texts = {
+        "no box": "without bbox have the box around their polygons",
+        "no crowd": "with iscrowd null are read as with 0",
+        "repeated": "repeat the id of an earlier one; they are used, but pycocotools would take the last one for all",
+    }
+    return tuple(f"{path}: {counts[key]} annotations {text}" for key, text in texts.items() if counts[key])
 
 
 def _load(path: Path) -> dict[str, list[Any]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        data = path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: no such annotation file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InputError(f"{path}: cannot be read as text ({' '.join(str(error).split())})") from error
+    text = decode_text(data, path, "text")
     try:
         document = json.loads(text)
     except json.JSONDecodeError as error:
@@ -122,82 +221,80 @@ def _load(path: Path) -> dict[str, list[Any]]:
         raise InputError(
             f"{path}: holds a JSON list, as files of COCO results do; annotations are an object of {', '.join(KEYS)}"
         )
-    document = _mapping(document, str(path))
+    document = read_mapping(document, str(path))
     for key in KEYS:
         if not isinstance(document.get(key), list):
-            state = "has no" if key not in document else f"has {_shown(document[key])} as"
+            state = "has no" if key not in document else f"has {shown(document[key])} as"
             raise InputError(f"{path}: {state} {key}; COCO annotations are an object of the lists {', '.join(KEYS)}")
+    if not document["images"]:
+        raise InputError(f"{path}: its list of images is empty")
     return document
 
 
-def _categories(entries: Sequence[Any], path: Path) -> dict[int, str]:
-    names: dict[int, str] = {}
+def _categories(entries: Sequence[Any], path: Path) -> list[CocoCategory]:
+    """By ascending id."""
+    found: dict[Id, CocoCategory] = {}
     for index, entry in enumerate(entries):
         where = f"{path}: categories[{index}]"
-        entry = _mapping(entry, where)
-        number, name = _id(entry, "id", where), entry.get("name")
+        entry = read_mapping(entry, where)
+        number, name, group = read_id(entry, "id", where), entry.get("name"), entry.get("supercategory")
+        if isinstance(name, int) and not isinstance(name, bool):
+            name = str(name)
         if not isinstance(name, str) or not name.strip():
-            raise InputError(f"{where} has name {_shown(name)}; a text is needed")
-        if number in names or name.strip() in names.values():
-            raise InputError(f"{where} repeats the id or the name of an earlier one: {number}, {_shown(name)}")
-        names[number] = name.strip()
-    return names
+            raise InputError(f"{where} has name {shown(name)}; a text is needed")
+        category = CocoCategory(number, name.strip(), group.strip() if isinstance(group, str) else "")
+        if found.setdefault(number, category) != category:
+            raise InputError(f"{where} repeats the id of an earlier one: {shown(number)} ({shown(name)})")
+    return sorted(found.values(), key=id_order)
 
 
-def _images(entries: Sequence[Any], path: Path) -> dict[int, CocoImage]:
-    images: dict[int, CocoImage] = {}
-    seen: set[str] = set()
+def id_order(category: CocoCategory) -> tuple[bool, int, str]:
+    """What categories are sorted by: ids that are whole numbers first, by value, also where they are texts."""
+    plain = plain_id(category.id)
+    return (False, plain, "") if isinstance(plain, int) else (True, 0, plain)
+
+
+def _root(categories: Sequence[CocoCategory], used: set[Id]) -> CocoCategory | None:
+    for category in categories:
+        groups = {other.supercategory for other in categories if other is not category}
+        if category.id not in used and groups == {category.name}:
+            return category
+    return None
+
+
+def _images(entries: Sequence[Any], path: Path) -> tuple[dict[str, CocoImage], dict[Id, CocoImage], set[str]]:
+    """All images by name and by id, and the names of those that cannot be used."""
+    by_name: dict[str, CocoImage] = {}
+    by_id: dict[Id, CocoImage] = {}
+    unusable: set[str] = set()
     for index, entry in enumerate(entries):
         where = f"{path}: images[{index}]"
-        entry = _mapping(entry, where)
-        number, name = _id(entry, "id", where), entry.get("file_name")
-        if not isinstance(name, str) or not name.strip() or not name.isprintable():
-            raise InputError(f"{where} has file_name {_shown(name)}; a text is needed")
-        name = name.replace("\\", "/")
-        if number in images or name in seen:
-            raise InputError(f"{where} repeats the id or the file name of an earlier one: {number}, {_shown(name)}")
-        seen.add(name)
-        images[number] = CocoImage(name, _pixels(entry, "width", where), _pixels(entry, "height", where))
-    return images
+        try:
+            image = _image(entry, where)
+        except InputError as error:
+            # Under a name of its own, so that it is counted; its objects are not of an unknown image.
+            number = entry.get("id") if isinstance(entry, dict) else None
+            own = number if isinstance(number, int | str) and number not in by_id else where
+            image = CocoImage(f"{path.name}: images[{index}]", 0, 0, id=own)
+            image.problems.append(Problem(str(path), None, "unreadable_annotation", str(error)))
+            unusable.add(image.file_name)
+        same_name, same_id = by_name.get(image.file_name), by_id.get(image.id)
+        if same_name is not None or same_id is not None:
+            text = f"{where} repeats the id or the file name of an earlier one: {image.id!r}, {shown(image.file_name)}"
+            one = by_name.setdefault(image.file_name, image)
+            one.problems.append(Problem(str(path), None, "named_twice", text))
+            by_id.setdefault(image.id, one)
+            if same_name is not same_id:  # it cannot be known which objects are of which picture
+                unusable |= {other.file_name for other in (same_name, same_id, one) if other is not None}
+            continue
+        by_name[image.file_name] = by_id[image.id] = image
+    return by_name, by_id, unusable
 
 
-def _mapping(entry: Any, where: str) -> dict[str, Any]:
-    if not isinstance(entry, dict):
-        raise InputError(f"{where} is {_shown(entry)}; a JSON object is needed")
-    return entry
-
-
-def _id(entry: dict[str, Any], key: str, where: str) -> int:
-    value = entry.get(key)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise InputError(f"{where} has {key} {_shown(value)}; a whole number is needed")
-    return value
-
-
-def _pixels(entry: dict[str, Any], key: str, where: str) -> int:
-    value = entry.get(key)
-    if value is None:
-        return 0
-    if not _is_number(value) or not 0 <= value <= MAX_PIXELS or value != int(value):
-        raise InputError(f"{where} has {key} {_shown(value)}; a whole number of pixels is needed")
-    return int(value)
-
-
-def _box(value: Any, where: str) -> tuple[float, float, float, float]:
-    if not (isinstance(value, list) and len(value) == 4 and all(_is_number(number) for number in value)):
-        raise InputError(f"{where} has bbox {_shown(value)}; four finite numbers x, y, width, height are needed")
-    x, y, width, height = value
-    if width <= 0 or height <= 0:
-        raise InputError(f"{where} has bbox {_shown(value)} (x, y, width, height); width and height must be positive")
-    return float(x), float(y), float(x + width), float(y + height)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_PIXELS  # no nan
-
-
-def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else text[:57] + "..."
+def _image(entry: Any, where: str) -> CocoImage:
+    entry = read_mapping(entry, where)
+    number, name = read_id(entry, "id", where), entry.get("file_name")
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise InputError(f"{where} has file_name {shown(name)}; a text is needed")
+    sides = read_pixels(entry, "width", where), read_pixels(entry, "height", where)
+    return CocoImage(name.replace("\\", "/"), *sides, id=number)

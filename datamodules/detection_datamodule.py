@@ -160,6 +160,10 @@ class DetectionDataModule(pl.LightningDataModule):
     def _read_members(self, members: Sequence[Member]) -> tuple[list[ImageRecord], list[Problem]]:
         """The images that can be used, in order, with those of their objects that can, and all that is wrong."""
 
+    def _category_ids(self, part: str) -> Sequence[int | str] | None:
+        """What the files of "val" or "test" call the classes, in label order; None: 1..C, and images by position."""
+        return None
+
     def _forget(self) -> None:
         """Free what was only needed for reading."""
         self._store.forget()
@@ -243,7 +247,10 @@ class DetectionDataModule(pl.LightningDataModule):
             if part not in self._given():
                 raise InputError(f"no {part} splits are given; set --data.{part}_splits")
             augmentation = build_augmentation(self.augmentation) if part == "train" else None
-            self._datasets[part] = DetectionDataset(records, self.class_names, augmentation, self.seed, self.reading)
+            ids = self._category_ids(part) if part != "train" else None
+            self._datasets[part] = DetectionDataset(
+                records, self.class_names, augmentation, self.seed, self.reading, ids
+            )
             if part == "train":
                 self._cache_images(self._datasets[part])
 

@@ -50,6 +50,7 @@ class ImageRecord:
         difficult: bool (G,).
         upright: apply the EXIF orientation; without it the boxes refer to the stored pixels.
         size: (width, height) in that frame, where the reader knows it.
+        result_id: what results of detections call the image; None: its position.
     """
 
     path: Path
@@ -59,6 +60,7 @@ class ImageRecord:
     difficult: NDArray[np.bool_]
     upright: bool = False
     size: tuple[int, int] | None = None
+    result_id: int | str | None = None
 
 
 def _size(record: ImageRecord) -> tuple[int, int]:
@@ -82,6 +84,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         augmentation: from `build_augmentation`; None leaves images alone.
         seed: seed of the augmentation.
         reading: how image files are read.
+        category_ids: what results of detections call the classes; None: 1..C, and images by their positions.
     """
 
     def __init__(
@@ -91,6 +94,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         augmentation: Recipe | None = None,
         seed: int = 0,
         reading: Reading = USUAL,
+        category_ids: Sequence[int | str] | None = None,
     ) -> None:
         self.class_names = list(class_names)
         self.augmentation = augmentation
@@ -104,6 +108,11 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         self._difficult = np.concatenate([np.zeros(0, np.bool_), *(record.difficult for record in records)])
         self.sizes = np.array([_size(record) for record in records], np.int64).reshape(-1, 2)  # height, width
         self.file_names: list[str] = [record.name for record in records]
+        self.category_ids = category_ids
+        self.image_ids: list[int | str] | None = None
+        if category_ids is not None:
+            given = enumerate(record.result_id for record in records)
+            self.image_ids = [index if number is None else number for index, number in given]
 
     def __len__(self) -> int:
         return len(self.files)

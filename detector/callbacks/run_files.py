@@ -24,7 +24,8 @@ class RunFiles(pl.Callback):
 
     `metrics.json` holds the metrics of the last validation or test under their logged names (null where undefined),
     `epoch` and `step` (completed ones), `seed` and `git_commit`; a test adds to what the training wrote.
-    `predictions.json` holds the detections of the last validation or test as COCO results, with file and class names.
+    `predictions.json` holds the detections of the last validation or test as COCO results, with file and class names;
+    on data in COCO's format under the ids of the annotation file, so that COCO's own tools take them.
 
     Tests are counted, because choosing among several makes the test split a validation split: `metrics.json` has
     `test_count`, `test_checkpoint` of the last test and `test_history`, the numbers of the earlier ones, oldest first.
@@ -114,7 +115,9 @@ class RunFiles(pl.Callback):
         loader: Any = trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders
         metric.compute()  # all ranks: gathers
         if trainer.is_global_zero:
-            self._predictions = coco_results(metric.results(), loader.dataset.file_names, pl_module.class_names)
+            data = loader.dataset
+            ids = getattr(data, "image_ids", None), getattr(data, "category_ids", None)
+            self._predictions = coco_results(metric.results(), data.file_names, pl_module.class_names, *ids)
 
     def _write(self, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero:
@@ -167,7 +170,11 @@ def _completed_epochs(checkpoint: Mapping[str, Any]) -> int:
 
 
 def coco_results(
-    results: Mapping[str, np.ndarray], file_names: Sequence[str], class_names: Sequence[str]
+    results: Mapping[str, np.ndarray],
+    file_names: Sequence[str],
+    class_names: Sequence[str],
+    image_ids: Sequence[int | str] | None = None,
+    category_ids: Sequence[int | str] | None = None,
 ) -> list[dict[str, Any]]:
     """Detections as COCO results: `image_id`, `file_name`, `category_id`, `category_name`, `bbox` (xywh) and `score`.
 
@@ -176,6 +183,8 @@ def coco_results(
             them.
         file_names: By image id.
         class_names: Of classes 1..C.
+        image_ids: What to write as `image_id`, by image id; default: the same.
+        category_ids: What to write as `category_id`, of classes 1..C; default: 1..C.
     """
     rows = zip(
         results["image_id"].tolist(),
@@ -186,9 +195,9 @@ def coco_results(
     )
     return [
         {
-            "image_id": image,
+            "image_id": image if image_ids is None else image_ids[image],
             "file_name": file_names[image],
-            "category_id": label,
+            "category_id": label if category_ids is None else category_ids[label - 1],
             "category_name": class_names[label - 1],
             "bbox": [round(v, 3) for v in (x1, y1, x2 - x1, y2 - y1)],
             "score": round(score, 6),

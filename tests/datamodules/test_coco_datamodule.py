@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -214,3 +215,137 @@ def test_skip_leaves_out_what_cannot_be_used(root, capsys):
     assert data.train_dataset.target(0)["labels"].tolist() == [1]
     said = capsys.readouterr().err
     assert "leaves out 2 images" in said and "unreadable_image 2" in said and "unknown_class 2" in said
+
+
+# ---- bad objects, categories that are none, ids ----
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+BAD = [
+    ({"bbox": [1, 1, 5, 0]}, "negative_box"),
+    ({"bbox": []}, "incomplete_object"),
+    ({}, "incomplete_object"),
+    ({"bbox": [1, 1, float("nan"), 4]}, "incomplete_object"),
+    ({"bbox": [1, 1, 3, 4], "iscrowd": "maybe"}, "incomplete_object"),
+    ({"bbox": [1, 1, 3, 4], "category_id": 77}, "unknown_class"),
+    ({"bbox": [1, 1, 3, 4], "image_id": 77}, "incomplete_object"),
+    ({"bbox": [90, 1, 3, 4]}, "box_outside"),
+]
+
+
+def spoil(root: Path) -> Path:
+    """The training file with all of them, before and behind its two good objects."""
+    path = root / "annotations" / "instances_train2017.json"
+    bad = [{"id": 50 + n, "image_id": 9, "category_id": 18, **values} for n, (values, _) in enumerate(BAD)]
+    edit(path, lambda content: content.update(annotations=bad[:4] + content["annotations"] + bad[4:]))
+    return path
+
+
+def test_every_bad_object_is_listed(root):
+    path = spoil(root)
+    with pytest.raises(InputError) as caught:
+        module(root).setup("fit")
+    assert str(caught.value).startswith(f"{path}: annotations[0] has bbox [1, 1, 5, 0] (x, y, width, height)")
+    *lines, last = caught.value.details
+    assert "--data.on_error skip" in last and len(lines) == len(BAD)
+    places = {line.partition("annotations[")[2].partition("]")[0]: line.partition(":")[0] for line in lines}
+    assert places == {str(n if n < 4 else n + 2): kind for n, (_, kind) in enumerate(BAD)}
+
+
+def test_skip_leaves_out_the_bad_objects_and_writes_all_of_them_down(root, tmp_path, capsys):
+    spoil(root)
+    data = module(root, on_error="skip")
+    data.report_folder = tmp_path / "run"
+    data.setup("fit")
+    assert data.train_dataset.file_names == ["b.png", "c.png"]
+    assert data.train_dataset.target(0)["boxes"].tolist() == [[1.5, 2, 11.75, 24], [0, 0, 32, 24]]
+    assert f"leaves out 0 images and {len(BAD)} objects" in capsys.readouterr().err
+    written = json.loads((tmp_path / "run" / "data_problems.json").read_text())
+    assert sorted(one["object"] for one in written) == [0, 1, 2, 3, 6, 7, 8, 9]
+
+
+def test_what_is_wrong_is_listed_once_where_a_file_is_divided(root):
+    spoil(root)
+    with pytest.raises(InputError) as caught:
+        module(root, val_splits=[], val_fraction=0.5).setup("fit")
+    assert len(caught.value.details) == len(BAD) + 1
+
+
+def test_skip_leaves_out_images_whose_entry_is_bad(root, capsys):
+    path = root / "annotations" / "instances_train2017.json"
+    more = [{"id": 9.5, "file_name": "x.png"}, {"id": 5, "file_name": None}, {"id": 4, "file_name": "other.png"}]
+    edit(path, lambda content: content["images"].extend(more))
+    with pytest.raises(InputError, match=r"images\[2\] has id 9\.5; a whole number"):
+        module(root).setup("fit")
+    data = module(root, on_error="skip")
+    data.setup("fit")
+    assert data.train_dataset.file_names == ["b.png"]
+    assert "leaves out 4 images and 0 objects (unreadable_annotation 2, named_twice 1)" in capsys.readouterr().err
+
+
+def test_what_was_read_although_it_is_not_as_it_should_be_is_said_once(root, capsys):
+    edit(
+        root / "annotations" / "instances_train2017.json",
+        lambda content: content["annotations"][0].update(iscrowd=None, bbox=[], segmentation=[[1, 2, 9, 2, 9, 7]]),
+    )
+    data = module(root)
+    data.setup("fit")
+    data.setup("validate")
+    assert data.train_dataset.target(0)["boxes"].tolist() == [[1, 2, 9, 7], [0, 0, 32, 24]]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all("instances_train2017.json: 1 annotations with" in line for line in lines)
+
+
+@pytest.mark.parametrize(("name", "classes"), [("animals", ["cat", "dog"]), ("cat", ["cat", "dog"])])
+def test_the_root_category_of_an_export_is_no_class(root, capsys, name, classes):
+    def add_root(content: dict[str, Any]) -> None:
+        for category in content["categories"]:
+            category["supercategory"] = name
+        content["categories"].append({"id": 0, "name": name, "supercategory": "none"})
+
+    for path in (root / "annotations").iterdir():
+        edit(path, add_root)
+    data = module(root)
+    assert data.class_names == classes
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and all(f"the category {name!r} (id 0) is left out" in line for line in said)  # two files
+    data.setup("fit")
+    assert data.train_dataset.target(0)["labels"].tolist() == [2, 1]
+    assert data.val_dataset.category_ids == [3, 18]
+    if name == "animals":  # of which there is one in the other file, so that it is a class in both
+        content = {"image_id": 9, "category_id": 0, "bbox": [1, 1, 5, 5]}
+        edit(root / "annotations" / "instances_val2017.json", lambda one: one["annotations"].append(content))
+        assert module(root).class_names == ["animals", "cat", "dog"]
+        assert capsys.readouterr().err == ""
+
+
+def test_a_category_without_objects_is_a_class(root):
+    for path in (root / "annotations").iterdir():
+        edit(path, lambda content: content["categories"].append({"id": 1, "name": "ape", "supercategory": "animals"}))
+    assert module(root).class_names == ["ape", "cat", "dog"]
+
+
+def test_results_have_the_ids_of_the_file(root):
+    data = module(root, class_names=["dog", "bird", "cat"], val_splits=["train2017"], allow_overlap=True)
+    assert data.val_dataset.image_ids == [9, 4]
+    assert data.val_dataset.category_ids == [18, 19, 3]  # that of a class which is no category is free
+    divided = module(root, val_splits=[], val_fraction=0.5)
+    expected = {"b.png": 9, "c.png": 4}
+    assert divided.val_dataset.image_ids == [expected[name] for name in divided.val_dataset.file_names]
+    assert divided.val_dataset.category_ids == [3, 18]
+
+
+def test_ids_of_files_that_contradict_each_other_are_not_used(root, capsys):
+    both = module(root, val_splits=["train2017", "val2017"], allow_overlap=True)
+    assert both.val_dataset.image_ids is None and both.val_dataset.category_ids is None  # two images of id 9
+    assert "give one id to different images" in capsys.readouterr().err
+    edit(root / "annotations" / "instances_val2017.json", lambda content: content["images"][0].update(id=8))
+    edit(root / "annotations" / "instances_val2017.json", lambda content: content["annotations"][0].update(image_id=8))
+    both = module(root, val_splits=["train2017", "val2017"], allow_overlap=True)
+    assert both.val_dataset.image_ids == [9, 4, 8]
+    assert capsys.readouterr().err == ""

@@ -1,10 +1,15 @@
 """Formats and made splits through the command line."""
 
+import contextlib
+import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from datamodules.voc_format import read_annotation, read_split
 from detector.errors import InputError
@@ -22,12 +27,18 @@ def coco_root(mini_voc: Path, tmp_path_factory) -> Path:
     for split in ("train", "odd", "test"):
         images, annotations = [], []
         for number, stem in enumerate(read_split(mini_voc / "ImageSets" / "Main" / f"{split}.txt")):
+            number = 300 - number**2 - 2 * number  # with gaps, in descending order
             images.append({"id": number, "file_name": f"{stem}.jpg"})
             for item in read_annotation(mini_voc / "Annotations" / f"{stem}.xml").objects:
                 x1, y1, x2, y2 = item.box
                 category = 10 - names.index(item.name)  # the last name gets the first label
                 box = [x1, y1, x2 - x1, y2 - y1]
-                annotations.append({"image_id": number, "category_id": category, "bbox": box, "iscrowd": 0})
+                annotations.append(
+                    {
+                        **{"id": len(annotations) + 1, "image_id": number, "category_id": category, "bbox": box},
+                        **{"iscrowd": 0, "area": box[2] * box[3]},
+                    }
+                )
         categories = [{"id": 10 - index, "name": name} for index, name in enumerate(names)]
         content = {"images": images, "annotations": annotations, "categories": categories}
         (root / f"{split}.json").write_text(json.dumps(content))
@@ -70,6 +81,46 @@ def test_evaluation_takes_the_format_of_the_checkpoint(coco_run, coco_root, frcn
     images = {entry["file_name"] for entry in json.loads((coco_run / "predictions.json").read_text())}
     split = json.loads((coco_root / ("odd.json" if command == "validate" else "test.json")).read_text())
     assert images <= {image["file_name"] for image in split["images"]}
+
+
+@pytest.mark.parametrize("text_ids", [False, True])
+def test_pycocotools_takes_the_predictions_and_gives_our_numbers(
+    coco_root, mini_voc, trained, tiny_config, frcnn, metrics_of, tmp_path, text_ids
+):
+    """The file's ids have gaps and descend; its categories are numbered against the order of the detector's classes."""
+    content = json.loads((coco_root / "odd.json").read_text())
+    if text_ids:
+        for entry in content["images"]:
+            entry["id"] = f"img-{entry['id']}"
+        for entry in content["annotations"]:
+            entry["image_id"] = f"img-{entry['image_id']}"
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "images").symlink_to(coco_root / "images")
+    (tmp_path / "data" / "odd.json").write_text(json.dumps(content))
+    checkpoint = shutil.copy(trained / "checkpoints" / "last.ckpt", tmp_path)
+    config = yaml.safe_load(tiny_config.read_text()) | {"data_format": "coco"}
+    classes = sorted(category["name"] for category in content["categories"])
+    config["data"] |= {"root": str(tmp_path / "data"), "train_splits": ["odd"], "test_splits": None}
+    (tmp_path / "coco.yaml").write_text(yaml.safe_dump(config | {"data": config["data"] | {"class_names": classes}}))
+    result = frcnn("validate", "--config", "coco.yaml", "--ckpt_path", checkpoint, cwd=tmp_path)
+    assert result.code == 0, result.err
+    written = tmp_path / "runs" / "coco" / "seed0" / "predictions.json"
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO(tmp_path / "data" / "odd.json")
+        scores = COCOeval(truth, truth.loadRes(str(written)), "bbox")
+        scores.evaluate()
+        scores.accumulate()
+        scores.summarize()
+    ours = metrics_of(written.parent)
+    assert ours["val/AP50"] > 0.02
+    names = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+    theirs = [None if value < 0 else pytest.approx(value, abs=1e-4) for value in scores.stats[:6]]
+    assert [ours[f"val/{name}"] for name in names] == theirs
+    # Against the same objects in VOC format images and classes are found by their names.
+    options = ("--data.root", mini_voc, "--data.val_splits", "[odd]", "--format", "json")
+    evaluated = json.loads(frcnn("evaluate", written, *options, cwd=tmp_path).out)
+    assert evaluated["detections"] == len(json.loads(written.read_text()))
+    assert evaluated["AP50_voc"] == pytest.approx(ours["val/AP50_voc"], rel=0.1)  # there some objects are difficult
 
 
 def test_predict_with_such_a_checkpoint(coco_run, mini_voc, frcnn, tmp_path):
