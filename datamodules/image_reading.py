@@ -25,7 +25,7 @@ ImageFile.LOAD_TRUNCATED_IMAGES = False  # half an image under whole boxes must 
 
 SUFFIXES: Final = (
     *("jpg", "jpeg", "png", "bmp", "webp", "tif", "tiff"),
-    *("gif", "jfif", "jpe", "avif", "jp2", "ppm", "pgm"),
+    *("gif", "jfif", "jpe", "avif", "jp2", "j2k", "ppm", "pgm", "pbm", "pnm", "tga", "apng"),
 )
 """Of the files that are taken for images where a folder is looked through; of animations the first picture counts."""
 
@@ -254,12 +254,3 @@ def _upper_bits(values: NDArray[np.int64], bits: int) -> NDArray[np.uint8]:
 def brief(error: Exception) -> str:
     """The message of an error in one line; its type where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
-
-
-def printable(name: object) -> str:
-    """A file name as any terminal shows it, in one line: what is no UTF-8 or no visible character as an escape."""
-    try:
-        text = str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half a pair, which no file name brings along
-        text = str(name).encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

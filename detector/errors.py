@@ -1,4 +1,4 @@
-"""The one exception that stands for bad input, as opposed to a bug."""
+"""The one exception that stands for bad input, as opposed to a bug; and how its line names files."""
 
 
 class InputError(ValueError):
@@ -11,3 +11,12 @@ class InputError(ValueError):
     """
 
     details: tuple[str, ...] = ()
+
+
+def printable(name: object) -> str:
+    """A file name as any terminal shows it, in one line: what is no UTF-8 or no visible character as an escape."""
+    try:
+        text = str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half a pair, which no file name brings along
+        text = str(name).encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -179,7 +179,13 @@ def _mapping(text: str) -> dict[str, object]:
 
 
 def _predict(arguments: list[str]) -> None:
-    parser = Parser("frcnn predict", description="Detect objects in images with a trained checkpoint.")
+    parser = Parser(
+        "frcnn predict",
+        description="Detect objects in images with a trained checkpoint. Images are read as in training, and upright "
+        "where a camera stored them turned (EXIF): boxes refer to the upright image. Of an animation the first picture "
+        "counts. An image that cannot be read is named and left out, and the exit status is then 1. No file is "
+        "overwritten but those of an earlier prediction.",
+    )
     parser.add_argument("--ckpt_path", required=True, help="checkpoint of frcnn fit; nothing else of the run is needed")
     parser.add_argument("--images", required=True, help="an image file, or a folder of them")
     parser.add_argument("--output", required=True, help="folder for one annotated image each, and predictions.json")
@@ -191,11 +197,26 @@ def _predict(arguments: list[str]) -> None:
     parser.add_argument(
         "--shortest_sides", type=numbers, metavar="[N, ...]", help='detect at several sizes, and merge: "[480, 600]"'
     )
+    parser.add_argument(
+        "--data.bit_depth",
+        "--bit_depth",
+        dest="bit_depth",
+        type=int,
+        help="bits of the values in 16-bit images (those of the training)",
+    )
+    _add_max_pixels(parser)
     options = parser.parse_args(arguments)
-    from experiments.predict import predict
+    from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+    from experiments.predict import PredictOptions, predict
 
     _quiet()
-    predict(**vars(options))
+    try:
+        complete = predict(PredictOptions(**vars(options)))
+    except SIGTERMException:
+        sys.exit(128 + signal.SIGTERM)
+    if not complete:
+        sys.exit(1)
 
 
 def _evaluate(arguments: list[str]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.errors import InputError
+from detector.errors import InputError, printable
 from detector.metrics.voc_ap import FALSE_POSITIVE, TRUE_POSITIVE, evaluate_voc
 from experiments.anchor_audit import without_nan
 from experiments.compare_pictures import draw_images
@@ -124,10 +124,10 @@ def _document(options: CompareOptions, runs: tuple[Run, Run], part: str) -> dict
     errors = image_errors(a, options.score_threshold), image_errors(b, options.score_threshold)
     chosen = most_different(*errors, options.images)
     pictures: list[str | None] = [None] * len(chosen)
-    notes = []
+    notes: list[str] = []
     if options.output is not None:
         try:
-            pictures = draw_images(runs, (a, b), part, chosen, options.score_threshold, options.output)
+            pictures, notes = draw_images(runs, (a, b), part, chosen, options.score_threshold, options.output)
         except InputError as error:
             notes.append(f"no pictures: {error}")
     prefix = "AP50_voc_class/"
@@ -175,8 +175,8 @@ def _table(document: Mapping[str, Any]) -> list[str]:
     ]
     for image in document["images"]:
         texts = [f"{image[key]['missed']} missed, {image[key]['false']} false" for key in ("errors_a", "errors_b")]
-        where = f"   {image['picture']}" if image["picture"] else ""
-        lines.append(f"  {image['name']}: A {texts[0]}; B {texts[1]}{where}")
+        where = f"   {printable(image['picture'])}" if image["picture"] else ""
+        lines.append(f"  {printable(image['name'])}: A {texts[0]}; B {texts[1]}{where}")
     return [*lines, *(f"note: {note}" for note in document["notes"])]
 
 

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from datamodules.detection_dataset import DetectionDataset
-from detector.callbacks.drawing import GROUND_TRUTH_COLOR, draw_boxes, draw_detections
-from detector.errors import InputError
+from detector.callbacks.drawing import GROUND_TRUTH_COLOR, draw_boxes, draw_detections, save_picture, scale_to
+from detector.errors import InputError, printable
 from experiments.grid_results import Run
 from experiments.scored_runs import ScoredRun, data_module
 
 SHORTEST_SIDE = 320
+LONGEST_SIDE = 16_384
 GAP = 8
 
 
@@ -25,7 +25,7 @@ def draw_images(
     images: Sequence[int],
     score_threshold: float,
     folder: str | Path,
-) -> list[str | None]:
+) -> tuple[list[str | None], list[str]]:
     """Write one picture for each image: the first run's detections on the left, the second's on the right.
 
     Detections are coloured by class, ground truth is white and dashed.
@@ -39,7 +39,7 @@ def draw_images(
         folder: Made if it is missing.
 
     Returns:
-        Path of each picture, None of an image that is not there.
+        Path of each picture, None of an image that cannot be drawn; and why that is so.
 
     Raises:
         InputError: No image is there, or the folder cannot be written.
@@ -48,22 +48,26 @@ def draw_images(
     dataset = data.val_dataset if part == "val" else data.test_dataset
     positions = {_stem(name): index for index, name in enumerate(dataset.file_names)}
     paths: list[str | None] = []
+    notes: list[str] = []
     for rank, image in enumerate(images, start=1):
         name = scored[0].truth.image_names[image]
-        if _stem(name) not in positions:
-            paths.append(None)
-            continue
-        sides = [_draw(dataset, positions[_stem(name)], one, image, score_threshold) for one in scored]
-        gap = torch.full((3, sides[0].shape[1], GAP), 255, dtype=torch.uint8)
-        picture = torch.cat([sides[0], gap, sides[1]], dim=2).permute(1, 2, 0).numpy()
-        path = Path(folder) / f"{rank:02}_{_stem(name)}.jpg"
+        stem = name.rsplit("/", 1)[-1]
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(path, quality=92)
+            if stem not in positions:
+                raise InputError("is not among the images of the split that can be used")
+            sides = [_draw(dataset, positions[stem], one, image, score_threshold) for one in scored]
+        except InputError as error:
+            paths.append(None)
+            notes.append(f"no picture of {printable(name)}: {printable(error)}")
+            continue
+        gap = torch.full((3, sides[0].shape[1], GAP), 255, dtype=torch.uint8)
+        path = Path(folder) / f"{rank:02}_{stem}.jpg"
+        try:
+            save_picture(torch.cat([sides[0], gap, sides[1]], dim=2), path)
         except OSError as error:
             raise InputError(f"--output {folder}: cannot be written ({error.strerror})") from error
         paths.append(str(path))
-    return paths
+    return paths, notes
 
 
 def _draw(dataset: DetectionDataset, index: int, run: ScoredRun, image: int, score_threshold: float) -> Tensor:
@@ -77,11 +81,12 @@ def _draw(dataset: DetectionDataset, index: int, run: ScoredRun, image: int, sco
         "scores": torch.from_numpy(found.score[rows]),
     }
     colors = [GROUND_TRUTH_COLOR] * len(target["boxes"])
-    factor = max(1, -(-SHORTEST_SIDE // min(pixels.shape[-2:])))
-    picture = draw_boxes(pixels, target["boxes"], [""] * len(colors), colors, dashed=True, min_side=SHORTEST_SIDE)
-    detections["boxes"] = detections["boxes"] * factor
+    limits = {"min_side": SHORTEST_SIDE, "max_side": LONGEST_SIDE}
+    picture = draw_boxes(pixels, target["boxes"], [""] * len(colors), colors, dashed=True, **limits)
+    detections["boxes"] = detections["boxes"] * scale_to(pixels, (picture.shape[-2], picture.shape[-1]))
     return draw_detections(picture, detections, run.truth.class_names, score_threshold)
 
 
 def _stem(name: str) -> str:
-    return name.rsplit("/", 1)[-1].rsplit(".", 1)[0] if name.lower().endswith((".jpg", ".jpeg", ".png")) else name
+    """What the annotations call an image file."""
+    return name.rsplit("/", 1)[-1].rsplit(".", 1)[0]

@@ -14,7 +14,7 @@ from rich.table import Column, Table
 
 from datamodules.doctor import DoctorOptions, Report, examine
 from datamodules.problems import KINDS
-from detector.errors import InputError
+from detector.errors import InputError, printable
 
 LISTED = 100  # problems in the table; JSON holds them all
 SHOWN_CLASSES = 40  # in the picture
@@ -116,7 +116,7 @@ def _print_report(report: Report, options: DoctorOptions) -> None:
 
 
 def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, soft_wrap=True)
+    console.print(printable(line), markup=False, soft_wrap=True)
 
 
 def _class_table(report: Report) -> Table:

@@ -12,13 +12,14 @@ from torch import Tensor
 from datamodules.detection_datamodule import DetectionDataModule
 from datamodules.detection_dataset import DetectionDataset, Target
 from detector.callbacks.drawing import class_color, draw_boxes
-from detector.errors import InputError
+from detector.errors import InputError, printable
 from experiments.data_format import DATA_FORMATS, find_data_format
 from experiments.parsed_options import OptionsCLI
 
 CELL: Final = 320  # pixels of the longer side of a picture
 GAP: Final = 8
 TITLE: Final = 22
+MOST_PICTURES: Final = 2000
 PAPER: Final = (245, 245, 245)
 
 
@@ -44,6 +45,12 @@ def show_data(arguments: list[str]) -> None:
     for name in ("images", "epochs"):
         if config[name] < 1:
             raise InputError(f"--{name} {config[name]}: must be at least 1")
+    pictures = config.images * (1 + config.epochs)
+    if pictures > MOST_PICTURES:
+        raise InputError(
+            f"--images {config.images} and --epochs {config.epochs}: {pictures} pictures, the images themselves "
+            f"included; a sheet holds {MOST_PICTURES}"
+        )
     data = kind(**config.data.as_dict())
     data.prepare_data()
     dataset = data.train_dataset
@@ -81,7 +88,7 @@ def contact_sheet(dataset: DetectionDataset, indices: list[int], epochs: int) ->
         sample = dataset.sample(index)
         target = dataset.target(index)
         pixels = torch.from_numpy(sample.image.copy()).permute(2, 0, 1)
-        cells = [_cell(pixels, target, dataset.class_names, target["file_name"])]
+        cells = [_cell(pixels, target, dataset.class_names, printable(target["file_name"]))]
         stored += len(target["boxes"])
         for epoch in range(epochs):
             image, target = dataset[epoch, index]

@@ -6,8 +6,11 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from detector.callbacks.drawing import GROUND_TRUTH_COLOR, draw_boxes, draw_detections
+from detector.callbacks.drawing import GROUND_TRUTH_COLOR, draw_boxes, draw_detections, scale_to
+from detector.errors import printable
 from detector.lightning_module import FasterRCNNModule
+
+LARGEST_SIDE = 2048  # pixels: a log of many larger pictures is too large for TensorBoard
 
 
 class DetectionImages(pl.Callback):
@@ -45,19 +48,21 @@ class DetectionImages(pl.Callback):
             if int(target["image_id"]) < self.images:
                 picture = self.draw(image, target, detections, pl_module.class_names)
                 for logger in loggers:
-                    _log_image(logger, f"val_images/{target['file_name']}", picture, trainer.global_step)
+                    _log_image(logger, f"val_images/{printable(target['file_name'])}", picture, trainer.global_step)
 
     def draw(
         self, image: Tensor, target: dict[str, Any], detections: dict[str, Tensor], class_names: list[str]
     ) -> Tensor:
-        """Picture (3, H, W) uint8 of one image with its ground truth and detections."""
+        """Picture (3, H, W) uint8 of one image with its ground truth and detections, `LARGEST_SIDE` long at most."""
         captions = [
             class_names[label - 1] + (" (difficult)" if difficult else "")
             for label, difficult in zip(target["labels"].tolist(), target["difficult"].tolist(), strict=True)
         ]
         colors = [GROUND_TRUTH_COLOR] * len(captions)
-        picture = draw_boxes(image, target["boxes"].cpu(), captions, colors, dashed=True)
-        return draw_detections(picture, detections, class_names, self.score_threshold)
+        picture = draw_boxes(image, target["boxes"].cpu(), captions, colors, dashed=True, max_side=LARGEST_SIDE)
+        scale = scale_to(image, (picture.shape[-2], picture.shape[-1])).to(detections["boxes"])
+        shown = {**detections, "boxes": detections["boxes"] * scale}
+        return draw_detections(picture, shown, class_names, self.score_threshold)
 
 
 def _log_image(logger: Any, name: str, picture: Tensor, step: int) -> None:

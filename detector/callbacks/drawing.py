@@ -1,13 +1,23 @@
 """Boxes with labels on an image, for TensorBoard, predictions and notebooks."""
 
+import io
+import os
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from detector.errors import InputError
+from detector.json_files import write_whole
+
 GROUND_TRUTH_COLOR = (255, 255, 255)
+LARGEST_SIDE: Final = 65_500  # of a JPEG
+LARGEST_ENLARGED: Final = 8192  # the longer side of an enlarged picture: of a strip of pixels would be gigabytes
+_MARK: Final = b"drawn by frcnn"
 
 
 def class_color(label: int) -> tuple[int, int, int]:
@@ -18,6 +28,15 @@ def class_color(label: int) -> tuple[int, int, int]:
     return red, green, blue
 
 
+def picture_size(height: int, width: int, min_side: int = 0, max_side: int = LARGEST_SIDE) -> tuple[int, int]:
+    """(height, width) of the picture that `draw_boxes` draws of an image."""
+    shortest, longest = min(height, width), max(height, width)
+    if longest > max_side:
+        return max(1, round(height * max_side / longest)), max(1, round(width * max_side / longest))
+    factor = max(1, min(-(-min_side // shortest), min(LARGEST_ENLARGED, max_side) // longest))
+    return height * factor, width * factor
+
+
 def draw_boxes(
     image: Tensor,
     boxes: Tensor,
@@ -25,6 +44,7 @@ def draw_boxes(
     colors: Sequence[tuple[int, int, int]],
     dashed: bool = False,
     min_side: int = 0,
+    max_side: int = LARGEST_SIDE,
 ) -> Tensor:
     """Draw boxes (D, 4) with captions on an image (3, H, W) uint8 RGB.
 
@@ -35,20 +55,22 @@ def draw_boxes(
         colors: D RGB colours.
         dashed: Draw dashed outlines (ground truth beside detections).
         min_side: Enlarge the picture by a whole factor until its shorter side has at least this many pixels, so that
-            captions on small images stay readable.
+            captions on small images stay readable; its longer side grows to `LARGEST_ENLARGED` at most.
+        max_side: Make the picture smaller where its longer side has more pixels than that.
 
     Returns:
-        The picture (3, H * factor, W * factor), uint8.
+        The picture, uint8 (3, H', W') of `picture_size`.
     """
-    factor = max(1, -(-min_side // min(image.shape[-2:])))
+    size = picture_size(image.shape[-2], image.shape[-1], min_side, max_side)
+    boxes = boxes * scale_to(image, size).to(boxes)
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-    if factor > 1:
-        picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
+    if size != tuple(image.shape[-2:]):
+        picture = picture.resize(size[::-1], Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
     side = min(picture.size)
     width = max(1, round(side / 200))
     font = ImageFont.load_default(size=max(10, round(side / 30)))
-    for box, caption, color in zip((boxes * factor).tolist(), captions, colors, strict=True):
+    for box, caption, color in zip(boxes.tolist(), captions, colors, strict=True):
         x1, y1, x2, y2 = box[0], box[1], max(box[0], box[2] - 1), max(box[1], box[3] - 1)
         if dashed:
             _dashed_rectangle(draw, (x1, y1, x2, y2), color, width)
@@ -57,6 +79,37 @@ def draw_boxes(
         if caption:
             _caption(draw, picture.size, (x1, y1), caption, color, font)
     return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
+
+
+def scale_to(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Factors (4,) for the boxes of an image in its picture of `size` (height, width)."""
+    height, width = image.shape[-2:]
+    return torch.tensor([size[1] / width, size[0] / height] * 2)
+
+
+def save_picture(picture: Tensor, path: Path) -> None:
+    """Write a picture (3, H, W) as a JPEG file that says where it comes from.
+
+    Raises:
+        InputError: There is a file of somebody else, which is not overwritten.
+        OSError: It cannot be written.
+    """
+    if os.path.lexists(path) and not is_saved_picture(path):
+        raise InputError(f"{path}: is there already, and not drawn by frcnn; it is not overwritten")
+    buffer = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy()).save(buffer, "JPEG", quality=92, comment=_MARK)
+    write_whole(path, buffer.getvalue())
+
+
+def is_saved_picture(path: Path) -> bool:
+    """Whether `save_picture` wrote this file."""
+    try:
+        if path.is_symlink() or not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return _MARK in file.read(200)  # the comment stands before the tables
+    except OSError:
+        return False
 
 
 def draw_detections(

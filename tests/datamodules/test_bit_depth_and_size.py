@@ -11,9 +11,9 @@ from PIL import Image
 
 from datamodules.doctor import DoctorOptions, examine
 from datamodules.image_cache import DiskCache, ImageFile
-from datamodules.image_reading import Reading, printable, read_header, read_image
+from datamodules.image_reading import Reading, read_header, read_image
 from datamodules.voc_datamodule import VOCDataModule
-from detector.errors import InputError
+from detector.errors import InputError, printable
 
 TWELVE = Reading(bit_depth=12)
 VALUES = np.array([[0, 15, 16, 2047], [2048, 4080, 4095, 256]], np.uint16)

@@ -309,13 +309,6 @@ def test_predict_on_a_missing_path(complaint, trained):
     assert "nowhere" in complaint("predict", "--ckpt_path", checkpoint, "--images", "nowhere", "--output", "out")
 
 
-def test_predict_on_an_undecodable_image(complaint, trained, tmp_path):
-    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\n and then nothing")
-    checkpoint = trained / "checkpoints" / "last.ckpt"
-    line = complaint("predict", "--ckpt_path", checkpoint, "--images", "bad.png", "--output", "out")
-    assert "bad.png" in line
-
-
 # ---- no bad input ----
 
 

@@ -163,6 +163,27 @@ def test_without_images_there_are_no_pictures(frcnn, trained, other, mini_voc, t
     assert "data.root" in document["config"]
 
 
+@pytest.mark.parametrize("suffix", [".webp", ".gif"])
+def test_pictures_of_images_of_any_format(frcnn, trained, other, mini_voc, tmp_path, suffix):
+    root = Path(shutil.copytree(mini_voc, tmp_path / "data"))
+    for path in sorted((root / "JPEGImages").iterdir()):
+        with Image.open(path) as image:
+            image.save(path.with_suffix(suffix))
+        path.unlink()
+    run = Path(shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints")))
+    alter(run, lambda config: config["data"].update(root=str(root)))
+    options = ("--bootstrap", 20, "--score_threshold", threshold(trained), "--output", "pictures", "--format", "json")
+    document = json.loads(frcnn("compare", run, other, *options, cwd=tmp_path).out)
+    name = document["images"][0]["name"]
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == [f"01_{name}.jpg"]
+    assert document["notes"] == []
+    image = root / "JPEGImages" / f"{name}{suffix}"
+    image.write_bytes(image.read_bytes()[:200])  # its header is whole
+    document = json.loads(frcnn("compare", run, other, *options, cwd=tmp_path).out)
+    assert document["images"][0]["picture"] is None
+    assert len(document["notes"]) == 1 and f"{name}{suffix}" in document["notes"][0]
+
+
 def test_bad_input(compare, trained, other, tmp_path):
     assert "nowhere: no such folder" in compare(tmp_path / "nowhere", refused=True)
     assert "is no run folder" in compare(tmp_path, refused=True)

@@ -41,6 +41,22 @@ def test_a_list_of_class_paths(frcnn, tiny_config, tmp_path):
     assert np.median(abs(stored - flipped)) > 3
 
 
+def test_a_sheet_that_no_memory_holds_is_refused(frcnn, tiny_config, tmp_path):
+    options = ("--output", tmp_path, "--images", 10, "--epochs", 200)
+    result = frcnn("show-data", "--config", tiny_config, *options, cwd=tmp_path)
+    assert result.code == 2 and "2010 pictures" in result.err
+
+
+def test_a_strip_of_pixels_fits_into_its_place(tmp_path):
+    for number, size in enumerate([(10_000, 1), (1, 10_000)]):
+        Image.new("RGB", size, (90, 90, 90)).save(tmp_path / f"{number}.png")
+    box = np.array([[0, 0, 1, 1]], np.float32)
+    records = [ImageRecord(tmp_path / f"{n}.png", f"{n}.png", box, np.array([1]), np.array([False])) for n in range(2)]
+    sheet, stored, _ = contact_sheet(DetectionDataset(records, ["one"]), [0, 1], 1)
+    assert stored == 2
+    assert sheet.size == (2 * (CELL + GAP) + GAP, 3 * GAP + 2 * TITLE + 1 + CELL)
+
+
 def test_what_is_drawn_where(tmp_path):
     """A grey image with one plain and one difficult object: solid and dashed outlines in the colours of the classes."""
     Image.new("RGB", (160, 80), (90, 90, 90)).save(tmp_path / "a.png")
