@@ -158,4 +158,9 @@ def _size(annotation: Annotation, split: Split, stem: str, path: Path) -> tuple[
         if min(stated) > 0:
             return stated
         raise InputError(f"{path}: states no image size, and the image is not there either") from None
-    return frame(read_header(image), stated)[0]
+    try:
+        return frame(read_header(image), stated)[0]
+    except InputError:  # only its size is wanted
+        if min(stated) > 0:
+            return stated
+        raise
