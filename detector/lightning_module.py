@@ -13,6 +13,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from detector.alternating import NEEDS_LENGTH, AlternatingConfig, AlternatingTraining, Proposer, TrainingScheme
 from detector.anchors import AnchorConfig
@@ -26,6 +27,7 @@ from detector.metrics import DetectionAP, ProposalRecall
 from detector.optimization import AveragedWeights, OptimizerConfig, build_optimizer, lr_factor, parameter_groups
 from detector.roi_heads import BoxPredictor, RoIConfig
 from detector.rpn import RegionProposalNetwork, RPNConfig
+from detector.training.resuming import Resumption, afresh, total_steps
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 C = TypeVar("C")
@@ -108,6 +110,7 @@ class FasterRCNNModule(pl.LightningModule):
         self.class_names = list(class_names)
         self.bit_depth = 16  # of the values in 16-bit images that it was trained on, by its checkpoint
         self.optimizer_config = optimizer
+        self._resumption: Resumption | None = None
         source = replace(backbone, weights=weights or backbone.weights)  # so frozen layers are known not to be random
         load_weights = load_backbone_weights and weights is None
         self.model = FasterRCNN(
@@ -166,13 +169,31 @@ class FasterRCNNModule(pl.LightningModule):
                 bit depth, or its network or its training scheme differs.
         """
         trainer = self._trainer  # None in load_from_checkpoint
-        path = (trainer and trainer.ckpt_path) or "the checkpoint"
+        path, fit = (
+            (trainer and trainer.ckpt_path) or "the checkpoint",
+            trainer is not None and trainer.state.fn == "fit",
+        )
+        self.check_origin(path, checkpoint, fit)
+        if self.alternating is not None:
+            self.alternating.restore(checkpoint.get("alternating"), self)
+        _check_state(path, checkpoint["state_dict"], self.state_dict())
+        if fit:
+            self._resumption = Resumption(path, checkpoint, self.hparams, self._parameter_groups())
+            if not self.optimizer_config.ema_decay and "current_model_state" in checkpoint:
+                checkpoint["state_dict"] = checkpoint["current_model_state"]  # and not the averages
+
+    def check_origin(self, path: object, checkpoint: Mapping[str, Any], fit: bool) -> None:
+        """Check what a checkpoint was trained on and how; `fit`: the training is to go on.
+
+        Raises:
+            InputError: On other classes, or on the same ones in another order, or by another training scheme.
+        """
         theirs = checkpoint.get("hyper_parameters", {}).get("class_names", self.class_names)
         if theirs != self.class_names:
             raise InputError(
                 f"{path}: was trained on {len(theirs)} classes ({', '.join(theirs)}), but the data has "
                 f"{len(self.class_names)} classes ({', '.join(self.class_names)}); "
-                "give the checkpoint's by --data.class_names, or another checkpoint"
+                f"give the checkpoint's by --data.class_names, or {afresh(path)} --model.weights_predictor by_name"
             )
         reading = getattr(getattr(trainer, "datamodule", None), "reading", None)
         if reading is not None and reading.bit_depth != _bit_depth(checkpoint):
@@ -181,12 +202,9 @@ class FasterRCNNModule(pl.LightningModule):
                 f"{reading.bit_depth}; give the checkpoint's"
             )
         record = checkpoint.get("alternating")
-        if trainer is not None and trainer.state.fn == "fit" and (record is None) != (self.alternating is None):
+        if fit and (record is None) != (self.alternating is None):
             theirs = "joint" if record is None else "alternating"
             raise InputError(f"{path}: was trained by --model.training_scheme {theirs}; go on with the same one")
-        if self.alternating is not None:
-            self.alternating.restore(record, self)
-        _check_state(path, checkpoint["state_dict"], self.state_dict())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the step of an alternating training."""
@@ -209,9 +227,13 @@ class FasterRCNNModule(pl.LightningModule):
         return [*parts, self.model.roi_heads.box_head]
 
     def on_train_start(self) -> None:
-        """Say which step of an alternating training begins or goes on."""
+        """Say which step of an alternating training begins or goes on; let changed options of a resume take effect."""
         if self.alternating is not None:
             self.alternating.announce()
+        if self._resumption is not None:
+            steps = self.alternating.plan(self.trainer) if self.alternating else total_steps(self.trainer)
+            self._resumption.take_effect(self.trainer, self.optimizer_config, steps)
+            self._resumption = None
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Go on to the next step of an alternating training where it is due, and make the randomness of a step
@@ -255,12 +277,15 @@ class FasterRCNNModule(pl.LightningModule):
 
         In alternating training both are those of the step at work.
         """
-        new_layers = [layer for layer in self.modules() if isinstance(layer, RegionProposalNetwork | BoxPredictor)]
-        optimizer = build_optimizer(parameter_groups(self, new_layers, self.optimizer_config), self.optimizer_config)
+        optimizer = build_optimizer(self._parameter_groups(), self.optimizer_config)
         steps = self.alternating.plan(self.trainer) if self.alternating else self.trainer.estimated_stepping_batches
         factor = lr_factor(self.optimizer_config, steps)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        scheduler = LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        new_layers = [layer for layer in self.modules() if isinstance(layer, RegionProposalNetwork | BoxPredictor)]
+        return parameter_groups(self, new_layers, self.optimizer_config)
 
     def check_endless(self) -> None:
         """Check that a training that only time or early stopping ends is possible.
@@ -362,7 +387,8 @@ def _check_state(path: str | Path, theirs: Mapping[str, Tensor], ours: Mapping[s
     if differing:
         more = f", and {len(differing) - 1} more tensors differ" if len(differing) > 1 else ""
         raise InputError(
-            f"{path}: is of another network than the --model options: {differing[0]}{more}; give the options of its run"
+            f"{path}: is of another network than the --model options: {differing[0]}{more}; give the options of "
+            f"its run, or {afresh(path)}"
         )
 
 

@@ -123,15 +123,16 @@ def parameter_groups(
     ]
 
 
+def optimizer_options(config: OptimizerConfig) -> dict[str, float]:
+    """Of all groups of the optimiser alike, by their names in PyTorch."""
+    momentum = {"momentum": config.momentum} if config.name == "sgd" else {}
+    return {"weight_decay": config.weight_decay, **momentum}
+
+
 def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
     """The optimiser over `parameter_groups`, fused: one pass over the weights instead of one per operation."""
-    optimizer: torch.optim.Optimizer
-    if config.name == "sgd":
-        optimizer = torch.optim.SGD(
-            groups, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-        )
-    else:
-        optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay, fused=True)
+    kind = torch.optim.SGD if config.name == "sgd" else torch.optim.AdamW
+    optimizer: torch.optim.Optimizer = kind(groups, lr=config.lr, fused=True, **optimizer_options(config))
     # Gradients are to be unscaled before the step, where Lightning clips them, not within it.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     return optimizer

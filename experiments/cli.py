@@ -83,9 +83,10 @@ def _lightning(command: str, arguments: list[str]) -> None:
     from experiments.lightning_cli import run_lightning
 
     _quiet()
-    if command != "fit":  # what only a training uses: its callbacks, and where it kept checkpoints
+    # Of a checkpoint's callbacks an evaluation needs none, and a training only what `BestCheckpoint` takes over.
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")
+    if command != "fit":
         warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided")
-        warnings.filterwarnings("ignore", message="The dirpath has changed from")
     try:
         with _one_line_of_the_parser(arguments):
             run_lightning([command, *arguments])

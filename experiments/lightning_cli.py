@@ -1,6 +1,8 @@
 """`frcnn fit|validate|test`: LightningCLI with a run folder, exact resuming, and one-line errors."""
 
 import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +13,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, Mo
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins import CheckpointIO
+from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from detector.atomic_checkpoints import AtomicCheckpoints
@@ -23,6 +26,7 @@ from detector.callbacks.throughput import Throughput
 from detector.compilation import check_compiler
 from detector.errors import InputError
 from detector.lightning_module import FasterRCNNModule, read_checkpoint
+from detector.training.resuming import changes_text
 from experiments.anchor_warnings import AnchorWarnings
 from experiments.arguments import cause_of
 from experiments.cell_progress import CellProgress, axes_of_environment
@@ -30,6 +34,7 @@ from experiments.data_format import DATA_FORMATS, find_data_format
 from experiments.host_memory import keep_freed_memory
 from experiments.precision import Trainer, resolve_precision
 from experiments.result_files import write_devkit_results
+from experiments.run.resuming import folder_to_go_on_in, nothing_left, other_options
 from experiments.run_folder import ENVIRONMENT_VARIABLE, choose_run_folder, run_folder_of
 
 TRAINER_DEFAULTS = {"use_distributed_sampler": False, "log_every_n_steps": 20}
@@ -68,7 +73,13 @@ class DetectorCLI(LightningCLI):
             default="voc",
             help="Format of the dataset, which decides what --data options there are: voc (XML) or coco (JSON).",
         )
-        parser.add_argument("--runs_dir", type=str, default="runs", help="Folder of all runs.")
+        parser.add_argument(
+            "--runs_dir",
+            type=str | None,
+            default=None,
+            help="Folder of all runs; by default runs. With --ckpt_path, another runs_dir, experiment or run_name than "
+            "the checkpoint's makes a new run, which starts where the checkpoint stands.",
+        )
         parser.add_argument(
             "--experiment",
             type=str | None,
@@ -109,7 +120,8 @@ class DetectorCLI(LightningCLI):
                 raise
             raise InputError(cause) from error
         if not self.config[self.subcommand].trainer.fast_dev_run:
-            self.datamodule.splits_folder = self.run_folder / "splits"
+            of = self.run_folder if self.goes_on_from is None else self.goes_on_from  # lists that a run has stay as is
+            self.datamodule.splits_folder = (of if (of / "splits").is_dir() else self.run_folder) / "splits"
             self.datamodule.report_folder = self.run_folder
 
     def before_fit(self) -> None:
@@ -120,6 +132,9 @@ class DetectorCLI(LightningCLI):
         if _is_endless(self.trainer):
             self.model.check_endless()
         self._read_data("fit")
+        lists = self.datamodule.splits_folder
+        if lists is not None and lists.parent != self.run_folder and self.trainer.is_global_zero:
+            shutil.copytree(lists, self.run_folder / "splits", dirs_exist_ok=True)
 
     def before_validate(self) -> None:
         """As `before_fit`."""
@@ -149,7 +164,9 @@ class DetectorCLI(LightningCLI):
         config = self.config[self.subcommand]
         checkpoint = config.get("ckpt_path")
         if checkpoint is not None:
-            read_checkpoint(checkpoint)  # to refuse an unusable one at once
+            content = read_checkpoint(checkpoint)  # to refuse an unusable one at once
+            kept = ("global_step", "loops", "hyper_parameters", "alternating")
+            self.done_before = {key: content.get(key) for key in kept}
             config.model.load_backbone_weights = False
         elif self.subcommand != "fit":
             raise InputError(
@@ -162,13 +179,41 @@ class DetectorCLI(LightningCLI):
             raise InputError(
                 f"--save_devkit_results {devkit_folder}: must be a folder, and a whole test is needed, not fast_dev_run"
             )
-        results = config.get("results_dir")
-        found = Path(results) if results is not None else (checkpoint and run_folder_of(checkpoint))
-        self.run_folder: Path = found or choose_run_folder(
-            config.runs_dir, config.experiment or _experiment_name(config), config.run_name, int(config.seed_everything)
-        )
+        self._choose_run_folder(config, checkpoint)
         if not config.trainer.fast_dev_run:
             os.environ[ENVIRONMENT_VARIABLE] = str(self.run_folder)
+
+    def _choose_run_folder(self, config: Namespace, checkpoint: str | None) -> None:
+        results = config.get("results_dir")
+        found = Path(results) if results is not None else None
+        old = run_folder_of(checkpoint) if checkpoint is not None else None
+        if found is None and checkpoint is not None:
+            found = folder_to_go_on_in(checkpoint, config) if self.subcommand == "fit" else old
+        self.run_folder: Path = found or choose_run_folder(
+            config.runs_dir or "runs",
+            config.experiment or _experiment_name(config),
+            config.run_name,
+            int(config.seed_everything),
+        )
+        self.goes_on_from = old if self.subcommand == "fit" and old != self.run_folder else None
+        if old is not None and self.subcommand == "fit" and (changes := other_options(old, config)):
+            rank_zero_info(f"{old}: goes on with other options: {changes_text(changes)}")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Leave a training alone that has come to its end."""
+        trainer, checkpoint = self.trainer, self.config[subcommand].get("ckpt_path")
+        ended = (
+            checkpoint and subcommand == "fit" and nothing_left(self.done_before, trainer.max_epochs, trainer.max_steps)
+        )
+        if not ended:
+            super()._run_subcommand(subcommand)
+            return
+        self.model.check_origin(checkpoint, self.done_before, fit=True)
+        message = f"{checkpoint}: this training is complete: {ended}; to train on, give more"
+        if self.goes_on_from is not None:
+            raise InputError(message)
+        if trainer.is_global_zero:
+            print(f"{message}. Nothing was changed", file=sys.stderr)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add the logger and the callbacks of the run folder."""

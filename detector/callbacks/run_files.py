@@ -41,6 +41,7 @@ class RunFiles(pl.Callback):
         self.folder = Path(folder)
         self.axes = dict(axes or {})
         self._progress: dict[str, int] = {}
+        self._trained = False
         self._predictions: list[dict[str, Any]] | None = None
 
     @property
@@ -92,8 +93,14 @@ class RunFiles(pl.Callback):
         if self.axes:
             self._log_hyperparameters(trainer, pl_module)
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note that there will be something to write; a training that was at its end does not come here."""
+        self._trained = True
+
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write at the end of `frcnn fit`, and log hyperparameters once, with the final metrics."""
+        if not self._trained:
+            return
         self._write(trainer)
         self._log_hyperparameters(trainer, pl_module)
 

@@ -1,0 +1,144 @@
+"""A training that goes on under other options than those of its checkpoint: what may change, and how it takes effect.
+
+Lightning restores the optimiser with the learning rates, decay and momentum that it had: changed options would be lost
+without a word, and the first step after a longer schedule's start would have the shorter one's rate, which is 0 at its
+end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_info
+from torch.optim.lr_scheduler import LambdaLR
+
+from detector.errors import InputError
+from detector.optimization import OptimizerConfig, lr_factor, optimizer_options
+
+Changes = dict[str, tuple[Any, Any]]
+NOT_READ = {"weights", "weights_predictor", "backbone.weights", "model.weights", "model.backbone.weights"}
+"""Options of what a training begins with."""
+
+
+def changed_options(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Changes:
+    """Options that both have, with different values: name with dots -> value before and value now."""
+    changes: Changes = {}
+    for key in (key for key in now if key in before):
+        old, new = (list(value) if isinstance(value, tuple) else value for value in (before[key], now[key]))
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            changes |= changed_options(old, new, f"{prefix}{key}.")
+        elif old != new:
+            changes[f"{prefix}{key}"] = (old, new)
+    return changes
+
+
+def changes_text(changes: Changes) -> str:
+    """One line on what changes, for a log."""
+    return "; ".join(
+        f"{name}: {_text(old)} in the checkpoint, {_text(new)} "
+        + ("has no effect: its weights go on" if name in NOT_READ else "from here on")
+        for name, (old, new) in changes.items()
+    )
+
+
+def afresh(path: object) -> str:
+    """The way out where a training cannot go on from a checkpoint, as part of a message."""
+    return f"start a new training from its weights: --model.weights {path} instead of --ckpt_path"
+
+
+def check_optimizer_state(
+    path: object, checkpoint: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], changes: Changes
+) -> None:
+    """Check that an optimiser over `groups` can go on from a checkpoint's.
+
+    Args:
+        path: Of the checkpoint.
+        checkpoint: Its content.
+        groups: As of `parameter_groups`.
+        changes: Options of the model that differ from the checkpoint's.
+
+    Raises:
+        InputError: It holds no optimiser, one of another kind, or one of other layers.
+    """
+    if not checkpoint.get("optimizer_states") or not checkpoint.get("lr_schedulers"):
+        raise InputError(f"{path}: holds weights and no state of a training, so none can go on; {afresh(path)}")
+    if "optimizer.name" in changes:
+        old, new = changes["optimizer.name"]
+        raise InputError(f"{path}: --model.optimizer.name {new} cannot go on from the state of {old}; {afresh(path)}")
+    theirs = {group["name"]: len(group["params"]) for group in checkpoint["optimizer_states"][0]["param_groups"]}
+    ours = {group["name"]: len(group["params"]) for group in groups}
+    if theirs != ours:
+        causes = {f"model.{name}": values for name, values in changes.items() if name.startswith("backbone.")}
+        because = f" ({changes_text(causes)})" if causes else ""
+        raise InputError(
+            f"{path}: its optimiser trains {sum(theirs.values())} tensors, with these options it would be "
+            f"{sum(ours.values())}{because}; go on with the options of its run, or {afresh(path)}"
+        )
+
+
+class Resumption:
+    """What a training has to do when it goes on from a checkpoint.
+
+    Args:
+        path: Of the checkpoint.
+        checkpoint: Its content, before anything of it is used.
+        options: Of the model, as they are now.
+        groups: The optimiser's, as of `parameter_groups`.
+
+    Raises:
+        InputError: See `check_optimizer_state`.
+    """
+
+    def __init__(
+        self,
+        path: object,
+        checkpoint: Mapping[str, Any],
+        options: Mapping[str, Any],
+        groups: Sequence[Mapping[str, Any]],
+    ) -> None:
+        changes = changed_options(checkpoint.get("hyper_parameters", {}), options)
+        check_optimizer_state(path, checkpoint, groups, changes)
+        self.other_optimizer = any(name.startswith("optimizer.") for name in changes)
+        self.groups = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+        if changes:
+            rank_zero_info(f"{path}: goes on with other options: {changes_text(changes)}")
+
+    def take_effect(self, trainer: pl.Trainer, config: OptimizerConfig, steps: float) -> None:
+        """Let today's options of the optimiser and its schedule, of so many steps, count; after Lightning has restored
+        both."""
+        optimizer, scheduler = trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler
+        assert isinstance(scheduler, LambdaLR)
+        if self.other_optimizer:
+            for group, options in zip(optimizer.param_groups, self.groups, strict=True):
+                group |= optimizer_options(config) | options | {"initial_lr": options["lr"]}
+            scheduler.base_lrs = [options["lr"] for options in self.groups]
+        factor = lr_factor(config, steps)
+        scheduler.lr_lambdas = [factor] * len(scheduler.base_lrs)
+        rates = [base * factor(scheduler.last_epoch) for base in scheduler.base_lrs]
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates
+
+
+def total_steps(trainer: pl.Trainer) -> float:
+    """Optimiser steps of a whole training, those included that were done before a resume with other batches.
+
+    The same as Lightning's estimate where nothing has changed.
+    """
+    steps = trainer.estimated_stepping_batches
+    if math.isinf(steps) or trainer.max_epochs in (None, -1) or math.isinf(trainer.num_training_batches):
+        return steps
+    loop, of_step = trainer.fit_loop, trainer.accumulate_grad_batches
+    per_epoch = math.ceil(trainer.num_training_batches / of_step)
+    epochs = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
+    within = loop.epoch_loop.batch_progress.current.ready if loop.epoch_progress.current.started > epochs else 0  # type: ignore[attr-defined]
+    left = per_epoch * (max(trainer.max_epochs or 1, 1) - epochs) - math.ceil(within / of_step)
+    total = trainer.global_step + max(left, 0)
+    return total if trainer.max_steps == -1 else min(total, trainer.max_steps)
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
