@@ -169,11 +169,15 @@ class FasterRCNNModule(pl.LightningModule):
                 bit depth, or its network or its training scheme differs.
         """
         trainer = self._trainer  # None in load_from_checkpoint
-        path, fit = (
-            (trainer and trainer.ckpt_path) or "the checkpoint",
-            trainer is not None and trainer.state.fn == "fit",
-        )
+        path = (trainer and trainer.ckpt_path) or "the checkpoint"
+        fit = trainer is not None and trainer.state.fn == "fit"
         self.check_origin(path, checkpoint, fit)
+        reading = getattr(getattr(trainer, "datamodule", None), "reading", None)
+        if reading is not None and reading.bit_depth != _bit_depth(checkpoint):
+            raise InputError(
+                f"{path}: was trained with --data.bit_depth {_bit_depth(checkpoint)}, but now it is "
+                f"{reading.bit_depth}; give the checkpoint's"
+            )
         if self.alternating is not None:
             self.alternating.restore(checkpoint.get("alternating"), self)
         _check_state(path, checkpoint["state_dict"], self.state_dict())
@@ -195,16 +199,10 @@ class FasterRCNNModule(pl.LightningModule):
                 f"{len(self.class_names)} classes ({', '.join(self.class_names)}); "
                 f"give the checkpoint's by --data.class_names, or {afresh(path)} --model.weights_predictor by_name"
             )
-        reading = getattr(getattr(trainer, "datamodule", None), "reading", None)
-        if reading is not None and reading.bit_depth != _bit_depth(checkpoint):
-            raise InputError(
-                f"{path}: was trained with --data.bit_depth {_bit_depth(checkpoint)}, but now it is "
-                f"{reading.bit_depth}; give the checkpoint's"
-            )
         record = checkpoint.get("alternating")
         if fit and (record is None) != (self.alternating is None):
-            theirs = "joint" if record is None else "alternating"
-            raise InputError(f"{path}: was trained by --model.training_scheme {theirs}; go on with the same one")
+            scheme = "joint" if record is None else "alternating"
+            raise InputError(f"{path}: was trained by --model.training_scheme {scheme}; go on with the same one")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the step of an alternating training."""

@@ -123,7 +123,7 @@ def parameter_groups(
     ]
 
 
-def optimizer_options(config: OptimizerConfig) -> dict[str, float]:
+def optimizer_options(config: OptimizerConfig) -> dict[str, Any]:
     """Of all groups of the optimiser alike, by their names in PyTorch."""
     momentum = {"momentum": config.momentum} if config.name == "sgd" else {}
     return {"weight_decay": config.weight_decay, **momentum}
