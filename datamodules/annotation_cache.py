@@ -20,9 +20,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Final
 
-from datamodules import image_reading, voc_format
+from datamodules import image_reading, text_files, voc_format
 from datamodules.image_reading import USUAL, ImageHeader, Reading, brief, read_header
 from datamodules.parallel import map_files
+from datamodules.voc.names import annotation_path
 from datamodules.voc_format import Annotation, VOCObject, parse_annotation, read_annotation_bytes
 from detector.errors import InputError
 
@@ -70,7 +71,7 @@ class AnnotationCache:
             if stem in self._read:
                 found[stem] = self._read[stem]
                 continue
-            path = self.folder / "Annotations" / f"{stem}.xml"
+            path = annotation_path(self.folder, stem)
             try:
                 data = read_annotation_bytes(path)
             except InputError as error:
@@ -217,7 +218,7 @@ def _read_rows(file: Path | None) -> dict[str, Row]:
 @cache
 def _version() -> str:
     """Changes whenever the code does that reads the files."""
-    sources = [Path(module.__file__ or "").read_bytes() for module in (voc_format, image_reading)]
+    sources = [Path(module.__file__ or "").read_bytes() for module in (voc_format, text_files, image_reading)]
     return _digest(Path(__file__).read_bytes(), *sources)
 
 

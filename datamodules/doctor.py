@@ -21,6 +21,7 @@ from datamodules.near_duplicates import Fingerprint, copies, fingerprint
 from datamodules.parallel import map_files
 from datamodules.problems import Problem
 from datamodules.split_check import PARTS, ImageKey, SplitTable, UsedSplit, read_split_table, split_problems
+from datamodules.voc.names import annotation_path
 from datamodules.voc_check import CheckedImage, check_image, similar_classes
 from datamodules.voc_format import IMAGE_SUFFIXES
 from datamodules.voc_splits import VOC_CLASSES, annotated_members, check_root, dataset_folders, is_plain
@@ -71,7 +72,7 @@ class Examined:
 
     @property
     def annotation(self) -> Path:
-        return self.member.folder / "Annotations" / f"{self.member.stem}.xml"
+        return annotation_path(self.member.folder, self.member.stem)
 
 
 @dataclass(frozen=True, eq=False)

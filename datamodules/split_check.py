@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from datamodules.problems import Problem
+from datamodules.voc.names import read_split_lines
 from datamodules.voc_format import read_split, read_split_names
 from datamodules.voc_splits import Split, dataset_folders, find_split, is_plain
 from detector.errors import InputError
@@ -161,11 +162,10 @@ def _names(path: Path) -> tuple[list[str], list[Problem]]:
 def _is_of_one_class(path: Path) -> bool:
     """Whether all lines state whether the image shows the class of the file."""
     try:
-        names = read_split_names(path)
+        lines = read_split_lines(path)
     except InputError:
         return False
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
-    return bool(names) and all(name != line for name, line in zip(names, lines, strict=True))
+    return bool(lines) and all(line.flagged for line in lines)
 
 
 def _parts_of(name: str) -> frozenset[str]:

@@ -47,6 +47,17 @@ def xml_source(data: bytes) -> bytes | str:
     return data if codec is None else data.decode(codec)
 
 
+def is_undeclared(data: bytes) -> bool:
+    """Whether an XML document is not UTF-8 although it says nothing else."""
+    if marked_encoding(data) is not None or _DECLARED.match(data[:300]):
+        return False
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        return True
+    return False
+
+
 def marked_encoding(data: bytes) -> str | None:
     """The encoding that a byte order mark states."""
     return next((name for mark, name in _MARKS if data.startswith(mark)), None)

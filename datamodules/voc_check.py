@@ -13,6 +13,7 @@ from pathlib import Path
 
 from datamodules.image_reading import USUAL, ImageHeader, Reading, frame, read_header
 from datamodules.problems import Kind, Problem
+from datamodules.voc.names import annotation_path
 from datamodules.voc_format import (
     Annotation,
     NegativeBoxError,
@@ -82,7 +83,7 @@ def check_image(
         look: whether the image is looked for.
         reading: how it would be read.
     """
-    path = folder / "Annotations" / f"{stem}.xml"
+    path = annotation_path(folder, stem)
     read = read_loosely(path)
     image: Path | InputError | None = None
     header: ImageHeader | InputError | None = None

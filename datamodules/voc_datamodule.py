@@ -10,6 +10,7 @@ from datamodules.detection_dataset import ImageRecord
 from datamodules.download import Archive, archive_for, download_voc, find_archive, is_half_unpacked
 from datamodules.made_splits import Member
 from datamodules.problems import Problem
+from datamodules.voc.classes import no_classes
 from datamodules.voc_dataset import read_members, readable_objects
 from datamodules.voc_splits import (
     VOC_CLASSES,
@@ -74,10 +75,11 @@ class VOCDataModule(DetectionDataModule):
         if not self.split_names["train"]:
             stems |= {member.stem for member in annotated_members(self.root)}
         found: set[str] = set()
-        for stem, annotation in self._store.of(self.root).annotations(sorted(stems)).items():
+        annotations = self._store.of(self.root).annotations(sorted(stems))
+        for stem, annotation in annotations.items():
             found |= {item.name for item in readable_objects(self.root, stem, annotation)}
         if not found:
-            raise InputError(f"{self.root}: no annotation of the splits names an object, so there are no classes")
+            raise no_classes(self.root, [split.path for split in splits], annotations)
         return sorted(found)
 
     def _all_splits(self) -> list[Split]:

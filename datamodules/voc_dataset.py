@@ -13,6 +13,7 @@ from datamodules.detection_dataset import ImageRecord
 from datamodules.image_reading import ImageHeader
 from datamodules.made_splits import Member
 from datamodules.problems import Problem
+from datamodules.voc.names import annotation_path
 from datamodules.voc_check import CheckedImage, Objects, judge, read_loosely
 from datamodules.voc_format import Annotation, VOCObject
 from datamodules.voc_splits import find_image
@@ -43,7 +44,7 @@ def read_members(
         images = {member.stem: _find(member, annotations[member.stem]) for member in these}
         headers = store.of(folder).headers(path for path in images.values() if isinstance(path, Path))
         for member in these:
-            path = folder / "Annotations" / f"{member.stem}.xml"
+            path = annotation_path(folder, member.stem)
             image = images[member.stem]
             header = headers[image] if isinstance(image, Path) else None
             read = _with_all_objects(path, annotations[member.stem])
@@ -62,7 +63,7 @@ def read_members(
 
 def readable_objects(folder: Path, stem: str, annotation: Annotation | InputError) -> list[VOCObject]:
     """The objects of an annotation in which nothing is wrong that could be seen without its image."""
-    read = _with_all_objects(folder / "Annotations" / f"{stem}.xml", annotation)
+    read = _with_all_objects(annotation_path(folder, stem), annotation)
     return [] if isinstance(read, InputError) else [item for item in read[1] if isinstance(item, VOCObject)]
 
 

@@ -21,6 +21,8 @@ import numpy as np
 from defusedxml.common import DefusedXmlException
 
 from datamodules.image_reading import SUFFIXES
+from datamodules.text_files import is_undeclared, xml_source
+from datamodules.voc.names import read_split_lines
 from detector.errors import InputError
 
 IMAGE_SUFFIXES: Final = tuple(f".{suffix}" for form in SUFFIXES for suffix in (form, form.upper(), form.capitalize()))
@@ -30,7 +32,6 @@ MAX_PIXELS = 10**9  # along a side; whatever is beyond is no coordinate
 _COORDINATES = ("xmin", "ymin", "xmax", "ymax")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?")
 _INTEGER = re.compile(r"[+-]?\d{1,9}")
-_CLASS_FLAG = re.compile(r"\s+(-1|0|1)$")
 # Shifting by 1 in decimal digits instead of binary floats makes write-then-read exact for every finite float.
 _EXACT = Context(prec=1200)
 _ONE = Decimal(1)
@@ -184,8 +185,8 @@ def write_annotation(annotation: Annotation, path: str | Path) -> None:
 def read_split(path: str | Path) -> list[str]:
     """Read the image names of a split file such as `ImageSets/Main/train.txt`, in file order.
 
-    Blank lines are skipped. A name may contain blanks. Of a line of a class split file ("name  1", "name -1") only the
-    name is kept, unless the dataset annotates an image that is named as the whole line.
+    Blank lines are skipped. A name may contain blanks. Suffixes, folders and class flags ("name  1", "name -1") are
+    left away where that leads to an annotation, see `datamodules.voc.names`.
 
     Raises:
         InputError: if the file is missing (lists the split files that are there), unreadable, empty, or names an
@@ -207,17 +208,7 @@ def read_split_names(path: Path) -> list[str]:
     if not path.is_file():
         present = sorted(file.stem for file in path.parent.glob("*.txt")) if path.parent.is_dir() else []
         raise InputError(f"{path}: no such split file; {path.parent} holds {_listed(present)}")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as a text file of image names ({error})") from error
-    annotations = path.parent.parent.parent / "Annotations"
-    return [_split_name(line.strip(), annotations) for line in lines if line.strip()]
-
-
-def _split_name(line: str, annotations: Path) -> str:
-    flag = _CLASS_FLAG.search(line)
-    return line if flag is None or (annotations / f"{line}.xml").is_file() else line[: flag.start()]
+    return [line.name for line in read_split_lines(path)]
 
 
 def clip_box(item: VOCObject, size: tuple[int, int], where: str) -> tuple[float, float, float, float]:
@@ -245,16 +236,25 @@ def _listed(names: list[str], limit: int = 12) -> str:
 
 def _parse(data: bytes, path: Path) -> ElementTree.Element:
     try:
-        root: ElementTree.Element | None = defusedxml.ElementTree.fromstring(data)
+        root: ElementTree.Element | None = defusedxml.ElementTree.fromstring(xml_source(data))
     except DefusedXmlException as error:
         raise InputError(f"{path}: declares XML entities, which are refused; write them out as text") from error
     except (ElementTree.ParseError, LookupError, ValueError, TypeError, OverflowError) as error:
         # An encoding that Python knows but that is none of text raises other than ParseError.
-        raise InputError(f"{path}: not well-formed XML ({_shown(str(error))})") from error
-    if root is None or root.tag != "annotation":
+        hint = "; it is not UTF-8, and declares no other encoding" if is_undeclared(data) else ""
+        raise InputError(f"{path}: not well-formed XML ({_shown(str(error))}{hint})") from error
+    if root is None or _plain_tag(root.tag) != "annotation":
         found = "nothing" if root is None else f"<{_shown(root.tag)}>"
         raise InputError(f"{path}: the outermost element is {found}; a VOC file has <annotation>")
+    if any(_plain_tag(tag) != tag for tag in {root.tag, *(child.tag for child in root)}):
+        for node in root.iter():
+            node.tag = _plain_tag(node.tag)
     return root
+
+
+def _plain_tag(tag: str) -> str:
+    """A tag without its namespace, in small letters."""
+    return tag.rpartition("}")[2].lower()
 
 
 def _shown(text: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from datamodules.annotation_cache import AnnotationStore
 from datamodules.image_reading import frame, read_header
+from datamodules.voc.classes import no_classes
 from datamodules.voc_format import Annotation, clip_box, read_split
 from datamodules.voc_splits import VOC_CLASSES, Split, annotated_members, check_root, find_image, find_split, is_plain
 from detector.errors import InputError
@@ -75,7 +76,7 @@ def read_ground_truth(
     if class_names is not None:
         classes = tuple(class_names)
     else:
-        classes = _names_in(root, store) if is_plain(root) else VOC_CLASSES
+        classes = _names_in(root, store, [split.path for split, _ in members]) if is_plain(root) else VOC_CLASSES
     labels = {name: label for label, name in enumerate(classes, start=1)}
     if len(labels) < len(classes):
         raise InputError(f"--data.class_names names a class twice: {', '.join(classes)}")
@@ -136,7 +137,7 @@ def _annotations(
     return {folder: store.of(folder).annotations(names) for folder, names in stems.items()}
 
 
-def _names_in(folder: Path, store: AnnotationStore) -> tuple[str, ...]:
+def _names_in(folder: Path, store: AnnotationStore, split_files: Sequence[Path]) -> tuple[str, ...]:
     annotations = store.of(folder).annotations([member.stem for member in annotated_members(folder)])
     # A bad file is left out: if it belongs to the splits it is reported when they are read.
     found = {
@@ -146,7 +147,7 @@ def _names_in(folder: Path, store: AnnotationStore) -> tuple[str, ...]:
         for item in annotation.objects
     }
     if not found:
-        raise InputError(f"{folder}: no annotation names an object, so there are no classes")
+        raise no_classes(folder, list(dict.fromkeys(split_files)), annotations)
     return tuple(sorted(found))
 
 

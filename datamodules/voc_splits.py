@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from datamodules.made_splits import Member
+from datamodules.voc.names import annotated_names, annotation_path
 from datamodules.voc_format import IMAGE_SUFFIXES, read_split
 from detector.errors import InputError
 
@@ -37,7 +38,7 @@ class Split:
         return self.folder / "ImageSets" / "Main" / f"{self.name}.txt"
 
     def annotation_path(self, stem: str) -> Path:
-        return self.folder / "Annotations" / f"{stem}.xml"
+        return annotation_path(self.folder, stem)
 
 
 def is_plain(root: Path) -> bool:
@@ -101,10 +102,7 @@ def members_of(split: Split, plain: bool) -> list[Member]:
 
 def annotated_members(folder: Path) -> list[Member]:
     """All images with an annotation in a dataset folder, by name."""
-    annotations = folder / "Annotations"
-    paths = [path.relative_to(annotations) for path in annotations.rglob("*.xml") if not path.name.startswith(".")]
-    stems = sorted(path.with_suffix("").as_posix() for path in paths)
-    return _members(folder, stems, annotations, plain=True)
+    return _members(folder, annotated_names(folder), folder / "Annotations", plain=True)
 
 
 def _members(folder: Path, stems: Sequence[str], source: Path, plain: bool) -> list[Member]:
