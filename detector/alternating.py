@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
-from detector.image_batch import ImageBatch, ground_truth, make_batch, to_original
+from detector.image_batch import ImageBatch, drawn_scales, ground_truth, make_batch, to_original
 from detector.optimization import AveragedWeights
 
 TrainingScheme = Literal["joint", "alternating"]
@@ -134,7 +134,7 @@ class AlternatingTraining(nn.Module):
     def losses(self, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """The two losses of the network at work and their weighted sum; as `FasterRCNN.losses` otherwise."""
         model = self.model
-        batch = make_batch(images, model.image_config, model.training)
+        batch = make_batch(images, model.image_config, model.training, drawn_scales(targets))
         truths = ground_truth(targets, batch)
         if self.step in (1, 3):
             network = self.proposer or model

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from detector.anchors import AnchorConfig
 from detector.backbones import build_backbone
 from detector.backbones.base import BackboneConfig
-from detector.image_batch import ImageBatch, ImageConfig, ground_truth, make_batch, to_original
+from detector.image_batch import ImageBatch, ImageConfig, drawn_scales, ground_truth, make_batch, to_original
 from detector.image_views import detect_in_views
 from detector.roi_heads import RoIConfig, RoIHeads
 from detector.rpn import RegionProposalNetwork, RPNConfig
@@ -95,8 +95,7 @@ class FasterRCNN(nn.Module):
             targets: Per image `boxes` (G, 4) in original pixels, `labels` (G,) in 1..C, `difficult` (G,); G may be 0.
                 Where it holds `scale`, the shortest side of that image is multiplied by it.
         """
-        scales = [float(target.get("scale", 1.0)) for target in targets]
-        batch = make_batch(images, self.image_config, self.training, scales)
+        batch = make_batch(images, self.image_config, self.training, drawn_scales(targets))
         truths = ground_truth(targets, batch)
         features = self.backbone(batch.tensors)
         output = self.rpn(features)

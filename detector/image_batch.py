@@ -124,6 +124,11 @@ def make_batch(
     return ImageBatch(batch, sizes, originals)
 
 
+def drawn_scales(targets: Sequence[dict[str, Any]]) -> list[float]:
+    """Return the factor of each image's shortest side that an augmentation drew, 1 where a target has none."""
+    return [float(target.get("scale", 1.0)) for target in targets]
+
+
 def ground_truth(targets: Sequence[dict[str, Any]], batch: ImageBatch) -> list[GroundTruth]:
     """Targets in original pixels -> ground truth in the pixels of the batch."""
     return [

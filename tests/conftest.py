@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -82,6 +83,16 @@ class Result:
 
 
 Frcnn = Callable[..., Result]
+
+
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """What a test draws without a seed of its own is the same in every run, alone and among others."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)

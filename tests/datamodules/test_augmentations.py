@@ -233,6 +233,16 @@ def test_objects_smaller_than_a_pixel_survive_a_flip(sample_of):
     assert len(_apply([HorizontalFlip()], sample_of([[10.0, 10.0, 10.4, 10.3]]), 0).boxes) == 1
 
 
+def test_crops_are_at_most_twice_as_long_as_wide():
+    """Sides of 0.3 to 1 of a square image would give ratios from 0.3 to 3.3."""
+    sample = Sample(
+        np.zeros((200, 200, 3), np.uint8), np.array([[0, 0, 200, 200]], np.float32), np.array([1]), np.array([False])
+    )
+    shapes = [_apply([MinIoUCrop()], sample, seed).image.shape for seed in range(300)]
+    ratios = [height / width for height, width, _ in shapes]
+    assert 0.5 <= min(ratios) < 0.6 and 1.8 < max(ratios) <= 2
+
+
 def test_scales_are_drawn_evenly(sample_of):
     recipe = build_augmentation("multiscale")
     drawn = [recipe(sample_of([]), _seed(number), _no_partner)[1] for number in range(1100)]

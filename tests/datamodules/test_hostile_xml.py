@@ -29,4 +29,3 @@ def test_mutated_files_are_refused_in_one_line_or_read(tmp_path):
     for kind, (read, refused) in report["outcome"].items():
         assert refused > 20, kind  # the mutations do mutate,
         assert read > 20 or kind == "cut", kind  # and do not only destroy
-    assert report["slowest"][0] < 3

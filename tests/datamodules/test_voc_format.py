@@ -155,6 +155,15 @@ def test_bad_files_are_named_with_the_object_in_one_line(tmp_path, text, words):
     assert all(word in message for word in [str(path), *words]), message
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"), [("true", True), ("True", True), ("1", True), ("false", False), ("0", False), ("", False)]
+)
+def test_flags_in_words_and_numbers(tmp_path, text, expected):
+    path = _write(tmp_path, _object(extra=f"<difficult>{text}</difficult><truncated>{text}</truncated>"))
+    item = read_annotation(path).objects[-1]
+    assert (item.difficult, item.truncated) == (expected, expected)
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(InputError, match=r"gone\.xml: no such annotation"):
         read_annotation(tmp_path / "gone.xml")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from detector import alternating
 from detector.alternating import AlternatingConfig, AlternatingTraining, step_ends
 from detector.anchors import AnchorConfig
 from detector.backbones.base import BackboneConfig
@@ -396,3 +397,14 @@ def test_too_short_a_training_is_refused():
 def test_an_endless_training_is_refused():
     with pytest.raises(InputError, match=r"--trainer\.max_epochs or --trainer\.max_steps"):
         fit(lightning_module(), batches=3, max_epochs=-1)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_a_drawn_scale_resizes_the_image(step, monkeypatch):
+    """`multiscale` does in alternating training what it does in joint training: 64 x 96 by 0.5 is 32 x 48."""
+    sizes = []
+    make = alternating.make_batch
+    monkeypatch.setattr(alternating, "make_batch", lambda *arguments: sizes.append(make(*arguments)) or sizes[-1])
+    images, targets = BATCH
+    scheme_at(step).train().losses(images, [targets[0] | {"scale": 0.5}, targets[1]])
+    assert [batch.sizes for batch in sizes] == [[(32, 48), (64, 96)]]

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from detector.hard_examples import hardest
 from detector.roi_heads import RoIConfig, RoIHeads
 from detector.sampling import GroundTruth
 
@@ -107,3 +108,11 @@ def test_hard_examples_learn_under_mixed_precision(
 def test_hard_examples_without_objects(proposals: Tensor, ohem_heads: Heads, truth: Truth) -> None:
     (rois,) = ohem_heads().sample_rois([proposals], [truth([], [])], "drop", FEATURES)
     assert rois.labels.tolist() == [0] * len(proposals)
+
+
+def test_the_hardest_come_in_the_order_of_the_rois() -> None:
+    """Of losses 1, 4, 2 and 3 the three hardest, by index; the one that the hardest covers is left out."""
+    boxes = torch.tensor([[0.0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10], [60, 0, 70, 10], [20, 0, 30, 10]])
+    losses = torch.tensor([1.0, 4.0, 2.0, 3.0, 3.9])
+    assert hardest(boxes, losses, 0.7, 3).tolist() == [1, 2, 3]
+    assert hardest(boxes, losses, 0.7, 9).tolist() == [0, 1, 2, 3]

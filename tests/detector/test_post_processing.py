@@ -121,6 +121,13 @@ def test_likely_boxes() -> None:
     assert (of_none.boxes.shape, of_none.labels.shape, of_none.scores.shape) == ((0, 4), (0,), (0,))
 
 
+def test_boxes_thinner_than_a_pixel_are_kept() -> None:
+    """Only what is as good as nothing goes: sides of a hundredth of a pixel in the batch."""
+    boxes = torch.tensor([[[3.0, 4, 3.5, 9]], [[3, 4, 3.02, 4.02]], [[3, 4, 3.005, 9]], [[3, 4, 9, 4.005]]])
+    (found,) = likely_boxes([boxes], [torch.full((4, 1), 0.9)], [(20, 50)], 0.2)
+    assert found.boxes.tolist() == boxes[:2, 0].tolist()
+
+
 # Detections of RoI heads
 
 

@@ -183,6 +183,8 @@ def kinds(positives: int, negatives: int, ignored: int = 0) -> Tensor:
         ((0, 0), 256, 0.5, (0, 0)),
         ((500, 5000), 128, 0.25, (32, 96)),
         ((500, 5000), 10, 1.0, (10, 0)),
+        ((500, 5000), 10, 0.25, (2, 8)),  # of 2.5 positives two: `at most`
+        ((500, 5000), 7, 0.5, (3, 4)),
     ],
 )
 def test_sample_counts(available: tuple[int, int], number: int, fraction: float, expected: tuple[int, int]) -> None:

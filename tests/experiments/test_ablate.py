@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -265,6 +266,25 @@ def test_evaluation_of_one_checkpoint(frcnn, trained, tmp_path):
     assert few["val/proposal_recall@50"] < many["val/proposal_recall@50"]
     assert many["val/AP50_voc07"] == json.loads(before)["val/AP50_voc07"]  # 30 is its own
     assert (trained / "metrics.json").read_text() == before
+
+
+def test_an_evaluation_is_of_one_checkpoint_wherever_it_is_written(trained, tmp_path):
+    """Another checkpoint makes another cell; another folder or name for the results does not."""
+    base = yaml.safe_load((trained / "config.yaml").read_text())
+    other = tmp_path / "other.ckpt"
+    shutil.copy(trained / "checkpoints" / "last.ckpt", other)
+
+    def hashes(checkpoint: Path, folder: str, **options: str) -> list[str]:
+        (tmp_path / "base.yaml").write_text(yaml.safe_dump(base | options))
+        axes = {"proposals": {"option": "model.rpn.post_nms_test", "values": [3, 30]}}
+        content = {"base": str(tmp_path / "base.yaml"), "evaluate": str(checkpoint), "axes": axes}
+        (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content))
+        return [cell.hash for cell in plan(read_grid(str(tmp_path / "grid.yaml")), folder).cells]
+
+    first = hashes(trained / "checkpoints" / "last.ckpt", "runs")
+    assert hashes(other, "elsewhere", runs_dir="there", run_name="named", experiment="x") == first
+    other.write_bytes(other.read_bytes() + b"more")
+    assert not set(hashes(other, "runs")) & set(first)
 
 
 # ---- before anything runs ----

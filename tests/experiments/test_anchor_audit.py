@@ -4,7 +4,6 @@ import json
 import math
 import os
 import tarfile
-import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -254,14 +253,12 @@ def voc2007(tmp_path_factory: pytest.TempPathFactory) -> SplitTruth:
 
 @pytest.mark.real_data
 def test_the_papers_anchors_on_voc2007(voc2007: SplitTruth) -> None:
-    """Shortest side 600, longest 1000, stride 16, scales 8, 16, 32, straddlers dropped; processor time of one core."""
+    """Shortest side 600, longest 1000, stride 16, scales 8, 16, 32, straddlers dropped."""
     objects = voc2007.objects
     easy = ~objects.difficult
-    start = time.process_time()
     result = audit(
         AnchorConfig(), [16], ImageConfig(), voc2007.sizes, objects.box[easy], objects.image_id[easy], rpn=RPNConfig()
     )
-    assert time.process_time() - start < 20
     assert (result.images, result.objects) == (5011, 12608)
     tall = next(anchor for anchor in result.anchors if (anchor.scale, anchor.aspect_ratio) == (32, 2))
     assert (round(tall.width), round(tall.height)) == (362, 724)

@@ -1,6 +1,7 @@
 """`frcnn benchmark train|infer`: both detectors compute the same, the parts are the step, and the report is right."""
 
 import json
+import multiprocessing
 import os
 import time
 from dataclasses import replace
@@ -335,10 +336,9 @@ def test_processes_return_in_order() -> None:
     ],
 )
 def test_a_failing_process_ends_all(arguments: list[tuple[int]], seconds: float, words: str) -> None:
-    start = time.monotonic()
     with pytest.raises(ProcessFailed, match=words):
         run_processes(time.sleep, arguments, seconds)
-    assert time.monotonic() - start < 90
+    assert multiprocessing.active_children() == []  # also those that had 100 s to sleep
 
 
 @pytest.mark.parametrize(

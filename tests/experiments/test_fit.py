@@ -102,6 +102,19 @@ def test_checkpoints_hold_averaged_and_current_weights(trained):
     assert any(not torch.equal(averaged[name], current[name]) for name in averaged)
 
 
+def test_the_best_checkpoint_is_of_the_highest_ap(frcnn, tiny_config, tmp_path, monkeypatch):
+    """Validations of three epochs with AP50_voc07 0.2, 0.6 and 0.4: the second is kept."""
+    values = iter([0.2, 0.6, 0.4])
+    monkeypatch.setattr(
+        FasterRCNNModule, "_log_metrics", lambda self, stage, *_: self.log(f"{stage}/AP50_voc07", next(values))
+    )
+    options = ("--trainer.max_epochs", 3, "--trainer.limit_train_batches", 1, "--trainer.limit_val_batches", 1)
+    result = frcnn("fit", "--config", tiny_config, *options, cwd=tmp_path)
+    assert result.code == 0, result.err
+    (best,) = tmp_path.glob("runs/*/seed0/checkpoints/best.ckpt")
+    assert torch.load(best, weights_only=True)["epoch"] == 1
+
+
 def test_tensorboard_scalars(events, trained, metrics_of):
     tags = set(events.Tags()["scalars"])
     assert tags >= LOSSES | {"train/images_per_second", "val/AP50_voc07", "val/AP", "val/proposal_recall@300"}

@@ -131,7 +131,10 @@ def test_dead_anchors(report, trained, mini_voc, tmp_path):
 
 def test_predictions_of_another_evaluation_give_no_interval(report, grid, tmp_path):
     folder = Path(shutil.copytree(grid, tmp_path / "g"))
-    (folder / "scales=4-8,seed=0-00000000" / "predictions.json").write_text("[]")
+    damaged = folder / "scales=4-8,seed=0-00000000" / "metrics.json"
+    content = json.loads(damaged.read_text())
+    name = next(name for name in ("test/AP50_voc07", "val/AP50_voc07") if name in content)
+    damaged.write_text(json.dumps(content | {name: content[name] + 0.004}))  # more than rounding can do
     (folder / "scales=16,seed=0-00000000" / "predictions.json").unlink()
     document = report(folder, "--bootstrap", 20)
     assert document["cells"][1]["differences"]["AP50_voc07"]["seeds"] == [1]

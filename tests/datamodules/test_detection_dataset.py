@@ -1,0 +1,43 @@
+"""Images with boxes as a dataset: their sizes, and what they are mixed with."""
+
+from random import Random
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datamodules.detection_dataset import DetectionDataset, ImageRecord
+
+
+def record(path, size=None, upright=False) -> ImageRecord:
+    boxes, labels = np.array([[1, 2, 5, 9]], np.float32), np.array([1])
+    return ImageRecord(path, path.name, boxes, labels, np.array([False]), upright, size)
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Three images of 30 x 20 pixels (width x height), of one grey value each; the third is to be turned upright."""
+    for value in (10, 20, 30):
+        exif = Image.Exif()
+        exif[274] = 6 if value == 30 else 1  # turn by 90 degrees
+        Image.fromarray(np.full((20, 30, 3), value, np.uint8)).save(tmp_path / f"{value}.png", exif=exif)
+    return [tmp_path / f"{value}.png" for value in (10, 20, 30)]
+
+
+def test_sizes_are_height_and_width_of_what_is_read(images):
+    records = [record(images[0]), record(images[1], size=(30, 20)), record(images[2], upright=True)]
+    dataset = DetectionDataset(records, ["cat"])
+    assert dataset.sizes.tolist() == [[20, 30], [20, 30], [30, 20]]
+    assert [tuple(dataset[index][0].shape[1:]) for index in range(3)] == [(20, 30), (20, 30), (30, 20)]
+
+
+def test_an_image_is_mixed_with_each_other_one_and_never_with_itself(images):
+    dataset = DetectionDataset([record(path) for path in images], ["cat"])
+    for index, others in enumerate(({20, 30}, {10, 30}, {10, 20})):
+        drawn = [int(dataset._partner(index, Random(seed)).image.max()) for seed in range(60)]
+        assert set(drawn) == others
+        assert 15 < sum(value == min(others) for value in drawn) < 45
+
+
+def test_a_lone_image_is_mixed_with_itself(images):
+    assert int(DetectionDataset([record(images[0])], ["cat"])._partner(0, Random(0)).image.max()) == 10
