@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any, cast
 
 from detector.errors import InputError
@@ -61,6 +62,8 @@ def _run_network(kind: str, options: dict[str, Any]) -> Benchmark:
     if time_limit <= 0:
         raise InputError(f"--time_limit {time_limit:g}: must be above 0")
     own = {name: value for name, value in options.items() if value is not None} | {"report": _progress}
+    compared = sweep is None and devices is None
+    own["precisions"] = _precisions(own.get("precisions"), ("32-true",) if not compared else None)
     if sweep is not None:
         from experiments.benchmark_sweep import benchmark_sweep
 
@@ -74,6 +77,18 @@ def _run_network(kind: str, options: dict[str, Any]) -> Benchmark:
     return benchmark_network(
         cast(Kind, kind), networks, peer=peer == "torchvision", memory=memory, time_limit=time_limit, **own
     )
+
+
+def _precisions(given: Sequence[str] | None, default: Sequence[str] | None) -> Sequence[str]:
+    """Those to time; without a default those that the device computes natively. Says what emulated ones cost."""
+    from experiments.benchmark_programs import this_device
+    from experiments.precision import native_precisions, say_cost
+
+    device = this_device().type
+    native = native_precisions(device)
+    for precision in given or ():
+        say_cost(precision, device, "auto", f"--precisions {native[-1]}")
+    return given or default or native
 
 
 def _progress(case: Case) -> None:
@@ -114,7 +129,7 @@ def _add_network(parser: Parser) -> None:
         "--precisions",
         type=names,
         metavar="[P, ...]",
-        help="([32-true, bf16-mixed]; with --sweep or --devices 32-true)",
+        help="(32-true, and bf16-mixed or 16-mixed if the device computes it; with --sweep or --devices 32-true)",
     )
     parser.add_argument("--peer", choices=["torchvision", "none"], default="torchvision", help="(torchvision)")
     parser.add_argument("--repeats", type=int, default=5, help="timed rounds of all in turn; medians count (5)")

@@ -170,7 +170,7 @@ def _trainer(options: PredictOptions, drawing: DrawPredictions) -> pl.Trainer:
         return pl.Trainer(
             accelerator=options.accelerator,
             devices=1,
-            precision=resolve_precision(options.precision, options.accelerator, devices=1),
+            precision=resolve_precision(options.precision, options.accelerator, 1, option="--precision"),
             logger=False,
             enable_checkpointing=False,
             callbacks=[drawing],

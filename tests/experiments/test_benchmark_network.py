@@ -15,7 +15,8 @@ from torchvision.ops import box_iou
 
 from detector.anchors import AnchorConfig
 from detector.faster_rcnn import FasterRCNN
-from experiments import benchmark_devices, benchmark_memory
+from detector.kernels import processor
+from experiments import benchmark_devices, benchmark_memory, benchmark_network, benchmark_programs
 from experiments.benchmark import Case
 from experiments.benchmark_devices import time_steps
 from experiments.benchmark_memory import StepMemory
@@ -183,7 +184,9 @@ def test_sizes_of_named_networks() -> None:
 
 @pytest.mark.parametrize("kind", ["train", "infer"])
 def test_report(frcnn, tmp_path, monkeypatch, tiny_config, kind: str) -> None:
-    """Of a network that torchvision has too, with memory as if each image took 256 MB, and torchvision's 512."""
+    """Of a network that torchvision has too, with memory as if each image took 256 MB, and torchvision's 512; as on a
+    processor with bfloat16."""
+    monkeypatch.setattr(processor, "cpu_flags", lambda: {"avx2", "avx512_f", "avx512_bf16"})
     monkeypatch.setattr(
         benchmark_memory,
         "run_processes",
@@ -219,6 +222,24 @@ def test_report(frcnn, tmp_path, monkeypatch, tiny_config, kind: str) -> None:
         assert {"backbone", "rpn head", "proposals and NMS", "RoI pooling", "box head"} < parts.keys()
         assert ("optimiser" in parts) == (kind == "train")
         assert ("detections and NMS" in parts) == (kind == "infer")
+
+
+def test_precisions_that_the_device_emulates(frcnn, tmp_path, monkeypatch, tiny_config, caplog) -> None:
+    """They are left out unless asked for, and then one line says what they cost."""
+    monkeypatch.setattr(processor, "cpu_flags", lambda: {"avx2"})
+    monkeypatch.setattr(benchmark_programs, "this_device", lambda: CPU)
+    monkeypatch.setattr(benchmark_network, "this_device", lambda: CPU)
+    run = ("benchmark", "infer", "--config", tiny_config, "--repeats", 1, "--batch_sizes", "[1]", "--peer", "none")
+    for given, timed in (((), ["32-true"]), (("--precisions", "[32-true, 16-mixed]"), ["32-true", "16-mixed"])):
+        caplog.clear()
+        result = frcnn(*run, *given, "--no-memory", "--format", "json", cwd=tmp_path)
+        assert result.code == 0, result.err
+        names = [case["name"] for case in json.loads(result.out)["cases"]]
+        assert names == [f"tiny 64x85, batch 1, {precision}" for precision in timed]
+        lines = [line for line in caplog.messages if "float16" in line]
+        assert len(lines) == len(timed) - 1
+    assert lines[0].startswith("warning: precision 16-mixed is slow here: this CPU has no float16 arithmetic")
+    assert lines[0].endswith("Better: --precisions 32-true")
 
 
 def test_memory_of_a_step(tiny_config) -> None:

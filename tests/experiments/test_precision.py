@@ -1,5 +1,7 @@
 """`precision auto`: what it chooses on which device, and that a run keeps what was chosen."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ import yaml
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 
 from detector.kernels import processor
-from experiments.precision import automatic_precision, resolve_precision
+from experiments.precision import automatic_precision, emulation, resolve_precision, slowdown
 
 
 @pytest.fixture
@@ -17,8 +19,7 @@ def machine(monkeypatch):
 
     def make(flags: set[str] = frozenset(), gpus: list[tuple[int, int]] | None = None, mps: bool = False) -> None:
         gpus = gpus or []
-        monkeypatch.setattr(processor, "_processor_flags", lambda: frozenset(flags))
-        monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+        monkeypatch.setattr(processor, "cpu_flags", lambda: flags)
         monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: mps))
         monkeypatch.setattr(CUDAAccelerator, "is_available", staticmethod(lambda: bool(gpus)))
         monkeypatch.setattr(CUDAAccelerator, "auto_device_count", staticmethod(lambda: len(gpus)))
@@ -86,6 +87,64 @@ def test_anything_else_stays_as_it_is(machine, caplog) -> None:
     assert caplog.text == ""
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "bf16", "16-mixed", "16", 16])
+def test_what_the_cpu_emulates_is_said_in_one_line(machine, monkeypatch, caplog, precision) -> None:
+    machine({"avx2", "avx512_f"})
+    monkeypatch.setattr("experiments.precision.slowdown", lambda dtype: 165.93)
+    assert resolve_precision(precision, "cpu") == precision
+    name = precision if str(precision).startswith("bf16") else "bf16-mixed"  # that is what Lightning then does
+    assert caplog.messages == [
+        f"warning: precision {name} is slow here: this CPU has no bfloat16 arithmetic and emulates it, so that a "
+        "product of matrices takes 165.9 times as long as in float32. Better: --trainer.precision auto"
+    ]
+
+
+def test_float16_on_a_cpu(machine, monkeypatch, caplog) -> None:
+    machine({"avx2", "avx512_f", "avx512_bf16"})
+    native = False
+    monkeypatch.setattr("experiments.precision._onednn_computes_float16", lambda: native)
+    assert "has no float16 arithmetic" in str(emulation("16-true", "cpu"))
+    native = True
+    assert emulation("16-true", "cpu") is None
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", 32, None, "auto", "transformer-engine"])
+def test_nothing_is_said_of_others(machine, caplog, precision) -> None:
+    machine({"avx2"})
+    resolve_precision(precision, "cpu")
+    assert "slow" not in caplog.text
+
+
+def test_gpus_that_emulate_bfloat16(machine, caplog) -> None:
+    """The weakest of those that are used; float16 is at home on all."""
+    machine({"avx2"}, gpus=[(8, 6), (7, 0)])
+    resolve_precision("bf16-mixed", "gpu", 1)
+    resolve_precision("16-mixed", "gpu", 2)
+    assert caplog.messages == []
+    resolve_precision("bf16-mixed", "auto", 2, option="--precision")
+    (line,) = caplog.messages
+    assert line.startswith("warning: precision bf16-mixed is slow here: GPU 1 (compute capability 7.0) has no bfloat16")
+    assert line.endswith("Better: --precision auto")
+    machine({"avx2"})  # no GPU: the Trainer says so
+    assert emulation("bf16-mixed", "gpu") is None
+    machine({"avx2"}, mps=True)
+    assert emulation("bf16-mixed", "auto") is None
+
+
+def test_emulated_products_of_matrices_are_timed() -> None:
+    """No random number is drawn, so that the training's are the same."""
+    state = torch.get_rng_state()
+    assert slowdown(torch.float16) > 0.05
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_no_experiment_names_a_precision() -> None:
+    """What one device computes another emulates: `auto` chooses, and without it Lightning's float32 holds."""
+    files = sorted((Path(__file__).resolve().parents[2] / "experiments").rglob("*.yaml"))
+    named = [re.findall(r"precision:? *=? *([\w-]+)", path.read_text()) for path in files]
+    assert {value for values in named for value in values} == {"auto"}
+
+
 def test_a_run_keeps_what_was_chosen(machine, frcnn, tiny_config, mini_voc, tmp_path, caplog) -> None:
     """Resumed, validated or repeated from its config.yaml on another machine, it computes in the same precision."""
     machine({"amx_bf16"})
@@ -93,6 +152,7 @@ def test_a_run_keeps_what_was_chosen(machine, frcnn, tiny_config, mini_voc, tmp_
     result = frcnn(*fit, "--trainer.max_steps", 2, cwd=tmp_path)
     assert result.code == 0, result.err
     assert caplog.text.count("precision auto: bf16-mixed, this CPU has AMX") == 1
+    assert "slow" not in caplog.text
     run = tmp_path / "runs" / "tiny" / "seed0"
     assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["precision"] == "bf16-mixed"
 
@@ -103,6 +163,7 @@ def test_a_run_keeps_what_was_chosen(machine, frcnn, tiny_config, mini_voc, tmp_
         result = frcnn("validate", "--config", run / "config.yaml", "--ckpt_path", checkpoint, *options, cwd=tmp_path)
         assert result.code == 0, result.err
         assert ("Using bfloat16 Automatic Mixed Precision" in caplog.text) == used
+        assert caplog.text.count("warning: precision bf16-mixed is slow here: this CPU has no bfloat16") == used
 
     caplog.clear()
     machine({"avx512_bf16"})
@@ -110,6 +171,12 @@ def test_a_run_keeps_what_was_chosen(machine, frcnn, tiny_config, mini_voc, tmp_
     predict = ("predict", "--ckpt_path", checkpoint, "--images", next(images.iterdir()), "--output", tmp_path / "out")
     assert frcnn(*predict, "--precision", "auto", "--accelerator", "cpu", cwd=tmp_path).code == 0
     assert caplog.text.count("precision auto: bf16-mixed, this CPU has AVX-512 BF16") == 1
+
+    caplog.clear()
+    machine()
+    assert frcnn(*predict, "--precision", "bf16-mixed", "--accelerator", "cpu", cwd=tmp_path).code == 0
+    (line,) = [line for line in caplog.messages if "slow" in line]
+    assert line.endswith("Better: --precision auto")
 
 
 def test_unknown_precision(frcnn, tiny_config, tmp_path) -> None:
