@@ -24,6 +24,7 @@ from detector.faster_rcnn import LOSS_NAMES, Difficult, FasterRCNN
 from detector.foreign_checkpoints import Predictor, load_detector
 from detector.image_batch import ImageConfig
 from detector.metrics import DetectionAP, ProposalRecall
+from detector.metrics.class_subset import check_classes, in_order
 from detector.optimization import AveragedWeights, OptimizerConfig, build_optimizer, lr_factor, parameter_groups
 from detector.roi_heads import BoxPredictor, RoIConfig
 from detector.rpn import RegionProposalNetwork, RPNConfig
@@ -308,6 +309,16 @@ class FasterRCNNModule(pl.LightningModule):
     def is_candidate(self) -> bool:
         """Whether a validation now may choose the best checkpoint: in the last step of an alternating training only."""
         return self.alternating is None or self.alternating.step == 4
+
+    def evaluate_only(self, class_names: Sequence[str]) -> None:
+        """Let the metrics of validations and tests be of these classes alone, as if there were no others.
+
+        Raises:
+            InputError: There is no such class.
+        """
+        check_classes(class_names, self.class_names)
+        for metric in (self.val_ap, self.test_ap, self.val_recall, self.test_recall):
+            metric.only = in_order(class_names, self.class_names)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Tensor]]]:
         """`detections` of the batch; updates the metrics of the whole split."""

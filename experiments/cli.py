@@ -237,6 +237,9 @@ def _evaluate(arguments: list[str]) -> None:
         "--data.val_splits", dest="val_splits", required=True, type=names, help='as for frcnn fit: "[2007_test]"'
     )
     parser.add_argument("--data.class_names", dest="class_names", type=names, help="names of labels 1, 2, ...")
+    parser.add_argument(
+        "--classes", type=names, metavar="[C, ...]", help="score these classes alone, as if there were no others (all)"
+    )
     parser.add_argument("--format", choices=["table", "json"], default="table", help="(table)")
     parser.add_argument("--bootstrap", type=int, metavar="N", help="95 %% intervals from N resamples of the images")
     parser.add_argument("--seed", type=int, default=0, help="of the resamples (0)")

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from datamodules.voc_ground_truth import SplitTruth, read_ground_truth
 from detector.errors import InputError
 from detector.metrics.bootstrap import Samples, bootstrap, interval, share_above_zero
+from detector.metrics.class_subset import check_classes, detections_of, in_order, objects_of
 from detector.metrics.detection_ap import EvaluatedSplit, average_precisions_by_name
 from detector.metrics.error_breakdown import KINDS, break_down_errors, plot_error_breakdown
 from detector.metrics.proposal_recall import ProposalRecall
@@ -38,6 +39,7 @@ class EvaluateOptions:
     breakdown: bool = False
     plot: str | None = None
     proposals: str | None = None
+    classes: Sequence[str] | None = None
 
 
 def evaluate(options: EvaluateOptions) -> None:
@@ -55,9 +57,15 @@ def evaluate(options: EvaluateOptions) -> None:
         raise InputError(f"--plot {options.plot}: draws one file of predictions, not {len(options.predictions)}")
     if options.plot is not None and Path(options.plot).suffix not in (".png", ".pdf", ".svg"):
         raise InputError(f"--plot {options.plot}: the file must end with .png, .pdf or .svg")
-    truth = read_ground_truth(options.root, options.val_splits, options.class_names)
-    splits = [(path, evaluated_split(truth, read_results(path, truth))) for path in options.predictions]
-    other = None if options.compare is None else evaluated_split(truth, read_results(options.compare, truth))
+    whole = read_ground_truth(options.root, options.val_splits, options.class_names)
+    truth = whole if options.classes is None else _of_classes(whole, options.classes)
+
+    def read(path: str) -> EvaluatedSplit:
+        found = read_results(path, whole)
+        return evaluated_split(truth, detections_of(found, whole.class_names, truth.class_names))
+
+    splits = [(path, read(path)) for path in options.predictions]
+    other = None if options.compare is None else read(options.compare)
     recall = {} if options.proposals is None else _proposal_recall(truth, read_proposals(options.proposals, truth))
     documents = [_document(options, truth, path, split, other) | recall for path, split in splits]
     if options.format == "json":
@@ -65,6 +73,12 @@ def evaluate(options: EvaluateOptions) -> None:
         print(json.dumps(_without_nan(document), indent=2, allow_nan=False))
     else:
         print("\n\n".join(_table(truth, document) for document in documents))
+
+
+def _of_classes(truth: SplitTruth, classes: Sequence[str]) -> SplitTruth:
+    check_classes(classes, truth.class_names)
+    chosen = in_order(classes, truth.class_names)
+    return replace(truth, class_names=chosen, objects=objects_of(truth.objects, truth.class_names, chosen))
 
 
 def evaluated_split(truth: SplitTruth, detections: Detections) -> EvaluatedSplit:
@@ -85,6 +99,7 @@ def _document(
         "objects": int((~truth.objects.difficult).sum()),
         "difficult": int(truth.objects.difficult.sum()),
         "detections": len(split.detections),
+        **({} if options.classes is None else {"classes": list(truth.class_names)}),
         "classes_without_objects": [
             name.removeprefix(prefix) for name, value in values.items() if name.startswith(prefix) and math.isnan(value)
         ],
@@ -186,6 +201,8 @@ def _table(truth: SplitTruth, document: Mapping[str, Any]) -> str:
         f"{document['file']} on {', '.join(truth.splits)}: {document['images']} images, {document['objects']} objects "
         f"(and {document['difficult']} difficult ones, ignored), {document['detections']} detections"
     ]
+    if "classes" in document:
+        lines.append(f"of these classes alone: {', '.join(document['classes'])}")
     intervals = document.get("bootstrap", {}).get("intervals", {})
     compare = document.get("compare", {}).get("differences", {})
     lines.append("")

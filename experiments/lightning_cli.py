@@ -35,7 +35,7 @@ from experiments.host_memory import keep_freed_memory
 from experiments.precision import Trainer, resolve_precision
 from experiments.result_files import write_devkit_results
 from experiments.run.resuming import folder_to_go_on_in, nothing_left, other_options
-from experiments.run_folder import ENVIRONMENT_VARIABLE, choose_run_folder, run_folder_of
+from experiments.run_folder import ENVIRONMENT_VARIABLE, choose_run_folder, folder_of_classes, run_folder_of
 
 TRAINER_DEFAULTS = {"use_distributed_sampler": False, "log_every_n_steps": 20}
 
@@ -102,6 +102,13 @@ class DetectorCLI(LightningCLI):
             )
         if subcommand != "fit":
             parser.add_argument(
+                "--classes",
+                type=list[str] | str | None,
+                default=None,
+                help="Evaluate these classes alone, as if there were no others; the results go to the folder "
+                "classes/<names> of the run, so that its own numbers stay.",
+            )
+            parser.add_argument(
                 "--results_dir",
                 type=str | None,
                 default=None,
@@ -119,6 +126,8 @@ class DetectorCLI(LightningCLI):
             if isinstance(error, InputError) or cause == str(error):
                 raise
             raise InputError(cause) from error
+        if self.classes is not None:
+            self.model.evaluate_only(self.classes)
         if not self.config[self.subcommand].trainer.fast_dev_run:
             of = self.run_folder if self.goes_on_from is None else self.goes_on_from  # lists that a run has stay as is
             self.datamodule.splits_folder = (of if (of / "splits").is_dir() else self.run_folder) / "splits"
@@ -180,6 +189,10 @@ class DetectorCLI(LightningCLI):
                 f"--save_devkit_results {devkit_folder}: must be a folder, and a whole test is needed, not fast_dev_run"
             )
         self._choose_run_folder(config, checkpoint)
+        classes = config.get("classes")
+        self.classes: list[str] | None = [classes] if isinstance(classes, str) else classes
+        if self.classes and config.results_dir is None:
+            self.goes_on_from, self.run_folder = self.run_folder, folder_of_classes(self.run_folder, self.classes)
         if not config.trainer.fast_dev_run:
             os.environ[ENVIRONMENT_VARIABLE] = str(self.run_folder)
 

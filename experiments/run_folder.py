@@ -1,6 +1,8 @@
 """Where a run lives: `runs/<experiment>/<run name>/`, found again from a checkpoint inside it."""
 
 import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from detector.errors import InputError
@@ -17,6 +19,12 @@ def run_folder_of(checkpoint: str | Path) -> Path | None:
     return (
         path.parents[1] if path.parent.name == "checkpoints" and (path.parents[1] / "config.yaml").is_file() else None
     )
+
+
+def folder_of_classes(run_folder: Path, classes: Sequence[str]) -> Path:
+    """Return where a run keeps the evaluation of some of its classes: `classes/<names>`, of letters that all systems
+    take in file names."""
+    return run_folder / "classes" / re.sub(r"[^\w-]+", "_", "-".join(classes))[:100]
 
 
 def choose_run_folder(runs_dir: str, experiment: str, run_name: str | None, seed: int) -> Path:

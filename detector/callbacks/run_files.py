@@ -24,6 +24,7 @@ class RunFiles(pl.Callback):
 
     `metrics.json` holds the metrics of the last validation or test under their logged names (null where undefined),
     `epoch` and `step` (completed ones), `seed` and `git_commit`; a test adds to what the training wrote.
+    Where `--classes` chose some, `classes` holds them, and the metrics are of these alone.
     `predictions.json` holds the detections of the last validation or test as COCO results, with file and class names;
     on data in COCO's format under the ids of the annotation file, so that COCO's own tools take them.
 
@@ -131,10 +132,12 @@ class RunFiles(pl.Callback):
             return
         if self._predictions is not None:
             write_json(self.folder / "predictions.json", self._predictions, indent=None)
-        before = self._read()
+        before, classes = self._read(), _chosen_classes(trainer)
+        of_others = ("val/", "test/") if before.get("classes") != classes else ()
         write_json(
             self.folder / "metrics.json",
-            before
+            {name: value for name, value in before.items() if not name.startswith(of_others) and name != "classes"}
+            | ({} if classes is None else {"classes": classes})
             | (self._test_record(trainer, before) if trainer.state.fn == "test" else {})
             | {name: value if math.isfinite(value) else None for name, value in _metrics(trainer).items()}
             | {
@@ -163,6 +166,14 @@ class RunFiles(pl.Callback):
             "test_checkpoint": str(trainer.ckpt_path),
             "test_history": history,
         }
+
+
+def _chosen_classes(trainer: pl.Trainer) -> list[str] | None:
+    """What the metrics are of, if not of all classes."""
+    module = trainer.lightning_module
+    assert isinstance(module, FasterRCNNModule)
+    metric = module.val_ap
+    return None if metric.only == metric.class_names else list(metric.only)
 
 
 def _completed_epochs(checkpoint: Mapping[str, Any]) -> int:

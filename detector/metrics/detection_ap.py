@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detector.errors import InputError
+from detector.metrics.class_subset import detections_of, objects_of
 from detector.metrics.coco_ap import evaluate_coco
 from detector.metrics.flat_states import (
     FlatStateMetric,
@@ -55,6 +56,10 @@ class DetectionAP(FlatStateMetric):
     Args:
         class_names: Names of the classes 1..C.
         coco: Compute COCO's numbers too; they take most of the time.
+
+    Attributes:
+        only: Of `class_names` those that the numbers are of, in the same order; all by default. Detections and objects
+            of others are ignored by `compute`, though not by `results`.
     """
 
     image_id: list[Tensor]
@@ -69,7 +74,7 @@ class DetectionAP(FlatStateMetric):
 
     def __init__(self, class_names: Sequence[str], coco: bool = True) -> None:
         super().__init__()
-        self.class_names = tuple(class_names)
+        self.class_names = self.only = tuple(class_names)
         self.coco = coco
         self._evaluated: EvaluatedSplit | None = None
         for name in ("image_id", "detection_count", "object_count"):
@@ -116,7 +121,11 @@ class DetectionAP(FlatStateMetric):
         """All numbers over everything seen so far, on all processes; see the class."""
         split = self._collect()
         self._evaluated = split
-        values = average_precisions_by_name(split, self.class_names, self.coco)
+        if self.only != self.class_names:
+            detections = detections_of(split.detections, self.class_names, self.only)
+            ground_truth = objects_of(split.ground_truth, self.class_names, self.only)
+            split = EvaluatedSplit(split.image_id, detections, ground_truth)
+        values = average_precisions_by_name(split, self.only, self.coco)
         return {name: torch.tensor(value, dtype=torch.float32, device=self.device) for name, value in values.items()}
 
     def reset(self) -> None:

@@ -48,6 +48,7 @@ class ProposalRecall(FlatStateMetric):
     Attributes:
         detail_k: The number of proposals for sizes and classes: 300, or the largest of `top_k` if 300 is not among
             them.
+        only: Of `class_names` those whose objects count, all by default.
 
     Raises:
         InputError: `top_k` is empty or holds a number below 1.
@@ -63,7 +64,7 @@ class ProposalRecall(FlatStateMetric):
         super().__init__()
         if not top_k or min(top_k) < 1:
             raise InputError(f"top_k is {list(top_k)}; give at least one number of proposals, each at least 1")
-        self.class_names = tuple(class_names)
+        self.class_names = self.only = tuple(class_names)
         self.top_k = tuple(sorted(set(top_k)))
         self.detail_k = 300 if 300 in self.top_k else self.top_k[-1]
         self._evaluated: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
@@ -105,9 +106,11 @@ class ProposalRecall(FlatStateMetric):
         """All numbers over everything seen so far, on all processes; see the class."""
         chosen = first_of_each_image(self.ints("image_id"))
         rows = rows_of(chosen, self.ints("object_count"))
+        label = self.ints("object_label")
+        rows = rows[np.isin(label[rows], [i for i, name in enumerate(self.class_names, start=1) if name in self.only])]
         best_iou = self.floats("best_iou").reshape(-1, len(self.top_k))[rows]
         area = self.floats("object_area")[rows]
-        self._evaluated = (best_iou, self.ints("object_label")[rows])
+        self._evaluated = (best_iou, label[rows])
         values: dict[str, float] = {}
         for column, k in enumerate(self.top_k):
             recalls = _recalls(best_iou[:, column])
@@ -148,7 +151,8 @@ class ProposalRecall(FlatStateMetric):
             RuntimeError: Nothing was computed since the last `update` or `reset`.
         """
         best_iou, label = self._results(k)
-        return {name: float(_recalls(best_iou[label == i])[0]) for i, name in enumerate(self.class_names, start=1)}
+        classes = [(i, name) for i, name in enumerate(self.class_names, start=1) if name in self.only]
+        return {name: float(_recalls(best_iou[label == i])[0]) for i, name in classes}
 
     def _best_iou(self, boxes: Tensor, proposals: Tensor) -> Tensor:
         """IoU (G, K) of each object's best proposal among the first k, for each k of `top_k`; 0 without proposals."""

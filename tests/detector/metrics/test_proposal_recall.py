@@ -162,3 +162,13 @@ def test_bad_input_is_named() -> None:
         metric.update([proposals_of([])] * 2, [target(4, [], [])])
     with pytest.raises(InputError, match=r"top_k is \[0, 5\]"):
         ProposalRecall(["cat"], top_k=(0, 5))
+
+
+@pytest.mark.parametrize(("only", "recall"), [(("cat", "dog"), 1 / 3), (("cat",), 0.0), (("dog",), 0.5)])
+def test_objects_of_the_chosen_classes_alone_count(only, recall) -> None:
+    metric = ProposalRecall(["cat", "dog"], top_k=(5,))
+    metric.only = only
+    boxes = [[0.0, 0, 10, 10], [20, 20, 30, 30], [40, 40, 50, 50]]
+    metric.update([proposals_of(boxes[1:2])], [target(0, boxes, [1, 2, 2])])
+    assert values_of(metric)["proposal_recall@5"] == pytest.approx(recall)
+    assert tuple(metric.recall_per_class()) == only
