@@ -60,6 +60,8 @@ class ConfigFile(SaveConfigCallback):
 class DetectorCLI(LightningCLI):
     """The command line of a training, a validation or a test."""
 
+    run_folder: Path
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Of Lightning's, all but predict, which works on images rather than on a dataset."""
@@ -202,7 +204,7 @@ class DetectorCLI(LightningCLI):
         old = run_folder_of(checkpoint) if checkpoint is not None else None
         if found is None and checkpoint is not None:
             found = folder_to_go_on_in(checkpoint, config) if self.subcommand == "fit" else old
-        self.run_folder: Path = found or choose_run_folder(
+        self.run_folder = found or choose_run_folder(
             config.runs_dir or "runs",
             config.experiment or _experiment_name(config),
             config.run_name,
