@@ -61,6 +61,7 @@ class DetectorCLI(LightningCLI):
     """The command line of a training, a validation or a test."""
 
     run_folder: Path
+    goes_on_from: Path | None
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -194,7 +195,8 @@ class DetectorCLI(LightningCLI):
         classes = config.get("classes")
         self.classes: list[str] | None = [classes] if isinstance(classes, str) else classes
         if self.classes and config.results_dir is None:
-            self.goes_on_from, self.run_folder = self.run_folder, folder_of_classes(self.run_folder, self.classes)
+            self.goes_on_from = self.run_folder
+            self.run_folder = folder_of_classes(self.run_folder, self.classes)
         if not config.trainer.fast_dev_run:
             os.environ[ENVIRONMENT_VARIABLE] = str(self.run_folder)
 
