@@ -29,8 +29,6 @@ SUFFIXES: Final = (
 )
 """Of the files that are taken for images where a folder is looked through; of animations the first picture counts."""
 
-_UNREADABLE = (OSError, ValueError, SyntaxError, MemoryError, Image.DecompressionBombError)
-
 
 @dataclass(frozen=True)
 class Reading:
@@ -95,7 +93,7 @@ def read_header(path: Path) -> ImageHeader:
     try:
         with _opened(path) as image:
             return _header(image)
-    except _UNREADABLE as error:
+    except Exception as error:  # damaged files raise anything
         raise InputError(f"{path}: not a readable image ({brief(error)})") from error
 
 
@@ -178,7 +176,7 @@ def read_image(path: Path, upright: bool = False, reading: Reading = USUAL) -> N
                 pixels = _rgb(image, data, reading.bit_depth)
     except InputError:
         raise
-    except _UNREADABLE as error:
+    except Exception as error:  # damaged files raise anything
         raise InputError(f"{path}: cannot be decoded ({brief(error)}); replace the file") from error
     return np.ascontiguousarray(_turned(pixels, header.orientation)) if upright else pixels
 
@@ -219,8 +217,7 @@ def _is_deep(image: Image.Image) -> bool:
 
 def _rgb(image: Image.Image, data: bytes, bits: int) -> NDArray[np.uint8]:
     if image.mode == "I" or image.mode.startswith("I;16"):  # `convert` would turn all above 255 white
-        grey = np.asarray(image).astype(np.int64)
-        return np.repeat(_upper_bits(grey, bits)[:, :, None], 3, axis=2)
+        return np.repeat(_upper_bits(np.asarray(image), bits)[:, :, None], 3, axis=2)
     if image.mode == "F":
         raise ValueError("floating-point pixels; 8 or 16 bits are needed")
     if bits < 16 and _is_deep(image):
@@ -238,10 +235,10 @@ def _deep_colors(data: bytes, bits: int) -> NDArray[np.uint8]:
         raise ValueError("its 16-bit colours are in a form that is not known")
     colors = found[:, :, None] if found.ndim == 2 else found
     colors = np.repeat(colors[:, :, :1], 3, axis=2) if colors.shape[2] < 3 else colors[:, :, 2::-1]
-    return np.ascontiguousarray(_upper_bits(colors.astype(np.int64), bits))
+    return np.ascontiguousarray(_upper_bits(colors, bits))
 
 
-def _upper_bits(values: NDArray[np.int64], bits: int) -> NDArray[np.uint8]:
+def _upper_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """The upper 8 of so many bits."""
     low, high = int(values.min(initial=0)), int(values.max(initial=0))
     if low < 0 or high >= 2**bits:

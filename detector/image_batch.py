@@ -111,7 +111,7 @@ def make_batch(
         if config.channel_order == "bgr":
             pixels = pixels.flip(0)
         mean, std = (constant(values, pixels)[:, None, None] for values in (config.mean, config.std))
-        pixels = (pixels - mean) / std
+        pixels = pixels.sub_(mean).div_(std)  # in place: of a large photograph each copy takes gigabytes
         if target != size:
             pixels = F.interpolate(pixels[None], size=target, mode="bilinear", align_corners=False)[0]
         prepared.append(pixels)

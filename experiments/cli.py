@@ -212,6 +212,7 @@ def _predict(arguments: list[str]) -> None:
     from experiments.predict import PredictOptions, predict
 
     _quiet()
+    warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
     try:
         complete = predict(PredictOptions(**vars(options)))
     except SIGTERMException:

@@ -182,6 +182,29 @@ def test_the_limit_holds_for_all_formats_and_can_be_raised(tmp_path, suffix, mon
     assert Image.MAX_IMAGE_PIXELS == 50  # as it was, for whoever else uses Pillow
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tif", ".webp", ".gif", ".avif", ".jp2", ".ppm"])
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+def test_damaged_files_of_any_format_are_no_image_or_still_one(tmp_path, suffix):
+    if suffix not in Image.registered_extensions():
+        pytest.skip(f"this Pillow does not read {suffix}")
+    path, random = tmp_path / f"a{suffix}", np.random.default_rng(0)
+    Image.fromarray(random.integers(0, 255, (12, 16, 3)).astype(np.uint8)).save(path)
+    whole = path.read_bytes()
+    refused = 0
+    for number in range(60):
+        data = bytearray(whole[: random.integers(4, len(whole))] if number % 3 == 0 else whole)
+        for place in random.integers(0, min(len(data), 400), 10):
+            data[place] = random.integers(256)
+        path.write_bytes(data)
+        for read in (read_header, lambda path: read_image(path, True, Reading(max_pixels=10_000))):
+            try:
+                read(path)
+            except InputError as error:
+                assert str(error).startswith(f"{path}: ")
+                refused += 1
+    assert refused > 10
+
+
 def test_a_training_names_large_images_before_its_first_step_also_when_their_headers_are_known(tmp_path):
     root = dataset(tmp_path / "d", [noise(0, 4096), noise(1, 4096), noise(2, 4096)])
     options = {"train_splits": ["train"], "val_splits": ["val"]}
