@@ -34,6 +34,7 @@ from experiments.data_format import DATA_FORMATS, find_data_format
 from experiments.host_memory import keep_freed_memory
 from experiments.precision import Trainer, resolve_precision
 from experiments.result_files import write_devkit_results
+from experiments.run.checks import check_devkit_names, check_monitors, check_writable
 from experiments.run.resuming import folder_to_go_on_in, nothing_left, other_options
 from experiments.run_folder import ENVIRONMENT_VARIABLE, choose_run_folder, folder_of_classes, run_folder_of
 
@@ -143,6 +144,7 @@ class DetectorCLI(LightningCLI):
         """
         if _is_endless(self.trainer):
             self.model.check_endless()
+        check_monitors(self.trainer.callbacks, self.model, bool(self.trainer.limit_val_batches))  # type: ignore[attr-defined]
         self._read_data("fit")
         lists = self.datamodule.splits_folder
         if lists is not None and lists.parent != self.run_folder and self.trainer.is_global_zero:
@@ -154,6 +156,8 @@ class DetectorCLI(LightningCLI):
 
     def before_test(self) -> None:
         """As `before_fit`."""
+        if self.config[self.subcommand].save_devkit_results is not None:
+            check_devkit_names(self.datamodule.class_names)
         self._read_data("test")
 
     def _read_data(self, stage: str) -> None:
@@ -191,13 +195,19 @@ class DetectorCLI(LightningCLI):
             raise InputError(
                 f"--save_devkit_results {devkit_folder}: must be a folder, and a whole test is needed, not fast_dev_run"
             )
-        self._choose_run_folder(config, checkpoint)
+        if devkit_folder is not None:
+            check_writable(Path(devkit_folder), "--save_devkit_results")
+        try:
+            self._choose_run_folder(config, checkpoint)
+        except OSError as error:  # a name too long, a folder that may not be looked into
+            raise InputError(f"{error.filename}: no run can be written there ({error.strerror})") from error
         classes = config.get("classes")
         self.classes: list[str] | None = [classes] if isinstance(classes, str) else classes
         if self.classes and config.results_dir is None:
             self.goes_on_from = self.run_folder
             self.run_folder = folder_of_classes(self.run_folder, self.classes)
         if not config.trainer.fast_dev_run:
+            check_writable(self.run_folder, "--results_dir" if config.get("results_dir") else "--runs_dir")
             os.environ[ENVIRONMENT_VARIABLE] = str(self.run_folder)
 
     def _choose_run_folder(self, config: Namespace, checkpoint: str | None) -> None:
@@ -223,7 +233,12 @@ class DetectorCLI(LightningCLI):
             checkpoint and subcommand == "fit" and nothing_left(self.done_before, trainer.max_epochs, trainer.max_steps)
         )
         if not ended:
-            super()._run_subcommand(subcommand)
+            try:
+                super()._run_subcommand(subcommand)
+            except (ValueError, MisconfigurationException) as error:  # options that Lightning looks at only now
+                if isinstance(error, ValueError) and "`val_check_interval`" not in str(error):
+                    raise
+                raise InputError(f"--trainer: {error}") from error
             return
         self.model.check_origin(checkpoint, self.done_before, fit=True)
         message = f"{checkpoint}: this training is complete: {ended}; to train on, give more"
@@ -235,6 +250,8 @@ class DetectorCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Add the logger and the callbacks of the run folder."""
         config = self.config[self.subcommand].trainer
+        if isinstance(config.accumulate_grad_batches, int) and config.accumulate_grad_batches < 1:
+            raise InputError(f"--trainer.accumulate_grad_batches {config.accumulate_grad_batches}: must be at least 1")
         self.trainer_defaults["callbacks"] = self._callbacks(config)
         self.save_config_kwargs["run_folder"] = self.run_folder
         if config.logger in (None, True):

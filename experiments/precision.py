@@ -11,6 +11,7 @@ from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator, XLAA
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from detector.errors import InputError
 from detector.kernels.processor import cpu_bfloat16
 
 _HALF = (("bf16", torch.bfloat16), ("16", torch.float16))  # how names of precisions begin
@@ -39,6 +40,10 @@ class Trainer(pl.Trainer):
     __init__.__signature__ = _signature_with_auto()  # type: ignore[attr-defined]
 
 
+UNSUPPORTED = ("64", "64-true", "16-true", "bf16-true", "transformer-engine", "transformer-engine-float16")
+"""Those of Lightning's in which weights have another type than boxes and images, which are float32 everywhere."""
+
+
 def resolve_precision(
     precision: Any, accelerator: Any = "auto", devices: Any = "auto", option: str = "--trainer.precision"
 ) -> Any:
@@ -51,11 +56,16 @@ def resolve_precision(
         accelerator: As the Trainer's; `auto` and `gpu` are those that it would choose.
         devices: As the Trainer's; of several GPUs the weakest decides.
         option: By which the user chooses another.
+
+    Raises:
+        InputError: The precision is one of `UNSUPPORTED`.
     """
     if precision == "auto":
         chosen, reason = automatic_precision(accelerator, devices)
         rank_zero_info(f"precision auto: {chosen}, {reason}")
         return chosen
+    if str(precision) in UNSUPPORTED:
+        raise InputError(f"{option} {precision}: is not supported; there are 32-true, bf16-mixed, 16-mixed and auto")
     mixed_float16 = str(precision) in ("16", "16-mixed")
     computed = "bf16-mixed" if mixed_float16 and _kind(accelerator) == "cpu" else precision  # Lightning says so
     say_cost(computed, accelerator, devices, f"{option} auto")
