@@ -32,7 +32,7 @@ from experiments.arguments import cause_of
 from experiments.cell_progress import CellProgress, axes_of_environment
 from experiments.data_format import DATA_FORMATS, find_data_format
 from experiments.host_memory import keep_freed_memory
-from experiments.precision import Trainer, resolve_precision
+from experiments.precision import Trainer, check_precision, resolve_precision
 from experiments.result_files import write_devkit_results
 from experiments.run.checks import check_devkit_names, check_monitors, check_writable
 from experiments.run.resuming import folder_to_go_on_in, nothing_left, other_options
@@ -189,6 +189,7 @@ class DetectorCLI(LightningCLI):
                 f"frcnn {self.subcommand} needs --ckpt_path, for example runs/X/seed0/checkpoints/last.ckpt"
             )
         trainer = config.trainer
+        check_precision(trainer.precision)
         trainer.precision = resolve_precision(trainer.precision, trainer.accelerator, trainer.devices)
         devkit_folder = config.get("save_devkit_results")
         if devkit_folder is not None and (Path(devkit_folder).is_file() or config.trainer.fast_dev_run):

@@ -44,6 +44,12 @@ UNSUPPORTED = ("64", "64-true", "16-true", "bf16-true", "transformer-engine", "t
 """Those of Lightning's in which weights have another type than boxes and images, which are float32 everywhere."""
 
 
+def check_precision(precision: Any, option: str = "--trainer.precision") -> None:
+    """Raise InputError for one of Lightning's precisions with which nothing here can be computed."""
+    if str(precision) in UNSUPPORTED:
+        raise InputError(f"{option} {precision}: is not supported; there are 32-true, bf16-mixed, 16-mixed and auto")
+
+
 def resolve_precision(
     precision: Any, accelerator: Any = "auto", devices: Any = "auto", option: str = "--trainer.precision"
 ) -> Any:
@@ -56,16 +62,11 @@ def resolve_precision(
         accelerator: As the Trainer's; `auto` and `gpu` are those that it would choose.
         devices: As the Trainer's; of several GPUs the weakest decides.
         option: By which the user chooses another.
-
-    Raises:
-        InputError: The precision is one of `UNSUPPORTED`.
     """
     if precision == "auto":
         chosen, reason = automatic_precision(accelerator, devices)
         rank_zero_info(f"precision auto: {chosen}, {reason}")
         return chosen
-    if str(precision) in UNSUPPORTED:
-        raise InputError(f"{option} {precision}: is not supported; there are 32-true, bf16-mixed, 16-mixed and auto")
     mixed_float16 = str(precision) in ("16", "16-mixed")
     computed = "bf16-mixed" if mixed_float16 and _kind(accelerator) == "cpu" else precision  # Lightning says so
     say_cost(computed, accelerator, devices, f"{option} auto")

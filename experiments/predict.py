@@ -20,7 +20,7 @@ from detector.callbacks.run_files import coco_results, write_json
 from detector.errors import InputError, printable
 from detector.lightning_module import FasterRCNNModule
 from experiments.host_memory import keep_freed_memory
-from experiments.precision import resolve_precision
+from experiments.precision import check_precision, resolve_precision
 from experiments.run.prediction_files import PREDICTIONS, check_output, picture_names
 
 
@@ -46,6 +46,7 @@ class PredictOptions:
             raise InputError(f"--score_threshold {self.score_threshold}: must be in 0..1")
         if self.batch_size < 1:
             raise InputError(f"--batch_size {self.batch_size}: must be at least 1")
+        check_precision(self.precision, "--precision")
 
 
 class DrawPredictions(pl.Callback):

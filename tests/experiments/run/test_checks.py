@@ -45,6 +45,14 @@ def test_one_line_before_the_first_step(options, wanted, tmp_path, tiny_config, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["taken"]
 
 
+def test_a_precision_of_predict_that_is_not_supported(tmp_path, trained, frcnn) -> None:
+    options = ("--ckpt_path", trained / "checkpoints" / "last.ckpt", "--images", tmp_path, "--output", tmp_path / "out")
+    result = frcnn("predict", *options, "--precision", "bf16-true", cwd=tmp_path)
+    assert result.code == 2
+    assert "--precision bf16-true: is not supported" in result.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_lightning_says_once_it_knows_the_data_is_one_line(tmp_path, tiny_config, frcnn) -> None:
     result = frcnn("fit", "--config", tiny_config, "--trainer.val_check_interval", 100, cwd=tmp_path)
     assert result.code == 2
