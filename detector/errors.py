@@ -1,4 +1,4 @@
-"""The one exception that stands for bad input, as opposed to a bug; and how its line names files."""
+"""The exceptions that stand for bad input and for a failed training, as opposed to a bug; and how lines name files."""
 
 
 class InputError(ValueError):
@@ -11,6 +11,13 @@ class InputError(ValueError):
     """
 
     details: tuple[str, ...] = ()
+
+
+class TrainingError(RuntimeError):
+    """A training that cannot go on, such as one whose loss is not a number, in one line that says where and what helps.
+
+    The command line prints the line on stderr without a traceback and exits with 1.
+    """
 
 
 def printable(name: object) -> str:

@@ -28,6 +28,8 @@ from detector.metrics.class_subset import check_classes, in_order
 from detector.optimization import AveragedWeights, OptimizerConfig, build_optimizer, lr_factor, parameter_groups
 from detector.roi_heads import BoxPredictor, RoIConfig
 from detector.rpn import RegionProposalNetwork, RPNConfig
+from detector.training.checkpoint_content import bit_depth_of, check_state, read_checkpoint
+from detector.training.finite import FiniteLosses, check_finite
 from detector.training.resuming import Resumption, afresh, total_steps
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
@@ -112,6 +114,7 @@ class FasterRCNNModule(pl.LightningModule):
         self.bit_depth = 16  # of the values in 16-bit images that it was trained on, by its checkpoint
         self.optimizer_config = optimizer
         self._resumption: Resumption | None = None
+        self.last_losses: dict[str, Tensor] = {}
         source = replace(backbone, weights=weights or backbone.weights)  # so frozen layers are known not to be random
         load_weights = load_backbone_weights and weights is None
         self.model = FasterRCNN(
@@ -133,6 +136,7 @@ class FasterRCNNModule(pl.LightningModule):
                 that has no unified network yet.
         """
         checkpoint = read_checkpoint(path)
+        check_finite(path, checkpoint["state_dict"])
         try:
             module = cls(**checkpoint["hyper_parameters"], load_backbone_weights=False)
         except TypeError as error:
@@ -144,8 +148,8 @@ class FasterRCNNModule(pl.LightningModule):
                     f"{path}: is of step {module.alternating.step} of an alternating training; up to the end of step 2 "
                     "there is no single network that detects"
                 )
-        _check_state(path, checkpoint["state_dict"], module.state_dict())
-        module.bit_depth = _bit_depth(checkpoint)
+        check_state(path, checkpoint["state_dict"], module.state_dict())
+        module.bit_depth = bit_depth_of(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
         return module.eval()
 
@@ -174,14 +178,15 @@ class FasterRCNNModule(pl.LightningModule):
         fit = trainer is not None and trainer.state.fn == "fit"
         self.check_origin(path, checkpoint, fit)
         reading = getattr(getattr(trainer, "datamodule", None), "reading", None)
-        if reading is not None and reading.bit_depth != _bit_depth(checkpoint):
+        if reading is not None and reading.bit_depth != bit_depth_of(checkpoint):
             raise InputError(
-                f"{path}: was trained with --data.bit_depth {_bit_depth(checkpoint)}, but now it is "
+                f"{path}: was trained with --data.bit_depth {bit_depth_of(checkpoint)}, but now it is "
                 f"{reading.bit_depth}; give the checkpoint's"
             )
         if self.alternating is not None:
             self.alternating.restore(checkpoint.get("alternating"), self)
-        _check_state(path, checkpoint["state_dict"], self.state_dict())
+        check_state(path, checkpoint["state_dict"], self.state_dict())
+        check_finite(path, checkpoint["state_dict"])
         if fit:
             self._resumption = Resumption(path, checkpoint, self.hparams, self._parameter_groups())
             if not self.optimizer_config.ema_decay and "current_model_state" in checkpoint:
@@ -260,6 +265,7 @@ class FasterRCNNModule(pl.LightningModule):
             self.log("train/alternating_step", float(self.alternating.step), batch_size=len(images))
         for name in (name for name in (*LOSS_NAMES, "loss") if name in losses):
             self.log(f"train/{name}", losses[name].detach(), prog_bar=True, batch_size=len(images))
+        self.last_losses = {name: loss.detach() for name, loss in losses.items()}
         return self._share_of_step(losses["loss"], batch_idx)
 
     def _share_of_step(self, loss: Tensor, batch_idx: int) -> Tensor:
@@ -297,11 +303,11 @@ class FasterRCNNModule(pl.LightningModule):
         lr_factor(self.optimizer_config, math.inf)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """Averaged weights, where asked for."""
-        training = self.trainer.state.fn == "fit"
-        return (
-            [AveragedWeights(self.optimizer_config.ema_decay)] if training and self.optimizer_config.ema_decay else []
-        )
+        """A stop at losses that are not finite; averaged weights, where asked for."""
+        if self.trainer.state.fn != "fit":
+            return []
+        averages = [AveragedWeights(self.optimizer_config.ema_decay)] if self.optimizer_config.ema_decay else []
+        return [*averages, FiniteLosses()]  # in this order when a checkpoint is made
 
     # Evaluation: one pass yields detections and proposals
 
@@ -361,48 +367,6 @@ class FasterRCNNModule(pl.LightningModule):
             self.log(f"{stage}/{name}", value, prog_bar=name in shown, rank_zero_only=False)
         ap.reset()
         recall.reset()
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint of `frcnn fit`; tensors are on the CPU and read when they are first used.
-
-    Raises:
-        InputError: The file is missing, unreadable, or no such checkpoint.
-    """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such checkpoint file")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:
-        raise InputError(f"{path}: not a readable checkpoint of frcnn fit ({type(error).__name__})") from error
-    keys = ("hyper_parameters", "state_dict", "pytorch-lightning_version")
-    if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in keys):
-        raise InputError(f"{path}: not a checkpoint of frcnn fit (it lacks one of {', '.join(keys)})")
-    return checkpoint
-
-
-def _bit_depth(checkpoint: Mapping[str, Any]) -> int:
-    """`--data.bit_depth` of the training."""
-    return int(checkpoint.get("datamodule_hyper_parameters", {}).get("bit_depth", 16))
-
-
-def _check_state(path: str | Path, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
-    """Raises InputError unless both have the same tensor names and shapes."""
-    differing = [
-        f"{key} is {_shape(theirs.get(key))} there and {_shape(ours.get(key))} here"
-        for key in [*ours, *(key for key in theirs if key not in ours)]
-        if _shape(theirs.get(key)) != _shape(ours.get(key))
-    ]
-    if differing:
-        more = f", and {len(differing) - 1} more tensors differ" if len(differing) > 1 else ""
-        raise InputError(
-            f"{path}: is of another network than the --model options: {differing[0]}{more}; give the options of "
-            f"its run, or {afresh(path)}"
-        )
-
-
-def _shape(tensor: Tensor | None) -> str:
-    return "missing" if tensor is None else " x ".join(map(str, tensor.shape)) or "a number"
 
 
 def _config(cls: type[C], value: C | dict[str, Any]) -> C:

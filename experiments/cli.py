@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
-from detector.errors import InputError
+from detector.errors import InputError, TrainingError
 from experiments.arguments import Parser, cause_of, find_modules_here, names, numbers
 
 HELP = """usage: frcnn COMMAND [OPTIONS]      (frcnn COMMAND --help shows all options)
@@ -62,6 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
         commands[arguments[0]](arguments[1:])
     except InputError as error:
         return _complain(_one_line(error), error.details)
+    except TrainingError as error:
+        _complain(_one_line(error))
+        return 1
     return 0
 
 
