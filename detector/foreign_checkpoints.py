@@ -1,7 +1,9 @@
 """Whole detectors of other code bases -> ours: torchvision's Faster R-CNNs, and chenyuntc/simple-faster-rcnn-pytorch.
 
+Checkpoints of this project, by `own_checkpoints`, go the same way.
+
 A layout is recognised by its tensors' names. `translate` gives the tensors our names; `_adapt_anchors` and
-`_adapt_predictor` then bring their rows into the order that the options ask for, so that all that remains is copying.
+`adapt_predictor` then bring their rows into the order that the options ask for, so that all that remains is copying.
 
 A anchors per location, C classes of the model, K classes of the file, both without background.
 """
@@ -11,23 +13,22 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 from torch import Tensor
 
 from detector.errors import InputError
+from detector.own_checkpoints import anchor_remark, is_own, options_of, own_predictor, own_tensors
+from detector.training.finite import check_finite
+from detector.translated import KEY, Predictor, Translated, adapt_predictor
 from detector.weights import WeightsReport, fill, read_tensors, slots_of
 
 if TYPE_CHECKING:
     from detector.backbones.base import BackboneConfig
     from detector.faster_rcnn import FasterRCNN
 
-Predictor = Literal["match", "random"]
-
-KEY = "--model.weights"
 ANCHORS = "anchors per location (model.anchors.scales x model.anchors.aspect_ratios)"
 
 VOC_NAMES = [
@@ -44,47 +45,16 @@ _COCO = (
     "refrigerator,,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
 )
 COCO_NAMES = _COCO.split(",")
-VOC_TO_COCO = {
-    "aeroplane": "airplane",
-    "diningtable": "dining table",
-    "motorbike": "motorcycle",
-    "pottedplant": "potted plant",
-    "sofa": "couch",
-    "tvmonitor": "tv",
-}
-
-# Both code bases divide box targets of the RoI heads by these; torchvision writes it as weights 10, 10, 5, 5.
-_DELTA_STD = (0.1, 0.1, 0.2, 0.2)
 _YXHW_TO_XYWH = [1, 0, 3, 2]
-
-
-@dataclass
-class Translated:
-    """A foreign detector's tensors under our names.
-
-    Rows are in ratio-major order of the anchors; the predictor has K + 1 rows of scores and (K + 1) * 4 of deltas, with
-    the background first and deltas as (dx, dy, dw, dh).
-
-    Attributes:
-        tensors: By our names.
-        options: What the tensors say of the network: option -> value.
-        class_names: Names of classes 1..K where the file is known to have been trained on them.
-        norm_eps: What its batch norms add to the variance, where that is known to be unusual.
-    """
-
-    tensors: dict[str, Tensor]
-    options: dict[str, Any]
-    class_names: Sequence[str] | None = None
-    norm_eps: float | None = None
 
 
 def load_detector(
     model: FasterRCNN, backbone: BackboneConfig, class_names: Sequence[str], path: str | Path, predictor: Predictor
 ) -> WeightsReport:
-    """Copy a foreign detector's weights into `model`, in place.
+    """Copy the weights of a foreign detector, or of a checkpoint of this project, into `model`, in place.
 
     Args:
-        model: A detector of one of the layouts' networks.
+        model: A detector of one of the layouts' networks; of a checkpoint's backbone.
         backbone: The options that its backbone was built from.
         class_names: Of classes 1..C.
         path: State dict in a file, or in a checkpoint under `model` or `state_dict`; no code in it is run.
@@ -97,13 +67,16 @@ def load_detector(
     path = Path(path).expanduser()
     if not path.is_file():
         raise InputError(f"{KEY} {path}: no such file; give a detector's state dict, such as torchvision's .pth files")
-    if predictor not in ("match", "random"):
-        raise InputError(f"{KEY}_predictor {predictor}: choose match or random")
+    if predictor not in get_args(Predictor):
+        raise InputError(f"{KEY}_predictor {predictor}: choose one of {', '.join(get_args(Predictor))}")
+    state = read_tensors(path, KEY)
+    check_finite(f"{KEY} {path}", state)
     try:
-        translated = translate(read_tensors(path, KEY), str(path))
+        translated = _translate_own(state, model, path) if is_own(state) else translate(state, str(path))
         _check_options(translated.options, _options_of(model, backbone), path)
+        remarks = [anchor_remark(model, options_of(path)) if translated.own else ""]
         _adapt_anchors(translated.tensors, model)
-        remarks = [_adapt_predictor(translated, model, class_names, predictor)]
+        remarks.insert(0, adapt_predictor(translated, model, class_names, predictor, f"{KEY} {path}"))
     except KeyError as error:
         raise InputError(f"{KEY} {path}: is incomplete: it lacks what would be our {error}") from error
     if translated.norm_eps not in (None, backbone.norm_eps):
@@ -124,12 +97,11 @@ def translate(state: Mapping[str, Tensor], source: str) -> Translated:
         return _translate_torchvision(state, source)
     if "extractor.0.weight" in state and "rpn.score.weight" in state and "head.cls_loc.weight" in state:
         return _translate_chenyuntc(state)
-    if "model.rpn.head.objectness.weight" in state:
-        raise InputError(f"{KEY} {source}: is a checkpoint of frcnn fit; give it by --ckpt_path")
     raise InputError(
-        f"{KEY} {source}: is no detector of a known layout: its first tensor is {min(state)!r}; known are torchvision's"
-        " Faster R-CNNs (rpn.head.cls_logits.weight, ...) and chenyuntc/simple-faster-rcnn-pytorch's "
-        "(extractor.0.weight, ...); weights of a classification network go to --model.backbone.weights"
+        f"{KEY} {source}: is no detector of a known layout: its first tensor is {min(state)!r}; known are checkpoints "
+        "of frcnn fit, torchvision's Faster R-CNNs (rpn.head.cls_logits.weight, ...) and "
+        "chenyuntc/simple-faster-rcnn-pytorch's (extractor.0.weight, ...); weights of a classification network go to "
+        "--model.backbone.weights"
     )
 
 
@@ -223,6 +195,26 @@ def _translate_chenyuntc(state: Mapping[str, Tensor]) -> Translated:
     return Translated(tensors, options, VOC_NAMES if classes == len(VOC_NAMES) else None)
 
 
+def _translate_own(state: Mapping[str, Tensor], model: FasterRCNN, path: Path) -> Translated:
+    options = options_of(path)
+    tensors = own_tensors(state, model, options, f"{KEY} {path}")
+    roi = {"delta_std": model.roi_heads.config.delta_std, "delta_mean": model.roi_heads.config.delta_mean}
+    roi |= options.get("roi", {})
+    rows = len(tensors["roi_heads.predictor.scores.bias"])
+    agnostic = len(tensors["roi_heads.predictor.deltas.bias"]) == 4 and (rows > 2 or bool(roi.get("class_agnostic")))
+    own_predictor(tensors, agnostic)
+    return Translated(
+        tensors,
+        {},
+        options.get("class_names"),
+        options.get("backbone", {}).get("norm_eps"),
+        roi["delta_std"],
+        roi["delta_mean"],
+        agnostic,
+        own=True,
+    )
+
+
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
     for theirs, ours in prefixes.items():
         if name.startswith(theirs):
@@ -267,6 +259,8 @@ def _yaml(value: object) -> str:
 
 def _adapt_anchors(tensors: dict[str, Tensor], model: FasterRCNN) -> None:
     """Objectness as one score or two per anchor, and rows in the order of the model's anchors."""
+    if "rpn.head.deltas.weight" not in tensors:  # those of other numbers of anchors
+        return
     anchors = model.rpn.anchor_generator.config
     shape = (len(anchors.aspect_ratios), len(anchors.scales_of_level(0)))
     for kind in ("weight", "bias"):
@@ -280,35 +274,3 @@ def _adapt_anchors(tensors: dict[str, Tensor], model: FasterRCNN) -> None:
             if anchors.order == "scale_major":
                 rows = rows.unflatten(0, shape).transpose(0, 1).flatten(0, 1)
             tensors[f"rpn.head.{name}.{kind}"] = rows.flatten(0, 1)
-
-
-def _adapt_predictor(
-    translated: Translated, model: FasterRCNN, class_names: Sequence[str], predictor: Predictor
-) -> str:
-    """The rows of the model's classes, or none; deltas in the model's units. Returns a remark for the report."""
-    tensors = translated.tensors
-    names = [f"roi_heads.predictor.{layer}.{kind}" for layer in ("scores", "deltas") for kind in ("weight", "bias")]
-    classes = len(tensors["roi_heads.predictor.scores.bias"]) - 1
-    rows = _rows_of_classes(classes, translated.class_names, class_names) if predictor == "match" else None
-    if rows is None:
-        for name in names:
-            del tensors[name]
-        why = f"the file has {classes} classes, the data {len(class_names)}" if predictor == "match" else "as asked for"
-        return f"predictor left at random: {why}"
-    std = torch.tensor(_DELTA_STD) / torch.tensor(model.roi_heads.config.delta_std)
-    for name in names:
-        tensor = tensors[name].float()
-        if "scores" in name:
-            tensors[name] = tensor[[0, *rows]]
-        else:
-            deltas = tensor.unflatten(0, (-1, 4))[rows]
-            tensors[name] = (deltas * std.view(1, 4, *[1] * (tensor.dim() - 1))).flatten(0, 1)
-    return f"{len(rows)} of its {classes} classes, by name" if len(rows) < classes else ""
-
-
-def _rows_of_classes(classes: int, theirs: Sequence[str] | None, ours: Sequence[str]) -> list[int] | None:
-    """Row of each of our classes in the file's predictor, where the background is row 0."""
-    for names in (ours, [VOC_TO_COCO.get(name, name) for name in ours]):
-        if theirs is not None and set(names) <= set(theirs):
-            return [1 + theirs.index(name) for name in names]
-    return list(range(1, classes + 1)) if classes == len(ours) else None

@@ -21,7 +21,7 @@ from detector.backbones.base import BackboneConfig
 from detector.compilation import CompileMode, check_compile_mode, compile_networks
 from detector.errors import InputError
 from detector.faster_rcnn import LOSS_NAMES, Difficult, FasterRCNN
-from detector.foreign_checkpoints import Predictor, load_detector
+from detector.foreign_checkpoints import load_detector
 from detector.image_batch import ImageConfig
 from detector.metrics import DetectionAP, ProposalRecall
 from detector.metrics.class_subset import check_classes, in_order
@@ -31,6 +31,7 @@ from detector.rpn import RegionProposalNetwork, RPNConfig
 from detector.training.checkpoint_content import bit_depth_of, check_state, read_checkpoint
 from detector.training.finite import FiniteLosses, check_finite
 from detector.training.resuming import Resumption, afresh, total_steps
+from detector.translated import Predictor
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 C = TypeVar("C")
@@ -49,12 +50,14 @@ class FasterRCNNModule(pl.LightningModule):
         optimizer: Optimiser and schedule.
         difficult: What objects marked difficult are in training: `drop`, `keep`, or `ignore` (neither positive nor
             negative). Evaluation always follows the devkit: they count neither way.
-        weights: A whole detector's weights to start from, instead of `backbone.weights`: a file of torchvision's
-            `fasterrcnn_resnet50_fpn`, `_v2`, `fasterrcnn_mobilenet_v3_large_fpn` or `_320_fpn`, or one that
-            chenyuntc/simple-faster-rcnn-pytorch trained. The options must be those of its network.
+        weights: A whole detector's weights to start from, instead of `backbone.weights`: a checkpoint of this project
+            (all that fits; averaged weights where there are), a file of torchvision's `fasterrcnn_resnet50_fpn`, `_v2`,
+            `fasterrcnn_mobilenet_v3_large_fpn` or `_320_fpn`, or one that chenyuntc/simple-faster-rcnn-pytorch trained.
+            The options must be those of its network, of a checkpoint those of its backbone.
         weights_predictor: Class scores and boxes of `weights`: `match` takes them over class by class where the file
-            has the same number of classes or has COCO's or VOC's and the data's are among these, and leaves them at
-            random otherwise; `random` always does that.
+            names all of the data's classes (a checkpoint; COCO's or VOC's), or names none and has as many, and leaves
+            them at random otherwise; `by_name` takes the classes of the same name, and only the others are random;
+            `random` takes none.
         load_backbone_weights: Whether `backbone.weights` and `weights` are read; set to false where a checkpoint
             follows.
         training_scheme: `joint` (approximate joint training: all four losses in every step) or `alternating` (the

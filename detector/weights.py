@@ -92,6 +92,8 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
     path = Path(path).expanduser()
     if not path.is_file():
         raise InputError(f"{KEY} {path}: no such file; give a .pth, .pt or .safetensors file, 'imagenet' or 'none'")
+    if path.suffix == ".ckpt":
+        raise InputError(f"{KEY} {path}: give a checkpoint of frcnn fit, which is a whole detector, by --model.weights")
     if path.suffix not in (".pth", ".pt", ".safetensors"):
         raise InputError(f"{KEY} {path}: the name must end in .pth, .pt or .safetensors, not {path.suffix!r}")
     return read_tensors(path, KEY)

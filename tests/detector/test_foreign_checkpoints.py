@@ -20,11 +20,12 @@ from detector.anchors import AnchorConfig
 from detector.backbones.base import BackboneConfig
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
-from detector.foreign_checkpoints import COCO_NAMES, VOC_NAMES, VOC_TO_COCO, load_detector
+from detector.foreign_checkpoints import COCO_NAMES, VOC_NAMES, load_detector
 from detector.image_batch import ImageConfig
 from detector.lightning_module import FasterRCNNModule
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
+from detector.translated import VOC_TO_COCO
 
 State = dict[str, Tensor]
 RESNET18 = {"name": "resnet18_fpn", "weights": "file", "pool_size": 2, "box_head_channels": 48, "norm": "batch"}
@@ -184,7 +185,8 @@ def test_unusable_files_are_refused(coco_state: State, tmp_path: Path) -> None:
         load_detector(model, config, COCO_NAMES, tmp_path / "absent.pth", "match")
     assert "no detector of a known layout" in message({"conv1.weight": torch.zeros(1)})
     assert "'conv1.weight'" in message({"conv1.weight": torch.zeros(1)})
-    assert "--ckpt_path" in message({"state_dict": {"model.rpn.head.objectness.weight": torch.zeros(1)}})
+    ours_alone = {"state_dict": {"model.rpn.head.objectness.weight": torch.zeros(1)}}
+    assert "is of another backbone: backbone.body.conv1.weight is missing there" in message(ours_alone)
     deeper = coco_state | {"backbone.body.layer3.2.conv1.weight": torch.zeros(1)}
     assert "on a backbone that is not there; known are resnet18_fpn" in message(deeper)
     for theirs, ours in (

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 import shutil
 import signal
 from pathlib import Path
@@ -309,3 +310,27 @@ def test_made_splits_go_along_to_a_new_run(frcnn, tiny_config, tmp_path):
     new = lists.parents[1] / "b" / "splits"
     assert (new / "val.txt").read_text().split() == names[:-1]
     assert {path.name for path in new.iterdir()} == {path.name for path in lists.iterdir()}
+
+
+def test_start_from_a_checkpoint_on_other_classes(frcnn, tiny_config, one_epoch, tmp_path, caplog):
+    """What the message on other classes tells to do works: a new run, with the averaged weights, from step 0."""
+    fit = ("fit", "--config", tiny_config, "--data.on_error", "skip", "--data.class_names", "[star, ring]")
+    source = last_of(one_epoch)
+    result = frcnn(*fit, "--ckpt_path", source, cwd=tmp_path)
+    assert result.code == 2
+    (advice,) = re.findall(
+        r"start a new training from its weights: (--model.*) instead of --ckpt_path (--.*)", result.err
+    )
+    words = " ".join(advice).split()
+    assert words == ["--model.weights", str(source), "--model.weights_predictor", "by_name"]
+    assert frcnn(*fit, *words, "--model.optimizer.lr", 1e-12, cwd=tmp_path).code == 0
+    theirs, ours = load(source)["state_dict"], load(last_of(tmp_path))
+    assert ours["global_step"] == 6
+    names = ["cross", "ellipse", "rectangle", "ring", "star", "triangle"]
+    rows = [0, 1 + names.index("star"), 1 + names.index("ring")]
+    scores = "model.roi_heads.predictor.scores.weight"
+    assert ours["state_dict"][scores].allclose(theirs[scores][rows], atol=1e-6)
+    conv = "model.rpn.head.conv.weight"
+    assert ours["state_dict"][conv].allclose(theirs[conv], atol=1e-6)
+    said = [record.getMessage() for record in caplog.records]
+    assert any(f"weights from {source}" in text and "2 of its 6 classes, by name" in text for text in said)

@@ -1,0 +1,145 @@
+"""A whole detector's tensors under our names, and how its class scores and boxes become the model's.
+
+K classes of the file, C of the model, both without background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from detector.errors import InputError
+
+if TYPE_CHECKING:
+    from detector.faster_rcnn import FasterRCNN
+    from detector.roi_heads import RoIConfig
+
+Predictor = Literal["match", "random", "by_name"]
+KEY = "--model.weights"
+
+VOC_TO_COCO = {
+    "aeroplane": "airplane",
+    "diningtable": "dining table",
+    "motorbike": "motorcycle",
+    "pottedplant": "potted plant",
+    "sofa": "couch",
+    "tvmonitor": "tv",
+}
+
+# Both code bases divide box targets of the RoI heads by these; torchvision writes it as weights 10, 10, 5, 5.
+_DELTA_STD = (0.1, 0.1, 0.2, 0.2)
+_DELTA_MEAN = (0.0, 0.0, 0.0, 0.0)
+
+
+@dataclass
+class Translated:
+    """A foreign detector's tensors under our names.
+
+    Rows are in ratio-major order of the anchors; the predictor has K + 1 rows of scores and (K + 1) * 4 of deltas, with
+    the background first and deltas as (dx, dy, dw, dh).
+
+    Attributes:
+        tensors: By our names.
+        options: What the tensors say of the network: option -> value.
+        class_names: Names of classes 1..K where the file is known to have been trained on them.
+        norm_eps: What its batch norms add to the variance, where that is known to be unusual.
+        delta_std: What its RoI heads' box targets were divided by,
+        delta_mean: after this was subtracted.
+        class_agnostic: Its boxes are those of no class: the sets of deltas of all rows are one.
+        own: It is a checkpoint of this project.
+    """
+
+    tensors: dict[str, Tensor]
+    options: dict[str, Any]
+    class_names: Sequence[str] | None = None
+    norm_eps: float | None = None
+    delta_std: Sequence[float] = _DELTA_STD
+    delta_mean: Sequence[float] = _DELTA_MEAN
+    class_agnostic: bool = False
+    own: bool = False
+
+
+def adapt_predictor(
+    translated: Translated, model: FasterRCNN, class_names: Sequence[str], predictor: Predictor, source: str
+) -> str:
+    """The rows of the model's classes, or none; deltas in the model's units. Returns a remark for the report."""
+    tensors, config = translated.tensors, model.roi_heads.config
+    names = [f"roi_heads.predictor.{layer}.{kind}" for layer in ("scores", "deltas") for kind in ("weight", "bias")]
+    classes = len(tensors["roi_heads.predictor.scores.bias"]) - 1
+    theirs = {name: tensors.pop(name).float() for name in names}
+    if predictor == "random":
+        return "predictor left at random: as asked for"
+    if theirs[names[0]].shape[1] != model.roi_heads.predictor.scores.in_features:
+        return "predictor left at random: the file's box head has another width"
+    rows = _rows_of_classes(translated, classes, class_names, predictor, source)
+    found = {ours: row for ours, row in enumerate(rows) if row is not None}
+    remark = _remark(translated, class_names, found, classes, predictor)
+    if not found:
+        return remark
+    for name, current in ((name, model.get_parameter(name).detach()) for name in names):
+        if "scores" in name:
+            tensors[name] = current.clone()
+            tensors[name][[0, *(1 + ours for ours in found)]] = theirs[name][[0, *found.values()]].to(current)
+        elif not config.class_agnostic or translated.class_agnostic:
+            deltas, mine = _in_units_of(theirs[name], translated, config), current.clone().unflatten(0, (-1, 4))
+            if translated.class_agnostic:
+                mine[:] = deltas[0].to(current)  # fits any class
+            else:
+                mine[list(found)] = deltas[list(found.values())].to(current)
+            tensors[name] = mine.flatten(0, 1)
+    boxes = "" if names[-1] in tensors else "boxes of the predictor at random: the file's are of classes"
+    return "; ".join(filter(None, [remark, boxes]))
+
+
+def _in_units_of(deltas: Tensor, translated: Translated, config: RoIConfig) -> Tensor:
+    """Weights (K + 1, 4, in) or biases (K + 1, 4) that give the same boxes under the model's mean and std."""
+    std = torch.tensor(translated.delta_std) / torch.tensor(config.delta_std)
+    sets = deltas.unflatten(0, (-1, 4)) * std.view(1, 4, *[1] * (deltas.dim() - 1))
+    if deltas.dim() == 1:
+        sets += (torch.tensor(translated.delta_mean) - torch.tensor(config.delta_mean)) / torch.tensor(config.delta_std)
+    return sets
+
+
+def _rows_of_classes(
+    translated: Translated, classes: int, ours: Sequence[str], predictor: Predictor, source: str
+) -> list[int | None]:
+    """Row of each of our classes in the file's predictor, where the background is row 0; None: it keeps random values.
+
+    Raises:
+        InputError: Rows are to be found by name, and the file's classes have none.
+    """
+    theirs = translated.class_names
+    if predictor == "by_name":
+        if theirs is None:
+            raise InputError(
+                f"{KEY}_predictor by_name: {source} does not name its {classes} classes; give match or random"
+            )
+        known = [name if name in theirs or translated.own else VOC_TO_COCO.get(name, name) for name in ours]
+        return [1 + list(theirs).index(name) if name in theirs else None for name in known]
+    for names in (ours, [VOC_TO_COCO.get(name, name) for name in ours]):
+        if theirs is not None and set(names) <= set(theirs):
+            return [1 + list(theirs).index(name) for name in names]
+    # In the same order, as far as anybody knows.
+    return (
+        list(range(1, classes + 1)) if classes == len(ours) and not (translated.own and theirs) else [None] * len(ours)
+    )
+
+
+def _remark(
+    translated: Translated, ours: Sequence[str], found: Mapping[int, int], classes: int, predictor: Predictor
+) -> str:
+    """On the classes that were taken over."""
+    new = [name for index, name in enumerate(ours) if index not in found]
+    if not found and predictor == "match" and translated.own and translated.class_names:
+        return f"predictor left at random: not all of the data's classes are among the file's {classes}"
+    if not found and predictor == "match":
+        return f"predictor left at random: the file has {classes} classes, the data {len(ours)}"
+    if not found:
+        return f"predictor left at random: none of the data's classes is among the file's {classes}"
+    if new:
+        return f"{len(found)} of the data's {len(ours)} classes, by name; at random: {', '.join(new)}"
+    return f"{len(found)} of its {classes} classes, by name" if len(found) < classes else ""
