@@ -57,7 +57,8 @@ def read_members(
                 problems.append(Problem(str(member.source), None, "named_twice", text))
                 continue
             seen.add(image)
-            records.append(_record(image, checked, labels, header))
+            name = image.relative_to(folder / "JPEGImages").as_posix()
+            records.append(_record(image, name, checked, labels, header))
     return records, problems
 
 
@@ -81,7 +82,7 @@ def _with_all_objects(path: Path, annotation: Annotation | InputError) -> tuple[
 
 
 def _record(
-    image: Path, checked: CheckedImage, labels: dict[str, int], header: ImageHeader | InputError | None
+    image: Path, name: str, checked: CheckedImage, labels: dict[str, int], header: ImageHeader | InputError | None
 ) -> ImageRecord:
     size = None
     if isinstance(header, ImageHeader):
@@ -89,7 +90,7 @@ def _record(
     objects = [(item, item.box) for item in checked.objects if item.box is not None]
     return ImageRecord(
         path=image,
-        name=image.name,
+        name=name,
         boxes=np.array([box for _, box in objects], dtype=np.float32).reshape(-1, 4),
         labels=np.array([labels[item.name] for item, _ in objects], dtype=np.int64),
         difficult=np.array([item.difficult for item, _ in objects], dtype=np.bool_),

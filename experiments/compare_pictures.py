@@ -47,15 +47,17 @@ def draw_images(
     data = data_module(runs[0])
     dataset = data.val_dataset if part == "val" else data.test_dataset
     positions = {_stem(name): index for index, name in enumerate(dataset.file_names)}
+    positions |= {name: index for index, name in enumerate(dataset.file_names)}
     paths: list[str | None] = []
     notes: list[str] = []
     for rank, image in enumerate(images, start=1):
         name = scored[0].truth.image_names[image]
         stem = name.rsplit("/", 1)[-1]
         try:
-            if stem not in positions:
+            position = positions.get(name, positions.get(stem))
+            if position is None:
                 raise InputError("is not among the images of the split that can be used")
-            sides = [_draw(dataset, positions[stem], one, image, score_threshold) for one in scored]
+            sides = [_draw(dataset, position, one, image, score_threshold) for one in scored]
         except InputError as error:
             paths.append(None)
             notes.append(f"no picture of {printable(name)}: {printable(error)}")

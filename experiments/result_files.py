@@ -4,6 +4,7 @@ import json
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,18 @@ class Problems:
 class ImageFinder:
     """Image ids of the ground truth from what result files call images.
 
-    A text is an image's file name or its name without suffix. A number is the number that the name reads as, such as 7
-    for 000007 or 2008000008 for 2008_000008; where not all names are numbers, it is the position in the split.
+    A text is an image's file name or its name without suffix, with or without folders before it. A number is the number
+    that the name reads as, such as 7 for 000007 or 2008000008 for 2008_000008; where not all names are numbers, it is
+    the position in the split.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
         self._by_name = {name: position for position, name in enumerate(names)}
+        last = [name.rsplit("/", 1)[-1] for name in names]
+        counts = Counter(last)
+        for position, name in enumerate(last):
+            if counts[name] == 1:
+                self._by_name.setdefault(name, position)
         numbers = [int(name.replace("_", "")) if re.fullmatch(r"[0-9_]*[0-9]", name) else -1 for name in names]
         distinct = min(numbers, default=-1) >= 0 and len(set(numbers)) == len(numbers)
         self._by_number = {
@@ -53,8 +60,10 @@ class ImageFinder:
     def find(self, image: object) -> int | None:
         """The image id, or None if there is no such image."""
         if isinstance(image, str):
-            base = image.replace("\\", "/").rsplit("/", 1)[-1]
-            return self._by_name.get(base, self._by_name.get(base.rsplit(".", 1)[0]))
+            whole = image.replace("\\", "/")
+            base = whole.rsplit("/", 1)[-1]
+            spellings = (whole, whole.rsplit(".", 1)[0], base, base.rsplit(".", 1)[0])
+            return next((self._by_name[name] for name in spellings if name in self._by_name), None)
         if isinstance(image, float) and image.is_integer():
             image = int(image)
         return self._by_number.get(image) if isinstance(image, int) and not isinstance(image, bool) else None

@@ -117,6 +117,8 @@ class Scorer:
             difficult=np.concatenate([np.zeros(0, np.bool_), *(target["difficult"].numpy() for target in targets)]),
         )
         names = tuple(name.rsplit("/", 1)[-1].rsplit(".", 1)[0] for name in dataset.file_names)
+        if len(set(names)) < len(names):  # in several folders
+            names = tuple(dataset.file_names)
         sizes = np.zeros((len(names), 2), np.int64)  # boxes are clipped already
         return SplitTruth(tuple(splits) or (self.part,), names, tuple(dataset.class_names), objects, sizes)
 

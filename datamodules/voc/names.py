@@ -107,7 +107,8 @@ class _Names:
 
     def _there(self, name: str) -> bool:
         """Whether it is a name, and not another way to an annotation."""
-        return not {"", ".", ".."} & set(name.split("/")) and annotation_path(self.folder, name).is_file()
+        start = f"{self.folder}/Annotations/{name}"
+        return not {"", ".", ".."} & set(name.split("/")) and any(os.path.isfile(start + suffix) for suffix in _XML)
 
     def _below(self, candidates: Sequence[str]) -> str | None:
         """The only annotation in some folder below Annotations/ that has such a name."""

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from datamodules.voc_format import read_annotation, read_split
 from detector.errors import InputError
 from experiments.data_format import find_data_format
+from experiments.grid_results import read_run
+from experiments.scored_runs import Scorer
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +124,30 @@ def test_pycocotools_takes_the_predictions_and_gives_our_numbers(
     evaluated = json.loads(frcnn("evaluate", written, *options, cwd=tmp_path).out)
     assert evaluated["detections"] == len(json.loads(written.read_text()))
     assert evaluated["AP50_voc"] == pytest.approx(ours["val/AP50_voc"], rel=0.1)  # there some objects are difficult
+
+
+def test_equal_file_names_in_two_folders_are_told_apart(tmp_path):
+    """Each image has one object, in another place; `frcnn compare` and `frcnn report` read a run so."""
+    run, boxes = tmp_path / "run", {"day/1.png": [2, 3, 10, 9], "night/1.png": [20, 10, 9, 10]}
+    run.mkdir()
+    for name in boxes:
+        (tmp_path / name).parent.mkdir()
+        Image.new("RGB", (32, 24)).save(tmp_path / name)
+    content = {
+        "images": [{"id": 5 * number, "file_name": name} for number, name in enumerate(boxes)],
+        "categories": [{"id": 3, "name": "cat"}],
+        "annotations": [{"image_id": 5 * n, "category_id": 3, "bbox": box} for n, box in enumerate(boxes.values())],
+    }
+    (tmp_path / "all.json").write_text(json.dumps(content))
+    found = [
+        {"image_id": 5 * n, "file_name": name, "category_id": 3, "category_name": "cat", "bbox": box, "score": 0.5}
+        for n, (name, box) in enumerate(boxes.items())
+    ]
+    data = {"root": str(tmp_path), "train_splits": ["all"], "val_splits": ["all"], "allow_overlap": True}
+    for name, document in (("predictions", found), ("metrics", {"val/AP50_voc07": 1.0})):
+        (run / f"{name}.json").write_text(json.dumps(document))
+    (run / "config.yaml").write_text(yaml.safe_dump({"data_format": "coco", "data": data}))
+    assert Scorer("val", resamples=0).score(read_run(run)).values["AP50_voc"] == 1
 
 
 def test_predict_with_such_a_checkpoint(coco_run, mini_voc, frcnn, tmp_path):

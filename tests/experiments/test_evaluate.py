@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from datamodules.voc_format import Annotation, VOCObject, write_annotation
-from experiments.result_files import write_devkit_results
+from experiments.result_files import ImageFinder, write_devkit_results
 
 CLASSES = ["cat", "cat_big", "dog"]  # one name ends with another
 NAN = float("nan")
@@ -103,6 +103,13 @@ def test_coco_results_by_other_ids(evaluate, image) -> None:
         for one in GOOD
     ]
     check(evaluate(found))
+
+
+def test_images_of_several_folders() -> None:
+    finder = ImageFinder(["day/a", "night/a", "day/b"])
+    assert [finder.find(name) for name in ("day/a.jpg", "night\\a.png", "day/a", "b.jpg", "x/b")] == [0, 1, 0, 2, 2]
+    assert finder.find("a.jpg") is None  # there are two
+    assert [ImageFinder(["day/a.jpg", "night/a.jpg"]).find(f"{name}/a.jpg") for name in ("day", "night")] == [0, 1]
 
 
 def test_numbers_are_positions_where_names_are_no_numbers(frcnn, mini_voc, tmp_path) -> None:

@@ -91,6 +91,7 @@ def test_folders_below_annotations(dataset, annotate, write_image):
         write_image(dataset, f"{stem}.jpg")
     split(dataset, "e\nday/f.jpg\ndata/night/f.jpg\n")
     check_all_readers(dataset, ["day/e", "day/f", "night/f"], ["cat"])
+    assert module(dataset).train_dataset.file_names == ["day/e.jpg", "day/f.jpg", "night/f.jpg"]
     assert read_split(split(dataset, "f.jpg\n")) == ["f"]  # there are two
 
 
