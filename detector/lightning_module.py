@@ -23,6 +23,7 @@ from detector.errors import InputError
 from detector.faster_rcnn import LOSS_NAMES, Difficult, FasterRCNN
 from detector.foreign_checkpoints import load_detector
 from detector.image_batch import ImageConfig
+from detector.kernels.cpu_paths import CpuKernels, check_cpu_kernels, use_cpu_kernels
 from detector.metrics import DetectionAP, ProposalRecall
 from detector.metrics.class_subset import check_classes, in_order
 from detector.optimization import AveragedWeights, OptimizerConfig, build_optimizer, lr_factor, parameter_groups
@@ -66,6 +67,9 @@ class FasterRCNNModule(pl.LightningModule):
         compile: Whether backbone, RPN head and box head go through torch.compile in fit, validate and test: `none`,
             `default`, or `max-autotune`, which also searches for the fastest kernels. Compiling takes minutes at the
             start of a run; a checkpoint does not tell whether its network was compiled.
+        cpu_kernels: How layers are computed on CPUs; results are the same up to rounding. `auto` is what is fastest
+            with the processor's instructions; `onednn` uses oneDNN's own functions and, without gradients, Winograd's
+            algorithm; `winograd` has that in training, too; `plain` is PyTorch's functions alone.
     """
 
     def __init__(
@@ -84,10 +88,13 @@ class FasterRCNNModule(pl.LightningModule):
         training_scheme: TrainingScheme = "joint",
         alternating: AlternatingConfig = AlternatingConfig(),
         compile: CompileMode = "none",
+        cpu_kernels: CpuKernels = "auto",
     ) -> None:
         super().__init__()
         check_compile_mode(compile)
+        check_cpu_kernels(cpu_kernels)
         self.compile_mode = compile
+        self.cpu_kernels = cpu_kernels
         # From a checkpoint the configs come back as the plain dicts that were saved.
         backbone, anchors = _config(BackboneConfig, backbone), _config(AnchorConfig, anchors)
         rpn, roi = _config(RPNConfig, rpn), _config(RoIConfig, roi)
@@ -221,9 +228,12 @@ class FasterRCNNModule(pl.LightningModule):
     # Training
 
     def setup(self, stage: str) -> None:
-        """Say which weights the training starts from, and compile, where asked for."""
+        """Say which weights the training starts from and how CPUs compute, and compile, where asked for."""
         if stage == "fit" and self.weights_report is not None:
             rank_zero_info(self.weights_report.summary())
+        line = use_cpu_kernels(self.cpu_kernels)
+        if self._trainer is not None and self.trainer.strategy.root_device.type == "cpu":
+            rank_zero_info(line)
         if stage != "predict" and self.compile_mode != "none":
             compile_networks(self._compilable(), self.compile_mode, self.trainer.strategy.root_device)
 

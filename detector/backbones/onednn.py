@@ -13,23 +13,57 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detector.backbones.winograd import winograd_relu, worth_winograd
+from detector.backbones.winograd import WinogradConvolution, fits_winograd, winograd
+from detector.kernels.cpu_paths import cpu_paths
 from detector.kernels.processor import cpu_bfloat16
 
 
-class ConvReLU2d(nn.Conv2d):
-    """`relu(conv(x))`; tensor names are those of `nn.Conv2d`. Without gradients in float32 by `winograd`, if large."""
+class Conv2d(nn.Conv2d):
+    """`nn.Conv2d`, computed by `conv2d`."""
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.padding_mode != "zeros":
+            return super()._conv_forward(input, weight, bias)
+        return conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class ConvReLU2d(Conv2d):
+    """`relu(conv(x))`; tensor names are those of `nn.Conv2d`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H', W')."""
-        if not _in_one_pass(x, self.weight, self.bias):
+        plain = isinstance(self.padding, str) or self.padding_mode != "zeros"
+        if plain or not _in_one_pass(x, self.weight, self.bias):
             return F.relu(super().forward(x), inplace=True)
-        if _dtype(x) == torch.float32 and worth_winograd(self, x):
-            return winograd_relu(x, self.weight, self.bias)
+        fits = _fits_winograd(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
+        if fits and cpu_paths().winograd_for(x, self.weight, trained=False):
+            return winograd(x, self.weight, self.bias, relu=True)
         tensors = _autocast(x, self.weight, self.bias)
         sizes = [list(pair) for pair in (self.padding, self.stride, self.dilation)]
         result: Tensor = torch.ops.mkldnn._convolution_pointwise(*tensors, *sizes, self.groups, "relu", [], "")
         return result
+
+
+def conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int] | str,
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """`F.conv2d`; on CPUs in float32 3 x 3 convolutions by Winograd's algorithm where `cpu_paths` has them so."""
+    if _fits_winograd(x, weight, stride, padding, dilation, groups):
+        paths, trained = cpu_paths(), _trained(x, weight, bias)
+        forward = paths.winograd_for(x, weight, trained)
+        gradients = paths.winograd_for_gradients(x, weight)
+        if trained and (forward or any(gradients)):
+            result: Tensor = WinogradConvolution.apply(x, weight, bias, forward, *gradients)
+            return result
+        if forward:
+            return winograd(x, weight, bias)
+    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
 def conv2d_with_constants(
@@ -41,13 +75,13 @@ def conv2d_with_constants(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """`F.conv2d`; autocast rounds the weights and the result, but not a bias that is not trained.
+    """`conv2d`; autocast rounds the weights and the result, but not a bias that is not trained.
 
     Of a folded batch norm that is the difference of two large numbers, and its error is the same at all locations: in
     MobileNetV2 rounded biases alone move the last features by 7%, rounded weights by 4%, rounded activations by 2%.
     """
     if bias is None or bias.requires_grad or not torch.is_autocast_enabled(x.device.type):
-        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        return conv2d(x, weight, bias, stride, padding, dilation, groups)
     dtype = _dtype(x)
     if dtype == torch.bfloat16 and not isinstance(padding, str):
         return torch.mkldnn_convolution(x.to(dtype), weight.to(dtype), bias, padding, stride, dilation, groups)
@@ -57,7 +91,7 @@ def conv2d_with_constants(
 def linear_relu(layer: nn.Linear, x: Tensor) -> Tensor:
     """`relu(layer(x))` of `x` (R, in)."""
     if not _in_one_pass(x, layer.weight, layer.bias):
-        if _dtype(x) == torch.float32:
+        if _dtype(x) == torch.float32 and cpu_paths().one_pass:
             return F.relu(_Linear.apply(x, layer.weight, layer.bias))
         return F.relu(layer(x))
     result: Tensor = torch.ops.mkldnn._linear_pointwise(*_autocast(x, layer.weight, layer.bias), "relu", [], "")
@@ -86,10 +120,17 @@ class _Linear(torch.autograd.Function):
 
 def _in_one_pass(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether oneDNN's functions with ReLU may be called, which have no gradients."""
-    trained = any(tensor is not None and tensor.requires_grad for tensor in (x, weight, bias))
-    if torch.is_grad_enabled() and trained:
-        return False
-    return _dtype(x) is not None
+    return cpu_paths().one_pass and not _trained(x, weight, bias) and _dtype(x) is not None
+
+
+def _trained(*tensors: Tensor | None) -> bool:
+    """Whether a gradient of one of them may be asked for."""
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _fits_winograd(x: Tensor, weight: Tensor, *geometry: Any) -> bool:
+    """Whether Winograd's algorithm computes the convolution of `x`, and may be called."""
+    return _dtype(x) == torch.float32 == weight.dtype and x.dim() == 4 and fits_winograd(weight, *geometry)
 
 
 def _dtype(x: Tensor) -> torch.dtype | None:

@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from detector.backbones.checkpointing import needs_gradients
 from detector.backbones.onednn import cpu_dtype, runs_by_itself_on_cpu
+from detector.kernels.cpu_paths import cpu_paths
 
 _STRIP = 28 * 2**20
 """Bytes of a map that a strip may have. Blocks of up to 32 MB are kept by glibc, if it is asked to."""
@@ -20,7 +21,9 @@ _STRIP = 28 * 2**20
 
 def worth_strips(block: Sequence[nn.Module], x: Tensor) -> bool:
     """Whether `pooled_in_strips` can compute `block` on `x`, and is faster than layer by layer."""
-    if not runs_by_itself_on_cpu(x) or not isinstance(block[-1], nn.MaxPool2d) or needs_gradients(block, x):
+    if not (cpu_paths().strips and runs_by_itself_on_cpu(x) and isinstance(block[-1], nn.MaxPool2d)):
+        return False
+    if needs_gradients(block, x):
         return False
     if any(isinstance(layer, _BatchNorm) and layer.training for layer in block):
         return False

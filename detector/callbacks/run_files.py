@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from detector.json_files import write_json
+from detector.kernels.cpu_paths import cpu_paths
 from detector.lightning_module import FasterRCNNModule
 
 HPARAMS_METRICS = ("val/AP50_voc07", "val/AP50_voc", "val/AP", "val/AP50", "val/proposal_recall@300")
@@ -23,7 +24,8 @@ class RunFiles(pl.Callback):
     """Write the run's final numbers and detections into its folder.
 
     `metrics.json` holds the metrics of the last validation or test under their logged names (null where undefined),
-    `epoch` and `step` (completed ones), `seed` and `git_commit`; a test adds to what the training wrote.
+    `epoch` and `step` (completed ones), `seed`, `git_commit` and, of a CPU, `cpu_kernels`, the special paths that the
+    layers took; a test adds to what the training wrote.
     Where `--classes` chose some, `classes` holds them, and the metrics are of these alone.
     `predictions.json` holds the detections of the last validation or test as COCO results, with file and class names;
     on data in COCO's format under the ids of the annotation file, so that COCO's own tools take them.
@@ -134,6 +136,7 @@ class RunFiles(pl.Callback):
             write_json(self.folder / "predictions.json", self._predictions, indent=None)
         before, classes = self._read(), _chosen_classes(trainer)
         of_others = ("val/", "test/") if before.get("classes") != classes else ()
+        kept = () if trainer.state.fn == "fit" else ("epoch", "step", "seed", "cpu_kernels")
         write_json(
             self.folder / "metrics.json",
             {name: value for name, value in before.items() if not name.startswith(of_others) and name != "classes"}
@@ -146,8 +149,9 @@ class RunFiles(pl.Callback):
                 "seed": int(os.environ.get("PL_GLOBAL_SEED", "0")),
                 "git_commit": git_commit(),
             }
+            | ({"cpu_kernels": cpu_paths().name} if trainer.strategy.root_device.type == "cpu" else {})
             | self._progress
-            | ({k: before[k] for k in ("epoch", "step", "seed") if k in before} if trainer.state.fn != "fit" else {}),
+            | {key: before[key] for key in kept if key in before},
         )
 
     def _read(self) -> dict[str, Any]:
