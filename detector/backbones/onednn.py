@@ -120,7 +120,7 @@ class _Linear(torch.autograd.Function):
 
 def _in_one_pass(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether oneDNN's functions with ReLU may be called, which have no gradients."""
-    return cpu_paths().one_pass and not _trained(x, weight, bias) and _dtype(x) is not None
+    return not _trained(x, weight, bias) and _dtype(x) is not None and cpu_paths().one_pass
 
 
 def _trained(*tensors: Tensor | None) -> bool:

@@ -21,9 +21,9 @@ _STRIP = 28 * 2**20
 
 def worth_strips(block: Sequence[nn.Module], x: Tensor) -> bool:
     """Whether `pooled_in_strips` can compute `block` on `x`, and is faster than layer by layer."""
-    if not (cpu_paths().strips and runs_by_itself_on_cpu(x) and isinstance(block[-1], nn.MaxPool2d)):
+    if not runs_by_itself_on_cpu(x) or not isinstance(block[-1], nn.MaxPool2d) or needs_gradients(block, x):
         return False
-    if needs_gradients(block, x):
+    if not cpu_paths().strips:
         return False
     if any(isinstance(layer, _BatchNorm) and layer.training for layer in block):
         return False
