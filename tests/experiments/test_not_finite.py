@@ -9,6 +9,8 @@ import pytorch_lightning as pl
 import torch
 
 from detector.training.finite import FiniteLosses
+from experiments.cells import CellFolder
+from experiments.launchers import LocalLauncher
 
 FIRST_LINE = re.compile(
     r"frcnn: the loss of step (\d+) is not finite: (.*loss_rpn_cls .*loss_roi_reg .*); images: (\w+\.jpg), (\w+\.jpg); "
@@ -109,3 +111,16 @@ def test_weights_that_are_not_finite_are_refused(frcnn, tiny_config, mini_voc, s
     line = result.err.splitlines()[-1]
     assert f"{spoilt}: its weights are not finite, first model.rpn.head.conv.weight" in line
     assert list(tmp_path.rglob("predictions.json")) == []
+
+
+def test_a_grids_cell_fails_with_the_line_as_its_reason(tiny_config, tmp_path):
+    folder = CellFolder(tmp_path / "runs" / "grid" / "cell")
+    options = {"config": tiny_config, "model.optimizer.lr": 1e20, "model.optimizer.warmup_steps": 0}
+    where = {"runs_dir": tmp_path / "runs", "experiment": "grid", "run_name": "cell"}
+    stage = ["fit", *(f"--{key}={value}" for key, value in {**options, **where}.items())]
+    state = {"name": "cell", "axes": {}, "seed": 0, "hash": "0", "status": "pending", "stages": [stage]}
+    folder.create(state | {"cwd": str(tmp_path)})
+    LocalLauncher([{"OMP_NUM_THREADS": "1"}]).run([folder])
+    state = folder.read()
+    assert (state["status"], state["exit_code"]) == ("failed", 1)
+    assert FIRST_LINE.match(state["error"].splitlines()[-1])
