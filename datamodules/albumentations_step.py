@@ -8,6 +8,7 @@ from typing import Any
 
 import albumentations as A
 import numpy as np
+from albumentations.augmentations.crops.transforms import CropSizeError
 from albumentations.core.type_definitions import Targets
 
 from datamodules.samples import MIN_SIDE, MIN_VISIBLE, Sample
@@ -66,8 +67,11 @@ class AlbumentationsStep(Step):
         rows = np.column_stack([sample.boxes, np.arange(len(sample.boxes))]).astype(np.float32)
         try:
             result = self.compose(image=sample.image.copy(), bboxes=rows)
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"--data.augmentation: {self.names}: {' '.join(str(error).split())}") from error
+        except (ValueError, TypeError, KeyError, CropSizeError) as error:
+            height, width = sample.image.shape[:2]
+            raise InputError(
+                f"--data.augmentation: {self.names}: {' '.join(str(error).split())} (width {width}, height {height})"
+            ) from error
         image = result["image"]
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise InputError(

@@ -23,6 +23,7 @@ from datamodules.augmentations import Recipe
 from datamodules.image_cache import Decoder, ImageFile, ImageReader
 from datamodules.image_reading import USUAL, Reading, read_header
 from datamodules.samples import Sample
+from detector.errors import InputError
 
 
 class Target(TypedDict):
@@ -159,11 +160,26 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         sample, scale = self.sample(index), None
         if self.augmentation is not None:
             seed = np.random.SeedSequence([self.seed, epoch, index])
-            sample, scale = self.augmentation(sample, seed, lambda rng: self._partner(index, rng))
+            try:
+                sample, scale = self.augmentation(sample, seed, lambda rng: self._partner(index, rng))
+            except InputError as error:
+                if not str(error).startswith("--data.augmentation"):
+                    raise
+                raise InputError(f"{self.image_path(index)}: {error}") from error
         target = self._target(index, sample.boxes, sample.labels, sample.difficult)
         if scale is not None:
             target["scale"] = scale
         return _planes(sample.image), target
+
+    def try_augmentation(self, draws: int = 8) -> None:
+        """Augment the lowest and the narrowest image several times, to find what fails before a training does.
+
+        Raises:
+            InputError: The augmentation fails; names the image.
+        """
+        for index in sorted(set(self.sizes.argmin(axis=0).tolist())):
+            for epoch in range(draws):
+                self[epoch, index]
 
     def _partner(self, index: int, rng: Random) -> Sample:
         """Another image, drawn with equal probability; the same one where there is no other."""

@@ -31,7 +31,7 @@ from detector.roi_heads import BoxPredictor, RoIConfig
 from detector.rpn import RegionProposalNetwork, RPNConfig
 from detector.training.checkpoint_content import bit_depth_of, check_state, read_checkpoint
 from detector.training.finite import FiniteLosses, check_finite
-from detector.training.resuming import Resumption, afresh, total_steps
+from detector.training.resuming import OtherOptions, Resumption, afresh, total_steps
 from detector.translated import Predictor
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
@@ -123,7 +123,7 @@ class FasterRCNNModule(pl.LightningModule):
         self.class_names = list(class_names)
         self.bit_depth = 16  # of the values in 16-bit images that it was trained on, by its checkpoint
         self.optimizer_config = optimizer
-        self._resumption: Resumption | None = None
+        self._resumption: OtherOptions | None = None
         self.last_losses: dict[str, Tensor] = {}
         source = replace(backbone, weights=weights or backbone.weights)  # so frozen layers are known not to be random
         load_weights = load_backbone_weights and weights is None
@@ -304,6 +304,17 @@ class FasterRCNNModule(pl.LightningModule):
     def _parameter_groups(self) -> list[dict[str, Any]]:
         new_layers = [layer for layer in self.modules() if isinstance(layer, RegionProposalNetwork | BoxPredictor)]
         return parameter_groups(self, new_layers, self.optimizer_config)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate, where Lightning's `LearningRateFinder` looks for it and puts what it has found."""
+        return self.optimizer_config.lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self.optimizer_config = replace(self.optimizer_config, lr=value)
+        self.hparams["optimizer"]["lr"] = value
+        self._resumption = OtherOptions(self._parameter_groups())  # the finder alone would forget it after a step
 
     def check_endless(self) -> None:
         """Check that a training that only time or early stopping ends is possible.

@@ -146,6 +146,8 @@ class DetectorCLI(LightningCLI):
             self.model.check_endless()
         check_monitors(self.trainer.callbacks, self.model, bool(self.trainer.limit_val_batches))  # type: ignore[attr-defined]
         self._read_data("fit")
+        if isinstance(self.datamodule.augmentation, list) and not getattr(self.datamodule, "download", False):
+            self.datamodule.train_dataset.try_augmentation()
         lists = self.datamodule.splits_folder
         if lists is not None and lists.parent != self.run_folder and self.trainer.is_global_zero:
             shutil.copytree(lists, self.run_folder / "splits", dirs_exist_ok=True)

@@ -79,7 +79,36 @@ def check_optimizer_state(
         )
 
 
-class Resumption:
+class OtherOptions:
+    """Options of the optimiser that are to count instead of those with which it was made.
+
+    Args:
+        groups: The optimiser's, as of `parameter_groups`.
+        other_optimizer: Whether any but the length of the schedule is another one.
+    """
+
+    def __init__(self, groups: Sequence[Mapping[str, Any]], other_optimizer: bool = True) -> None:
+        self.other_optimizer = other_optimizer
+        self.groups = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+
+    def take_effect(self, trainer: pl.Trainer, config: OptimizerConfig, steps: float) -> None:
+        """Let today's options of the optimiser and its schedule, of so many steps, count; after Lightning has restored
+        both."""
+        optimizer, scheduler = trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler
+        assert isinstance(scheduler, LambdaLR)
+        if self.other_optimizer:
+            for group, options in zip(optimizer.param_groups, self.groups, strict=True):
+                group |= optimizer_options(config) | options | {"initial_lr": options["lr"]}
+            scheduler.base_lrs = [options["lr"] for options in self.groups]
+        factor = lr_factor(config, steps)
+        scheduler.lr_lambdas = [factor] * len(scheduler.base_lrs)
+        rates = [base * factor(scheduler.last_epoch) for base in scheduler.base_lrs]
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates
+
+
+class Resumption(OtherOptions):
     """What a training has to do when it goes on from a checkpoint.
 
     Args:
@@ -101,26 +130,9 @@ class Resumption:
     ) -> None:
         changes = changed_options(checkpoint.get("hyper_parameters", {}), options)
         check_optimizer_state(path, checkpoint, groups, changes)
-        self.other_optimizer = any(name.startswith("optimizer.") for name in changes)
-        self.groups = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+        super().__init__(groups, any(name.startswith("optimizer.") for name in changes))
         if changes:
             rank_zero_info(f"{path}: goes on with other options: {changes_text(changes)}")
-
-    def take_effect(self, trainer: pl.Trainer, config: OptimizerConfig, steps: float) -> None:
-        """Let today's options of the optimiser and its schedule, of so many steps, count; after Lightning has restored
-        both."""
-        optimizer, scheduler = trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler
-        assert isinstance(scheduler, LambdaLR)
-        if self.other_optimizer:
-            for group, options in zip(optimizer.param_groups, self.groups, strict=True):
-                group |= optimizer_options(config) | options | {"initial_lr": options["lr"]}
-            scheduler.base_lrs = [options["lr"] for options in self.groups]
-        factor = lr_factor(config, steps)
-        scheduler.lr_lambdas = [factor] * len(scheduler.base_lrs)
-        rates = [base * factor(scheduler.last_epoch) for base in scheduler.base_lrs]
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-        scheduler._last_lr = rates
 
 
 def total_steps(trainer: pl.Trainer) -> float:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
+from pytorch_lightning.callbacks import LearningRateFinder
 
 from detector.callbacks.best_checkpoint import BestCheckpoint
 from detector.errors import InputError
@@ -61,6 +62,11 @@ def check_monitors(callbacks: Iterable[pl.Callback], model: FasterRCNNModule, va
         validates: Whether there are validations.
     """
     callbacks = list(callbacks)
+    if model.alternating is not None and any(isinstance(one, LearningRateFinder) for one in callbacks):
+        raise InputError(
+            "--trainer.callbacks LearningRateFinder: --model.training_scheme alternating has four optimisers; find the "
+            "rate of a joint training"
+        )
     known = {*_training_metrics(model), *(_validation_metrics(model) if validates else ())}
     complete = all(type(callback).__module__.startswith(OURS) for callback in callbacks)
     for callback in callbacks:

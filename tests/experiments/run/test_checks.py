@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from detector.errors import InputError
+from detector.lightning_module import read_checkpoint
 from experiments.run.checks import check_devkit_names, check_writable
 
 EARLY_STOPPING = ("--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor")
@@ -32,6 +33,21 @@ MODE = "--trainer.callbacks.mode"
         (("--trainer.precision", "bf16-true"), ["bf16-true: is not supported"]),
         (("--trainer.precision", "64"), ["--trainer.precision 64: is not supported"]),
         (("--trainer.precision", "transformer-engine"), ["transformer-engine: is not supported"]),
+        (
+            ("--trainer.callbacks+", "LearningRateFinder", "--model.training_scheme", "alternating"),
+            ["LearningRateFinder", "alternating has four optimisers"],
+        ),
+        (
+            ("--data.augmentation", "[{class_path: albumentations.RandomCrop, init_args: {height: 900, width: 9}}]"),
+            [".jpg: --data.augmentation: RandomCrop: ", "(900, 9)", "(width ", "height "],
+        ),
+        (
+            (
+                "--data.augmentation",
+                "[{class_path: albumentations.CenterCrop, init_args: {height: 9, width: 900}}]",
+            ),
+            [".jpg: --data.augmentation: CenterCrop: ", "(width "],
+        ),
         (("--trainer.accumulate_grad_batches", "0"), ["accumulate_grad_batches 0", "at least 1"]),
     ],
 )
@@ -116,3 +132,43 @@ def test_a_folder_that_may_not_be_written_to(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("tempfile.TemporaryDirectory", refuse)  # root may write everywhere
     with pytest.raises(InputError, match=r"--runs_dir .*new: cannot be written to \(Permission denied\)"):
         check_writable(tmp_path / "new", "--runs_dir")
+
+
+RATES = """
+import json
+import pytorch_lightning as pl
+
+class Rates(pl.Callback):
+    def __init__(self):
+        self.steps = []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        rates = {group["name"]: group["lr"] for group in trainer.optimizers[0].param_groups}
+        self.steps.append([rates, [target["file_name"] for target in batch[1]]])
+
+    def on_train_end(self, trainer, pl_module):
+        json.dump({"steps": self.steps, "lr": pl_module.lr}, open("rates.json", "w"))
+"""
+
+
+def test_the_learning_rate_finder_only_changes_the_rate(tmp_path, tiny_config, frcnn) -> None:
+    (tmp_path / "rates_module.py").write_text(RATES)
+    finder = {"num_training_steps": 16, "min_lr": 1e-4, "max_lr": 1e-2, "early_stop_threshold": None}
+    found = {"class_path": "LearningRateFinder", "init_args": finder}
+    witness = {"class_path": "rates_module.Rates"}
+    epochs = ("--trainer.max_epochs", 3, "--model.optimizer.new_layer_lr_factor", 2)
+    seen = []
+    for callbacks in ([witness], [found, witness]):
+        options = ("--config", tiny_config, *epochs, "--trainer.callbacks", json.dumps(callbacks))
+        result = frcnn("fit", *options, cwd=tmp_path)
+        assert result.code == 0, result.err
+        seen.append(json.loads((tmp_path / "rates.json").read_text()))
+    without, after = seen
+    assert without["lr"] == 0.003
+    assert 1e-4 < after["lr"] < 1e-2
+    assert after["lr"] != 0.003
+    assert [files for _, files in after["steps"]] == [files for _, files in without["steps"]]
+    for (rates, _), (old, _) in zip(after["steps"], without["steps"], strict=True):  # the same schedule, scaled
+        assert rates == pytest.approx({name: rate * after["lr"] / 0.003 for name, rate in old.items()})
+    last = tmp_path / "runs" / "tiny" / "seed0-2" / "checkpoints" / "last.ckpt"
+    assert read_checkpoint(last)["hyper_parameters"]["optimizer"]["lr"] == after["lr"]
