@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from datamodules.parallel import die_with
+from experiments.startup import quick_imports
 
 COMMAND = (sys.executable, "-m", "experiments.cli")
 SOURCE = str(Path(__file__).resolve().parents[1])
@@ -345,9 +346,10 @@ def _main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    import torch.utils.tensorboard  # noqa: F401
+    with quick_imports():  # what is left out of collections stays shared between the forked processes, too
+        import torch.utils.tensorboard  # noqa: F401
 
-    import experiments.lightning_cli  # noqa: F401
+        import experiments.lightning_cli  # noqa: F401
 
     served = _serve(connection)
     if served is not None:

@@ -13,6 +13,7 @@ from itertools import pairwise
 
 from detector.errors import InputError, TrainingError
 from experiments.arguments import Parser, cause_of, find_modules_here, names, numbers
+from experiments.startup import quick_imports, run_process
 
 HELP = """usage: frcnn COMMAND [OPTIONS]      (frcnn COMMAND --help shows all options)
 
@@ -36,7 +37,8 @@ Faster R-CNN on PASCAL VOC in PyTorch Lightning.
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; 0 on success, 2 on bad usage or bad input with one line on stderr, 1 (raised) on a failure."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        return run_process(lambda: main(sys.argv[1:]))
     find_modules_here()
     commands: dict[str, Callable[[list[str]], None]] = {
         "fit": lambda rest: _lightning("fit", rest),
@@ -80,10 +82,10 @@ def _is_no_tip(record: logging.LogRecord) -> bool:
 
 
 def _lightning(command: str, arguments: list[str]) -> None:
-    # Imported here, so that `frcnn --help` answers at once.
-    from pytorch_lightning.utilities.exceptions import SIGTERMException
+    with quick_imports():  # here, so that `frcnn --help` answers at once
+        from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-    from experiments.lightning_cli import run_lightning
+        from experiments.lightning_cli import run_lightning
 
     _quiet()
     # Of a checkpoint's callbacks an evaluation needs none, and a training only what `BestCheckpoint` takes over.
@@ -210,9 +212,10 @@ def _predict(arguments: list[str]) -> None:
     )
     _add_max_pixels(parser)
     options = parser.parse_args(arguments)
-    from pytorch_lightning.utilities.exceptions import SIGTERMException
+    with quick_imports():
+        from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-    from experiments.predict import PredictOptions, predict
+        from experiments.predict import PredictOptions, predict
 
     _quiet()
     warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")

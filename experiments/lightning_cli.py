@@ -59,7 +59,11 @@ class ConfigFile(SaveConfigCallback):
 
 
 class DetectorCLI(LightningCLI):
-    """The command line of a training, a validation or a test."""
+    """The command line of a training, a validation or a test: of the command that comes first in `args`."""
+
+    def __init__(self, model_class: Any, datamodule_class: Any, *, args: list[str], **named: Any) -> None:
+        self._asked = args[:1]
+        super().__init__(model_class, datamodule_class, args=args, **named)
 
     run_folder: Path
     goes_on_from: Path | None
@@ -96,6 +100,8 @@ class DetectorCLI(LightningCLI):
         parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        if subcommand not in self._asked:  # only its name and description are shown; its options take time to find
+            return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "test":
             parser.add_argument(
