@@ -85,9 +85,7 @@ def winograd_weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
     """Return the gradient (D, C, 3, 3) of `weight` from `x` (B, C, H, W) and that of `winograd(x, weight, ...)`."""
     total = x.new_zeros(16, gradient.shape[1], x.shape[1])
     height, width = x.shape[2:]
-    # Tiles beyond the border have no gradient.
-    padded = F.pad(gradient.permute(0, 2, 3, 1), (0, 0, 0, width % 2, 0, height % 2))
-    for maps, of_result in zip(_padded(x), padded, strict=True):
+    for maps, of_result in zip(_padded(x), _padded(gradient, border=0), strict=True):  # none beyond the border
         for first, last in _parts(height, width, max(x.shape[1], gradient.shape[1])):
             inputs = _tiles(maps[first : last + 2])
             lines = _adjoint_of_result_sums(of_result[first:last], 0)
@@ -114,10 +112,12 @@ def _convolve(x: Tensor, weights: list[Tensor], bias: Tensor | None, relu: bool)
     return result
 
 
-def _padded(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H', W', C): a cell of zeros around, and one more where tiles of 2 x 2 cells need it."""
-    height, width = x.shape[2:]
-    return F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1 + width % 2, 1, 1 + height % 2))
+def _padded(x: Tensor, border: int = 1) -> Iterator[Tensor]:
+    """Each image of (B, C, H, W) as (H', W', C): `border` cells of zeros around, and one more where tiles of 2 x 2
+    cells need it; one by one, as memory for small blocks is kept."""
+    ends = [border + side % 2 for side in x.shape[2:]]
+    for image in x.permute(0, 2, 3, 1):
+        yield F.pad(image, (0, 0, border, ends[1], border, ends[0])) if any((border, *ends)) else image
 
 
 def _parts(height: int, width: int, channels: int) -> Iterator[tuple[int, int]]:
