@@ -10,6 +10,7 @@ from pytorch_lightning.cli import LightningArgumentParser
 from detector.lightning_module import FasterRCNNModule
 from experiments.data_format import DATA_FORMATS, find_data_format
 from experiments.lightning_cli import TRAINER_DEFAULTS, DetectorCLI
+from experiments.precision import Trainer
 
 
 class OptionsCLI(DetectorCLI):
@@ -25,6 +26,7 @@ class OptionsCLI(DetectorCLI):
             FasterRCNNModule,
             DATA_FORMATS[find_data_format(arguments)],
             save_config_callback=None,
+            trainer_class=Trainer,
             seed_everything_default=0,
             trainer_defaults=dict(TRAINER_DEFAULTS),
             auto_configure_optimizers=False,

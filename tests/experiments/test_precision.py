@@ -10,6 +10,7 @@ import yaml
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 
 from detector.kernels import processor
+from experiments.parsed_options import OptionsCLI
 from experiments.precision import automatic_precision, emulation, resolve_precision, slowdown
 
 
@@ -143,6 +144,13 @@ def test_no_experiment_names_a_precision() -> None:
     files = sorted((Path(__file__).resolve().parents[2] / "experiments").rglob("*.yaml"))
     named = [re.findall(r"precision:? *=? *([\w-]+)", path.read_text()) for path in files]
     assert {value for values in named for value in values} == {"auto"}
+
+
+@pytest.mark.parametrize("name", ["mini_voc.yaml", "voc12_subset_mobilenet_v2.yaml"])
+def test_commands_without_a_training_take_auto_too(name) -> None:
+    """`frcnn anchors`, `show-data`, `benchmark` and `ablate` read the same files."""
+    file = Path(__file__).resolve().parents[2] / "experiments" / name
+    assert OptionsCLI(["--config", str(file)]).config.trainer.precision == "auto"
 
 
 def test_a_run_keeps_what_was_chosen(machine, frcnn, tiny_config, mini_voc, tmp_path, caplog) -> None:
