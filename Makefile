@@ -1,6 +1,10 @@
 # The two commands of the README: `make demo` and `make test`. Each sets up everything that it needs.
+# TORCH_INDEX=URL names a package index that is asked beside the usual one, such as that of torch's smaller CPU build.
 PYTHON ?= python3
+TORCH_INDEX ?=
 BIN := .venv/bin
+UV ?= $(shell command -v uv)
+WANTED := --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)') --editable '.[dev]'
 
 .PHONY: install demo test lint format
 
@@ -9,8 +13,15 @@ install: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name one by: make PYTHON=python3.11 install" >&2; exit 2; }
+	@echo "Installing into .venv, with $(if $(UV),uv,pip), once: $(if $(TORCH_INDEX),torch from $(TORCH_INDEX) if it has it,\
+		6.4 GB), 2 minutes near a package index, longer over a slow line. It may be interrupted and repeated."
+ifneq ($(UV),)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
+	$(UV) pip install --quiet --index-strategy unsafe-best-match --python $(BIN)/python $(WANTED)  # the newest, as pip
+else
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(WANTED)
+endif
 	@touch $@
 
 demo: install
