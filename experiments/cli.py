@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 
 from detector.errors import InputError, TrainingError
+from detector.kernels.threads import wait_politely
 from experiments.arguments import Parser, cause_of, find_modules_here, names, numbers
 from experiments.startup import quick_imports, run_process
 
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments is None:
         return run_process(lambda: main(sys.argv[1:]))
     find_modules_here()
+    wait_politely()
     commands: dict[str, Callable[[list[str]], None]] = {
         "fit": lambda rest: _lightning("fit", rest),
         "validate": lambda rest: _lightning("validate", rest),
