@@ -65,8 +65,9 @@ def expectation(config: Path) -> str:
     precision, reason = automatic_precision(device.type)
     step = _seconds_per_step(config, batch_size, precision)
     steps = epochs * (IMAGES * 6 // 10) // batch_size  # 60% of MiniVOC's images are its training split
-    # Real images are read, and have more objects than at first; then there are the other commands.
-    low, high = (steps * factor * step / 60 + others for factor, others in ((0.9, 0.5), (1.6, 1.5)))
+    # A training also reads and augments, averages weights and logs: 1.7 to 1.9 times the step, measured. Then there are
+    # the other commands.
+    low, high = (steps * factor * step / 60 + others for factor, others in ((1.5, 0.5), (2.4, 1.5)))
     return (
         f"This takes about {low:.0f} to {high:.0f} minutes here: {steps} steps of {1000 * step:.0f} ms in {precision}, "
         f"since {reason}."

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.parametrize(
     ("seconds", "minutes"),
-    [(0.05, (3, 6)), (0.2, (10, 19))],  # 1,200 images, 4 at a time, 11 epochs: 3,300 steps, of 0.9 to 1.6 times that
+    [(0.05, (5, 8)), (0.2, (17, 28))],  # 1,200 images, 4 at a time, 11 epochs: 3,300 steps, of 1.5 to 2.4 times that
 )
 def test_time_is_told_from_a_step(monkeypatch, seconds, minutes) -> None:
     monkeypatch.setattr(demo, "_seconds_per_step", lambda *arguments: seconds)
