@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
@@ -24,45 +24,12 @@ from torch.utils.data import Dataset
 
 from datamodules.detection_dataset import DetectionDataset, ImageRecord, Target
 from datamodules.image_reading import USUAL, Reading, read_image
-from datamodules.made_splits import Member, check_overlap, overlaps
 from datamodules.problems import Problem
+from datamodules.splits import Leaks, Member
 from detector.errors import InputError
 
 OnError = Literal["raise", "skip"]
 SHOWN: Final = 20  # problems in a message
-
-
-@dataclass(frozen=True)
-class Leaks:
-    """Images that are in two of the parts "train", "val" and "test".
-
-    Args:
-        summary: the first two such parts, in one line.
-        problems: by part the images that a later part has too.
-    """
-
-    summary: str = ""
-    problems: Mapping[str, Mapping[Member, Problem]] = field(default_factory=dict)
-
-
-def find_leaks(parts: Mapping[str, Sequence[Member]]) -> Leaks:
-    """Images that are in two parts.
-
-    Args:
-        parts: images by what they are for: "train", "val", "test".
-    """
-    summary = ""
-    try:
-        check_overlap(parts)
-    except InputError as error:
-        summary = str(error)
-    leaks: dict[str, dict[Member, Problem]] = {}
-    for first, second, shared in overlaps(parts):
-        for member in shared:
-            text = f"{member.source}: names {member.stem}, which --data.{second}_splits name too"
-            problem = Problem(str(member.source), None, "leak_by_name", text)
-            leaks.setdefault(first, {}).setdefault(member, problem)
-    return Leaks(summary, leaks)
 
 
 @dataclass(frozen=True)

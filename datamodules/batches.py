@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -80,3 +81,8 @@ def _unpack(
         for box, label, flag, image_id, other in zip(*columns, image_ids, others, strict=True)
     ]
     return images, targets
+
+
+def limit_threads(_worker: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)

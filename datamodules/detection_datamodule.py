@@ -9,34 +9,34 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, cast
 
-import cv2
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from datamodules.annotation_cache import AnnotationStore
-from datamodules.augmentations import Augmentation, build_augmentation
-from datamodules.bad_data import Leaks, NextImageInstead, OnError, Policy, find_leaks
-from datamodules.batches import Batch, collate
+from datamodules.augmentation.recipes import Augmentation, build_augmentation
+from datamodules.bad_data import NextImageInstead, OnError, Policy
+from datamodules.batches import Batch, collate, limit_threads
 from datamodules.detection_dataset import DetectionDataset, ImageRecord, Target
 from datamodules.image_cache import CacheKind, check_cache, make_reader
 from datamodules.image_reading import Reading
-from datamodules.made_splits import Member, divide, keep_lists, read_lists
 from datamodules.problems import Problem
-from datamodules.resuming import done_so_far, go_on, start_new_epoch_if_finished
-from datamodules.samplers import EpochSampler, ShardSampler, group_by_aspect
+from datamodules.samplers import (
+    EpochSampler,
+    ShardSampler,
+    done_so_far,
+    go_on,
+    group_by_aspect,
+    start_new_epoch_if_finished,
+)
+from datamodules.splits import Leaks, Member, divide, find_leaks, keep_lists, read_lists
+from datamodules.voc.annotation_cache import AnnotationStore
 from detector.errors import InputError
 from detector.image_batch import ImageConfig
 
 __all__ = ["PARTS", "Batch", "DetectionDataModule", "collate"]
 
 PARTS: Final = ("train", "val", "test")
-
-
-def _limit_threads(_worker: int) -> None:
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
 
 
 class DetectionDataModule(pl.LightningDataModule):
@@ -351,7 +351,7 @@ class DetectionDataModule(pl.LightningDataModule):
             collate_fn=collate,
             pin_memory=self._on_gpu,
             drop_last=drop_last,
-            worker_init_fn=_limit_threads,
+            worker_init_fn=limit_threads,
             persistent_workers=self.num_workers > 0,
         )
 

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.augmentations import Recipe
+from datamodules.augmentation.recipes import Recipe
+from datamodules.augmentation.samples import Sample
 from datamodules.image_cache import Decoder, ImageFile, ImageReader
 from datamodules.image_reading import USUAL, Reading, read_header
-from datamodules.samples import Sample
 from detector.errors import InputError
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from jsonargparse import Namespace
 from pytorch_lightning.cli import LightningArgumentParser
 
-from datamodules.voc_ground_truth import SplitTruth, read_ground_truth
+from datamodules.voc.ground_truth import SplitTruth, read_ground_truth
 from detector.anchors import AnchorConfig, AnchorGenerator
 from detector.backbones import backbone_strides
 from detector.errors import InputError

@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import VOCDetection, wrap_dataset_for_transforms_v2
 from torchvision.transforms import v2
 
+from datamodules.augmentation.transforms import ColorJitter
 from datamodules.detection_dataset import DetectionDataset
 from datamodules.image_cache import CacheKind
-from datamodules.transforms import ColorJitter
-from datamodules.voc_datamodule import VOCDataModule
-from datamodules.voc_format import read_split
-from datamodules.voc_splits import check_root, find_split, is_plain
+from datamodules.voc.datamodule import VOCDataModule
+from datamodules.voc.format import read_split
+from datamodules.voc.layout import check_root, find_split, is_plain
 from detector.errors import InputError
 from detector.image_batch import ImageConfig, make_batch
 from experiments.benchmark import Benchmark, Case, processor

@@ -329,7 +329,7 @@ def _mini_voc(arguments: list[str]) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed, other images (0)")
     options = parser.parse_args(arguments)
-    from datamodules.mini_voc import write_mini_voc
+    from datamodules.mini_voc.writer import write_mini_voc
 
     folder = write_mini_voc(options.out_dir, options.images, options.seed)
     print(f"{options.images} images in {folder} (splits train, val, trainval, test)")
@@ -359,7 +359,7 @@ def _doctor(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     from pathlib import Path
 
-    from datamodules.doctor import DoctorOptions
+    from datamodules.doctor.examine import DoctorOptions
     from datamodules.image_reading import Reading
     from experiments.doctor import Output, doctor
 

@@ -9,9 +9,9 @@ from typing import Final
 
 import yaml
 
-from datamodules.coco_datamodule import CocoDataModule
+from datamodules.coco.datamodule import CocoDataModule
 from datamodules.detection_datamodule import DetectionDataModule
-from datamodules.voc_datamodule import VOCDataModule
+from datamodules.voc.datamodule import VOCDataModule
 from detector.errors import InputError
 
 DATA_FORMATS: Final[dict[str, type[DetectionDataModule]]] = {"voc": VOCDataModule, "coco": CocoDataModule}

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from datamodules.doctor import DoctorOptions, Report, examine
+from datamodules.doctor.examine import DoctorOptions, Report, examine
 from datamodules.problems import KINDS
 from detector.errors import InputError, printable
 

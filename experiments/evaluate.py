@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from datamodules.voc_ground_truth import SplitTruth, read_ground_truth
+from datamodules.voc.ground_truth import SplitTruth, read_ground_truth
 from detector.errors import InputError
 from detector.metrics.bootstrap import Samples, bootstrap, interval, share_above_zero
 from detector.metrics.class_subset import check_classes, detections_of, in_order, objects_of

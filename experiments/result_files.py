@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.voc_ground_truth import SplitTruth
+from datamodules.voc.ground_truth import SplitTruth
 from detector.errors import InputError
 from detector.metrics.voc_ap import Detections
 

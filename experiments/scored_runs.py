@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.detection_datamodule import DetectionDataModule
-from datamodules.voc_ground_truth import SplitTruth, read_ground_truth
+from datamodules.voc.ground_truth import SplitTruth, read_ground_truth
 from detector.errors import InputError
 from detector.metrics.bootstrap import Samples
 from detector.metrics.detection_ap import EvaluatedSplit, average_precisions_by_name

@@ -25,7 +25,7 @@ import torch
 import yaml
 from PIL import Image, ImageOps
 
-from datamodules.mini_voc import write_mini_voc
+from datamodules.mini_voc.writer import write_mini_voc
 from experiments import lightning_cli
 from experiments.cli import main
 from experiments.lightning_cli import DetectorCLI

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from datamodules.voc.format import Annotation
 from datamodules.voc.names import annotated_names, annotation_path, read_split_lines
-from datamodules.voc_format import Annotation
 from detector.errors import InputError
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.samples import Sample
-from datamodules.voc_datamodule import VOCDataModule
-from datamodules.voc_format import Annotation, VOCObject, write_annotation
+from datamodules.augmentation.samples import Sample
+from datamodules.voc.datamodule import VOCDataModule
+from datamodules.voc.format import Annotation, VOCObject, write_annotation
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from datamodules.bad_data import SHOWN, NextImageInstead, ends_properly
-from datamodules.voc_datamodule import VOCDataModule
+from datamodules.voc.datamodule import VOCDataModule
 from detector.errors import InputError
 
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.doctor import DoctorOptions, examine
+from datamodules.doctor.examine import DoctorOptions, examine
 from datamodules.image_cache import DiskCache, ImageFile
 from datamodules.image_reading import Reading, read_header, read_image
-from datamodules.voc_datamodule import VOCDataModule
+from datamodules.voc.datamodule import VOCDataModule
 from detector.errors import InputError, printable
 
 TWELVE = Reading(bit_depth=12)

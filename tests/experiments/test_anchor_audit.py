@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodules.voc_ground_truth import SplitTruth, read_ground_truth
+from datamodules.voc.ground_truth import SplitTruth, read_ground_truth
 from detector.anchors import AnchorConfig
 from detector.image_batch import ImageConfig
 from detector.rpn import RPNConfig

@@ -210,7 +210,7 @@ def test_a_failing_audit_stops_no_training(capsys):
 
 
 def test_a_sample_is_called_one(mini_voc, capsys):
-    from datamodules.voc_datamodule import VOCDataModule
+    from datamodules.voc.datamodule import VOCDataModule
     from detector.anchors import AnchorConfig, AnchorGenerator
     from detector.image_batch import ImageConfig
     from detector.rpn import RPNConfig

@@ -3,9 +3,12 @@
 import pytest
 import yaml
 
-from datamodules.augmentations import AUGMENTATIONS
+from datamodules.augmentation.recipes import AUGMENTATIONS
 
-LIST = "[{class_path: albumentations.HorizontalFlip, init_args: {p: 0.5}}, {class_path: datamodules.mixing.Mosaic}]"
+LIST = (
+    "[{class_path: albumentations.HorizontalFlip, init_args: {p: 0.5}}, "
+    "{class_path: datamodules.augmentation.mixing.Mosaic}]"
+)
 
 
 @pytest.mark.parametrize("augmentation", [*AUGMENTATIONS, LIST])

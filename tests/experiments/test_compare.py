@@ -12,7 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from datamodules.voc_ground_truth import read_ground_truth
+from datamodules.voc.ground_truth import read_ground_truth
 from detector.metrics.detection_ap import EvaluatedSplit, average_precisions_by_name
 from experiments.result_files import read_results
 

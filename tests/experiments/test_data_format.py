@@ -12,7 +12,7 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from datamodules.voc_format import read_annotation, read_split
+from datamodules.voc.format import read_annotation, read_split
 from detector.errors import InputError
 from experiments.data_format import find_data_format
 from experiments.grid_results import read_run

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from datamodules.voc_format import Annotation, VOCObject, write_annotation
+from datamodules.voc.format import Annotation, VOCObject, write_annotation
 from experiments.result_files import ImageFinder, write_devkit_results
 
 CLASSES = ["cat", "cat_big", "dog"]  # one name ends with another

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from datamodules.voc_datamodule import VOCDataModule
+from datamodules.voc.datamodule import VOCDataModule
 from detector.backbones.base import BackboneConfig
 from detector.lightning_module import FasterRCNNModule
 

@@ -9,7 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from datamodules.voc_datamodule import VOCDataModule
+from datamodules.voc.datamodule import VOCDataModule
 from detector.lightning_module import FasterRCNNModule
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "recipes"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from datamodules.voc_ground_truth import read_ground_truth
+from datamodules.voc.ground_truth import read_ground_truth
 from detector.metrics.bootstrap import bootstrap
 from detector.metrics.detection_ap import EvaluatedSplit, average_precisions_by_name
 from experiments.event_curves import read_curves

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.augmentations import AUGMENTATIONS
+from datamodules.augmentation.recipes import AUGMENTATIONS
 from datamodules.detection_dataset import DetectionDataset, ImageRecord
 from detector import lightning_module
 from detector.callbacks.drawing import class_color

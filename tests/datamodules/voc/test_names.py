@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.doctor import DoctorOptions, examine
+from datamodules.doctor.examine import DoctorOptions, examine
+from datamodules.voc.datamodule import VOCDataModule
+from datamodules.voc.format import VOCObject, read_annotation, read_split
+from datamodules.voc.ground_truth import read_ground_truth
 from datamodules.voc.names import read_split_lines
-from datamodules.voc_datamodule import VOCDataModule
-from datamodules.voc_format import VOCObject, read_annotation, read_split
-from datamodules.voc_ground_truth import read_ground_truth
 from detector.errors import InputError
 
 CAT = VOCObject("cat", (2.0, 3.0, 12.0, 9.0))

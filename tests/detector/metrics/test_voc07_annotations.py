@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.voc_ground_truth import SplitTruth, read_ground_truth
+from datamodules.voc.ground_truth import SplitTruth, read_ground_truth
 from detector.metrics.bootstrap import bootstrap
 from detector.metrics.coco_ap import NAMES, evaluate_coco
 from detector.metrics.voc_ap import Detections, evaluate_voc

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.voc_ground_truth import read_ground_truth
+from datamodules.voc.ground_truth import read_ground_truth
 
 PAIR = ("rectangle", "triangle")
 

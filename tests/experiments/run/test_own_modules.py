@@ -16,7 +16,7 @@ class Witness(pl.Callback):
         json.dump(sys.path, open("seen.json", "w"))
 """
 AUGMENTATION = """
-from datamodules.transforms import HorizontalFlip
+from datamodules.augmentation.transforms import HorizontalFlip
 
 class Mirror(HorizontalFlip):
     def apply(self, sample, rng, partner):

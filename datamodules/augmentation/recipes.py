@@ -1,0 +1,170 @@
+"""Training-time augmentation: recipes by name, or a list of class paths, and what each draw of one depends on.
+
+Images are not resized here: `detector/image_batch.py` does that.
+
+Which objects remain: one that a step cuts is dropped when less than a quarter of its area is left, or when a side of
+less than one pixel is left (unless it was thinner before and is not cut). An image may end up without objects.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from random import Random
+from typing import Any, Final
+
+import numpy as np
+
+from datamodules.augmentation.mixing import CopyPasteBoxes, MixUp, Mosaic
+from datamodules.augmentation.samples import Sample
+from datamodules.augmentation.transforms import ColorJitter, HorizontalFlip, MinIoUCrop, MultiScale, Step
+from detector.errors import InputError
+
+# albumentations asks PyPI for its newest version when it is imported; nothing here touches the network.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+# What `--data.augmentation` takes: a name, or class paths with arguments.
+Augmentation = list[dict[str, Any]] | str
+
+_NAMED: Final[dict[str, Callable[[], list[Step | MultiScale]]]] = {
+    "none": list,
+    "flip": lambda: [HorizontalFlip(p=0.5)],
+    "photometric": lambda: [HorizontalFlip(p=0.5), ColorJitter()],
+    "ssd_crop": lambda: [MinIoUCrop(), HorizontalFlip(p=0.5), ColorJitter()],
+    "multiscale": lambda: [HorizontalFlip(p=0.5), MultiScale()],
+    "mosaic": lambda: [Mosaic(), HorizontalFlip(p=0.5), ColorJitter()],
+    "mixup": lambda: [MixUp(), HorizontalFlip(p=0.5), ColorJitter()],
+    "copy_paste_boxes": lambda: [CopyPasteBoxes(), HorizontalFlip(p=0.5), ColorJitter()],
+}
+AUGMENTATIONS: Final = tuple(_NAMED)
+
+
+class Recipe:
+    """Steps applied one after the other, from one source of randomness.
+
+    Args:
+        steps: at most one `MultiScale` among them, whose place does not matter.
+    """
+
+    def __init__(self, steps: Sequence[Step | MultiScale]) -> None:
+        self.steps = [step for step in steps if isinstance(step, Step)]
+        scales = [step for step in steps if isinstance(step, MultiScale)]
+        if len(scales) > 1:
+            raise InputError("--data.augmentation names MultiScale twice; give all factors to one")
+        self.multi_scale = scales[0] if scales else None
+
+    def __call__(
+        self, sample: Sample, seed: np.random.SeedSequence, draw_partner: Callable[[Random], Sample]
+    ) -> tuple[Sample, float | None]:
+        """Augment one sample; the outcome depends on the arguments alone, not on what was drawn before.
+
+        Args:
+            sample: not changed.
+            seed: source of all randomness; not changed.
+            draw_partner: another image of the dataset, chosen by the generator it is given.
+
+        Returns:
+            The augmented sample, and the factor of the shortest side that was drawn, or None without `MultiScale`.
+        """
+        rng = Random(int.from_bytes(seed.generate_state(4).tobytes(), "little"))
+        for step in self.steps:
+            sample = step(sample, rng, lambda: draw_partner(rng))
+        return sample, self.multi_scale.draw(rng) if self.multi_scale else None
+
+
+def build_augmentation(augmentation: Augmentation) -> Recipe | None:
+    """The recipe of that name or list, or None for "none" and an empty list.
+
+    - `none`: the image as it is.
+    - `flip`: horizontal flip with probability 0.5 (the Faster R-CNN paper's only augmentation).
+    - `photometric`: flip, and with probability 0.8 brightness x 0.75..1.25, contrast and saturation x 0.6..1.4,
+      hue +- 0.05 of a turn.
+    - `ssd_crop`: `MinIoUCrop`, then `photometric`.
+    - `multiscale`: flip, and the shortest side times 0.6 to 1 (`MultiScale`).
+    - `mosaic`, `mixup`, `copy_paste_boxes`: with probability 0.5 `Mosaic`, `MixUp`, `CopyPasteBoxes`; then
+      `photometric`.
+
+    A list holds `{class_path: ..., init_args: {...}}`: transforms of albumentations, applied with its own rules for
+    boxes, and classes of `datamodules.augmentation.transforms` and `datamodules.augmentation.mixing`.
+
+    Raises:
+        InputError: for any other name, a class that cannot be found or is none of these, and bad arguments.
+    """
+    if isinstance(augmentation, str):
+        if augmentation not in _NAMED:
+            raise InputError(
+                f"--data.augmentation {augmentation!r} is unknown; choose one of {', '.join(AUGMENTATIONS)}, or give "
+                "a list such as [{class_path: albumentations.HorizontalFlip, init_args: {p: 0.5}}]"
+            )
+        steps: list[Any] = list(_NAMED[augmentation]())
+    else:
+        steps = [_instantiate(item) for item in augmentation]
+    return Recipe(_group(steps)) if steps else None
+
+
+def _group(steps: list[Any]) -> list[Step | MultiScale]:
+    """Neighbouring transforms of albumentations become one step."""
+    grouped: list[Any] = []
+    for step in steps:
+        if isinstance(step, Step | MultiScale):
+            grouped.append(step)
+        elif grouped and isinstance(grouped[-1], list):
+            grouped[-1].append(step)
+        else:
+            grouped.append([step])
+    if not any(isinstance(step, list) for step in grouped):
+        return grouped
+    from datamodules.augmentation.albumentations_step import (
+        AlbumentationsStep,  # its import takes a second, so only where needed
+    )
+
+    return [AlbumentationsStep(step) if isinstance(step, list) else step for step in grouped]
+
+
+def _instantiate(item: Any) -> Any:
+    """An object from {class_path, init_args}; arguments may hold further ones, as those of `OneOf` do."""
+    where = "--data.augmentation"
+    if not isinstance(item, dict) or "class_path" not in item or set(item) - {"class_path", "init_args"}:
+        raise InputError(f"{where}: {item!r} is not of the form {{class_path: ..., init_args: {{...}}}}")
+    path, arguments = str(item["class_path"]), item.get("init_args") or {}
+    if not isinstance(arguments, dict):
+        raise InputError(f"{where}: {path}: init_args is {arguments!r}; it must map names to values")
+    cls = _find_class(path)
+    values = {str(name): _resolve(value) for name, value in arguments.items()}
+    try:
+        if issubclass(cls, Step | MultiScale):
+            return cls(**values)
+        from datamodules.augmentation.albumentations_step import build_transform
+
+        return build_transform(cls, values)
+    except InputError as error:
+        raise InputError(f"{where}: {path}: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: {path}: {' '.join(str(error).split())}") from error
+
+
+def _resolve(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_resolve(item) for item in value]
+    return _instantiate(value) if isinstance(value, dict) and "class_path" in value else value
+
+
+def _find_class(path: str) -> type:
+    where = f"--data.augmentation: {path}"
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), name, None)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{where}: {error} (looked for in the current folder {os.getcwd()} and among the installed packages)"
+        ) from error
+    except (ImportError, ValueError):
+        found = None
+    except SyntaxError as error:
+        raise InputError(f"{where}: its module is no Python: {error}") from error
+    if not isinstance(found, type):
+        raise InputError(
+            f"--data.augmentation: there is no class {path!r}; write albumentations.<class>, or <module>.<class>"
+        )
+    return found

@@ -1,0 +1,67 @@
+"""What frcnn doctor counts in genuine VOC data, against a count by regular expressions."""
+
+import os
+import re
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from datamodules.doctor.examine import DoctorOptions, examine
+from datamodules.voc.layout import VOC_CLASSES
+
+ROOT = Path(__file__).resolve().parents[3]
+SHARED = Path(os.environ.get("FRCNN_SHARED_DATA") or ROOT.parent / "shared" / "data")
+
+pytestmark = pytest.mark.real_data
+
+
+def _unpacked(name: str, folder: Path) -> Path:
+    if not (SHARED / name).is_file():
+        pytest.skip(f"{SHARED} does not hold {name} (FRCNN_SHARED_DATA names another folder)")
+    with tarfile.open(SHARED / name) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "VOCdevkit"
+
+
+def _independent_count(folder: Path):
+    """Objects and difficult objects by class."""
+    objects: Counter[str] = Counter()
+    difficult: Counter[str] = Counter()
+    for path in folder.glob("*.xml"):
+        for text in re.findall("<object>(.*?)</object>", path.read_text(), re.DOTALL):
+            without_parts = re.sub("<part>.*?</part>", "", text, flags=re.DOTALL)
+            (name,) = re.findall(r"<name>\s*(\w+)\s*</name>", without_parts)
+            objects[name] += 1
+            difficult[name] += re.findall(r"<difficult>\s*(\d)\s*</difficult>", without_parts) == ["1"]
+    return objects, difficult
+
+
+def _check_counts(report, objects, difficult):
+    assert set(objects) == set(VOC_CLASSES)
+    assert report.classes == dict(objects)
+    assert report.difficult == {name: difficult[name] for name in objects}
+    assert report.objects == objects.total() == len(report.boxes)
+
+
+def test_all_annotations_of_voc2007(tmp_path):
+    devkit = _unpacked("voc2007-annotations.tar.xz", tmp_path)
+    report = examine(DoctorOptions(devkit, images=False))
+    _check_counts(report, *_independent_count(devkit / "VOC2007" / "Annotations"))
+    assert (report.images, report.objects, sum(report.difficult.values())) == (9963, 30638, 5999)
+    assert report.splits == {"2007_test": 4952, "2007_train": 2501, "2007_trainval": 5011, "2007_val": 2510}
+    assert report.problems == []
+    trainval = examine(DoctorOptions(devkit, {"train": ["2007_trainval"]}, images=False))
+    # As the dataset's authors state them (Everingham et al. 2010, table 2): with and without difficult objects.
+    assert (trainval.images, trainval.objects, trainval.objects - sum(trainval.difficult.values())) == (
+        *(5011, 15662, 12608),
+    )
+
+
+def test_voc2012_subset(tmp_path):
+    devkit = _unpacked("voc2012-subset.tar", tmp_path)
+    report = examine(DoctorOptions(devkit))
+    _check_counts(report, *_independent_count(devkit / "VOC2012" / "Annotations"))
+    assert (report.images, report.image_files, report.empty) == (964, 964, 0)
+    assert report.problems == []  # no two of its pictures are taken for copies either
