@@ -11,9 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from detector.checks import check_choices
-from detector.errors import InputError
-from detector.transfers import send
+from detector.errors import InputError, check_choices
+from detector.kernels.transfers import send
 
 
 @dataclass

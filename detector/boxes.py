@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detector.transfers import constant
+from detector.kernels.transfers import constant
 
 MAX_LOG_RATIO = math.log(1000 / 16)
 """Upper clamp of dw and dh before `exp`, so that an untrained head cannot overflow (Detectron's value)."""

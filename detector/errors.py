@@ -1,5 +1,8 @@
 """The exceptions that stand for bad input and for a failed training, as opposed to a bug; and how lines name files."""
 
+from collections.abc import Sequence
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
 
 class InputError(ValueError):
     """Bad configuration or bad data, in one line that names the file, key or value and says what would be right.
@@ -27,3 +30,24 @@ def printable(name: object) -> str:
     except UnicodeEncodeError:  # half a pair, which no file name brings along
         text = str(name).encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def check_choices(section: str, config: Any) -> None:
+    """Raises InputError for a field of type `Literal[...]` with another value; the command line checks that itself,
+    Python and checkpoints do not."""
+    for name, hint in get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            raise InputError(f"{section}.{name}: {value!r} is none of {', '.join(map(str, get_args(hint)))}")
+
+
+def check_four(key: str, values: Sequence[float]) -> None:
+    """Raises InputError unless there is one number for each of dx, dy, dw, dh."""
+    if len(values) != 4:
+        raise InputError(f"{key}: {values} has {len(values)} numbers, needs 4: of dx, dy, dw, dh")
+
+
+def check_range(key: str, value: float, low: float, high: float = float("inf")) -> None:
+    """Raises InputError unless low <= value <= high."""
+    if not low <= value <= high:
+        raise InputError(f"{key}: {value} must be " + (f"in [{low}, {high}]" if high < float("inf") else f">= {low}"))

@@ -9,9 +9,9 @@ from detector.anchors import AnchorConfig
 from detector.backbones import build_backbone
 from detector.backbones.base import BackboneConfig
 from detector.image_batch import ImageBatch, ImageConfig, drawn_scales, ground_truth, make_batch, to_original
-from detector.image_views import detect_in_views
 from detector.roi_heads import RoIConfig, RoIHeads
 from detector.rpn import RegionProposalNetwork, RPNConfig
+from detector.test_time_augmentation import detect_in_views
 
 Difficult = Literal["drop", "keep", "ignore"]
 LOSS_NAMES = ("loss_rpn_cls", "loss_rpn_reg", "loss_roi_cls", "loss_roi_reg")

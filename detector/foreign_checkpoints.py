@@ -21,9 +21,9 @@ from torch import Tensor
 
 from detector.errors import InputError
 from detector.own_checkpoints import anchor_remark, is_own, options_of, own_predictor, own_tensors
+from detector.state_dicts import WeightsReport, fill, read_tensors, slots_of
 from detector.training.finite import check_finite
 from detector.translated import KEY, Predictor, Translated, adapt_predictor
-from detector.weights import WeightsReport, fill, read_tensors, slots_of
 
 if TYPE_CHECKING:
     from detector.backbones.base import BackboneConfig

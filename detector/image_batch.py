@@ -12,10 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detector import boxes as box_ops
-from detector.checks import check_choices, check_range
-from detector.errors import InputError
+from detector.errors import InputError, check_choices, check_range
+from detector.kernels.transfers import constant
 from detector.sampling import GroundTruth
-from detector.transfers import constant
 
 
 @dataclass

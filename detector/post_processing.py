@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms, box_iou
 
 from detector import boxes as box_ops
-from detector.transfers import true_indices
+from detector.kernels.transfers import true_indices
 
 NMS = Literal["hard", "soft_linear", "soft_gaussian"]
 

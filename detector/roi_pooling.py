@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from detector.transfers import true_indices
+from detector.kernels.roi_align import cells_and_weights
+from detector.kernels.transfers import true_indices
 
 
 def pool_aligned(
@@ -74,63 +75,6 @@ def pool_by_level(
     for level, index in enumerate(true_indices([level_of_roi == level for level in range(len(features))])):
         pooled = pooled.index_copy(0, index, pool(level, rois[index]).float())
     return pooled
-
-
-def cells_and_weights(
-    features: Sequence[Tensor],
-    rois: Tensor,
-    level_of_roi: Tensor,
-    strides: Sequence[int],
-    pool_size: int,
-    sampling: int,
-    aligned: bool,
-) -> tuple[Tensor, Tensor]:
-    """Which cells each bin sums up, and their weights, both (R * P * P, 4 * S * S).
-
-    Cells are counted image by image and row by row within a level, and on from level to level.
-    """
-    maps = torch.tensor([level.shape[-2:] for level in features])  # (L, 2)
-    counts = [level.shape[0] * level.shape[2] * level.shape[3] for level in features]
-    first_of_level = torch.tensor([0, *counts[:-1]]).cumsum(0)
-    height, width = maps[level_of_roi].unbind(1)
-    scale = torch.tensor([1.0 / stride for stride in strides])[level_of_roi]
-    x1, y1, x2, y2 = (rois[:, 1:].float() * scale[:, None] - (0.5 if aligned else 0.0)).unbind(1)
-    rows, row_weights = interpolation(y1, y2, height, pool_size, sampling, aligned)  # (R, P, 2 S)
-    columns, column_weights = interpolation(x1, x2, width, pool_size, sampling, aligned)
-    first = first_of_level[level_of_roi] + rois[:, 0].long() * height * width  # (R,)
-    rows = first[:, None, None] + rows * width[:, None, None]
-    cells = rows[:, :, None, :, None] + columns[:, None, :, None, :]  # (R, P, P, 2 S, 2 S)
-    weights = row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]
-    return cells.reshape(-1, 4 * sampling**2), weights.reshape(-1, 4 * sampling**2)
-
-
-def interpolation(
-    start: Tensor, end: Tensor, cells: Tensor, pool_size: int, sampling: int, aligned: bool
-) -> tuple[Tensor, Tensor]:
-    """Cells and their weights along one axis, both (R, P, 2 S): the two neighbours of each sampling point.
-
-    The rules of torchvision's operator: points beyond -1 or `cells` count as 0, points beyond the outermost cells'
-    centres take the outermost cell; without `aligned` a RoI is at least one cell long.
-
-    Args:
-        start: (R,) first edge of the RoIs, in cells.
-        end: (R,) last edge.
-        cells: (R,) length of the RoI's map.
-        pool_size: P.
-        sampling: S.
-        aligned: See `pool_aligned`.
-    """
-    length = end - start if aligned else (end - start).clamp(min=1.0)
-    points = torch.arange(pool_size * sampling, dtype=start.dtype)
-    position = start[:, None] + (points + 0.5) * (length[:, None] / (pool_size * sampling))  # (R, P * S)
-    last = (cells - 1)[:, None]
-    inside = (position >= -1) & (position <= cells[:, None])
-    position = torch.minimum(position.clamp(min=0), last.to(position.dtype))
-    low = position.long()
-    above = position - low
-    index = torch.stack((low, torch.minimum(low + 1, last)), dim=-1)
-    weights = torch.stack((1 - above, above), dim=-1) * (inside[..., None] / sampling)
-    return index.view(-1, pool_size, 2 * sampling), weights.view(-1, pool_size, 2 * sampling)
 
 
 def pool_whole_cells(features: Tensor, rois: Tensor, pool_size: int, stride: int) -> Tensor:

@@ -15,13 +15,12 @@ from torchvision.ops import batched_nms
 from detector import boxes as box_ops
 from detector import losses
 from detector.anchors import AnchorConfig, AnchorGenerator
-from detector.backbones.evaluation_precision import evaluate_in_float32
-from detector.backbones.onednn import ConvReLU2d
-from detector.checks import check_choices, check_range
-from detector.errors import InputError
+from detector.errors import InputError, check_choices, check_range
 from detector.image_batch import ImageBatch
+from detector.kernels.float32 import evaluate_in_float32
+from detector.kernels.onednn import ConvReLU2d
+from detector.kernels.transfers import true_indices
 from detector.sampling import IGNORED, GroundTruth, Matches, match, sample
-from detector.transfers import true_indices
 
 
 @dataclass

@@ -5,15 +5,16 @@ N candidates of one image, G ground-truth boxes. Matching and drawing work on a 
 nor a normaliser can be of the wrong one.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
-from torchvision.ops import box_iou
+from torch import Tensor, nn
+from torchvision.ops import box_iou, nms
 
-from detector.transfers import true_indices
+from detector.kernels.transfers import true_indices
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 _PAIRS = 2**16
@@ -130,3 +131,31 @@ def jittered(boxes: Tensor, share: float) -> Tensor:
     """
     shift = (torch.rand(len(boxes), 2, device=boxes.device) - 0.5) * share * (boxes[:, 2:] - boxes[:, :2])
     return boxes + shift.repeat(1, 2)
+
+
+def hardest(boxes: Tensor, losses: Tensor, nms_iou: float, number: int) -> Tensor:
+    """Ascending indices (at most `number`,) of the RoIs (R, 4) with the highest losses (R,).
+
+    Of RoIs that overlap by more than `nms_iou` only the hardest is taken: they lie on the same cells, and their losses
+    would count twice.
+    """
+    return nms(boxes, losses, nms_iou)[:number].sort().values
+
+
+@contextmanager
+def read_only(*networks: nn.Module) -> Iterator[None]:
+    """Networks in evaluation mode: without dropout, and without a trace in batch norm's statistics.
+
+    Autocast's cache of weights is off meanwhile: a copy made without gradients must not serve the training pass.
+    """
+    training = [module for network in networks for module in network.modules() if module.training]
+    caching = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(caching)
+        for module in training:
+            module.training = True

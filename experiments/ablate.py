@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from detector.errors import InputError
-from detector.json_files import write_json
+from detector.files import write_json
 from experiments.ablate_monitor import METRICS, Monitor, mean_over_seeds, view
 from experiments.cell_process import ForkStarter, PlainStarter, Starter
 from experiments.cells import CellFolder, State, shell_line

@@ -10,10 +10,10 @@ from typing import Final, Literal
 import torch
 from torch import Tensor, nn
 
-from detector.compilation import compile_networks
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
-from detector.optimization import OptimizerConfig, build_optimizer, parameter_groups
+from detector.training.compilation import compile_networks
+from detector.training.optimization import OptimizerConfig, build_optimizer, parameter_groups
 from experiments.benchmark import processor
 from experiments.benchmark_models import Batch
 from experiments.host_memory import keep_freed_memory

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from detector.json_files import write_json
+from detector.files import write_json
 from experiments.run_folder import AXES_VARIABLE
 
 

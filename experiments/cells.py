@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from detector.errors import InputError
-from detector.json_files import write_json
+from detector.files import write_json
 
 State = dict[str, Any]
 LOG_LINES = 6
@@ -127,7 +127,7 @@ class CellFolder:
         config, last = self.path / "config.yaml", self.path / "checkpoints" / "last.ckpt"
         if not (config.is_file() and last.is_file()):
             return None
-        from detector.lightning_module import read_checkpoint  # not before: takes seconds
+        from detector.training.lightning_module import read_checkpoint  # not before: takes seconds
 
         try:
             read_checkpoint(last)

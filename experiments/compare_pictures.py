@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from datamodules.detection_dataset import DetectionDataset
-from detector.callbacks.drawing import GROUND_TRUTH_COLOR, draw_boxes, draw_detections, save_picture, scale_to
+from detector.drawing import GROUND_TRUTH_COLOR, draw_boxes, draw_detections, save_picture, scale_to
 from detector.errors import InputError, printable
 from experiments.grid_results import Run
 from experiments.scored_runs import ScoredRun, data_module

@@ -14,9 +14,9 @@ from detector.backbones import backbone_strides
 from detector.backbones.base import BackboneConfig
 from detector.errors import InputError
 from detector.image_batch import ImageConfig
-from detector.optimization import OptimizerConfig
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
+from detector.training.optimization import OptimizerConfig
 from experiments.anchor_warnings import audit_dataset
 from experiments.data_format import DATA_FORMATS
 from experiments.grid_plan import Plan, hashed_options

@@ -16,16 +16,14 @@ from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from detector.atomic_checkpoints import AtomicCheckpoints
-from detector.callbacks.best_checkpoint import BestCheckpoint
-from detector.callbacks.detection_images import DetectionImages
-from detector.callbacks.progress import LossProgressBar
-from detector.callbacks.resumable import SaveOnInterrupt
-from detector.callbacks.run_files import RunFiles
-from detector.callbacks.throughput import Throughput
-from detector.compilation import check_compiler
 from detector.errors import InputError
-from detector.lightning_module import FasterRCNNModule, read_checkpoint
+from detector.training.callbacks.checkpoints import AtomicCheckpoints, BestCheckpoint, SaveOnInterrupt
+from detector.training.callbacks.detection_images import DetectionImages
+from detector.training.callbacks.progress import LossProgressBar
+from detector.training.callbacks.run_files import RunFiles
+from detector.training.callbacks.throughput import Throughput
+from detector.training.compilation import check_compiler
+from detector.training.lightning_module import FasterRCNNModule, read_checkpoint
 from detector.training.resuming import changes_text
 from experiments.anchor_warnings import AnchorWarnings
 from experiments.arguments import cause_of

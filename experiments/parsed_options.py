@@ -7,7 +7,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.cli import LightningArgumentParser
 
-from detector.lightning_module import FasterRCNNModule
+from detector.training.lightning_module import FasterRCNNModule
 from experiments.data_format import DATA_FORMATS, find_data_format
 from experiments.lightning_cli import TRAINER_DEFAULTS, DetectorCLI
 from experiments.precision import Trainer

@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader
 from datamodules.detection_datamodule import collate
 from datamodules.image_files import ImageFiles, find_images
 from datamodules.image_reading import Reading
-from detector.callbacks.drawing import draw_detections, is_saved_picture, save_picture
-from detector.callbacks.run_files import coco_results, write_json
+from detector.drawing import draw_detections, is_saved_picture, save_picture
 from detector.errors import InputError, printable
-from detector.lightning_module import FasterRCNNModule
+from detector.metrics.coco_results import coco_results
+from detector.training.callbacks.run_files import write_json
+from detector.training.lightning_module import FasterRCNNModule
 from experiments.host_memory import keep_freed_memory
 from experiments.precision import check_precision, resolve_precision
 from experiments.run.prediction_files import PREDICTIONS, check_output, picture_names

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datamodules.detection_datamodule import DetectionDataModule
 from datamodules.detection_dataset import DetectionDataset, Target
-from detector.callbacks.drawing import class_color, draw_boxes
+from detector.drawing import class_color, draw_boxes
 from detector.errors import InputError, printable
 from experiments.data_format import DATA_FORMATS, find_data_format
 from experiments.parsed_options import OptionsCLI

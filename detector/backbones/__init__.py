@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 
 from detector.backbones import mobilenet_v2, mobilenet_v3, resnet, small, vgg16
-from detector.backbones.base import BOX_HEADS, Backbone, BackboneConfig, BackboneName, BoxHead, check_frozen_stages
+from detector.backbones.base import Backbone, BackboneConfig, BackboneName, check_frozen_stages
+from detector.backbones.box_heads import BOX_HEADS, BoxHead
+from detector.backbones.pretrained import load_backbone_weights
 from detector.errors import InputError
-from detector.weights import load_backbone_weights
 
 __all__ = ["Backbone", "BackboneConfig", "BoxHead", "backbone_strides", "build_backbone", "check_backbone_config"]
 

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal, Self
 
-import torch
 from torch import Tensor, nn
 
-from detector.backbones.checkpointing import run_stage
-from detector.backbones.onednn import linear_relu
+from detector.backbones.batch_norm import FrozenBatchNorm2d
 from detector.errors import InputError
-from detector.weights import WeightsReport
+from detector.kernels.checkpointing import run_stage
+from detector.state_dicts import WeightsReport
 
 BackboneName = Literal[
     "vgg16",
@@ -90,55 +89,6 @@ class BackboneConfig:
     def random(self) -> bool:
         """Whether the weights are left at random."""
         return self.weights is None or self.weights.lower() in ("none", "null", "")
-
-
-_MOST_DEVIATIONS = 64
-
-
-class FrozenBatchNorm2d(nn.Module):
-    """Batch norm whose statistics and affine parameters are constants: buffers, the same in training and evaluation.
-
-    (B, C, H, W) -> (B, C, H, W). Tensor names are those of `nn.BatchNorm2d`, so its weights load.
-
-    Attributes:
-        folded: The convolution before it applies it (see `folding`); inputs are passed on.
-        float32: That convolution computes in float32 under autocast, too (see `Backbone.settle_precision`).
-    """
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
-        super().__init__()
-        self.eps = eps
-        self.folded = False
-        self.float32 = False
-        self.register_buffer("weight", torch.ones(num_features))
-        self.register_buffer("bias", torch.zeros(num_features))
-        self.register_buffer("running_mean", torch.zeros(num_features))
-        self.register_buffer("running_var", torch.ones(num_features))
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.folded:
-            return x
-        scale, shift = self.scale_and_shift()
-        return torch.addcmul(shift[:, None, None], x, scale[:, None, None]).to(x.dtype)
-
-    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """The norm as x * scale + shift, each (C,)."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        return scale, self.bias - self.running_mean * scale
-
-    def is_ill_conditioned(self) -> bool:
-        """Whether a channel's mean is so many standard deviations from 0 that bfloat16, whose numbers are up to 1/128
-        apart, leaves little of what varies."""
-        deviations = self.running_mean.abs() * (self.running_var + self.eps).rsqrt()
-        return not deviations.is_meta and bool((deviations > _MOST_DEVIATIONS).any())
-
-    def extra_repr(self) -> str:
-        return f"{len(self.weight)}, eps={self.eps}"
 
 
 class Body(nn.Module):
@@ -249,72 +199,6 @@ class SingleLevel(Backbone):
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return [self.body(images)[-1]]
-
-
-class BoxHead(nn.Module):
-    """pooled (R, in_channels, pool_size, pool_size) -> (R, out_channels); R may be 0.
-
-    Attributes:
-        pool_size: Height and width of the pooled features in cells.
-        in_channels: Channels of the backbone's levels.
-        out_channels: Width of the vector from which classes and boxes are predicted.
-        weight_prefixes: As on `Backbone`; empty where no pretrained weights exist for the head.
-    """
-
-    def __init__(self, pool_size: int, in_channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.pool_size = pool_size
-        self.in_channels = in_channels
-        self.out_channels = out_channels
-        self.weight_prefixes: dict[str, str] = {}
-
-    @abstractmethod
-    def forward(self, pooled: Tensor) -> Tensor: ...
-
-
-class TwoLayerHead(BoxHead):
-    """Two fully connected layers with ReLU, randomly initialised (the box head of the FPN paper, section 5.2)."""
-
-    def __init__(self, pool_size: int, in_channels: int, out_channels: int) -> None:
-        super().__init__(pool_size, in_channels, out_channels)
-        self.fc1 = nn.Linear(in_channels * pool_size**2, out_channels)
-        self.fc2 = nn.Linear(out_channels, out_channels)
-        for layer in (self.fc1, self.fc2):
-            nn.init.kaiming_uniform_(layer.weight, a=1)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        return linear_relu(self.fc2, linear_relu(self.fc1, pooled.flatten(1)))
-
-
-class ConvFCHead(BoxHead):
-    """Four 3 x 3 convolutions with batch norm and ReLU, then a fully connected layer with ReLU; randomly initialised.
-
-    The box head of "Benchmarking Detection Transfer Learning with Vision Transformers" (Li et al. 2021), in
-    torchvision's `fasterrcnn_resnet50_fpn_v2`.
-    """
-
-    def __init__(self, pool_size: int, in_channels: int, out_channels: int, convolutions: int = 4) -> None:
-        super().__init__(pool_size, in_channels, out_channels)
-        self.convs = nn.Sequential()
-        for _ in range(convolutions):
-            convolution = nn.Conv2d(in_channels, in_channels, 3, padding=1, bias=False)
-            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-            self.convs.append(nn.Sequential(convolution, nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True)))
-        self.fc = nn.Linear(in_channels * pool_size**2, out_channels)
-        nn.init.kaiming_uniform_(self.fc.weight, a=1)
-        nn.init.zeros_(self.fc.bias)
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        return linear_relu(self.fc, self.convs(pooled).flatten(1))
-
-
-BOX_HEADS = {"two_fc": TwoLayerHead, "conv_fc": ConvFCHead}
-
-
-def new_box_head(config: BackboneConfig, in_channels: int, width: int = 1024) -> BoxHead:
-    """The box head that `config.box_head` names, of its `box_head_channels` or else `width` outputs."""
-    return BOX_HEADS[config.box_head](config.pool_size or 7, in_channels, config.box_head_channels or width)
 
 
 def norm_layer(config: BackboneConfig) -> Callable[[int], nn.Module]:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detector.backbones.base import Backbone, Body
-from detector.backbones.onednn import Conv2d
+from detector.kernels.onednn import Conv2d
 
 
 class FeaturePyramid(Backbone):

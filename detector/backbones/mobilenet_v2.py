@@ -4,10 +4,11 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import MobileNetV2
 
-from detector.backbones.base import BackboneConfig, Body, BoxHead, SingleLevel, new_box_head, norm_layer
-from detector.backbones.evaluation_precision import evaluate_in_float32
-from detector.backbones.folding import fold_frozen_norms
+from detector.backbones.base import BackboneConfig, Body, SingleLevel, norm_layer
+from detector.backbones.batch_norm import fold_frozen_norms
+from detector.backbones.box_heads import BoxHead, new_box_head
 from detector.backbones.fpn import FeaturePyramid
+from detector.kernels.float32 import evaluate_in_float32
 
 STAGES = ("stride 2", "stride 4", "stride 8", "stride 16", "stride 32")
 _ENDS = (2, 4, 7, 14, 19)  # of the stages, in torchvision's `features`

@@ -8,8 +8,9 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from detector.backbones.base import BackboneConfig, Body, BoxHead, SingleLevel, new_box_head, norm_layer
-from detector.backbones.folding import fold_frozen_norms
+from detector.backbones.base import BackboneConfig, Body, SingleLevel, norm_layer
+from detector.backbones.batch_norm import fold_frozen_norms
+from detector.backbones.box_heads import BoxHead, new_box_head
 from detector.backbones.fpn import FeaturePyramid
 
 STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")

@@ -7,7 +7,8 @@ Batch norm is trained: in evaluation an image's features do not depend on the pa
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detector.backbones.base import BackboneConfig, Body, BoxHead, SingleLevel, new_box_head
+from detector.backbones.base import BackboneConfig, Body, SingleLevel
+from detector.backbones.box_heads import BoxHead, new_box_head
 
 STAGES = ("stem", "layer1", "layer2", "layer3")
 

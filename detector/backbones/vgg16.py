@@ -6,10 +6,11 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detector.backbones.base import BackboneConfig, Body, BoxHead, SingleLevel, norm_layer
-from detector.backbones.folding import fold_frozen_norms
-from detector.backbones.onednn import ConvReLU2d, linear_relu
-from detector.backbones.strips import pooled_in_strips, worth_strips
+from detector.backbones.base import BackboneConfig, Body, SingleLevel, norm_layer
+from detector.backbones.batch_norm import fold_frozen_norms
+from detector.backbones.box_heads import BoxHead
+from detector.kernels.onednn import ConvReLU2d, linear_relu
+from detector.kernels.strips import pooled_in_strips, worth_strips
 
 STAGES = ("conv1", "conv2", "conv3", "conv4", "conv5")
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions

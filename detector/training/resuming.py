@@ -16,7 +16,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch.optim.lr_scheduler import LambdaLR
 
 from detector.errors import InputError
-from detector.optimization import OptimizerConfig, lr_factor, optimizer_options
+from detector.training.optimization import OptimizerConfig, lr_factor, optimizer_options
 
 Changes = dict[str, tuple[Any, Any]]
 NOT_READ = {"weights", "weights_predictor", "backbone.weights", "model.weights", "model.backbone.weights"}

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import LearningRateFinder
 
-from detector.callbacks.best_checkpoint import BestCheckpoint
 from detector.errors import InputError
 from detector.faster_rcnn import LOSS_NAMES
-from detector.lightning_module import FasterRCNNModule
 from detector.metrics import DetectionAP, ProposalRecall
+from detector.training.callbacks.checkpoints import BestCheckpoint
+from detector.training.lightning_module import FasterRCNNModule
 
 LONGEST_NAME = 255  # bytes of a file name, on the file systems of Linux, macOS and Windows
 OURS = ("pytorch_lightning.", "lightning.", "detector.", "experiments.", "datamodules.")

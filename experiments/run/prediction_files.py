@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from datamodules.image_files import FoundImages
-from detector.callbacks.drawing import is_saved_picture
+from detector.drawing import is_saved_picture
 from detector.errors import InputError
 
 PREDICTIONS: Final = "predictions.json"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 
-from detector.backbones.base import TwoLayerHead
+from detector.backbones.box_heads import TwoLayerHead
 from detector.image_batch import ImageBatch
 from detector.roi_heads import RoIConfig, RoIHeads
 from detector.sampling import GroundTruth

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from detector.callbacks.drawing import class_color, draw_boxes, draw_detections
+from detector.drawing import class_color, draw_boxes, draw_detections
 
 RED = (255, 0, 0)
 

@@ -22,9 +22,9 @@ from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
 from detector.foreign_checkpoints import COCO_NAMES, VOC_NAMES, load_detector
 from detector.image_batch import ImageConfig
-from detector.lightning_module import FasterRCNNModule
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
+from detector.training.lightning_module import FasterRCNNModule
 from detector.translated import VOC_TO_COCO
 
 State = dict[str, Tensor]
@@ -212,7 +212,7 @@ def test_a_model_takes_a_whole_detector_instead_of_backbone_weights(
     assert module.weights_report is not None and module.weights_report.missing == []
     assert module.hparams["weights"] == str(copy)
     logged: list[str] = []
-    monkeypatch.setattr("detector.lightning_module.rank_zero_info", logged.append)
+    monkeypatch.setattr("detector.training.lightning_module.rank_zero_info", logged.append)
     module.setup("fit")
     assert logged == [module.weights_report.summary()] and f"weights from {copy}: " in logged[0]
     copy.unlink()

@@ -7,9 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from detector.hard_examples import hardest
 from detector.roi_heads import RoIConfig, RoIHeads
-from detector.sampling import GroundTruth
+from detector.sampling import GroundTruth, hardest
 
 Heads = Callable[..., RoIHeads]
 Truth = Callable[..., GroundTruth]

@@ -11,9 +11,9 @@ from torch import Tensor
 from detector.anchors import AnchorConfig
 from detector.backbones.base import BackboneConfig
 from detector.errors import InputError
-from detector.lightning_module import FasterRCNNModule
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
+from detector.training.lightning_module import FasterRCNNModule
 
 SMALL: dict[str, Any] = {"name": "small_c4", "weights": "none", "frozen_stages": 0, "pool_size": 2}
 OLD = ["bird", "cat", "dog"]

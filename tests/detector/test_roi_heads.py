@@ -11,7 +11,7 @@ from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHea
 from torchvision.models.detection.roi_heads import fastrcnn_loss
 from torchvision.ops import roi_align, roi_pool
 
-from detector.backbones.base import TwoLayerHead
+from detector.backbones.box_heads import TwoLayerHead
 from detector.errors import InputError
 from detector.image_batch import ImageBatch
 from detector.roi_heads import BoxPredictor, RoIConfig, RoIHeads, SampledRoIs

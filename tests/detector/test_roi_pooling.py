@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align, roi_pool
 
-from detector.roi_pooling import cells_and_weights, interpolation, pool_aligned, pool_whole_cells
+from detector.kernels.roi_align import cells_and_weights, interpolation
+from detector.roi_pooling import pool_aligned, pool_whole_cells
 
 
 def random_rois(number: int) -> Tensor:

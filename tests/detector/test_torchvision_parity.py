@@ -21,13 +21,14 @@ from torchvision.models import detection
 from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead
 
 from detector.anchors import AnchorConfig
-from detector.backbones.base import BackboneConfig, ConvFCHead
+from detector.backbones.base import BackboneConfig
+from detector.backbones.box_heads import ConvFCHead
 from detector.faster_rcnn import LOSS_NAMES, FasterRCNN
 from detector.foreign_checkpoints import load_detector
 from detector.image_batch import ImageConfig, make_batch
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
-from detector.weights import WeightsReport
+from detector.state_dicts import WeightsReport
 
 RECIPES = Path(__file__).resolve().parents[2] / "experiments" / "recipes"
 CLASSES = 20

@@ -5,8 +5,8 @@ import shutil
 import pytest
 import torch
 
-from detector import compilation
-from detector.lightning_module import FasterRCNNModule, read_checkpoint
+from detector.training import compilation
+from detector.training.lightning_module import FasterRCNNModule, read_checkpoint
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from detector.lightning_module import FasterRCNNModule
+from detector.training.lightning_module import FasterRCNNModule
 from experiments import lightning_cli
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,7 +101,7 @@ def vgg16_options(resolve) -> Any:
 
 
 def test_vgg16_drops_the_learning_rate_once_after_50000_steps(vgg16_options):
-    from detector.optimization import OptimizerConfig, lr_factor
+    from detector.training.optimization import OptimizerConfig, lr_factor
 
     factor = lr_factor(OptimizerConfig(**vgg16_options.model.optimizer.as_dict()), 70000)
     assert [factor(step) for step in (0, 1, 49_900)] == [1, 1, 1]

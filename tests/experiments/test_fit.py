@@ -12,7 +12,7 @@ import torch
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from detector.lightning_module import FasterRCNNModule
+from detector.training.lightning_module import FasterRCNNModule
 from experiments.event_curves import read_curves
 
 LOSSES = {f"train/{name}" for name in ("loss", "loss_rpn_cls", "loss_rpn_reg", "loss_roi_cls", "loss_roi_reg")}

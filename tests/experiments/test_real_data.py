@@ -15,7 +15,7 @@ import torch
 
 from datamodules.voc.datamodule import VOCDataModule
 from detector.backbones.base import BackboneConfig
-from detector.lightning_module import FasterRCNNModule
+from detector.training.lightning_module import FasterRCNNModule
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = Path(os.environ.get("FRCNN_SHARED_DATA") or ROOT.parent / "shared" / "data")

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 
 from datamodules.voc.datamodule import VOCDataModule
-from detector.lightning_module import FasterRCNNModule
+from detector.training.lightning_module import FasterRCNNModule
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "recipes"
 RECIPES = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}

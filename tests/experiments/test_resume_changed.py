@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 import torch
 import yaml
 
-from detector.callbacks import throughput
+from detector.training.callbacks import throughput
 
 
 class StopAfter(pl.Callback):

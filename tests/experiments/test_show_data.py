@@ -6,8 +6,8 @@ from PIL import Image
 
 from datamodules.augmentation.recipes import AUGMENTATIONS
 from datamodules.detection_dataset import DetectionDataset, ImageRecord
-from detector import lightning_module
-from detector.callbacks.drawing import class_color
+from detector.drawing import class_color
+from detector.training import lightning_module
 from experiments.show_data import CELL, GAP, TITLE, contact_sheet
 
 

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from detector.backbones.onednn import ConvReLU2d, linear_relu
-from detector.backbones.strips import worth_strips
 from detector.errors import InputError
 from detector.kernels import cpu_paths, processor
 from detector.kernels.cpu_paths import use_cpu_kernels
+from detector.kernels.onednn import ConvReLU2d, linear_relu
+from detector.kernels.strips import worth_strips
 
 AVX512 = {"sse4_1", "avx", "avx2", "avx512_f", "avx512_bf16"}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from detector.errors import InputError
-from detector.lightning_module import read_checkpoint
+from detector.training.lightning_module import read_checkpoint
 from experiments.run.checks import check_devkit_names, check_writable
 
 EARLY_STOPPING = ("--trainer.callbacks+", "EarlyStopping", "--trainer.callbacks.monitor")

@@ -5,8 +5,8 @@ import json
 import pytest
 import yaml
 
-from detector import lightning_module
 from detector.kernels import cpu_paths, processor
+from detector.training import lightning_module
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from detector.callbacks import drawing
-from detector.callbacks.detection_images import DetectionImages
-from detector.callbacks.drawing import draw_boxes
+from detector import drawing
+from detector.drawing import draw_boxes
+from detector.training.callbacks.detection_images import DetectionImages
 from experiments import predict as predict_module
 
 

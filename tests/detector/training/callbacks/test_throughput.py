@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 from typing import Any
 
-from detector.callbacks import throughput
-from detector.callbacks.throughput import Throughput
+from detector.training.callbacks import throughput
+from detector.training.callbacks.throughput import Throughput
 
 
 def test_rate_of_all_devices_together(monkeypatch) -> None:

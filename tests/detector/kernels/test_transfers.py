@@ -10,14 +10,15 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torchvision.ops import batched_nms
 
-from detector import post_processing, rpn, transfers
+from detector import post_processing, rpn
 from detector.anchors import AnchorConfig
 from detector.backbones.base import BackboneConfig, BackboneName
 from detector.faster_rcnn import Difficult, FasterRCNN
 from detector.image_batch import ImageConfig
+from detector.kernels import transfers
+from detector.kernels.transfers import constant, true_indices
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
-from detector.transfers import constant, true_indices
 
 TELL = {"item", "tolist", "cpu", "numpy", "nonzero", "argwhere", "unique", "masked_select", "repeat_interleave"}
 TELL |= {"equal", "allclose", "__bool__", "__int__", "__float__", "__index__"}

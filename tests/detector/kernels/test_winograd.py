@@ -5,13 +5,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detector.backbones import onednn, winograd
-from detector.backbones.base import FrozenBatchNorm2d
-from detector.backbones.checkpointing import run_stage
-from detector.backbones.folding import fold_frozen_norms
-from detector.backbones.onednn import Conv2d, ConvReLU2d, conv2d
+from detector.backbones.batch_norm import FrozenBatchNorm2d, fold_frozen_norms
 from detector.backbones.vgg16 import VGG16Body
-from detector.kernels import cpu_paths
+from detector.kernels import cpu_paths, onednn, winograd
+from detector.kernels.checkpointing import run_stage
+from detector.kernels.onednn import Conv2d, ConvReLU2d, conv2d
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from detector.errors import InputError
-from detector.json_files import write_whole
+from detector.files import write_whole
 
 GROUND_TRUTH_COLOR = (255, 255, 255)
 LARGEST_SIDE: Final = 65_500  # of a JPEG

@@ -11,8 +11,7 @@ from pytorch_lightning.callbacks import WeightAveraging
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from detector.checks import check_choices, check_range
-from detector.errors import InputError
+from detector.errors import InputError, check_choices, check_range
 
 
 @dataclass

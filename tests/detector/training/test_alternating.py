@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from detector import alternating
-from detector.alternating import AlternatingConfig, AlternatingTraining, step_ends
 from detector.anchors import AnchorConfig
 from detector.backbones.base import BackboneConfig
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
 from detector.image_batch import ImageConfig, make_batch
-from detector.lightning_module import FasterRCNNModule
-from detector.optimization import AveragedWeights, OptimizerConfig
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
+from detector.training import alternating
+from detector.training.alternating import AlternatingConfig, AlternatingTraining, step_ends
+from detector.training.lightning_module import FasterRCNNModule
+from detector.training.optimization import AveragedWeights, OptimizerConfig
 
 SMALL = BackboneConfig("small_c4", weights=None, frozen_stages=0, pool_size=4, box_head_channels=32)
 FPN = BackboneConfig("resnet18_fpn", weights=None, frozen_stages=0, norm="batch", fpn_channels=16, box_head_channels=32)

@@ -10,9 +10,9 @@ from detector.anchors import AnchorConfig
 from detector.backbones.base import BackboneConfig
 from detector.faster_rcnn import FasterRCNN
 from detector.image_batch import ImageConfig, make_batch
-from detector.image_views import mirror, views
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
+from detector.test_time_augmentation import mirror, views
 
 SMALL = BackboneConfig("small_c4", weights=None, frozen_stages=0, box_head_channels=32)
 

@@ -1,16 +1,23 @@
 """An interrupted training can always go on: Ctrl-C and SIGTERM leave `last.ckpt` at the step that was reached."""
 
 import contextlib
+import os
 import signal
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Checkpoint
+import torch
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from detector.errors import InputError
+from detector.training.lightning_module import FasterRCNNModule
 
 
 class SaveOnInterrupt(Checkpoint):
@@ -113,3 +120,75 @@ class SaveOnInterrupt(Checkpoint):
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
             self._previous = None
+
+
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Write a checkpoint beside its place, and rename it when it is complete.
+
+    Lightning writes into the system's temporary folder and moves the file, which is a copy where that is another file
+    system: a kill or a full disk in the middle of it left half a `last.ckpt`, and the former one was gone.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: Mapping[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """Save; on a failure the former file stays, and nothing else.
+
+        Raises:
+            InputError: The disk is full, or the folder cannot be written.
+        """
+        if "://" in str(path):  # no file of this machine's file systems
+            super().save_checkpoint(dict(checkpoint), path, storage_options)  # type: ignore[arg-type]
+            return
+        place = Path(path)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = place.with_name(place.name + ".partial")
+        try:
+            with partial.open("wb") as file:
+                torch.save(checkpoint, file)
+            os.replace(partial, place)
+        except BaseException as error:
+            partial.unlink(missing_ok=True)
+            cause = error if isinstance(error, OSError) else error.__context__
+            if isinstance(cause, OSError):  # PyTorch reports a full disk as "unexpected pos"
+                raise InputError(f"{place}: cannot write ({cause.strerror})") from error
+            raise
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's checkpoint callback, which looks only at validations of the network that the training is to end with.
+
+    In the first three steps of an alternating training a validation is of other networks: it saves nothing.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from the run's own best checkpoint, also where the run has been moved.
+
+        A new run, which starts from another's checkpoint, has none, and the other's is left alone.
+        """
+        own = Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}"
+        if own.is_file():
+            score, path = state_dict["best_model_score"], str(own)
+            kept = {path: score} if state_dict["best_k_models"] else {}
+            moved = {
+                "dirpath": self.dirpath,
+                "best_k_models": kept,
+                "kth_best_model_path": path,
+                "best_model_path": path,
+            }
+            super().load_state_dict(state_dict | moved)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save after an epoch's validation."""
+        if _is_candidate(pl_module):
+            super().on_train_epoch_end(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Save after a validation."""
+        if _is_candidate(pl_module):
+            super().on_validation_end(trainer, pl_module)
+
+
+def _is_candidate(pl_module: pl.LightningModule) -> bool:
+    assert isinstance(pl_module, FasterRCNNModule)
+    return pl_module.is_candidate

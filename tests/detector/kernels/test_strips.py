@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detector.backbones import strips, vgg16
-from detector.backbones.base import FrozenBatchNorm2d
+from detector.backbones import vgg16
+from detector.backbones.batch_norm import FrozenBatchNorm2d
 from detector.backbones.vgg16 import VGG16Body
+from detector.kernels import strips
 
 NORMS: dict[str, Callable[[int], nn.Module] | None] = {
     "no norm": None,

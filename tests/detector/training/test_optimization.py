@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from detector.errors import InputError
-from detector.optimization import AveragedWeights, OptimizerConfig, build_optimizer, lr_factor, parameter_groups
+from detector.training.optimization import (
+    AveragedWeights,
+    OptimizerConfig,
+    build_optimizer,
+    lr_factor,
+    parameter_groups,
+)
 
 
 class TwoParts(nn.Module):

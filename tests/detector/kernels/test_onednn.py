@@ -5,10 +5,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from detector.backbones import onednn
-from detector.backbones.base import FrozenBatchNorm2d
-from detector.backbones.folding import fold_frozen_norms
-from detector.backbones.onednn import ConvReLU2d, bfloat16_runs, linear_relu
+from detector.backbones.batch_norm import FrozenBatchNorm2d, fold_frozen_norms
+from detector.kernels import onednn
+from detector.kernels.onednn import ConvReLU2d, bfloat16_runs, linear_relu
 
 
 @pytest.fixture

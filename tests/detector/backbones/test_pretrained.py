@@ -13,9 +13,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from detector.backbones import Backbone, BackboneConfig, BoxHead, build_backbone
-from detector.backbones.base import FrozenBatchNorm2d, TwoLayerHead
+from detector.backbones.batch_norm import FrozenBatchNorm2d
+from detector.backbones.box_heads import TwoLayerHead
+from detector.backbones.pretrained import read_weights_file
 from detector.errors import InputError
-from detector.weights import WeightsReport, read_weights_file
+from detector.state_dicts import WeightsReport
 
 # Backbones whose box head is part of the classification network too.
 FULL_BOX_HEADS = {"vgg16": "vgg16", "resnet50_c4": "resnet50", "mobilenet_v2_c4": "mobilenet_v2"}

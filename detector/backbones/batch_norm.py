@@ -12,8 +12,55 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detector.backbones.base import FrozenBatchNorm2d
-from detector.backbones.onednn import conv2d_with_constants
+from detector.kernels.onednn import conv2d_with_constants
+
+_MOST_DEVIATIONS = 64
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch norm whose statistics and affine parameters are constants: buffers, the same in training and evaluation.
+
+    (B, C, H, W) -> (B, C, H, W). Tensor names are those of `nn.BatchNorm2d`, so its weights load.
+
+    Attributes:
+        folded: The convolution before it applies it (see `folding`); inputs are passed on.
+        float32: That convolution computes in float32 under autocast, too (see `Backbone.settle_precision`).
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, num_features: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.folded = False
+        self.float32 = False
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.folded:
+            return x
+        scale, shift = self.scale_and_shift()
+        return torch.addcmul(shift[:, None, None], x, scale[:, None, None]).to(x.dtype)
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """The norm as x * scale + shift, each (C,)."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
+    def is_ill_conditioned(self) -> bool:
+        """Whether a channel's mean is so many standard deviations from 0 that bfloat16, whose numbers are up to 1/128
+        apart, leaves little of what varies."""
+        deviations = self.running_mean.abs() * (self.running_var + self.eps).rsqrt()
+        return not deviations.is_meta and bool((deviations > _MOST_DEVIATIONS).any())
+
+    def extra_repr(self) -> str:
+        return f"{len(self.weight)}, eps={self.eps}"
 
 
 class FoldedConv2d(nn.Conv2d):

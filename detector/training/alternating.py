@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
 from detector.image_batch import ImageBatch, drawn_scales, ground_truth, make_batch, to_original
-from detector.optimization import AveragedWeights
+from detector.training.optimization import AveragedWeights
 
 TrainingScheme = Literal["joint", "alternating"]
 STEPS = (

@@ -5,8 +5,8 @@ import resource
 import pytest
 import torch
 
-from detector.atomic_checkpoints import AtomicCheckpoints
 from detector.errors import InputError
+from detector.training.callbacks.checkpoints import AtomicCheckpoints
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from detector.backbones.checkpointing import needs_gradients
-from detector.backbones.onednn import cpu_dtype, runs_by_itself_on_cpu
+from detector.kernels.checkpointing import needs_gradients
 from detector.kernels.cpu_paths import cpu_paths
+from detector.kernels.onednn import cpu_dtype, runs_by_itself_on_cpu
 
 _STRIP = 28 * 2**20
 """Bytes of a map that a strip may have. Blocks of up to 32 MB are kept by glibc, if it is asked to."""

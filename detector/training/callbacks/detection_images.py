@@ -6,9 +6,9 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from detector.callbacks.drawing import GROUND_TRUTH_COLOR, draw_boxes, draw_detections, scale_to
+from detector.drawing import GROUND_TRUTH_COLOR, draw_boxes, draw_detections, scale_to
 from detector.errors import printable
-from detector.lightning_module import FasterRCNNModule
+from detector.training.lightning_module import FasterRCNNModule
 
 LARGEST_SIDE = 2048  # pixels: a log of many larger pictures is too large for TensorBoard
 

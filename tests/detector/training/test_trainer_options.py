@@ -11,10 +11,10 @@ from torch.utils.data import DataLoader
 from detector.anchors import AnchorConfig
 from detector.backbones.base import BackboneConfig
 from detector.image_batch import ImageConfig
-from detector.lightning_module import FasterRCNNModule
-from detector.optimization import OptimizerConfig
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
+from detector.training.lightning_module import FasterRCNNModule
+from detector.training.optimization import OptimizerConfig
 
 EVERY = {"samples_per_image": 10**5, "positive_fraction": 1.0}  # nothing is drawn
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torchvision
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -19,21 +17,9 @@ from torch import Tensor, nn
 from detector.errors import InputError
 
 if TYPE_CHECKING:
-    from detector.backbones.base import Backbone, BackboneConfig, BoxHead
+    pass
 
 KEY = "--model.backbone.weights"
-
-# The first ImageNet release of each network: the one that published detectors start from, and the input normalisation
-# (RGB in 0..1, ImageNet mean and std) is the same for all of them.
-IMAGENET_WEIGHTS = {
-    "vgg16": "VGG16_Weights.IMAGENET1K_V1",
-    "vgg16_bn": "VGG16_BN_Weights.IMAGENET1K_V1",
-    "resnet18": "ResNet18_Weights.IMAGENET1K_V1",
-    "resnet50": "ResNet50_Weights.IMAGENET1K_V1",
-    "resnet101": "ResNet101_Weights.IMAGENET1K_V1",
-    "mobilenet_v2": "MobileNet_V2_Weights.IMAGENET1K_V1",
-    "mobilenet_v3_large": "MobileNet_V3_Large_Weights.IMAGENET1K_V1",
-}
 
 
 @dataclass
@@ -62,41 +48,6 @@ class WeightsReport:
             f"missing: {_shorten(self.missing)}; unexpected: {_shorten(self.unexpected)}"
             + (f"; {self.remark}" if self.remark else "")
         )
-
-
-def load_backbone_weights(backbone: Backbone, box_head: BoxHead, config: BackboneConfig) -> WeightsReport | None:
-    """Copy the weights that `config.weights` names into the two modules, in place.
-
-    Names in the source are those of torchvision's classification networks; `weight_prefixes` of each module says where
-    they go.
-
-    Returns None where the configuration asks for random weights.
-    Raises InputError for a source that cannot be read or fetched, that fits nowhere, whose shapes differ, or that
-    leaves random a tensor which would be frozen.
-    """
-    if config.random:
-        return None
-    if config.weights == "imagenet":
-        source, state = _fetch_imagenet(config.name)
-    else:
-        source, state = str(config.weights), read_weights_file(str(config.weights))
-    return fill(_backbone_slots(backbone) | _backbone_slots(box_head), source, state)
-
-
-def read_weights_file(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a `.pth`, `.pt` or `.safetensors` file, on the CPU.
-
-    A `.pth` or `.pt` holds a state dict, or one under `state_dict` or `model`; no code in it is run.
-    Raises InputError for a missing, unreadable or foreign file.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise InputError(f"{KEY} {path}: no such file; give a .pth, .pt or .safetensors file, 'imagenet' or 'none'")
-    if path.suffix == ".ckpt":
-        raise InputError(f"{KEY} {path}: give a checkpoint of frcnn fit, which is a whole detector, by --model.weights")
-    if path.suffix not in (".pth", ".pt", ".safetensors"):
-        raise InputError(f"{KEY} {path}: the name must end in .pth, .pt or .safetensors, not {path.suffix!r}")
-    return read_tensors(path, KEY)
 
 
 def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
@@ -135,25 +86,6 @@ def _tensors(content: object, path: Path, key: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _fetch_imagenet(name: str) -> tuple[str, dict[str, Tensor]]:
-    """Read torchvision's ImageNet weights from torch hub's folder, downloading them first where they are not there."""
-    family = name.removesuffix("_c4").removesuffix("_fpn")
-    if family not in IMAGENET_WEIGHTS:
-        raise InputError(f"{KEY} imagenet: none exist for {name}; give a file or 'none'")
-    weights = torchvision.models.get_weight(IMAGENET_WEIGHTS[family])
-    try:
-        state = weights.get_state_dict(progress=True, check_hash=True)
-    except (OSError, HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        # URLError and HTTPError are OSErrors; RuntimeError is torch hub's word for a wrong checksum.
-        file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
-        trouble = f"cannot read {file}" if file.exists() else f"cannot download {weights.url}"
-        raise InputError(
-            f"{KEY} imagenet: {trouble} ({_first_line(error)}); download {weights.url} elsewhere and put it in "
-            f"{file.parent} as {file.name}, or pass the file by {KEY}"
-        ) from error
-    return f"{weights} ({weights.url})", dict(state)
-
-
 @dataclass
 class Slot:
     """A tensor of ours that a weights file may fill."""
@@ -172,16 +104,6 @@ def slots_of(module: nn.Module) -> dict[str, Slot]:
     return {
         key: Slot(module.get_submodule(key.rpartition(".")[0]), tensor) for key, tensor in module.state_dict().items()
     }
-
-
-def _backbone_slots(module: Backbone | BoxHead) -> dict[str, Slot]:
-    """Name in a weights file -> our tensor, for all that pretrained weights can fill."""
-    slots = {}
-    for key, slot in slots_of(module).items():
-        for theirs, ours in module.weight_prefixes.items():
-            if key.startswith(ours):
-                slots[theirs + key.removeprefix(ours)] = slot
-    return slots
 
 
 def fill(slots: Mapping[str, Slot], source: str, state: Mapping[str, Tensor], key: str = KEY) -> WeightsReport:

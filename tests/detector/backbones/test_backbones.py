@@ -20,7 +20,8 @@ from detector.backbones import (
     build_backbone,
     check_backbone_config,
 )
-from detector.backbones.base import BackboneName, FrozenBatchNorm2d
+from detector.backbones.base import BackboneName
+from detector.backbones.batch_norm import FrozenBatchNorm2d
 from detector.backbones.fpn import FeaturePyramid
 from detector.backbones.resnet import ResNetBody
 from detector.errors import InputError

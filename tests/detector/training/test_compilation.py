@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from detector import compilation
 from detector.anchors import AnchorConfig
-from detector.backbones.base import BackboneConfig, FrozenBatchNorm2d
-from detector.backbones.folding import FoldedConv2d, fold_frozen_norms
-from detector.compilation import check_compiler, compile_networks
+from detector.backbones.base import BackboneConfig
+from detector.backbones.batch_norm import FoldedConv2d, FrozenBatchNorm2d, fold_frozen_norms
 from detector.errors import InputError
 from detector.image_batch import ImageConfig
-from detector.lightning_module import FasterRCNNModule
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
+from detector.training import compilation
+from detector.training.compilation import check_compiler, compile_networks
+from detector.training.lightning_module import FasterRCNNModule
 
 CPU = torch.device("cpu")
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])

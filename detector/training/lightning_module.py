@@ -15,10 +15,8 @@ from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from detector.alternating import NEEDS_LENGTH, AlternatingConfig, AlternatingTraining, Proposer, TrainingScheme
 from detector.anchors import AnchorConfig
 from detector.backbones.base import BackboneConfig
-from detector.compilation import CompileMode, check_compile_mode, compile_networks
 from detector.errors import InputError
 from detector.faster_rcnn import LOSS_NAMES, Difficult, FasterRCNN
 from detector.foreign_checkpoints import load_detector
@@ -26,11 +24,19 @@ from detector.image_batch import ImageConfig
 from detector.kernels.cpu_paths import CpuKernels, check_cpu_kernels, use_cpu_kernels
 from detector.metrics import DetectionAP, ProposalRecall
 from detector.metrics.class_subset import check_classes, in_order
-from detector.optimization import AveragedWeights, OptimizerConfig, build_optimizer, lr_factor, parameter_groups
 from detector.roi_heads import BoxPredictor, RoIConfig
 from detector.rpn import RegionProposalNetwork, RPNConfig
+from detector.training.alternating import NEEDS_LENGTH, AlternatingConfig, AlternatingTraining, Proposer, TrainingScheme
 from detector.training.checkpoint_content import bit_depth_of, check_state, read_checkpoint
+from detector.training.compilation import CompileMode, check_compile_mode, compile_networks
 from detector.training.finite import FiniteLosses, check_finite
+from detector.training.optimization import (
+    AveragedWeights,
+    OptimizerConfig,
+    build_optimizer,
+    lr_factor,
+    parameter_groups,
+)
 from detector.training.resuming import OtherOptions, Resumption, afresh, total_steps
 from detector.translated import Predictor
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detector.backbones.winograd import WinogradConvolution, fits_winograd, winograd
 from detector.kernels.cpu_paths import cpu_paths
 from detector.kernels.processor import cpu_bfloat16
+from detector.kernels.winograd import WinogradConvolution, fits_winograd, winograd
 
 
 class Conv2d(nn.Conv2d):

@@ -1,0 +1,74 @@
+"""Box heads for backbones whose classification network leaves none: FPN and `small_c4`."""
+
+from abc import abstractmethod
+
+from torch import Tensor, nn
+
+from detector.backbones.base import BackboneConfig
+from detector.kernels.onednn import linear_relu
+
+
+class BoxHead(nn.Module):
+    """pooled (R, in_channels, pool_size, pool_size) -> (R, out_channels); R may be 0.
+
+    Attributes:
+        pool_size: Height and width of the pooled features in cells.
+        in_channels: Channels of the backbone's levels.
+        out_channels: Width of the vector from which classes and boxes are predicted.
+        weight_prefixes: As on `Backbone`; empty where no pretrained weights exist for the head.
+    """
+
+    def __init__(self, pool_size: int, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.pool_size = pool_size
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.weight_prefixes: dict[str, str] = {}
+
+    @abstractmethod
+    def forward(self, pooled: Tensor) -> Tensor: ...
+
+
+class TwoLayerHead(BoxHead):
+    """Two fully connected layers with ReLU, randomly initialised (the box head of the FPN paper, section 5.2)."""
+
+    def __init__(self, pool_size: int, in_channels: int, out_channels: int) -> None:
+        super().__init__(pool_size, in_channels, out_channels)
+        self.fc1 = nn.Linear(in_channels * pool_size**2, out_channels)
+        self.fc2 = nn.Linear(out_channels, out_channels)
+        for layer in (self.fc1, self.fc2):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return linear_relu(self.fc2, linear_relu(self.fc1, pooled.flatten(1)))
+
+
+class ConvFCHead(BoxHead):
+    """Four 3 x 3 convolutions with batch norm and ReLU, then a fully connected layer with ReLU; randomly initialised.
+
+    The box head of "Benchmarking Detection Transfer Learning with Vision Transformers" (Li et al. 2021), in
+    torchvision's `fasterrcnn_resnet50_fpn_v2`.
+    """
+
+    def __init__(self, pool_size: int, in_channels: int, out_channels: int, convolutions: int = 4) -> None:
+        super().__init__(pool_size, in_channels, out_channels)
+        self.convs = nn.Sequential()
+        for _ in range(convolutions):
+            convolution = nn.Conv2d(in_channels, in_channels, 3, padding=1, bias=False)
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+            self.convs.append(nn.Sequential(convolution, nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True)))
+        self.fc = nn.Linear(in_channels * pool_size**2, out_channels)
+        nn.init.kaiming_uniform_(self.fc.weight, a=1)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        return linear_relu(self.fc, self.convs(pooled).flatten(1))
+
+
+BOX_HEADS = {"two_fc": TwoLayerHead, "conv_fc": ConvFCHead}
+
+
+def new_box_head(config: BackboneConfig, in_channels: int, width: int = 1024) -> BoxHead:
+    """The box head that `config.box_head` names, of its `box_head_channels` or else `width` outputs."""
+    return BOX_HEADS[config.box_head](config.pool_size or 7, in_channels, config.box_head_channels or width)
