@@ -1,9 +1,14 @@
 """What the plain argument parsers of the commands share: one line for bad usage, and lists as YAML has them."""
 
 import argparse
+import contextlib
+import logging
 import os
 import re
 import sys
+import warnings
+from collections.abc import Iterator
+from itertools import pairwise
 from typing import NoReturn
 
 from detector.errors import InputError
@@ -64,3 +69,38 @@ def cause_of(text: str) -> str:
         classes = list(dict.fromkeys(re.findall(r"class_path='([^']+)'", text)))
         return f"--trainer: {failed[1]}" + (f" ({', '.join(classes)})" if classes else "")
     return text
+
+
+def add_max_pixels(parser: Parser) -> None:
+    parser.add_argument(
+        "--data.max_pixels",
+        "--max_pixels",
+        dest="max_pixels",
+        type=int,
+        default=178_956_970,
+        help="images with more pixels are refused, before they are decoded (178956970)",
+    )
+
+
+def quiet() -> None:
+    """Keep advertising and warnings about Lightning's own inside away from the user."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_no_tip)
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()
+
+
+@contextlib.contextmanager
+def one_line_of_the_parser(arguments: list[str]) -> Iterator[None]:
+    from jsonargparse import ArgumentError
+
+    try:
+        yield
+    except ArgumentError as error:
+        parts = [part for argument in arguments for part in argument.split("=", 1)]
+        files = [value for option, value in pairwise(parts) if option in ("--config", "-c")]
+        # A file that is no YAML is named by none of the parsers.
+        raise InputError(cause_of(str(error)).replace("<unicode string>", " or ".join(files))) from None

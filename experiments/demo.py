@@ -17,10 +17,10 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from experiments.benchmark_models import OBJECTS, build_network, chosen_networks, make_images
-from experiments.benchmark_programs import Setting, our_program, ready, run_in_turn, this_device
-from experiments.precision import automatic_precision
-from experiments.run_folder import choose_run_folder
+from experiments.benchmark.models import OBJECTS, build_network, chosen_networks, make_images
+from experiments.benchmark.programs import Setting, our_program, ready, run_in_turn, this_device
+from experiments.run.folder import choose_run_folder
+from experiments.run.precision import automatic_precision
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path("data/mini_voc")

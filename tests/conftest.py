@@ -26,9 +26,9 @@ import yaml
 from PIL import Image, ImageOps
 
 from datamodules.mini_voc.writer import write_mini_voc
-from experiments import lightning_cli
 from experiments.cli import main
-from experiments.lightning_cli import DetectorCLI
+from experiments.run import lightning_cli
+from experiments.run.lightning_cli import DetectorCLI
 
 ROOT = Path(__file__).resolve().parents[1]
 

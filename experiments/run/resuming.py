@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import Namespace
 
 from detector.training.resuming import Changes, changed_options
-from experiments.run_folder import choose_run_folder, run_folder_of
+from experiments.run.folder import choose_run_folder, run_folder_of
 
 NOT_COMPARED = {
     *("trainer.logger", "trainer.callbacks", "trainer.enable_progress_bar", "trainer.enable_model_summary"),

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 
-from experiments.cell_process import PlainStarter
-from experiments.cells import CellFolder
-from experiments.launchers import LocalLauncher
-from experiments.lightning_cli import DetectorCLI
+from experiments.ablation.cell_folder import CellFolder
+from experiments.ablation.local_launcher import LocalLauncher
+from experiments.ablation.processes import PlainStarter
+from experiments.run.lightning_cli import DetectorCLI
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,9 +52,9 @@ with open(os.path.join(folder, "metrics.json"), "w") as file:
 RUNNER = """
 import sys
 from pathlib import Path
-from experiments.cell_process import PlainStarter
-from experiments.cells import CellFolder
-from experiments.launchers import LocalLauncher
+from experiments.ablation.processes import PlainStarter
+from experiments.ablation.cell_folder import CellFolder
+from experiments.ablation.local_launcher import LocalLauncher
 from detector.errors import InputError
 
 folders = [CellFolder(path) for path in sorted(Path(sys.argv[1]).iterdir())]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from detector.training.lightning_module import FasterRCNNModule
-from experiments import lightning_cli
+from experiments.run import lightning_cli
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "experiments").glob("*.yaml"))

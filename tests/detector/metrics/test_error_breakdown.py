@@ -1,10 +1,8 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from detector.errors import InputError
-from detector.metrics.error_breakdown import KINDS, ErrorBreakdown, break_down_errors, plot_error_breakdown
+from detector.metrics.error_breakdown import KINDS, ErrorBreakdown, break_down_errors
 from detector.metrics.voc_ap import Detections, GroundTruth, evaluate_voc, pairwise_iou
 
 Row = tuple[int, int, float, list[float]]  # image, label, score, box
@@ -219,13 +217,3 @@ def test_random_data_equals_plain_loops(seed: int) -> None:
 def test_thresholds_must_rise() -> None:
     with pytest.raises(InputError, match=r"background_iou 0\.5, iou_threshold 0\.5"):
         break_down_errors(detections_of([]), objects_of([]), [1], 0.5, 0.5)
-
-
-def test_plot_is_an_image_and_names_classes_without_objects(tmp_path: Path) -> None:
-    errors = broken_down([(0, 1, 0.9, PART)], [(0, 1, WHOLE, False)])
-    plot_error_breakdown(errors, ["cat", "dog"], tmp_path / "new" / "errors.svg", "a title")
-    text = (tmp_path / "new" / "errors.svg").read_text()
-    assert text.rstrip().endswith("</svg>")
-    assert all(f"<!-- {word} -->" in text for word in ("a title", "cat (0.0)", "dog (nan)", "localisation", "100.0"))
-    with pytest.raises(InputError, match=r"errors\.docx: the plot cannot be written"):
-        plot_error_breakdown(errors, ["cat", "dog"], tmp_path / "errors.docx", "a title")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.cell_process import Job, PlainStarter
+from experiments.ablation.processes import Job, PlainStarter
 
 CALLBACK = """
 import json, sys

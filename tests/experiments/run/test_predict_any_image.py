@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from detector import drawing
 from detector.drawing import draw_boxes
 from detector.training.callbacks.detection_images import DetectionImages
-from experiments import predict as predict_module
+from experiments.run import predict as predict_module
 
 
 def written(folder: Path) -> list[str]:

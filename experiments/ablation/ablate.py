@@ -1,0 +1,283 @@
+"""`frcnn ablate`: a grid of trainings by one command, which the same command resumes."""
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+from detector.errors import InputError
+from detector.files import write_json
+from experiments.ablation.cell_folder import CellFolder, State, shell_line
+from experiments.ablation.checks import Checks, check
+from experiments.ablation.grid import Grid, read_grid, setting_name
+from experiments.ablation.local_launcher import LocalLauncher, StopRequest
+from experiments.ablation.monitor import METRICS, Monitor, mean_over_seeds, view
+from experiments.ablation.plan import Plan, PlannedCell, plan
+from experiments.ablation.processes import ForkStarter, PlainStarter, Starter
+
+
+@dataclass(frozen=True)
+class AblateOptions:
+    """Options of `frcnn ablate`; the command line's help says what they are."""
+
+    grid: str
+    runs_dir: str = "runs"
+    jobs: int | None = None
+    gpus: tuple[str, ...] | None = None
+    gpus_per_run: int = 1
+    launcher: Literal["local", "ray", "slurm"] = "local"
+    ray_address: str | None = None
+    slurm: Mapping[str, Any] = field(default_factory=dict)
+    dry_run: bool = False
+    format: Literal["table", "json"] = "table"
+
+
+def ablate(options: AblateOptions) -> int:
+    """Run what a grid lacks; returns the exit status: 0, 1 if cells have failed, 128 + 15 after SIGTERM.
+
+    Raises:
+        InputError: Anything wrong with the grid, its cells, the options or the folder, in one line.
+    """
+    _check_launcher(options)
+    slots = _slots(options)
+    grid = read_grid(options.grid)
+    shown = sys.stderr if options.format == "json" or options.dry_run else sys.stdout
+    starter = ForkStarter(slots[0])
+    if options.launcher == "local" and not options.dry_run and options.gpus_per_run == 1:
+        starter.prepare()  # imports while the cells are checked
+    try:
+        planned = plan(grid, options.runs_dir)
+        checks = check(planned, need_data=not options.dry_run, devices=options.gpus_per_run)
+        _print_head(planned, checks, _at_a_time(options, slots), shown)
+        if options.dry_run:
+            _print_commands(planned, slots, options.format)
+            return 0
+        folders = _prepare(planned, checks, shown)
+        return _run(options, planned, folders, slots, starter, shown)
+    finally:
+        starter.close()
+
+
+def _run(
+    options: AblateOptions,
+    planned: Plan,
+    folders: Sequence[CellFolder],
+    slots: Sequence[Mapping[str, str]],
+    starter: ForkStarter,
+    shown: TextIO,
+) -> int:
+    stop = StopRequest()
+    reason = None
+    with Monitor(planned.grid.name, folders, len(slots), shown) as monitor:
+        if options.launcher == "ray":
+            from experiments.ablation.ray_launcher import run_on_ray
+
+            run_on_ray(folders, slots[0], options.gpus_per_run, options.ray_address, monitor.tick, stop)
+        elif options.launcher == "slurm":
+            from experiments.ablation.slurm_launcher import run_on_slurm
+
+            run_on_slurm(folders, slots, options.gpus_per_run, options.slurm, monitor.tick, stop)
+        else:
+            launcher = LocalLauncher(slots, _starter(planned, starter), stop)
+            launcher.run(folders, monitor.tick)
+            reason = launcher.reason
+    _print_result(planned, folders, options.format)
+    if reason is not None:
+        print(f"frcnn: {planned.folder}: {reason}; free some space, then run the same command again", file=sys.stderr)
+    if stop.number is not None:
+        print("frcnn: stopped; the same command goes on from here", file=sys.stderr)
+        return 128 + signal.SIGTERM if stop.number == signal.SIGTERM else 1
+    return int(any(folder.read().get("status") != "done" for folder in folders))
+
+
+def _starter(planned: Plan, forks: ForkStarter) -> Starter:
+    """Forks only what stays one process: Lightning starts those of more devices by repeating a command line."""
+    for cell in planned.cells:
+        trainer = cell.config.trainer
+        if str(trainer.devices) not in ("auto", "1") or trainer.num_nodes > 1 or not _one_device(trainer.accelerator):
+            forks.close()
+            return PlainStarter()
+    return forks
+
+
+def _one_device(accelerator: Any) -> bool:
+    import torch
+
+    # Does not initialise CUDA, which would spoil forks.
+    return accelerator == "cpu" or torch.cuda.device_count() <= 1 or "CUDA_VISIBLE_DEVICES" in os.environ
+
+
+def _slots(options: AblateOptions) -> list[dict[str, str]]:
+    """The environment of each of the cells that run at the same time."""
+    if options.gpus_per_run < 1:
+        raise InputError(f"--gpus-per-run {options.gpus_per_run}: must be at least 1")
+    if options.jobs is not None and options.jobs < 1:
+        raise InputError(f"--jobs {options.jobs}: must be at least 1")
+    if options.gpus is None:
+        count = options.jobs or 1
+        return [_threads(count) for _ in range(count)]
+    if options.jobs is not None:
+        raise InputError("--jobs: without effect beside --gpus; name a GPU twice to run two cells on it: --gpus 0,0")
+    size = options.gpus_per_run
+    groups = [options.gpus[start : start + size] for start in range(0, len(options.gpus), size)]
+    if any(len(set(group)) < size for group in groups):
+        raise InputError(f"--gpus {','.join(options.gpus)}: does not divide into groups of {size} different GPUs")
+    _check_gpus(options.gpus)
+    return [_threads(len(groups)) | {"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups]
+
+
+def _check_launcher(options: AblateOptions) -> None:
+    """What does not fit the launcher, and whether its engine is there."""
+    if options.launcher != "local" and options.gpus is not None:
+        raise InputError(f"--gpus: --launcher {options.launcher} places cells itself; give --gpus-per-run")
+    if options.ray_address is not None and options.launcher != "ray":
+        raise InputError("--ray-address: without effect; add --launcher ray")
+    if options.slurm and options.launcher != "slurm":
+        raise InputError("--slurm: without effect; add --launcher slurm")
+    if options.launcher != "local" and not options.dry_run:
+        from experiments.ablation.checks import check_engine
+
+        check_engine(options.launcher, options.ray_address)
+
+
+def _at_a_time(options: AblateOptions, slots: Sequence[Mapping[str, str]]) -> str:
+    if options.launcher == "ray":
+        return "as many at a time as the Ray cluster has room for"
+    if options.launcher == "slurm" and len(slots) == 1:
+        return "as one SLURM array"
+    return f"{len(slots)} at a time"
+
+
+def _check_gpus(gpus: Sequence[str]) -> None:
+    import torch
+
+    there = torch.cuda.device_count()
+    if there == 0:
+        raise InputError(f"--gpus {','.join(gpus)}: PyTorch finds no GPU here; use --jobs for CPUs")
+    beyond = [gpu for gpu in gpus if gpu.isdecimal() and int(gpu) >= there]
+    if beyond and "CUDA_VISIBLE_DEVICES" not in os.environ:
+        raise InputError(f"--gpus {','.join(gpus)}: there is no GPU {beyond[0]}; they are 0 to {there - 1}")
+
+
+def _threads(runs: int) -> dict[str, str]:
+    """Cores shared fairly, unless OMP_NUM_THREADS says otherwise."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // runs))}
+
+
+# ---- before ----
+
+
+def _prepare(planned: Plan, checks: Checks, shown: TextIO) -> list[CellFolder]:
+    """Write `grid.json` and the folders of new cells."""
+    path = planned.folder / "grid.json"
+    try:
+        before = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError:
+        before = {}
+    changes = planned.changes(before)
+    if changes:
+        print(
+            f"{planned.base}, or the grid's options, have changed since the last run: {'; '.join(changes)}. "
+            "The cells that this concerns start anew; what was done before stays in its folders.",
+            file=shown,
+        )
+    folders = []
+    try:
+        planned.folder.mkdir(parents=True, exist_ok=True)
+        for cell, steps in zip(planned.cells, checks.steps, strict=True):
+            folder = CellFolder(cell.folder)
+            folder.create(_first_state(cell, steps))
+            folders.append(folder)
+        write_json(path, planned.document())
+    except OSError as error:
+        raise InputError(f"{error.filename or planned.folder}: cannot write ({error.strerror})") from None
+    return folders
+
+
+def _first_state(planned: PlannedCell, steps: int | None) -> State:
+    return {
+        "name": planned.cell.name,
+        "axes": dict(planned.cell.axes),
+        "seed": planned.cell.seed,
+        "hash": planned.hash,
+        "status": "pending",
+        "attempts": 0,
+        "host": None,
+        "pid": None,
+        "started": None,
+        "ended": None,
+        "seconds": 0,
+        "exit_code": None,
+        "error": None,
+        "command": " && ".join(shell_line(stage) for stage in planned.stages),
+        "stages": [list(stage) for stage in planned.stages],
+        "finished_stages": [],
+        "cwd": os.getcwd(),
+        "steps": steps,
+    }
+
+
+def _print_head(planned: Plan, checks: Checks, at_a_time: str, shown: TextIO) -> None:
+    grid = planned.grid
+    sizes = [f"{axis.name} {len(axis.values)}" for axis in grid.axes] + [f"seeds {len(grid.seeds)}"]
+    left_out = f", {len(grid.exclude)} combinations left out" if grid.exclude else ""
+    known = [steps for steps in checks.steps if steps is not None]
+    steps = f"{sum(known):,} training steps" if len(known) == len(checks.steps) else "an unknown number of steps"
+    lines = [
+        f"{grid.name}: {len(planned.cells)} cells ({' x '.join(sizes)}{left_out}), {steps}, {at_a_time}, in "
+        f"{planned.folder}",
+        *checks.lines(),
+    ]
+    print("\n".join(lines), file=shown, flush=True)
+
+
+def _print_commands(planned: Plan, slots: Sequence[Mapping[str, str]], style: str) -> None:
+    commands = {cell.cell.name: [shell_line(stage) for stage in cell.stages] for cell in planned.cells}
+    if style == "json":
+        cells = [{"name": name, "commands": lines} for name, lines in commands.items()]
+        print(json.dumps({"name": planned.grid.name, "environment": slots[0], "cells": cells}, indent=2))
+        return
+    print(f"# with {' '.join(f'{name}={value}' for name, value in slots[0].items())}")
+    for name, lines in commands.items():
+        print("\n".join([f"# {name}", *lines]))
+
+
+# ---- after ----
+
+
+def _print_result(planned: Plan, folders: Sequence[CellFolder], style: str) -> None:
+    if style == "json":
+        cells = [
+            {"folder": folder.path.name, **folder.read(), "metrics": folder.metrics() or None} for folder in folders
+        ]
+        document = {"name": planned.grid.name, "folder": str(planned.folder), "cells": cells}
+        print(json.dumps(document, indent=2, allow_nan=False))
+        return
+    views = [view(folder) for folder in folders]
+    rows = mean_over_seeds(views)
+    if rows:
+        Console(file=sys.stdout).print(_result_table(planned.grid, rows))
+    for folder, cell in zip(folders, views, strict=True):
+        if cell.status == "failed":
+            lines = str(cell.state.get("error", "")).split("\n")
+            print("\n    ".join([f"failed: {cell.state['name']} ({folder.log})", *lines]))
+    print(f"all of it: frcnn report {planned.folder}", flush=True)
+
+
+def _result_table(grid: Grid, rows: Sequence[tuple[dict[str, str], str, float, float | None, int]]) -> Table:
+    metrics = [name for name in METRICS if any(row[1] == name for row in rows)]
+    table = Table(*(axis.name for axis in grid.axes), " or ".join(metrics), "std", "seeds")
+    if grid.paper:
+        table.add_column("paper")
+    for axes, _, mean, deviation, seeds in rows:
+        paper = grid.paper.get(setting_name(axes))
+        cells = [*axes.values(), f"{mean:.4f}", "" if deviation is None else f"{deviation:.4f}", str(seeds)]
+        table.add_row(*cells, *(["" if paper is None else f"{paper:.3f}"] if grid.paper else []))
+    return table

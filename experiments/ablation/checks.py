@@ -1,0 +1,179 @@
+"""What can be known of a grid's cells before any of them runs: bad values, missing data, bad anchors, steps."""
+
+import json
+import math
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from jsonargparse import Namespace
+
+from datamodules.detection_datamodule import DetectionDataModule
+from datamodules.detection_dataset import DetectionDataset
+from detector.anchors import AnchorConfig, AnchorGenerator
+from detector.backbones import backbone_strides
+from detector.backbones.base import BackboneConfig
+from detector.errors import InputError
+from detector.image_batch import ImageConfig
+from detector.roi_heads import RoIConfig
+from detector.rpn import RPNConfig
+from detector.training.optimization import OptimizerConfig
+from experiments.ablation.plan import Plan, hashed_options
+from experiments.anchors.warnings import audit_dataset
+from experiments.options import DATA_FORMATS
+
+
+@dataclass
+class Checks:
+    """What a check found.
+
+    Attributes:
+        steps: Optimiser steps of each cell, in order; None where unknown.
+        warnings: Of the audit: setting -> what is wrong with its anchors.
+        notes: Why something could not be checked.
+    """
+
+    steps: list[int | None] = field(default_factory=list)
+    warnings: dict[str, Sequence[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def lines(self) -> list[str]:
+        """One line for each setting with warnings, and each note."""
+        warnings = [f"warning: {setting}: {'; '.join(texts)}" for setting, texts in self.warnings.items() if texts]
+        return [*warnings, *(f"note: {note}" for note in self.notes)]
+
+
+def check(plan: Plan, need_data: bool = True, devices: int = 1) -> Checks:
+    """Look at every cell's options and data, as its training would, and audit its anchors on some images.
+
+    Args:
+        plan: The grid.
+        need_data: False: a dataset that is not there is a note, not an error.
+        devices: Of each run, for the number of its steps.
+
+    Raises:
+        InputError: A cell cannot run; names it.
+    """
+    found, checker = Checks(), _Checker()
+    for planned in plan.cells:
+        config, setting = planned.config, planned.cell.setting or planned.cell.name
+        try:
+            model = _Model(config)
+            dataset = checker.dataset(config, bool(plan.grid.evaluate), found.notes, need_data)
+        except InputError as error:
+            raise InputError(f"{plan.grid.path}: cell {planned.cell.name}: {error}") from None
+        if plan.grid.evaluate:
+            found.steps.append(0)
+            continue
+        found.steps.append(None if dataset is None else _steps(config, len(dataset), devices))
+        if dataset is not None:
+            found.warnings[setting] = checker.warnings(config, model, dataset)
+    return found
+
+
+class _Model:
+    """The configs of a detector, which refuse bad values when they are made.
+
+    Raises:
+        InputError: A value out of its range, or options that do not go together.
+    """
+
+    def __init__(self, config: Namespace) -> None:
+        model = config.model
+        self.difficult: str = model.difficult
+        self.anchors = AnchorConfig(**model.anchors.as_dict())
+        self.strides = backbone_strides(model.backbone.name)
+        AnchorGenerator(self.anchors, self.strides)  # refuses lists that do not fit the levels
+        self.image = ImageConfig(**model.image.as_dict())
+        self.rpn = RPNConfig(**model.rpn.as_dict())
+        RoIConfig(**model.roi.as_dict())
+        OptimizerConfig(**model.optimizer.as_dict())
+        BackboneConfig(**model.backbone.as_dict())
+
+
+class _Checker:
+    """Remembers what cells share: datasets, and audits of the same anchors."""
+
+    def __init__(self) -> None:
+        self._modules: dict[str, DetectionDataModule | None] = {}
+        self._audits: dict[str, Sequence[str]] = {}
+
+    def dataset(self, config: Namespace, evaluated: bool, notes: list[str], need_data: bool) -> DetectionDataset | None:
+        """The training data of a cell, all of whose annotations are read; None where it need not be there.
+
+        Raises:
+            InputError: It should be there and is not, or something is wrong with it.
+        """
+        options = {key: value for key, value in config.data.as_dict().items() if key != "seed"}
+        key = json.dumps([config.data_format, options], sort_keys=True, default=str)
+        if key not in self._modules:
+            try:
+                module: DetectionDataModule = DATA_FORMATS[config.data_format](**options)
+                module.setup(("test" if config.data.get("test_splits") else "validate") if evaluated else None)
+                self._modules[key] = module
+            except InputError as error:
+                if need_data and not config.data.get("download"):
+                    raise
+                notes.append(f"data is not there, so anchors are not audited ({error})")
+                self._modules[key] = None
+        found = self._modules[key]
+        return found.train_dataset if found is not None and not evaluated else None
+
+    def warnings(self, config: Namespace, model: _Model, dataset: DetectionDataset) -> Sequence[str]:
+        """Of the audit, on at most 1000 images, and as many as can be read in a second."""
+        parts = ("model.anchors.", "model.image.", "model.rpn.", "model.backbone.name", "model.difficult", "data.")
+        options = {key: value for key, value in hashed_options(config).items() if key.startswith(parts)}
+        key = json.dumps(options, sort_keys=True)
+        if key not in self._audits:
+            result = audit_dataset(dataset, model.anchors, model.strides, model.image, model.rpn, model.difficult)
+            part = "" if result.images == len(dataset) else f" (from {result.images} of {len(dataset)} images)"
+            self._audits[key] = [line + part for line in result.warnings]
+        return self._audits[key]
+
+
+def _steps(config: Namespace, images: int, devices: int) -> int | None:
+    """Optimiser steps of a training, as far as its options tell."""
+    trainer = config.trainer
+    batches = max(1, images // (config.data.batch_size * devices))
+    if isinstance(trainer.limit_train_batches, int):
+        batches = min(batches, trainer.limit_train_batches)
+    elif trainer.limit_train_batches is not None:
+        batches = int(batches * trainer.limit_train_batches)
+    an_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+    limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
+    if trainer.max_epochs is None and not limits:
+        return 1000 * an_epoch  # Lightning's default
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        limits.append(trainer.max_epochs * an_epoch)
+    return min(limits, default=None)
+
+
+def check_engine(launcher: str, ray_address: str | None) -> None:
+    """What can be said before anything starts.
+
+    Raises:
+        InputError: The engine is not installed, or nothing answers at Ray's address.
+    """
+    try:
+        if launcher == "ray":
+            import ray  # noqa: F401
+        elif launcher == "slurm":
+            import submitit  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            f"--launcher {launcher}: needs {error.name}, which is not installed; "
+            f"pip install 'faster-rcnn-lightning[{launcher}]'"
+        ) from None
+    if launcher == "ray" and ray_address not in (None, "auto"):
+        _check_address(str(ray_address))
+
+
+def _check_address(address: str) -> None:
+    """Ray itself tries for minutes, then ends the process."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
+        raise InputError(f"--ray-address {address}: must be HOST:PORT as `ray start --head` prints it, or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except OSError as error:
+        raise InputError(f"--ray-address {address}: no Ray cluster answers ({error.strerror or error})") from None

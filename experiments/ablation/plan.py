@@ -1,0 +1,219 @@
+"""The cells of a grid with everything resolved: options as the command line reads them, hashes, folders, commands."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, Namespace
+
+from detector.errors import InputError
+from experiments.ablation.grid import Grid, GridCell, Options
+from experiments.options import OptionsCLI
+from experiments.run.folder import run_folder_of
+
+NOT_HASHED = {
+    "config",
+    "runs_dir",
+    "experiment",
+    "run_name",
+    "ckpt_path",
+    "weights_only",
+    "trainer.enable_progress_bar",
+}
+"""Options that say where a run is written and what is shown, not what is trained."""
+
+
+@dataclass(frozen=True)
+class PlannedCell:
+    """A cell that is ready to run.
+
+    Attributes:
+        cell: Axes, seed and options.
+        config: Every option, parsed as `frcnn fit` parses it.
+        hash: SHA-256 of all options that decide what is trained.
+        folder: Its run folder.
+        stages: Arguments of the `frcnn` commands that make it up.
+    """
+
+    cell: GridCell
+    config: Namespace
+    hash: str
+    folder: Path
+    stages: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells of a grid.
+
+    Attributes:
+        grid: The file.
+        folder: `<runs dir>/<grid's name>`.
+        base: The config file that all cells start from.
+        base_options: All options of the base, resolved: name with dots -> value.
+        cells: In the order in which they run.
+    """
+
+    grid: Grid
+    folder: Path
+    base: Path
+    base_options: Options
+    cells: tuple[PlannedCell, ...]
+
+    def document(self) -> dict[str, Any]:
+        """The content of `grid.json`."""
+        return {
+            "name": self.grid.name,
+            "base": str(self.base),
+            "base_hash": _hash(self.base_options),
+            "axes": {axis.name: list(axis.values) for axis in self.grid.axes},
+            "seeds": list(self.grid.seeds),
+            "baseline": self.grid.baseline,
+            "paper": dict(self.grid.paper),
+            "evaluate": self.grid.evaluate,
+            "base_options": self.base_options,
+            "cells": [
+                {
+                    "name": planned.cell.name,
+                    "axes": dict(planned.cell.axes),
+                    "seed": planned.cell.seed,
+                    "hash": planned.hash,
+                    "folder": planned.folder.name,
+                    "overrides": planned.cell.options,
+                }
+                for planned in self.cells
+            ],
+        }
+
+    def changes(self, before: Mapping[str, Any]) -> list[str]:
+        """What differs from an earlier `grid.json`, for cells of the same name: `option: old -> new`."""
+        names = {cell["name"]: cell for cell in before.get("cells", [])}
+        changed: dict[str, None] = {}
+        for planned in self.cells:
+            old = names.get(planned.cell.name)
+            if old is None or old.get("hash") == planned.hash:
+                continue
+            theirs = dict(before.get("base_options", {})) | dict(old.get("overrides", {}))
+            ours = self.base_options | planned.cell.options
+            for option in sorted(theirs.keys() | ours.keys()):
+                if theirs.get(option, "not there") != ours.get(option, "not there"):
+                    line = (
+                        f"{option}: {_text(theirs.get(option, 'not there'))} -> {_text(ours.get(option, 'not there'))}"
+                    )
+                    changed[line] = None
+        return list(changed)
+
+
+def plan(grid: Grid, runs_dir: str) -> Plan:
+    """Resolve every cell of a grid.
+
+    Raises:
+        InputError: A bad base, an unknown option, a value of the wrong type, two cells with equal options, a missing
+            checkpoint.
+    """
+    checkpoints = {seed: _checkpoint(grid, seed) for seed in grid.seeds}
+    base = grid.base or _config_of(grid, checkpoints[grid.seeds[0]])
+    base = Path(os.path.relpath(base)) if base.is_relative_to(Path.cwd()) else base
+    try:
+        parser = OptionsCLI([f"--config={base}"], prog="frcnn fit")
+    except ArgumentError as error:
+        raise InputError(f"{base}: {error}") from None
+    base_options = hashed_options(parser.config)
+    digests = {path: _digest(path) for path in set(checkpoints.values()) if path is not None}
+    cells: dict[str, PlannedCell] = {}
+    for cell in grid.cells():
+        try:
+            config = parser.parser.parse_args([f"--config={base}", *_arguments(cell)])
+        except ArgumentError as error:
+            raise InputError(f"{grid.path}: cell {cell.name}: {' '.join(str(error).split())}") from None
+        checkpoint = checkpoints[cell.seed]
+        options = hashed_options(config) | ({} if checkpoint is None else {"evaluate": digests[checkpoint]})
+        planned = _planned(grid, cell, config, base, checkpoint, _hash(options), runs_dir)
+        if planned.hash in cells:
+            raise InputError(f"{grid.path}: cells {cells[planned.hash].cell.name} and {cell.name} have equal options")
+        cells[planned.hash] = planned
+    return Plan(grid, Path(runs_dir) / grid.name, base, base_options, tuple(cells.values()))
+
+
+def hashed_options(config: Namespace) -> Options:
+    """What decides the result of a run: name with dots -> plain value."""
+    flat = {str(key): value for key, value in _flat(config.as_dict())}
+    kept = {key: value for key, value in flat.items() if key not in NOT_HASHED}
+    plain: Options = json.loads(json.dumps(kept, default=str))
+    return plain
+
+
+def _planned(
+    grid: Grid,
+    cell: GridCell,
+    config: Namespace,
+    base: Path,
+    checkpoint: Path | None,
+    digest: str,
+    runs_dir: str,
+) -> PlannedCell:
+    name = f"{cell.name}-{digest[:8]}"
+    if len(name.encode()) > 200:
+        raise InputError(f"{grid.path}: the cell's folder {name} has a name too long; name the values of its axes")
+    folder = Path(runs_dir) / grid.name / name
+    data = config.data
+    last = "test" if data.test_splits else "validate"
+    quiet = "--trainer.enable_progress_bar=false"
+    common = (f"--config={base}", *_arguments(cell), quiet)
+    stages: tuple[tuple[str, ...], ...]
+    if checkpoint is not None:
+        stages = ((last, *common, f"--ckpt_path={checkpoint}", f"--results_dir={folder}"),)
+        return PlannedCell(cell, config, digest, folder, stages)
+    where = (f"--runs_dir={runs_dir}", f"--experiment={grid.name}", f"--run_name={name}")
+    stages = (("fit", *common, *where), (last, f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"))
+    return PlannedCell(cell, config, digest, folder, stages)
+
+
+def _arguments(cell: GridCell) -> list[str]:
+    given = [f"--{option}={_text(value)}" for option, value in cell.options.items()]
+    return [*given, f"--seed_everything={cell.seed}"]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _checkpoint(grid: Grid, seed: int) -> Path | None:
+    if grid.evaluate is None:
+        return None
+    path = Path(grid.evaluate.replace("{seed}", str(seed)))
+    if not path.is_file():
+        raise InputError(f"{grid.path}: evaluate: {path}: no such checkpoint; train it, or name another")
+    if "{seed}" not in grid.evaluate and len(grid.seeds) > 1:
+        raise InputError(
+            f"{grid.path}: evaluate: one checkpoint gives the same numbers for all seeds; write {{seed}} into its path"
+        )
+    return path
+
+
+def _config_of(grid: Grid, checkpoint: Path | None) -> Path:
+    folder = run_folder_of(checkpoint) if checkpoint is not None else None
+    if folder is None:
+        raise InputError(f"{grid.path}: evaluate: {checkpoint} is in no run folder; give its config file as base:")
+    return folder / "config.yaml"
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, item in value.items():
+        nested = isinstance(item, Mapping) and item
+        rows += _flat(item, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", item)]
+    return rows
+
+
+def _hash(options: Options) -> str:
+    return hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

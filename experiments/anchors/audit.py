@@ -1,0 +1,315 @@
+"""What a choice of anchors does to the objects of a dataset, before any training: plain arrays, no images, no network.
+
+Augmentation is left out, and so is the padding of a batch: it adds locations beyond the right and lower border, whose
+anchors take part in training only if straddling ones are kept.
+
+Shapes: `S` anchor shapes (levels times anchors per location), `N` images, `M` objects. Sizes are (height, width).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from detector.anchors import AnchorConfig
+from detector.image_batch import ImageConfig
+from detector.metrics.coco_ap import SIZES
+from detector.rpn import RPNConfig
+from experiments.anchors.coverage import AnchorLattices, ObjectMatches, all_locations, legal_locations, match_objects
+from experiments.anchors.views import Array, training_views
+from experiments.output import without_nan
+
+RATIO_EDGES = [2**power for power in (-1.5, -0.5, 0.5, 1.5)]
+"""Bounds of the groups of aspect ratios: around 1/2, 1 and 2, and beyond."""
+NEARLY_DEAD = 0.05
+"""Share of locations below which an anchor is called nearly dead."""
+MANY_RESCUED = 2 / 3
+"""Share of rescued objects above which there is a warning; the paper's anchors rescue 0.63 on VOC2007 trainval."""
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """How well anchors cover some objects; shares are fractions of these objects, nan where there are none.
+
+    Attributes:
+        objects: How many; where images are trained at several sizes, the mean over these.
+        mean_best_iou: Mean over objects of the highest IoU with an anchor that is used.
+        share_iou_50, share_iou_70: Objects whose best IoU is at least 0.5, 0.7.
+        share_rescued: Objects that have positive anchors only by the rule that an object's best anchors are positive.
+        share_without_positive: Objects without any positive anchor.
+        share_without_anchor: Objects that overlap no anchor that is used.
+    """
+
+    objects: float
+    mean_best_iou: float
+    share_iou_50: float
+    share_iou_70: float
+    share_rescued: float
+    share_without_positive: float
+    share_without_anchor: float
+
+
+@dataclass(frozen=True)
+class AnchorAudit:
+    """One anchor shape at one feature level.
+
+    Attributes:
+        level, stride: Feature level, counted from 0, and its pixels per cell.
+        scale, aspect_ratio: As configured; aspect ratio is height / width.
+        width, height: Sides in pixels of the resized image.
+        legal_share: Share of all locations of all images at which it does not cross the border.
+        images_without: Images with no such location, at none of the sizes that they are trained at.
+        best_match_share: Share of objects whose best anchor has this shape; where shapes tie they share equally.
+        positive_share: Its share of all positive anchors.
+    """
+
+    level: int
+    stride: int
+    scale: float
+    aspect_ratio: float
+    width: float
+    height: float
+    legal_share: float
+    images_without: int
+    best_match_share: float
+    positive_share: float
+
+    @property
+    def name(self) -> str:
+        """For messages: scale, ratio, sides, and its stride."""
+        return (
+            f"scale {self.scale:g}, ratio {self.aspect_ratio:g} ({self.width:.0f} x {self.height:.0f} pixels, "
+            f"stride {self.stride})"
+        )
+
+
+@dataclass(frozen=True)
+class AuditResult(Coverage):
+    """The audit of a dataset: the coverage of all objects, and more.
+
+    Attributes:
+        images: Images, those without objects included.
+        anchors: Every shape, by level and in the order of the RPN's outputs.
+        straddling: Whether straddling anchors are used: drop or keep.
+        positive_iou: IoU from which an anchor is positive.
+        wanted_positives: Most positives that an image contributes to the RPN's losses.
+        positives_per_image: Mean number of positive anchors of an image.
+        sampled_positives_per_image: The same, where what is above `wanted_positives` does not count.
+        share_images_wanted: Images that have `wanted_positives` or more.
+        by_class: Coverage by class, of classes that have objects.
+        by_size: By area after resizing: COCO's small (below 32 x 32), medium, large (from 96 x 96 on).
+        by_original_size: The same by area in the original image.
+        by_aspect_ratio: By height / width after resizing.
+    """
+
+    images: int
+    anchors: tuple[AnchorAudit, ...]
+    straddling: str
+    positive_iou: float
+    wanted_positives: int
+    positives_per_image: float
+    sampled_positives_per_image: float
+    share_images_wanted: float
+    by_class: Mapping[str, Coverage]
+    by_size: Mapping[str, Coverage]
+    by_original_size: Mapping[str, Coverage]
+    by_aspect_ratio: Mapping[str, Coverage]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What may spoil a training, in one short line each."""
+        return [*_dead_anchors(self), *_neglected_objects(self)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: all of the above and `warnings`; None for nan."""
+        values: dict[str, Any] = without_nan({**asdict(self), "warnings": self.warnings})
+        return {"images": values.pop("images"), **values}
+
+
+def audit(
+    anchors: AnchorConfig,
+    strides: Sequence[int],
+    image_config: ImageConfig,
+    sizes: Array,
+    boxes: Array,
+    image: Array,
+    labels: Array | None = None,
+    class_names: Sequence[str] = (),
+    rpn: RPNConfig = RPNConfig(),
+) -> AuditResult:
+    """Audit anchors on the objects that training uses: select by `difficult` before.
+
+    Args:
+        anchors: The anchors.
+        strides: Pixels per cell of the backbone's levels, fine to coarse.
+        image_config: Gives the sizes after resizing; where there are several, each has an equal part in all numbers.
+        sizes: (N, 2) height and width of the original images, those without objects included.
+        boxes: (M, 4) xyxy in pixels of the original images.
+        image: (M,) position of each object's image in `sizes`.
+        labels: (M,) in 1..C, for `by_class`.
+        class_names: Of labels 1..C.
+        rpn: Gives the rules by which anchors are positive, and how many are wanted.
+
+    Raises:
+        InputError: The anchors do not fit the number of levels.
+    """
+    order = np.argsort(image, kind="stable")
+    boxes, image = boxes.reshape(-1, 4)[order], np.asarray(image, np.int64)[order]
+    views = training_views(image_config, sizes, boxes, image)
+    matches, rows = [], _ShapeTotals()
+    for view in views:
+        lattices, used = view.lattices_and_windows(anchors, strides)
+        found = match_objects(lattices, used, view.boxes, view.image, rpn.positive_iou, bool(rpn.best_per_object))
+        rows.add(lattices, view.sizes, found)
+        matches.append(found)
+    best = np.concatenate([found.best_iou for found in matches])
+    positives = np.concatenate([found.positives for found in matches])
+    wanted = int(rpn.samples_per_image * rpn.positive_fraction)
+    resized = np.concatenate([view.boxes for view in views])
+    names = np.array([*class_names])[np.asarray(labels)[order] - 1] if labels is not None and len(boxes) else None
+    repeats = len(views)
+
+    def cover(rows: Array) -> Coverage:
+        return _coverage(best[rows], repeats, rpn)
+
+    return AuditResult(
+        **asdict(cover(np.ones(len(best), bool))),
+        images=len(sizes),
+        anchors=rows.anchors(),
+        straddling=anchors.straddling,
+        positive_iou=rpn.positive_iou,
+        wanted_positives=wanted,
+        positives_per_image=_mean(positives),
+        sampled_positives_per_image=_mean(np.minimum(positives, wanted)),
+        share_images_wanted=_mean(positives >= wanted),
+        by_class={}
+        if names is None
+        else {name: cover(np.tile(names == name, repeats)) for name in class_names if (names == name).any()},
+        by_size={name: cover(rows) for name, rows in _by_size(resized).items()},
+        by_original_size={name: cover(np.tile(rows, repeats)) for name, rows in _by_size(boxes).items()},
+        by_aspect_ratio={name: cover(rows) for name, rows in _by_aspect_ratio(resized).items()},
+    )
+
+
+class _ShapeTotals:
+    """Sums over views of what is told about each shape."""
+
+    def __init__(self) -> None:
+        self.lattices: AnchorLattices | None = None
+        self.locations: Any = 0
+        self.legal: Any = 0
+        self.without: Any = True
+        self.best: Any = 0
+        self.objects = 0
+        self.positives: Any = 0
+
+    def add(self, lattices: AnchorLattices, sizes: Array, found: ObjectMatches) -> None:
+        legal = legal_locations(lattices, sizes).count()
+        self.lattices = lattices
+        self.locations = self.locations + all_locations(lattices, sizes).count().sum(axis=0)
+        self.legal = self.legal + legal.sum(axis=0)
+        self.without = self.without & (legal == 0)
+        self.best = self.best + (found.is_best / np.maximum(found.is_best.sum(axis=1, keepdims=True), 1)).sum(axis=0)
+        self.objects += len(found.best_iou)
+        self.positives = self.positives + found.positives_of_shape
+
+    def anchors(self) -> tuple[AnchorAudit, ...]:
+        lattices = self.lattices
+        assert lattices is not None
+        columns = {
+            "level": lattices.level,
+            "stride": lattices.stride,
+            "scale": lattices.scale,
+            "aspect_ratio": lattices.aspect_ratio,
+            "width": lattices.width,
+            "height": lattices.height,
+            "legal_share": _ratio(self.legal, self.locations),
+            "images_without": self.without.sum(axis=0),
+            "best_match_share": _ratio(self.best, self.objects),
+            "positive_share": _ratio(self.positives, self.positives.sum()),
+        }
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        return tuple(AnchorAudit(**dict(zip(columns, row, strict=True))) for row in rows)
+
+
+def _coverage(best: Array, repeats: int, rpn: RPNConfig) -> Coverage:
+    low = best < np.float32(rpn.positive_iou)
+    count = len(best) / repeats
+    return Coverage(
+        objects=int(count) if count == int(count) else count,
+        mean_best_iou=_mean(best),
+        share_iou_50=_mean(best >= np.float32(0.5)),
+        share_iou_70=_mean(best >= np.float32(0.7)),
+        share_rescued=_mean(low & (best > 0) & bool(rpn.best_per_object)),
+        share_without_positive=_mean(best == 0 if rpn.best_per_object else low),
+        share_without_anchor=_mean(best == 0),
+    )
+
+
+def _mean(values: Array) -> float:
+    return float(values.mean(dtype=np.float64)) if len(values) else math.nan
+
+
+def _ratio(part: Array, whole: Array | int) -> Array:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(part, np.float64) / whole
+
+
+def _by_size(boxes: Array) -> dict[str, Array]:
+    width, height = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64).T
+    return {name: (width * height >= low) & (width * height < high) for name, (low, high) in SIZES.items()}
+
+
+def _by_aspect_ratio(boxes: Array) -> dict[str, Array]:
+    width, height = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64).T
+    edges = [0.0, *RATIO_EDGES, math.inf]
+    texts = [f"{edge:.2f}" for edge in edges]
+    names = [f"below {texts[1]}", *(f"{a} to {b}" for a, b in pairwise(texts[1:-1]))]
+    names.append(f"from {texts[-2]}")
+    groups = np.searchsorted(RATIO_EDGES, height / width, side="right")
+    return {name: groups == index for index, name in enumerate(names)}
+
+
+def _dead_anchors(result: AuditResult) -> list[str]:
+    if result.straddling == "keep" or not result.images:
+        return []
+    lines = []
+    for anchor in result.anchors:
+        where = f"{anchor.images_without} of {result.images} images"
+        if anchor.images_without == result.images:
+            lines.append(f"dead anchor: {anchor.name} fits into no image, so it is never trained")
+        elif anchor.legal_share < NEARLY_DEAD or 2 * anchor.images_without >= result.images:
+            lines.append(
+                f"nearly dead anchor: {anchor.name} is inside the image at {_percent(anchor.legal_share)} of "
+                f"locations, at none in {where}"
+            )
+    return lines
+
+
+def _neglected_objects(result: AuditResult) -> list[str]:
+    lines = []
+    if result.share_without_anchor > 0:
+        lines.append(
+            f"{_percent(result.share_without_anchor)} of objects overlap no anchor that is used: the region proposal "
+            "network never learns from them"
+        )
+    if result.share_without_positive - result.share_without_anchor > 0.1:
+        lines.append(
+            f"{_percent(result.share_without_positive)} of objects have no positive anchor (rpn.positive_iou "
+            f"{result.positive_iou:g}, rpn.best_per_object false)"
+        )
+    if result.share_rescued > MANY_RESCUED:
+        lines.append(
+            f"{_percent(result.share_rescued)} of objects have positive anchors only because their best ones count, at "
+            f"an IoU below {result.positive_iou:g}"
+        )
+    if result.share_iou_50 < 0.75:
+        lines.append(f"{_percent(1 - result.share_iou_50)} of objects overlap no anchor by an IoU of 0.5")
+    return lines
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.{1 if share >= 0.01 else 2}f} %"

@@ -1,0 +1,75 @@
+"""What the configuration of a training gives to an audit of its anchors."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from jsonargparse import Namespace
+
+from datamodules.voc.ground_truth import SplitTruth, read_ground_truth
+from detector.anchors import AnchorConfig, AnchorGenerator
+from detector.backbones import backbone_strides
+from detector.errors import InputError
+from detector.image_batch import ImageConfig
+from detector.rpn import RPNConfig
+from experiments.anchors.audit import AuditResult, audit
+from experiments.anchors.views import TrainingView, training_views
+
+
+@dataclass(frozen=True)
+class AuditInput:
+    """What the configuration of a training gives to an audit."""
+
+    anchors: AnchorConfig
+    strides: tuple[int, ...]
+    image: ImageConfig
+    rpn: RPNConfig
+    difficult: str
+    truth: SplitTruth
+
+    def audit(self) -> AuditResult:
+        """Audit the objects that training uses."""
+        objects, kept = self.truth.objects, self.kept
+        return audit(
+            self.anchors,
+            self.strides,
+            self.image,
+            self.truth.sizes,
+            objects.box[kept],
+            objects.image_id[kept],
+            objects.label[kept],
+            self.truth.class_names,
+            self.rpn,
+        )
+
+    def views(self) -> list[TrainingView]:
+        """The same objects at the sizes of training."""
+        objects, kept = self.truth.objects, self.kept
+        return training_views(self.image, self.truth.sizes, objects.box[kept], objects.image_id[kept])
+
+    @property
+    def kept(self) -> Any:
+        """(M,) mask: objects marked difficult only where training keeps them."""
+        return ~self.truth.objects.difficult | (self.difficult == "keep")
+
+
+def audit_input(config: Namespace) -> AuditInput:
+    """From the parsed options of `frcnn fit`: reads the annotations of the training splits.
+
+    Raises:
+        InputError: A bad value, or anything wrong with the dataset.
+    """
+    data_format = config.get("data_format", "voc")
+    if data_format != "voc":
+        raise InputError(f"--data_format {data_format}: the audit of anchors reads datasets in VOC format only")
+    model, data = config.model, config.data.get("init_args", config.data)
+    anchors = AnchorConfig(**model.anchors.as_dict())
+    strides = backbone_strides(model.backbone.name)
+    AnchorGenerator(anchors, strides)  # refuses lists that do not fit the levels, before files are read
+    return AuditInput(
+        anchors,
+        strides,
+        ImageConfig(**model.image.as_dict()),
+        RPNConfig(**model.rpn.as_dict()),
+        model.difficult,
+        read_ground_truth(data.root, data.train_splits, data.class_names, "--data.train_splits"),
+    )

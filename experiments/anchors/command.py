@@ -1,0 +1,166 @@
+"""`frcnn anchors`: what the configured anchors do to the objects of the training splits. Images are not needed."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any, Literal
+
+import numpy as np
+from jsonargparse import Namespace
+from pytorch_lightning.cli import LightningArgumentParser
+
+from detector.errors import InputError
+from experiments.anchors.audit import AuditResult, Coverage
+from experiments.anchors.audited_data import AuditInput, audit_input
+from experiments.anchors.plot import plot_audit
+from experiments.anchors.suggestion import Suggestion, suggest_anchors
+from experiments.options import OptionsCLI
+from experiments.output import check_plot, without_nan
+
+DESCRIPTION = (
+    "Audit anchors from the annotations and image sizes of the training splits alone. Takes the config file and the "
+    "options of frcnn fit; --model.anchors, --model.rpn, --model.image, --model.backbone.name, --model.difficult and "
+    "--data matter, the rest is without effect."
+)
+
+
+class AuditCLI(OptionsCLI):
+    """The options of `frcnn fit`, so that its config files and those of runs serve, and those of the audit."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What `frcnn fit` has, and the options of the audit."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--format", type=Literal["table", "json"], default="table", help="table or json.")
+        parser.add_argument(
+            "--plot", type=str | None, default=None, help="Draw objects and anchors into a .png, .pdf or .svg."
+        )
+        parser.add_argument(
+            "--suggest",
+            type=int | None,
+            default=None,
+            help="Search for better anchors: this many scales (in each level's list where scales are listed per level) "
+            "times as many aspect ratios as are configured.",
+        )
+
+
+def parse(arguments: list[str]) -> Namespace:
+    """The parsed options of `frcnn anchors`."""
+    return AuditCLI(arguments, prog="frcnn anchors", description=DESCRIPTION).config
+
+
+def print_audit(arguments: list[str]) -> None:
+    """Audit, and suggest and draw where asked to; print a table or one JSON document.
+
+    Raises:
+        InputError: Anything wrong with options or files.
+    """
+    config = parse(arguments)
+    if config.plot is not None:
+        check_plot(config.plot)
+    if config.suggest is not None and config.suggest < 1:
+        raise InputError(f"--suggest {config.suggest}: give the number of scales, at least 1")
+    given = audit_input(config)
+    result = given.audit()
+    suggestion = None
+    if config.suggest is not None:
+        suggestion = suggest_anchors(given.anchors, given.strides, given.views(), config.suggest)
+    if config.plot is not None:
+        views = given.views()
+        best = np.concatenate([view.best_ious(given.anchors, given.strides) for view in views])
+        plot_audit(result, views, best, config.plot, f"{', '.join(given.truth.splits)}: {_sentence(given, result)}")
+    if config.format == "json":
+        print(json.dumps(_document(given, result, suggestion), indent=2, allow_nan=False))
+    else:
+        print("\n".join(_table(given, result, suggestion)))
+
+
+def _document(given: AuditInput, result: AuditResult, suggestion: Suggestion | None) -> dict[str, Any]:
+    document = result.to_dict() | {
+        "splits": list(given.truth.splits),
+        "difficult": given.difficult,
+        "difficult_objects": int(given.truth.objects.difficult.sum()),
+        "strides": list(given.strides),
+        "shortest_side": given.image.shortest_side,
+        "longest_side": given.image.longest_side,
+    }
+    if suggestion is not None:
+        document["suggestion"] = without_nan(asdict(suggestion))
+    return document
+
+
+def _sentence(given: AuditInput, result: AuditResult) -> str:
+    sides = given.image.shortest_side
+    shortest = f"{sides[0]}" if len(sides) == 1 else f"{min(sides)} to {max(sides)}"
+    return (
+        f"{result.images} images, {result.objects:g} objects; shortest side {shortest}, longest "
+        f"{given.image.longest_side}; straddling anchors {'dropped' if result.straddling == 'drop' else 'kept'}"
+    )
+
+
+def _table(given: AuditInput, result: AuditResult, suggestion: Suggestion | None) -> list[str]:
+    difficult = int(given.truth.objects.difficult.sum())
+    how = "included" if given.difficult == "keep" else "not counted"
+    lines = [
+        f"{', '.join(given.truth.splits)}: {_sentence(given, result)}",
+        f"({difficult} objects marked difficult are {how})",
+        "",
+        *_anchor_lines(result),
+        "",
+        *_coverage_lines(result),
+        "",
+        f"positive anchors per image: {result.positives_per_image:.1f}; of {result.wanted_positives} wanted, sampling "
+        f"finds {result.sampled_positives_per_image:.1f} on average, and all of them in "
+        f"{_percent(result.share_images_wanted).strip()} of images",
+    ]
+    lines += ["", *result.warnings] if result.warnings else []
+    return lines + (_suggestion_lines(suggestion) if suggestion is not None else [])
+
+
+def _anchor_lines(result: AuditResult) -> list[str]:
+    lines = ["stride   scale   ratio   width x height   legal at   fits nowhere in    best match   positives"]
+    for anchor in result.anchors:
+        sides = f"{anchor.width:.0f} x {anchor.height:.0f}"
+        shares = f"{_percent(anchor.best_match_share):>10}   {_percent(anchor.positive_share):>9}"
+        lines.append(
+            f"{anchor.stride:6}  {anchor.scale:6g}  {anchor.aspect_ratio:6g}   {sides:>14}   "
+            f"{_percent(anchor.legal_share)}   {anchor.images_without:8} images   {shares}"
+        )
+    rule = "trained only there" if result.straddling == "drop" else "trained elsewhere, too"
+    note = f"(legal: share of locations at which it is inside the image; straddling {result.straddling}: {rule})"
+    return [*lines, note]
+
+
+def _coverage_lines(result: AuditResult) -> list[str]:
+    groups: list[tuple[str, Mapping[str, Coverage]]] = [
+        ("", {"all objects": result}),
+        ("by class", result.by_class),
+        ("by size after resizing", result.by_size),
+        ("by size in the original image", result.by_original_size),
+        ("by aspect ratio (height / width)", result.by_aspect_ratio),
+    ]
+    lines = [f"{'best IoU with any anchor':32} objects    mean   >= 0.5    >= 0.7   rescued   no anchor"]
+    for title, rows in groups:
+        lines += [title] if title and rows else []
+        for name, row in rows.items():
+            shares = (row.share_iou_50, row.share_iou_70, row.share_rescued, row.share_without_anchor)
+            text = "".join(f"  {_percent(share)}" for share in shares)
+            mean = "     -" if row.mean_best_iou != row.mean_best_iou else f"{row.mean_best_iou:6.3f}"
+            indented = f"  {name}" if title else name
+            lines.append(f"{indented:32} {row.objects:7.6g}  {mean}{text}")
+    return [*lines, "(rescued: only the rule that an object's best anchors are positive gives it any)"]
+
+
+def _suggestion_lines(found: Suggestion) -> list[str]:
+    gain = found.mean_best_iou - found.given_mean_best_iou
+    return [
+        "",
+        f"suggested, on images that it was not fitted to ({found.folds} folds):",
+        f"  mean best IoU {found.mean_best_iou:.3f} (given: {found.given_mean_best_iou:.3f}, gain {gain:+.3f}, by fold "
+        f"{min(found.gains):+.3f} to {max(found.gains):+.3f})",
+        f"  IoU >= 0.5 {_percent(found.share_iou_50).strip()} (given: {_percent(found.given_share_iou_50).strip()})",
+        f"  {found.options}",
+    ]
+
+
+def _percent(share: float) -> str:
+    return "      -" if share != share else f"{100 * share:5.1f} %"

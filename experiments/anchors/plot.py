@@ -1,0 +1,102 @@
+"""Picture of an anchor audit: the objects at the resolution of training, with the anchors drawn into it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.anchors.audit import AuditResult
+from experiments.anchors.views import Array, TrainingView
+from experiments.output import save_plot
+
+COLORS = {"best IoU 0.5 or more": "#9ecae1", "best IoU below 0.5": "#fdae6b"}
+ANCHOR, DEAD = "#1a1a1a", "#d62728"
+BIN = 2**0.25
+
+
+def plot_audit(result: AuditResult, views: Sequence[TrainingView], best: Array, path: str | Path, title: str) -> None:
+    """Draw histograms of object sizes and aspect ratios, and both sides against each other, each with the anchors.
+
+    Anchors that are dropped from half of the images or more, because they fit nowhere, are marked.
+
+    Args:
+        result: Gives the anchors.
+        views: The objects, at each size of training.
+        best: Best IoU of each object of each view, one after the other.
+        path: An image file (.png, .pdf, .svg); its folder is made.
+        title: Above the whole picture.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    from matplotlib.figure import Figure  # here, because it takes a second to import
+
+    boxes = np.concatenate([view.boxes for view in views])
+    width, height = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64).T
+    anchor_width, anchor_height = np.array([(anchor.width, anchor.height) for anchor in result.anchors]).T
+    without = np.array([anchor.images_without for anchor in result.anchors])
+    dead = (2 * without >= result.images) & (result.straddling == "drop")
+    weight = np.full(len(boxes), 1 / len(views))
+    figure = Figure(figsize=(15, 5.6), layout="constrained")
+    sides, ratios, both = figure.subplots(1, 3)
+    figure.suptitle(title)
+    _histogram(sides, np.sqrt(width * height), weight, best, np.sqrt(anchor_width * anchor_height), dead)
+    sides.set_xlabel("square root of area in pixels, after resizing")
+    _histogram(ratios, height / width, weight, best, anchor_height / anchor_width, dead)
+    ratios.set_xlabel("aspect ratio (height / width)")
+    edges = [_edges(np.concatenate(pair)) for pair in ((width, anchor_width), (height, anchor_height))]
+    counts = np.histogram2d(width, height, edges, weights=weight)[0].T
+    both.pcolormesh(*edges, np.ma.masked_equal(counts, 0), cmap="Blues", norm="log" if counts.any() else None)
+    names = "anchor", "anchor that fits into half of the images at most"
+    for rows, color, name in ((~dead, ANCHOR, names[0]), (dead, DEAD, names[1])):
+        if rows.any():
+            points = anchor_width[rows], anchor_height[rows]
+            both.plot(*points, "X", color=color, markersize=11, markeredgecolor="white", label=name)
+    both.set_xlabel("width in pixels, after resizing")
+    both.set_ylabel("height in pixels (the darker, the more objects)")
+    for axis, set_scale in ((both.xaxis, both.set_xscale), (both.yaxis, both.set_yscale)):
+        _logarithmic(axis, set_scale)
+    handles = [handle for axes in (sides, both) for handle in axes.get_legend_handles_labels()[0]]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4)
+    save_plot(figure, path, dpi=100)
+
+
+def _histogram(axes: Any, values: Array, weight: Array, best: Array, anchors: Array, dead: Array) -> None:
+    """Objects by a positive quantity, and a line at each anchor; in the colour of dead ones where all of them are."""
+    bins = _edges(np.concatenate((values, anchors)))
+    groups = best >= 0.5, best < 0.5
+    axes.hist(
+        [values[rows] for rows in groups],
+        bins,
+        weights=[weight[rows] for rows in groups],
+        stacked=True,
+        color=list(COLORS.values()),
+        label=list(COLORS),
+    )
+    axes.margins(x=0, y=0.12)
+    axes.set_ylabel("objects")
+    _logarithmic(axes.xaxis, axes.set_xscale)
+    distinct, group = np.unique(anchors.round(3), return_inverse=True)
+    for index, value in enumerate(distinct.tolist()):
+        color = DEAD if dead[group == index].all() else ANCHOR
+        axes.axvline(value, color=color, linestyle="--", linewidth=1.2)
+        place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "top"}
+        axes.annotate(f"{value:.3g}", (value, 1), (3, -4), color=color, **place)
+
+
+def _edges(values: Array) -> Array:
+    """Of bins of equal ratio that hold all values."""
+    low, high = np.log(values.min()) / np.log(BIN), np.log(values.max()) / np.log(BIN)
+    edges: Array = BIN ** np.arange(np.floor(low), np.ceil(high) + 1.5)
+    return edges
+
+
+def _logarithmic(axis: Any, set_scale: Any) -> None:
+    """Powers of two as plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    set_scale("log", base=2)
+    axis.set_major_locator(LogLocator(base=2))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

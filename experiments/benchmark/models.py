@@ -1,0 +1,195 @@
+"""The detectors that `frcnn benchmark train|infer` runs: with random weights, on random images.
+
+Random weights are made like trained ones where that costs time: batch norm has the statistics of these images, and the
+background's score is such that about `CANDIDATES` boxes of an image pass the score threshold.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final, Literal, cast
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from detector.anchors import AnchorConfig
+from detector.backbones.base import BackboneConfig, BackboneName
+from detector.errors import InputError
+from detector.faster_rcnn import FasterRCNN
+from detector.image_batch import ImageConfig
+from detector.roi_heads import RoIConfig
+from detector.rpn import RPNConfig
+
+CLASSES: Final = 20
+OBJECTS: Final = 6
+CANDIDATES: Final = 300
+SMALLEST: Final = 64
+Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """A detector without its weights, and the size of its images (height, width)."""
+
+    size: tuple[int, int]
+    backbone: BackboneConfig
+    anchors: AnchorConfig
+    rpn: RPNConfig
+    roi: RoIConfig
+    image: ImageConfig
+    difficult: Literal["drop", "keep", "ignore"] = "drop"
+
+
+NETWORKS: Final[dict[str, tuple[int, int]]] = {
+    "vgg16": (600, 800),
+    "resnet50_fpn": (600, 800),
+    "resnet18_fpn": (320, 416),
+    "mobilenet_v2_fpn": (320, 416),
+}
+
+
+def standard_options(name: BackboneName, size: tuple[int, int]) -> NetworkOptions:
+    """torchvision's defaults for a network with one feature level or a pyramid."""
+    pyramid = name.endswith("fpn")
+    scales: list[Any] = [[32], [64], [128], [256], [512]] if pyramid else [128, 256, 512]
+    return NetworkOptions(
+        size,
+        BackboneConfig(name=name, frozen_stages=2),
+        AnchorConfig(
+            scales=scales,
+            aspect_ratios=[0.5, 1, 2],
+            base_size=1,
+            center_offset="zero",
+            spacing="fitted",
+            rounding="nearest",
+            straddling="keep",
+        ),
+        RPNConfig(pre_nms_train=2000, post_nms_train=2000, pre_nms_test=1000, post_nms_test=1000),
+        RoIConfig(samples_per_image=512, pooling="roi_align_legacy", reg_beta=1 / 9, nms_iou=0.5),
+        ImageConfig(shortest_side=[min(size)], longest_side=max(size)),
+    )
+
+
+def chosen_networks(
+    networks: Sequence[str] | None,
+    config: str | None,
+    options: Sequence[str] = (),
+    size: Sequence[int] | None = None,
+) -> list[tuple[str, NetworkOptions]]:
+    """Networks by name, all where none is named, or that of an experiment's file with `KEY=VALUE` options.
+
+    Args:
+        networks: Names of `NETWORKS`.
+        config: An experiment's file.
+        options: Of the file.
+        size: Height and width of the images instead of each named network's own.
+
+    Raises:
+        InputError: An unknown name, both or an unreadable file, a bad option or size.
+    """
+    if size is not None and (len(size) != 2 or min(size) < SMALLEST):
+        raise InputError(f"--size {list(size)}: must be [height, width] of at least {SMALLEST} pixels each")
+    if config is None:
+        if options:
+            raise InputError(f"--option {options[0]}: is for --config")
+        for name in networks or ():
+            if name not in NETWORKS:
+                raise InputError(f"--networks: {name!r} is none of {', '.join(NETWORKS)}; give others by --config")
+        given = None if size is None else (size[0], size[1])
+        return [
+            (name, standard_options(cast(BackboneName, name), given or NETWORKS[name])) for name in networks or NETWORKS
+        ]
+    if size is not None:
+        raise InputError("--size: is for --networks; an experiment's file has --option model.image.shortest_side=[...]")
+    if networks:
+        raise InputError("--networks and --config: give one of them")
+    from experiments.options import OptionsCLI
+
+    parsed = OptionsCLI(["--config", config, *(f"--{option}" for option in options)], prog="frcnn benchmark").config
+    model = parsed.model
+    image = ImageConfig(**model.image.as_dict())
+    shortest = image.shortest_side[-1]
+    size = (shortest, min(image.longest_side, shortest * 4 // 3))
+    chosen = NetworkOptions(
+        size,
+        BackboneConfig(**model.backbone.as_dict()),
+        AnchorConfig(**model.anchors.as_dict()),
+        RPNConfig(**model.rpn.as_dict()),
+        RoIConfig(**model.roi.as_dict()),
+        image,
+        model.difficult,
+    )
+    return [(Path(config).stem, chosen)]
+
+
+def make_images(size: tuple[int, int], number: int, objects: int, device: torch.device) -> Batch:
+    """Images (3, H, W) uint8 of coarse noise with rectangles of other noise, and targets of these rectangles."""
+    rng = torch.Generator().manual_seed(0)
+    height, width = size
+    images, targets = [], []
+    for index in range(number):
+        coarse = torch.rand(1, 3, height // 16, width // 16, generator=rng) * 255
+        image = nn.functional.interpolate(coarse, size=size, mode="bilinear")[0]
+        extent = torch.tensor([width, height]).repeat(2)
+        sides = 0.08 + 0.5 * torch.rand(objects, 2, generator=rng) ** 2
+        corners = torch.rand(objects, 2, generator=rng) * (1 - sides)
+        boxes = torch.cat((corners, corners + sides), dim=1) * extent
+        for x1, y1, x2, y2 in boxes.int().tolist():
+            patch = image[:, y1:y2, x1:x2]
+            patch.copy_((patch + 128 * torch.rand(3, 1, 1, generator=rng)).clamp(max=255))
+        images.append(image.to(torch.uint8).to(device))
+        labels = torch.randint(1, CLASSES + 1, (objects,), generator=rng)
+        target = {"boxes": boxes, "labels": labels, "difficult": torch.zeros(objects, dtype=torch.bool)}
+        targets.append({key: value.to(device) for key, value in target.items()} | {"image_id": torch.tensor(index)})
+    return images, targets
+
+
+def build_network(options: NetworkOptions, batch: Batch) -> tuple[FasterRCNN, BackboneConfig]:
+    """Our detector with random weights on the CPU, and the backbone's options with them."""
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        backbone = options.backbone
+        if not backbone.random:
+            backbone = replace(backbone, weights=str(_random_weights(backbone, batch, Path(folder))))
+        model = FasterRCNN(
+            CLASSES, backbone, options.anchors, options.rpn, options.roi, options.image, options.difficult
+        )
+    _set_background_score(model.eval(), [image.cpu() for image in batch[0][:1]])
+    return model.to(memory_format=torch.channels_last), backbone
+
+
+def _random_weights(config: BackboneConfig, batch: Batch, folder: Path) -> Path:
+    """A file of random weights of the classification network, with the batch norm's statistics of the images."""
+    network = torchvision.models.get_model(config.name.removesuffix("_fpn").removesuffix("_c4"), weights=None)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0
+    with torch.no_grad():
+        image = batch[0][0].cpu().float()[None]
+        network.train()((image - image.mean()) / image.std())
+    path = folder / "random.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@torch.no_grad()
+def _set_background_score(model: FasterRCNN, images: list[Tensor]) -> None:
+    """Scores of classes that differ as a trained detector's, and a bias of the background by bisection."""
+    features, batch = model.features(images)
+    proposals = model.proposals(features, batch)
+    scores = model.roi_heads.predictor.scores
+    logits, _ = model.roi_heads(features, proposals)
+    scores.weight.mul_(2.0 / logits.std())
+    logits, _ = model.roi_heads(features, proposals)
+    low, high = 0.0, 50.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        logits[:, 0] += middle
+        found = int((logits.softmax(1)[:, 1:] > model.roi_heads.config.score_threshold).sum())
+        logits[:, 0] -= middle
+        low, high = (middle, high) if found > CANDIDATES else (low, middle)
+    scores.bias[0] = low

@@ -1,0 +1,130 @@
+"""`frcnn show-data`: a contact sheet of what training is given, without a model."""
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from pytorch_lightning.cli import LightningArgumentParser
+from torch import Tensor
+
+from datamodules.detection_datamodule import DetectionDataModule
+from datamodules.detection_dataset import DetectionDataset, Target
+from detector.drawing import class_color, draw_boxes
+from detector.errors import InputError, printable
+from experiments.options import DATA_FORMATS, OptionsCLI, find_data_format
+
+CELL: Final = 320  # pixels of the longer side of a picture
+GAP: Final = 8
+TITLE: Final = 22
+MOST_PICTURES: Final = 2000
+PAPER: Final = (245, 245, 245)
+
+
+class ShowDataCLI(OptionsCLI):
+    """The options of `frcnn fit`, so that its config files and those of runs serve, and those of the sheet."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What `frcnn fit` has, and the options of the sheet."""
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--output", type=str, required=True, help="Folder for <augmentation>.png.")
+        parser.add_argument("--images", type=int, default=6, help="Rows: training images, spread over the splits.")
+        parser.add_argument("--epochs", type=int, default=4, help="Columns beside the image itself: epochs 0, 1, ...")
+
+
+def show_data(arguments: list[str]) -> None:
+    """Write the contact sheet that a command line asks for, and print where it is.
+
+    Raises:
+        InputError: A bad value, anything wrong with the dataset, or the folder cannot be written to.
+    """
+    kind = DATA_FORMATS[find_data_format(arguments)]
+    config = ShowDataCLI(arguments, prog="frcnn show-data", description=__doc__).config
+    for name in ("images", "epochs"):
+        if config[name] < 1:
+            raise InputError(f"--{name} {config[name]}: must be at least 1")
+    pictures = config.images * (1 + config.epochs)
+    if pictures > MOST_PICTURES:
+        raise InputError(
+            f"--images {config.images} and --epochs {config.epochs}: {pictures} pictures, the images themselves "
+            f"included; a sheet holds {MOST_PICTURES}"
+        )
+    data = kind(**config.data.as_dict())
+    data.prepare_data()
+    dataset = data.train_dataset
+    if not len(dataset):
+        raise InputError("the training splits hold no image")
+    indices = np.unique(np.linspace(0, len(dataset) - 1, config.images).round().astype(int)).tolist()
+    sheet, stored, drawn = contact_sheet(dataset, indices, config.epochs)
+    path = Path(config.output) / f"{_name(data)}.png"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
+    except OSError as error:
+        raise InputError(f"--output {config.output}: cannot be written to ({error.strerror or error})") from error
+    print(
+        f"{path}: {len(indices)} images in {config.epochs} epochs, {drawn / config.epochs:g} objects in an epoch, "
+        f"{stored} in the images themselves"
+    )
+
+
+def _name(data: DetectionDataModule) -> str:
+    return data.augmentation if isinstance(data.augmentation, str) else "custom"
+
+
+def contact_sheet(dataset: DetectionDataset, indices: list[int], epochs: int) -> tuple[Image.Image, int, int]:
+    """One row for each image: as it is stored, then as it is drawn in each epoch.
+
+    Objects are outlined in the colour of their class, difficult ones dashed. Images are shown at one size each row,
+    multiplied by the scale that was drawn, where one was.
+
+    Returns:
+        The sheet, the number of objects in the stored images, and the number in all epochs' images.
+    """
+    rows, stored, drawn = [], 0, 0
+    for index in indices:
+        sample = dataset.sample(index)
+        target = dataset.target(index)
+        pixels = torch.from_numpy(sample.image.copy()).permute(2, 0, 1)
+        cells = [_cell(pixels, target, dataset.class_names, printable(target["file_name"]))]
+        stored += len(target["boxes"])
+        for epoch in range(epochs):
+            image, target = dataset[epoch, index]
+            drawn += len(target["boxes"])
+            title = f"epoch {epoch}" + (f", scale {target['scale']:.2f}" if "scale" in target else "")
+            cells.append(_cell(image, target, dataset.class_names, title))
+        rows.append(cells)
+    heights = [max(cell.height for cell in cells) for cells in rows]
+    size = ((1 + epochs) * (CELL + GAP) + GAP, sum(heights) + GAP * (len(rows) + 1))
+    sheet = Image.new("RGB", size, PAPER)
+    top = GAP
+    for cells, height in zip(rows, heights, strict=True):
+        for column, cell in enumerate(cells):
+            sheet.paste(cell, (GAP + column * (CELL + GAP), top))
+        top += height + GAP
+    return sheet, stored, drawn
+
+
+def _cell(image: Tensor, target: Target, class_names: list[str], title: str) -> Image.Image:
+    """A titled picture with boxes, `CELL` pixels wide or high."""
+    height, width = image.shape[-2:]
+    factor = CELL / max(height, width) * min(1.0, target.get("scale", 1.0))
+    size = max(1, round(width * factor)), max(1, round(height * factor))
+    picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.LANCZOS)
+    shown = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    scale = torch.tensor([size[0] / width, size[1] / height] * 2)
+    labels = target["labels"].tolist()
+    for dashed in (False, True):
+        chosen = (target["difficult"] == dashed).nonzero().flatten()
+        shown = draw_boxes(
+            shown,
+            target["boxes"][chosen] * scale,
+            [class_names[labels[i] - 1] for i in chosen.tolist()],
+            [class_color(labels[i]) for i in chosen.tolist()],
+            dashed=dashed,
+        )
+    cell = Image.new("RGB", (CELL, size[1] + TITLE), PAPER)
+    cell.paste(Image.fromarray(shown.permute(1, 2, 0).numpy()), (0, TITLE))
+    ImageDraw.Draw(cell).text((2, 4), title, fill=(0, 0, 0), font=ImageFont.load_default(size=14))
+    return cell

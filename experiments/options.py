@@ -1,0 +1,127 @@
+"""The options that the commands on runs share, and a parser of them that builds nothing: for commands that need the
+options of a training alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import pytorch_lightning as pl
+import yaml
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+
+from datamodules.coco.datamodule import CocoDataModule
+from datamodules.detection_datamodule import DetectionDataModule
+from datamodules.voc.datamodule import VOCDataModule
+from detector.errors import InputError
+from detector.training.lightning_module import FasterRCNNModule
+from experiments.run.precision import Trainer
+
+DATA_FORMATS: Final[dict[str, type[DetectionDataModule]]] = {"voc": VOCDataModule, "coco": CocoDataModule}
+TRAINER_DEFAULTS: Final = {"use_distributed_sampler": False, "log_every_n_steps": 20}
+
+
+def find_data_format(arguments: Sequence[str]) -> str:
+    """The format that a command line asks for by `--data_format`, or else the last of its config files by
+    `data_format:`; "voc" where neither does.
+
+    Raises:
+        InputError: There is no such format.
+    """
+    parts = [part for argument in arguments for part in (argument.split("=", 1) if argument[:1] == "-" else [argument])]
+    given = list(pairwise(parts))
+    found = "voc"
+    for option, value in given:
+        if option in ("--config", "-c"):
+            found = _in_file(value) or found
+    for option, value in given:
+        if option == "--data_format":
+            found = value
+    if found not in DATA_FORMATS:
+        raise InputError(f"--data_format {found}: there are {' and '.join(DATA_FORMATS)}")
+    return found
+
+
+def _in_file(name: str) -> str | None:
+    """A file that cannot be read is the parser's to complain about."""
+    try:
+        content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    value = content.get("data_format") if isinstance(content, dict) else None
+    return None if value is None else str(value)
+
+
+class OptionsOfRuns(LightningCLI):
+    """What `frcnn fit`, `validate` and `test` have beside the options of Lightning, the model and the data."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Of Lightning's, all but predict, which works on images rather than on a dataset."""
+        return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Where the run is written, and class names from the data to the model."""
+        parser.add_argument(
+            "--data_format",
+            type=Literal["voc", "coco"],
+            default="voc",
+            help="Format of the dataset, which decides what --data options there are: voc (XML) or coco (JSON).",
+        )
+        parser.add_argument(
+            "--runs_dir",
+            type=str | None,
+            default=None,
+            help="Folder of all runs; by default runs. With --ckpt_path, another runs_dir, experiment or run_name than "
+            "the checkpoint's makes a new run, which starts where the checkpoint stands.",
+        )
+        parser.add_argument(
+            "--experiment",
+            type=str | None,
+            default=None,
+            help="Name of the experiment's folder; by default that of the config file.",
+        )
+        parser.add_argument(
+            "--run_name", type=str | None, default=None, help="Name of the run's folder; by default seed<N>, numbered."
+        )
+        parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
+
+
+class OptionsCLI(OptionsOfRuns):
+    """The options of `frcnn fit`, as `config`, from config files and arguments. Subclasses add their own.
+
+    Args:
+        arguments: Of the command line.
+        parser_kwargs: Of jsonargparse's parser, such as `prog`.
+    """
+
+    def __init__(self, arguments: list[str], **parser_kwargs: Any) -> None:
+        super().__init__(
+            FasterRCNNModule,
+            DATA_FORMATS[find_data_format(arguments)],
+            save_config_callback=None,
+            trainer_class=Trainer,
+            seed_everything_default=0,
+            trainer_defaults=dict(TRAINER_DEFAULTS),
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"exit_on_error": False, **parser_kwargs},
+            args=arguments,
+            run=False,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What `frcnn fit` has."""
+        super().add_arguments_to_parser(parser)
+        parser.add_method_arguments(pl.Trainer, "fit", skip=set(self.subcommands()["fit"]))
+
+    def before_instantiate_classes(self) -> None:
+        """Do nothing: there is no run."""
+
+    def instantiate_classes(self) -> None:
+        """Do nothing: only the configuration is wanted."""
+
+    def _set_seed(self) -> None:
+        """Do nothing: what is random here has its own generator."""

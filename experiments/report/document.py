@@ -1,0 +1,248 @@
+"""What is told about a folder of runs, as one document: rows, differences to the baseline, anchors."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import dict_to_namespace
+
+from detector.errors import InputError
+from experiments.anchors.audit import AuditResult
+from experiments.anchors.audited_data import AuditInput, audit_input
+from experiments.output import without_nan
+from experiments.results.curves import Curve, read_curves
+from experiments.results.runs import Run, RunGroup, RunsFolder, deviation, mean, metric_value, read_folder
+from experiments.results.scored_runs import ScoredRun, Scorer, average, data_options, difference
+
+RECALL = "proposal_recall@300"
+VOC_ONLY = ("AP50_voc07", "AP50_voc")
+"""Metrics whose intervals need none of COCO's, which take most of the time."""
+CURVES = ("train/loss", "train/images_per_second", "train/peak_memory_mib")
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """See `frcnn report --help`."""
+
+    runs_dir: str
+    format: str | None = None
+    output: str | None = None
+    metrics: Sequence[str] = ("AP50_voc07",)
+    baseline: str | None = None
+    part: str | None = None
+    bootstrap: int = 1000
+    seed: int = 0
+
+
+@dataclass
+class Report:
+    """A grid and everything that is told about it.
+
+    Attributes:
+        grid: The runs.
+        document: What `--format json` prints.
+        curves: Of each run that has logged something, by folder.
+        audits: By cell name, of cells whose anchors could be audited.
+    """
+
+    grid: RunsFolder
+    document: dict[str, Any]
+    curves: Mapping[Path, Mapping[str, Curve]] = field(default_factory=dict)
+    audits: Mapping[str, tuple[AuditInput, AuditResult]] = field(default_factory=dict)
+
+
+def build_report(options: ReportOptions) -> Report:
+    """Everything that is told about a folder of runs; a run that lacks something is noted, and stops nothing.
+
+    Raises:
+        InputError: No runs there, no such baseline, or a metric that no run has.
+    """
+    grid = read_folder(options.runs_dir, options.baseline)
+    runs = [run for cell in grid.cells for run in cell.runs]
+    part = options.part or _part(runs)
+    names = list(dict.fromkeys([*options.metrics, RECALL]))
+    _check_metrics(options.metrics, part, runs)
+    curves = {run.folder: read_curves(run.folder, (*CURVES, *_validated(options.metrics))) for run in runs}
+    notes: list[str] = []
+    audits = _audits(grid, notes)
+    scorer = Scorer(part, options.bootstrap, options.seed, coco=not set(options.metrics) <= set(VOC_ONLY))
+    scored = _scored(grid, scorer, notes) if grid.baseline is not None and options.bootstrap else {}
+    cells = []
+    for cell in grid.cells:
+        row = _row(cell, part, names, curves)
+        differences = _differences(cell, grid.baseline, scored, notes)
+        row["differences"] = {name: one for name, one in differences.items() if name in names}
+        row["per_class"] = {name: one for name, one in differences.items() if name.startswith("AP50_voc_class/")}
+        row["anchors"] = _anchors(*audits[cell.name]) if cell.name in audits else None
+        cells.append(row)
+    notes += _unknown(grid, names, part)
+    counts = dict(Counter(run.status for run in runs))
+    summary = f"{len(grid.cells)} cells, {len(runs)} runs: "
+    summary += ", ".join(f"{number} {status}" for status, number in counts.items())
+    document = {
+        "name": grid.name,
+        "folder": str(grid.folder),
+        "summary": summary,
+        "part": part,
+        "baseline": grid.baseline.name if grid.baseline is not None else None,
+        "bootstrap": {"resamples": options.bootstrap, "seed": options.seed, "level": 0.95},
+        "axes": grid.axes,
+        "counts": counts,
+        "cells": cells,
+        "notes": list(dict.fromkeys(notes)),
+    }
+    return Report(grid, without_nan(document), curves, audits)
+
+
+def _part(runs: Sequence[Run]) -> str:
+    """Tests, if any finished run has one: validations chose nothing but may have been looked at."""
+    return "test" if any(f"test/{VOC_ONLY[0]}" in (run.metrics or {}) for run in runs) else "val"
+
+
+def _validated(metrics: Sequence[str]) -> list[str]:
+    return [f"val/{name}" for name in metrics if "/" not in name.split("_class/")[0]]
+
+
+def _check_metrics(metrics: Sequence[str], part: str, runs: Sequence[Run]) -> None:
+    done = [run for run in runs if run.status == "done"]
+    known = {name for run in done for name in run.metrics or {}}
+    for name in metrics:
+        if done and not {name, f"{part}/{name}", f"val/{name}", f"test/{name}"} & known:
+            shown = sorted(n.removeprefix(f"{part}/") for n in known if n.startswith(f"{part}/") and "_class" not in n)
+            raise InputError(f"--metrics {name}: no run has it; there are {', '.join(shown)}")
+
+
+def _row(cell: RunGroup, part: str, names: Sequence[str], curves: Mapping[Path, Mapping[str, Curve]]) -> dict[str, Any]:
+    metrics = {}
+    for name in names:
+        values = [metric_value(run, name, part) if run.status == "done" else None for run in cell.runs]
+        metrics[name] = {"mean": mean(values), "std": deviation(values), "values": values}
+
+    def logged(tag: str) -> float | None:
+        return mean(curves[run.folder][tag].median for run in cell.runs if tag in curves[run.folder])
+
+    return {
+        "name": cell.name,
+        "axes": dict(cell.axes),
+        "status": cell.status,
+        "seeds": [run.seed for run in cell.runs],
+        "runs": [_run(run, curves[run.folder]) for run in cell.runs],
+        "metrics": metrics,
+        "images_per_second": logged("train/images_per_second"),
+        "peak_memory_mib": logged("train/peak_memory_mib"),
+        "seconds": mean(run.seconds for run in cell.done),
+        "paper": cell.paper,
+    }
+
+
+def _unknown(grid: RunsFolder, names: Sequence[str], part: str) -> list[str]:
+    lines = []
+    for name in names:
+        without = [run.folder.name for c in grid.cells for run in c.done if metric_value(run, name, part) is None]
+        if without:
+            more = f" and {len(without) - 3} more" if len(without) > 3 else ""
+            lines.append(f"finished, but without {part} {name}: {', '.join(without[:3])}{more}")
+    return lines
+
+
+def _run(run: Run, curves: Mapping[str, Curve]) -> dict[str, Any]:
+    so_far = {
+        tag: {"epoch": curve.epochs[-1], "value": curve.values[-1]}
+        for tag, curve in curves.items()
+        if tag.startswith("val/") and run.status != "done"
+    }
+    return {
+        "seed": run.seed,
+        "status": run.status,
+        "folder": str(run.folder),
+        "error": run.error,
+        "seconds": run.seconds,
+        "so_far": so_far,
+    }
+
+
+def _scored(grid: RunsFolder, scorer: Scorer, notes: list[str]) -> dict[Path, ScoredRun]:
+    """Every finished run whose detections are there."""
+    found = {}
+    for run in (run for cell in grid.cells for run in cell.done):
+        if metric_value(run, VOC_ONLY[0], scorer.part) is None:
+            continue  # noted already
+        try:
+            found[run.folder] = scorer.score(run)
+        except InputError as error:
+            notes.append(f"no interval for {run.folder.name}: {error}")
+    return found
+
+
+def _differences(
+    cell: RunGroup, baseline: RunGroup | None, scored: Mapping[Path, ScoredRun], notes: list[str]
+) -> dict[str, dict[str, Any]]:
+    """Mean over seeds against mean over seeds on the same resamples, and seed by seed."""
+    if baseline is None or cell is baseline:
+        return {}
+    ours = [run for run in cell.done if run.folder in scored]
+    theirs = [run for run in baseline.done if run.folder in scored]
+    pairs = [(run, other) for run in ours for other in theirs if run.seed == other.seed and run.seed is not None]
+    paired = len({run.seed for run, _ in pairs}) == len(pairs) > 0
+    if paired:  # equal seeds on both sides, so that a seed that only one of them has finished does not shift the mean
+        ours, theirs = [run for run, _ in pairs], [other for _, other in pairs]
+    if not ours or not theirs:
+        return {}
+    try:
+        total = difference(*(average([scored[run.folder] for run in runs]) for runs in (ours, theirs)))
+        single = [(run.seed, difference(scored[run.folder], scored[other.folder])) for run, other in pairs if paired]
+    except InputError as error:
+        notes.append(f"{cell.name}: {error}")
+        return {}
+    return {
+        name: one
+        | {
+            "seeds": [run.seed for run in ours] if paired else None,
+            "std": deviation(by_name[name]["difference"] for _, by_name in single),
+            "per_seed": [{"seed": seed, **by_name[name]} for seed, by_name in single],
+        }
+        for name, one in total.items()
+    }
+
+
+def _audits(grid: RunsFolder, notes: list[str]) -> dict[str, tuple[AuditInput, AuditResult]]:
+    """The audit of each cell's anchors; equal ones are made once."""
+    made: dict[str, tuple[AuditInput, AuditResult]] = {}
+    found = {}
+    for cell in grid.cells:
+        run = next((run for run in cell.runs if run.config is not None), None)
+        if run is None:
+            continue
+        config = dict(run.config or {})
+        model = config.get("model") or {}
+        try:
+            data = data_options(run)
+            about = {key: model[key] for key in ("anchors", "image", "rpn", "difficult")}
+            key = json.dumps([about, model["backbone"]["name"], data["root"], data["train_splits"]], default=str)
+            if key not in made:
+                data_format = config.get("data_format", "voc")
+                given = audit_input(dict_to_namespace({"model": model, "data": data, "data_format": data_format}))
+                made[key] = given, given.audit()
+            found[cell.name] = made[key]
+        except (InputError, KeyError, TypeError, ValueError) as error:
+            notes.append(f"{cell.name}: no anchor audit ({' '.join(str(error).split())})")
+    return found
+
+
+def _anchors(given: AuditInput, result: AuditResult) -> dict[str, Any]:
+    dead = [warning for warning in result.warnings if "dead anchor: " in warning]
+    return {
+        "scales": given.anchors.scales,
+        "aspect_ratios": given.anchors.aspect_ratios,
+        "shapes": len(result.anchors),
+        "dead": sum(warning.startswith("dead") for warning in dead),
+        "nearly_dead": sum(warning.startswith("nearly") for warning in dead),
+        "warnings": dead,
+        "straddling": result.straddling,
+        "mean_best_iou": result.mean_best_iou,
+        "share_iou_50": result.share_iou_50,
+        "share_iou_70": result.share_iou_70,
+    }

@@ -1,0 +1,200 @@
+"""`frcnn compare`: what differs between two runs, by options, metrics, classes and images."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from detector.errors import InputError, printable
+from detector.metrics.voc_ap import FALSE_POSITIVE, TRUE_POSITIVE, evaluate_voc
+from experiments.output import without_nan
+from experiments.results.compare_pictures import draw_images
+from experiments.results.runs import NOT_COMPARED, Run, flatten, metric_value, read_run
+from experiments.results.scored_runs import ScoredRun, Scorer, difference
+
+Counts = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """See `frcnn compare --help`."""
+
+    run_a: str
+    run_b: str
+    format: str = "table"
+    output: str | None = None
+    images: int = 8
+    score_threshold: float = 0.5
+    part: str | None = None
+    bootstrap: int = 1000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ImageErrors:
+    """(N,) of each image: objects that no detection finds, and detections that are false."""
+
+    missed: Counts
+    false: Counts
+
+    @property
+    def total(self) -> Counts:
+        """Both."""
+        return self.missed + self.false
+
+
+def compare(options: CompareOptions) -> None:
+    """Compare two runs, and print a table or one JSON document.
+
+    Raises:
+        InputError: No such run, no numbers in it, runs that were evaluated on different images, a bad option.
+    """
+    if options.bootstrap < 2:
+        raise InputError(f"--bootstrap {options.bootstrap}: at least 2 resamples are needed; 1000 are usual")
+    if options.images < 0:
+        raise InputError(f"--images {options.images}: give how many images are listed, 0 for none")
+    if options.output is not None and Path(options.output).is_file():
+        raise InputError(f"--output {options.output}: is a file; give a folder for the pictures")
+    runs = read_run(options.run_a), read_run(options.run_b)
+    part = options.part or ("test" if all("test/AP50_voc07" in (run.metrics or {}) for run in runs) else "val")
+    for run in runs:
+        if metric_value(run, "AP50_voc07", part) is None:
+            raise InputError(f"{run.folder}: has no {part}/AP50_voc07 in metrics.json; is it finished?")
+    document = _document(options, runs, part)
+    if options.format == "json":
+        print(json.dumps(without_nan(document), indent=2, allow_nan=False))
+    else:
+        print("\n".join(_table(without_nan(document))))
+
+
+def config_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Options whose values differ: `a`, `b` by name as on the command line; "not there" where one has no such option.
+
+    Where results are written is left out; the seed is not.
+    """
+    flat = [flatten(config) for config in (a, b)]
+    left_out = set(NOT_COMPARED) - {"seed_everything"}
+    names = [name for name in {**flat[0], **flat[1]} if name.split(".")[0] not in left_out]
+    values = {name: {"a": flat[0].get(name, "not there"), "b": flat[1].get(name, "not there")} for name in names}
+    return {name: pair for name, pair in values.items() if pair["a"] != pair["b"]}
+
+
+def image_errors(run: ScoredRun, score_threshold: float) -> ImageErrors:
+    """Missed objects and false detections of each image, at IoU 0.5, difficult objects ignored.
+
+    Detections below the threshold are left out; as detections are matched best score first, that changes nothing about
+    the others.
+    """
+    detections, objects = run.split.detections, run.split.ground_truth
+    result = evaluate_voc(detections, objects, range(1, len(run.truth.class_names) + 1))
+    images = len(run.truth.image_names)
+    kept = detections.score >= score_threshold
+    found, false = (
+        np.bincount(detections.image_id[kept & (result.flags == flag)], minlength=images)
+        for flag in (TRUE_POSITIVE, FALSE_POSITIVE)
+    )
+    return ImageErrors(np.bincount(objects.image_id[~objects.difficult], minlength=images) - found, false)
+
+
+def most_different(a: ImageErrors, b: ImageErrors, count: int) -> list[int]:
+    """The images whose numbers of errors differ most, the largest difference first; those that do not are left out."""
+    change = b.total - a.total
+    order = np.argsort(-abs(change), kind="stable")
+    return [int(image) for image in order[:count] if change[image]]
+
+
+def _document(options: CompareOptions, runs: tuple[Run, Run], part: str) -> dict[str, Any]:
+    scorer = Scorer(part, options.bootstrap, options.seed, coco=True)
+    a, b = (scorer.score(run) for run in runs)
+    paired = difference(b, a)
+    metrics = {}
+    names = [name for name in runs[0].metrics or {} if name.startswith(f"{part}/") and name in (runs[1].metrics or {})]
+    for name in (name.removeprefix(f"{part}/") for name in names):
+        one, other = (metric_value(run, name, part) for run in runs)
+        change = None if one is None or other is None else other - one
+        metrics[name] = {"a": one, "b": other, "difference": change} | {
+            key: paired.get(name, {}).get(key) for key in ("low", "high", "excludes_zero", "share_better")
+        }
+    errors = image_errors(a, options.score_threshold), image_errors(b, options.score_threshold)
+    chosen = most_different(*errors, options.images)
+    pictures: list[str | None] = [None] * len(chosen)
+    notes: list[str] = []
+    if options.output is not None:
+        try:
+            pictures, notes = draw_images(runs, (a, b), part, chosen, options.score_threshold, options.output)
+        except InputError as error:
+            notes.append(f"no pictures: {error}")
+    prefix = "AP50_voc_class/"
+    more = errors[1].total - errors[0].total
+    return {
+        "a": str(runs[0].folder),
+        "b": str(runs[1].folder),
+        "part": part,
+        "bootstrap": {"resamples": options.bootstrap, "seed": options.seed, "level": 0.95},
+        "config": config_differences(runs[0].config or {}, runs[1].config or {}),
+        "metrics": {name: one for name, one in metrics.items() if not name.startswith(prefix)},
+        "per_class": {name.removeprefix(prefix): one for name, one in metrics.items() if name.startswith(prefix)},
+        "score_threshold": options.score_threshold,
+        "errors": {"images": len(more), "fewer": int((more < 0).sum()), "more": int((more > 0).sum())},
+        "images": [
+            {
+                "name": a.truth.image_names[image],
+                "errors_a": {"missed": int(errors[0].missed[image]), "false": int(errors[0].false[image])},
+                "errors_b": {"missed": int(errors[1].missed[image]), "false": int(errors[1].false[image])},
+                "picture": picture,
+            }
+            for image, picture in zip(chosen, pictures, strict=True)
+        ],
+        "notes": notes,
+    }
+
+
+def _table(document: Mapping[str, Any]) -> list[str]:
+    lines = [f"A  {document['a']}", f"B  {document['b']}", "", "options that differ"]
+    width = max((len(name) for name in document["config"]), default=0)
+    for name, pair in document["config"].items():
+        lines.append(f"  {name:{width}}  A {_shown(pair['a'])}  B {_shown(pair['b'])}")
+    lines += [] if document["config"] else ["  none"]
+    lines += _metric_lines(f"{document['part']} metrics", document["metrics"])
+    lines += _metric_lines("AP50_voc of each class", document["per_class"])
+    lines.append(
+        f"(intervals: {document['bootstrap']['resamples']} paired resamples of the images; * excludes 0. They tell "
+        "how far the choice of images moves the difference, not the training seed)"
+    )
+    errors = document["errors"]
+    lines += [
+        "",
+        f"errors (missed objects and false detections with score {document['score_threshold']:g} or more): B makes "
+        f"fewer in {errors['fewer']} of {errors['images']} images, more in {errors['more']}",
+    ]
+    for image in document["images"]:
+        texts = [f"{image[key]['missed']} missed, {image[key]['false']} false" for key in ("errors_a", "errors_b")]
+        where = f"   {printable(image['picture'])}" if image["picture"] else ""
+        lines.append(f"  {printable(image['name'])}: A {texts[0]}; B {texts[1]}{where}")
+    return [*lines, *(f"note: {note}" for note in document["notes"])]
+
+
+def _metric_lines(title: str, metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    width = max(len(title), *(len(name) + 2 for name in metrics)) if metrics else len(title)
+    lines = ["", f"{title:{width}}        A        B    B - A   95 % interval"]
+    for name, one in metrics.items():
+        numbers = "".join(f"  {_number(one[key], '7.4f')}" for key in ("a", "b"))
+        between = ""
+        if one["low"] is not None:
+            star = " *" if one["excludes_zero"] else ""
+            between = f"   {one['low']:+.4f} .. {one['high']:+.4f}{star}"
+        lines.append(f"{'  ' + name:{width}}{numbers}  {_number(one['difference'], '+7.4f')}{between}")
+    return lines
+
+
+def _number(value: float | None, style: str) -> str:
+    return "      -" if value is None or math.isnan(value) else format(value, style)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -1,0 +1,94 @@
+"""Pictures of images with the detections of two runs side by side."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.detection_dataset import DetectionDataset
+from detector.drawing import GROUND_TRUTH_COLOR, draw_boxes, draw_detections, save_picture, scale_to
+from detector.errors import InputError, printable
+from experiments.results.runs import Run
+from experiments.results.scored_runs import ScoredRun, data_module
+
+SHORTEST_SIDE = 320
+LONGEST_SIDE = 16_384
+GAP = 8
+
+
+def draw_images(
+    runs: tuple[Run, Run],
+    scored: tuple[ScoredRun, ScoredRun],
+    part: str,
+    images: Sequence[int],
+    score_threshold: float,
+    folder: str | Path,
+) -> tuple[list[str | None], list[str]]:
+    """Write one picture for each image: the first run's detections on the left, the second's on the right.
+
+    Detections are coloured by class, ground truth is white and dashed.
+
+    Args:
+        runs: Their data say where the images are.
+        scored: Their detections.
+        part: val or test.
+        images: Image ids.
+        score_threshold: Detections below are not drawn.
+        folder: Made if it is missing.
+
+    Returns:
+        Path of each picture, None of an image that cannot be drawn; and why that is so.
+
+    Raises:
+        InputError: No image is there, or the folder cannot be written.
+    """
+    data = data_module(runs[0])
+    dataset = data.val_dataset if part == "val" else data.test_dataset
+    positions = {_stem(name): index for index, name in enumerate(dataset.file_names)}
+    positions |= {name: index for index, name in enumerate(dataset.file_names)}
+    paths: list[str | None] = []
+    notes: list[str] = []
+    for rank, image in enumerate(images, start=1):
+        name = scored[0].truth.image_names[image]
+        stem = name.rsplit("/", 1)[-1]
+        try:
+            position = positions.get(name, positions.get(stem))
+            if position is None:
+                raise InputError("is not among the images of the split that can be used")
+            sides = [_draw(dataset, position, one, image, score_threshold) for one in scored]
+        except InputError as error:
+            paths.append(None)
+            notes.append(f"no picture of {printable(name)}: {printable(error)}")
+            continue
+        gap = torch.full((3, sides[0].shape[1], GAP), 255, dtype=torch.uint8)
+        path = Path(folder) / f"{rank:02}_{stem}.jpg"
+        try:
+            save_picture(torch.cat([sides[0], gap, sides[1]], dim=2), path)
+        except OSError as error:
+            raise InputError(f"--output {folder}: cannot be written ({error.strerror})") from error
+        paths.append(str(path))
+    return paths, notes
+
+
+def _draw(dataset: DetectionDataset, index: int, run: ScoredRun, image: int, score_threshold: float) -> Tensor:
+    pixels, target = dataset[index]
+    found = run.split.detections
+    rows = np.flatnonzero(found.image_id == image)
+    rows = rows[np.argsort(-found.score[rows], kind="stable")]
+    detections = {
+        "boxes": torch.from_numpy(found.box[rows].astype(np.float32)),
+        "labels": torch.from_numpy(found.label[rows]),
+        "scores": torch.from_numpy(found.score[rows]),
+    }
+    colors = [GROUND_TRUTH_COLOR] * len(target["boxes"])
+    limits = {"min_side": SHORTEST_SIDE, "max_side": LONGEST_SIDE}
+    picture = draw_boxes(pixels, target["boxes"], [""] * len(colors), colors, dashed=True, **limits)
+    detections["boxes"] = detections["boxes"] * scale_to(pixels, (picture.shape[-2], picture.shape[-1]))
+    return draw_detections(picture, detections, run.truth.class_names, score_threshold)
+
+
+def _stem(name: str) -> str:
+    """What the annotations call an image file."""
+    return name.rsplit("/", 1)[-1].rsplit(".", 1)[0]

@@ -1,0 +1,386 @@
+"""What a folder of runs holds: every run with its status and its numbers, grouped into cells of one configuration.
+
+Reads the folder of a grid (`grid.json`, and a `cell.json` in the folder of each run) or any folder of ordinary runs.
+Whatever is missing or damaged within a run makes that run a missing or a failed one; the others are read.
+"""
+
+import json
+import os
+import re
+import socket
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from detector.errors import InputError
+
+STATUSES = ("done", "running", "failed", "interrupted", "unfinished", "pending", "missing")
+"""Of a run: `missing` has no folder yet; `unfinished` is an ordinary run without final numbers, at work or stopped."""
+WORST_FIRST = ("failed", "running", "interrupted", "unfinished", "pending", "missing", "done")
+NOT_COMPARED = ("seed_everything", "run_name", "runs_dir", "experiment", "ckpt_path", "config")
+"""Options that do not make another configuration of a run."""
+MOST_AXES = 4
+"""Options in which ordinary runs differ that are shown as axes; with more, rows are called by their runs."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+        folder: The run folder; need not be there.
+        seed: As planned or recorded; None where neither is known.
+        status: One of `STATUSES`.
+        error: Why it failed, in one line.
+        seconds: How long it took.
+        metrics: What metrics.json holds; empty unless there is one.
+        config: What config.yaml holds; None unless there is one.
+    """
+
+    folder: Path
+    seed: int | None
+    status: str
+    error: str | None = None
+    seconds: float | None = None
+    metrics: Mapping[str, Any] | None = None
+    config: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class RunGroup:
+    """All runs of one configuration: they differ by seed alone.
+
+    Attributes:
+        name: `axis=value,...`, or that of the experiment.
+        axes: Value labels by axis.
+        runs: In the order of the plan; at least one.
+        paper: A published number to stand beside AP50, a fraction.
+    """
+
+    name: str
+    axes: Mapping[str, str]
+    runs: tuple[Run, ...]
+    paper: float | None = None
+
+    @property
+    def status(self) -> str:
+        """`done` if all runs are, else that of the run that most needs attention."""
+        return min((run.status for run in self.runs), key=WORST_FIRST.index)
+
+    @property
+    def done(self) -> list[Run]:
+        """The finished runs."""
+        return [run for run in self.runs if run.status == "done"]
+
+
+@dataclass(frozen=True)
+class RunsFolder:
+    """The cells of a folder of runs.
+
+    Attributes:
+        name: Of the grid, or of the folder.
+        folder: Where it is.
+        axes: The values of each axis, in the order of the cells.
+        cells: At least one.
+        baseline: The cell that the others are compared to, if any.
+    """
+
+    name: str
+    folder: Path
+    axes: Mapping[str, Sequence[str]]
+    cells: Sequence[RunGroup]
+    baseline: RunGroup | None
+
+
+def read_folder(folder: str | Path, baseline: str | None = None) -> RunsFolder:
+    """Read a folder of runs.
+
+    Args:
+        folder: With `grid.json`, a grid; else every run folder in it, at any depth, is an ordinary run, and runs whose
+            configurations are equal apart from seed, names and paths of results are one cell.
+        baseline: Name of the baseline cell, instead of the grid's own.
+
+    Raises:
+        InputError: No such folder, no runs in it, a damaged grid.json, or no such baseline.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give the folder of a grid, or one that holds runs of frcnn fit")
+    name, wanted = folder.resolve().name, baseline
+    if (folder / "grid.json").is_file():
+        plan = _plan(folder / "grid.json")
+        name = str(plan.get("name", name))
+        wanted = baseline if baseline is not None else plan.get("baseline")
+        cells = list(_planned_cells(folder, plan))
+    else:
+        cells = _ordinary_cells(folder)
+    axes: dict[str, list[str]] = {}
+    for cell in cells:
+        for axis, label in cell.axes.items():
+            axes.setdefault(axis, [])
+            axes[axis] += [label] if label not in axes[axis] else []
+    return RunsFolder(name, folder, axes, cells, _baseline(folder, cells, wanted))
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read one run folder.
+
+    Raises:
+        InputError: It is no run folder, or has no final numbers.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give a run folder of frcnn fit, such as runs/mini_voc/seed0")
+    config, metrics = _config(folder), _metrics(folder)
+    if config is None:
+        raise InputError(f"{folder}: is no run folder: config.yaml is missing or damaged")
+    if isinstance(metrics, str):
+        raise InputError(f"{folder / 'metrics.json'}: {metrics}; the run has no final numbers")
+    return Run(folder, metrics.get("seed", _seed(config)), "done", metrics=metrics, config=config)
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+    """Of those that there are."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
+
+
+def deviation(values: Iterable[float | None]) -> float | None:
+    """Standard deviation of a sample (n - 1); None of fewer than two."""
+    known = [value for value in values if value is not None]
+    return statistics.stdev(known) if len(known) > 1 else None
+
+
+# ---- grids ----
+
+
+def _plan(path: Path) -> dict[str, Any]:
+    plan = _read_json(path)
+    if isinstance(plan, str):
+        raise InputError(f"{path}: {plan}")
+    cells = plan.get("cells")
+    wanted = {"name": str, "axes": dict, "folder": str}
+    if not isinstance(cells, list) or not cells:
+        raise InputError(f"{path}: names no cells; it should be what frcnn ablate writes")
+    for index, cell in enumerate(cells):
+        for key, kind in wanted.items():
+            if not isinstance(cell, dict) or not isinstance(cell.get(key), kind):
+                raise InputError(f"{path}: cell {index} has no {key}; it should be what frcnn ablate writes")
+    return plan
+
+
+def _planned_cells(folder: Path, plan: Mapping[str, Any]) -> Iterator[RunGroup]:
+    paper = plan.get("paper") if isinstance(plan.get("paper"), dict) else {}
+    published = {_without_seed(str(key)): value for key, value in (paper or {}).items()}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for entry in plan["cells"]:
+        groups.setdefault(_without_seed(entry["name"]), []).append(entry)
+    for name, entries in groups.items():
+        axes = {axis: _label(value) for axis, value in entries[0]["axes"].items() if axis != "seed"}
+        # By name, because the whole grid may have been moved since.
+        runs = tuple(
+            _planned_run(folder / Path(entry["folder"]).name, entry.get("seed"), _planned_config(plan, entry))
+            for entry in entries
+        )
+        yield RunGroup(name, axes, runs, _fraction(published.get(name)))
+
+
+def _planned_config(plan: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What config.yaml will hold, or would hold if a run were a training: a cell may evaluate another's checkpoint."""
+    base, overrides = plan.get("base_options"), entry.get("overrides")
+    if not isinstance(base, dict) or not isinstance(overrides, dict):
+        return None
+    nested: dict[str, Any] = {}
+    for key, value in (base | overrides).items():
+        *parents, last = key.split(".")
+        inner = nested
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+            if not isinstance(inner, dict):
+                return None
+        inner[last] = value
+    return nested
+
+
+def _planned_run(folder: Path, seed: int | None, planned: Mapping[str, Any] | None = None) -> Run:
+    config = _config(folder) or planned
+    if not (folder / "cell.json").is_file():
+        return Run(folder, seed, "missing", config=config)
+    record = _read_json(folder / "cell.json")
+    if isinstance(record, str):
+        return Run(folder, seed, "failed", f"cell.json {record}", config=config)
+    status, error = str(record.get("status")), record.get("error")
+    if status not in STATUSES:
+        status, error = "failed", f"cell.json has the status {status!r}"
+    elif status == "running" and _is_gone(record):
+        status, error = "interrupted", "its process is gone"
+    metrics = _metrics(folder)
+    if status == "done" and isinstance(metrics, str):
+        status, error = "failed", f"metrics.json {metrics}"
+    return Run(
+        folder,
+        record.get("seed", seed),
+        status,
+        None if error is None or status == "done" else _one_line(str(error)),
+        record.get("seconds"),
+        {} if isinstance(metrics, str) else metrics,
+        config,
+    )
+
+
+def _is_gone(record: Mapping[str, Any]) -> bool:
+    """Whether a process that is recorded as running was one of this machine and is no more."""
+    pid = record.get("pid")
+    if not isinstance(pid, int) or pid <= 0 or record.get("host") != socket.gethostname():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:  # another user's
+        return False
+    return False
+
+
+def _without_seed(name: str) -> str:
+    return re.sub(r"(^|,)seed=-?\d+", "", name).strip(", ")
+
+
+def _fraction(number: Any) -> float | None:
+    """Published numbers are mostly given in per cent."""
+    if not isinstance(number, int | float) or isinstance(number, bool):
+        return None
+    return number / 100 if number > 1 else float(number)
+
+
+def _baseline(folder: Path, cells: Sequence[RunGroup], wanted: Any) -> RunGroup | None:
+    if wanted is None:
+        return None
+    if isinstance(wanted, Mapping):
+        wanted = ",".join(f"{axis}={_label(value)}" for axis, value in wanted.items())
+    name = _without_seed(str(wanted))
+    for cell in cells:
+        if name in (cell.name, ",".join(f"{axis}={label}" for axis, label in cell.axes.items())):
+            return cell
+    names = _listed([cell.name for cell in cells])
+    raise InputError(f"{folder}: no cell {name!r} to be the baseline; there are {names}")
+
+
+# ---- ordinary runs ----
+
+
+def _ordinary_cells(folder: Path) -> list[RunGroup]:
+    runs = [_ordinary_run(path.parent) for path in sorted(folder.rglob("config.yaml")) if _is_run(path.parent)]
+    if not runs:
+        raise InputError(
+            f"{folder}: holds no runs (folders with config.yaml, as frcnn fit and frcnn ablate write them)"
+        )
+    groups: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        options = _compared(run.config or {})
+        groups.setdefault((_experiment(run), json.dumps(options, sort_keys=True, default=str)), []).append(run)
+    labels = [{key: _label(value) for key, value in json.loads(text).items()} for _, text in groups]
+    keys = sorted({key for label in labels for key in label})
+    differing = [key for key in keys if len({label.get(key) for label in labels}) > 1]
+    experiments = [experiment for experiment, _ in groups]
+    cells = []
+    for experiment, label, members in zip(experiments, labels, groups.values(), strict=True):
+        own = {key: label.get(key, "none") for key in differing}
+        if len(differing) > MOST_AXES:
+            own = {"run": members[0].folder.name} if experiments.count(experiment) > 1 else {}
+        first = {"experiment": experiment} if len(set(experiments)) > 1 or not own else {}
+        text = ", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in own.items())
+        name = f"{experiment}: {text}" if experiments.count(experiment) > 1 else experiment
+        cells.append(RunGroup(name, first | own, tuple(members)))
+    return cells
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "metrics.json").exists() or (folder / "checkpoints").is_dir() or any(folder.glob("events.out.*"))
+
+
+def _ordinary_run(folder: Path) -> Run:
+    if (folder / "cell.json").is_file():
+        return _planned_run(folder, None)
+    config, metrics = _config(folder), _metrics(folder)
+    if isinstance(metrics, str):
+        there = (folder / "metrics.json").exists()
+        status, error = ("failed", f"metrics.json {metrics}") if there else ("unfinished", None)
+        return Run(folder, _seed(config), status, error, config=config, metrics={})
+    return Run(folder, metrics.get("seed", _seed(config)), "done", metrics=metrics, config=config)
+
+
+def _experiment(run: Run) -> str:
+    return str((run.config or {}).get("experiment") or run.folder.resolve().parent.name)
+
+
+def _seed(config: Mapping[str, Any] | None) -> int | None:
+    seed = (config or {}).get("seed_everything")
+    return seed if isinstance(seed, int) else None
+
+
+def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in flatten(config).items() if key.split(".")[0] not in NOT_COMPARED}
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested options -> one level, `a.b` keys as on the command line."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+# ---- files ----
+
+
+def _metrics(folder: Path) -> dict[str, Any] | str:
+    return _read_json(folder / "metrics.json")
+
+
+def _config(folder: Path) -> dict[str, Any] | None:
+    try:
+        content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _read_json(path: Path) -> dict[str, Any] | str:
+    """The object in a file, or what is wrong with it."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except (ValueError, RecursionError):
+        return "is no whole JSON document; was it cut short?"
+    return content if isinstance(content, dict) else f"holds a JSON {type(content).__name__}, not an object"
+
+
+def _label(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _one_line(text: str, limit: int = 300) -> str:
+    """The end of a log says the most."""
+    text = " ".join(text.split())
+    return text if len(text) <= limit else "..." + text[3 - limit :]
+
+
+def _listed(names: Sequence[str], limit: int = 8) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def metric_value(run: Run, name: str, part: str) -> float | None:
+    """A metric of a finished run; one without a prefix is of the reported part of the data."""
+    value = (run.metrics or {}).get(name if "/" in name.split("_class/")[0] else f"{part}/{name}")
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

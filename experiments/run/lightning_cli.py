@@ -1,0 +1,320 @@
+"""`frcnn fit|validate|test`: LightningCLI with a run folder, exact resuming, and one-line errors."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import yaml
+from jsonargparse import Namespace
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ModelSummary, Timer
+from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.plugins import CheckpointIO
+from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from detector.errors import InputError
+from detector.training.callbacks.checkpoints import AtomicCheckpoints, BestCheckpoint, SaveOnInterrupt
+from detector.training.callbacks.detection_images import DetectionImages
+from detector.training.callbacks.progress import LossProgressBar
+from detector.training.callbacks.run_files import RunFiles
+from detector.training.callbacks.throughput import Throughput
+from detector.training.compilation import check_compiler
+from detector.training.lightning_module import FasterRCNNModule, read_checkpoint
+from detector.training.resuming import changes_text
+from experiments.anchors.warnings import AnchorWarnings
+from experiments.arguments import cause_of
+from experiments.options import DATA_FORMATS, TRAINER_DEFAULTS, OptionsOfRuns, find_data_format
+from experiments.results.files import write_devkit_results
+from experiments.run.checks import check_devkit_names, check_monitors, check_writable
+from experiments.run.folder import ENVIRONMENT_VARIABLE, choose_run_folder, folder_of_classes, run_folder_of
+from experiments.run.grid_progress import CellProgress, axes_of_environment
+from experiments.run.host_memory import keep_freed_memory
+from experiments.run.precision import Trainer, check_precision, resolve_precision
+from experiments.run.resuming import folder_to_go_on_in, nothing_left, other_options
+
+
+class ConfigFile(SaveConfigCallback):
+    """Write the resolved configuration into the run folder: `config.yaml`, and beside it one file per resumption."""
+
+    def __init__(self, *args: Any, run_folder: Path, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.run_folder = run_folder  # loggers have folders of their own, or none
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Write once, at the start of a training."""
+        if trainer.is_global_zero and stage == "fit" and not self.already_saved:
+            self.run_folder.mkdir(parents=True, exist_ok=True)
+            names = ["config.yaml", *(f"config_resumed_{n}.yaml" for n in range(1, 10_000))]
+            name = next(name for name in names if not (self.run_folder / name).exists())
+            self.parser.save(self.config, self.run_folder / name, skip_none=False, multifile=False)
+            self.already_saved = True
+
+
+class DetectorCLI(OptionsOfRuns):
+    """The command line of a training, a validation or a test: of the command that comes first in `args`."""
+
+    def __init__(self, model_class: Any, datamodule_class: Any, *, args: list[str], **named: Any) -> None:
+        self._asked = args[:1]
+        super().__init__(model_class, datamodule_class, args=args, **named)
+
+    run_folder: Path
+    goes_on_from: Path | None
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        if subcommand not in self._asked:  # only its name and description are shown; its options take time to find
+            return self.init_parser(**kwargs)
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "test":
+            parser.add_argument(
+                "--save_devkit_results",
+                type=str | None,
+                default=None,
+                help="Folder for the detections as the VOC devkit reads them: comp4_det_test_<class>.txt.",
+            )
+        if subcommand != "fit":
+            parser.add_argument(
+                "--classes",
+                type=list[str] | str | None,
+                default=None,
+                help="Evaluate these classes alone, as if there were no others; the results go to the folder "
+                "classes/<names> of the run, so that its own numbers stay.",
+            )
+            parser.add_argument(
+                "--results_dir",
+                type=str | None,
+                default=None,
+                help="Folder for metrics.json, predictions.json and TensorBoard events; by default that of the "
+                "checkpoint's run.",
+            )
+        return parser
+
+    def instantiate_classes(self) -> None:
+        """Tell the data where the run keeps the lists of splits that are made."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:  # what a constructor of a callback or logger says, among many lines of the parser
+            cause = cause_of(str(error))
+            if isinstance(error, InputError) or cause == str(error):
+                raise
+            raise InputError(cause) from error
+        if self.classes is not None:
+            self.model.evaluate_only(self.classes)
+        if not self.config[self.subcommand].trainer.fast_dev_run:
+            of = self.run_folder if self.goes_on_from is None else self.goes_on_from  # lists that a run has stay as is
+            self.datamodule.splits_folder = (of if (of / "splits").is_dir() else self.run_folder) / "splits"
+            self.datamodule.report_folder = self.run_folder
+
+    def before_fit(self) -> None:
+        """Read the data before Lightning makes the run's folder, so that bad data leaves none behind.
+
+        The same for a compiler that is not there, and for a schedule without a length.
+        """
+        if _is_endless(self.trainer):
+            self.model.check_endless()
+        check_monitors(self.trainer.callbacks, self.model, bool(self.trainer.limit_val_batches))  # type: ignore[attr-defined]
+        self._read_data("fit")
+        if isinstance(self.datamodule.augmentation, list) and not getattr(self.datamodule, "download", False):
+            self.datamodule.train_dataset.try_augmentation()
+        lists = self.datamodule.splits_folder
+        if lists is not None and lists.parent != self.run_folder and self.trainer.is_global_zero:
+            shutil.copytree(lists, self.run_folder / "splits", dirs_exist_ok=True)
+
+    def before_validate(self) -> None:
+        """As `before_fit`."""
+        self._read_data("validate")
+
+    def before_test(self) -> None:
+        """As `before_fit`."""
+        if self.config[self.subcommand].save_devkit_results is not None:
+            check_devkit_names(self.datamodule.class_names)
+        self._read_data("test")
+
+    def _read_data(self, stage: str) -> None:
+        if self.model.compile_mode != "none":
+            check_compiler(self.trainer.strategy.root_device.type)
+        if not getattr(self.datamodule, "download", False):
+            self.datamodule.setup(stage)
+
+    def after_test(self) -> None:
+        """Write the devkit's files, if asked to."""
+        folder = self.config[self.subcommand].save_devkit_results
+        if folder is not None and self.trainer.is_global_zero:
+            write_devkit_results(self.run_files.predictions, self.datamodule.class_names, folder)
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: Lightning would let a checkpoint's hyperparameters win over the command line in silence."""
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run folder, and do not ask for backbone weights that a checkpoint replaces."""
+        config = self.config[self.subcommand]
+        checkpoint = config.get("ckpt_path")
+        if checkpoint is not None:
+            content = read_checkpoint(checkpoint)  # to refuse an unusable one at once
+            kept = ("global_step", "loops", "hyper_parameters", "alternating")
+            self.done_before = {key: content.get(key) for key in kept}
+            config.model.load_backbone_weights = False
+        elif self.subcommand != "fit":
+            raise InputError(
+                f"frcnn {self.subcommand} needs --ckpt_path, for example runs/X/seed0/checkpoints/last.ckpt"
+            )
+        trainer = config.trainer
+        check_precision(trainer.precision)
+        trainer.precision = resolve_precision(trainer.precision, trainer.accelerator, trainer.devices)
+        devkit_folder = config.get("save_devkit_results")
+        if devkit_folder is not None and (Path(devkit_folder).is_file() or config.trainer.fast_dev_run):
+            raise InputError(
+                f"--save_devkit_results {devkit_folder}: must be a folder, and a whole test is needed, not fast_dev_run"
+            )
+        if devkit_folder is not None:
+            check_writable(Path(devkit_folder), "--save_devkit_results")
+        try:
+            self._choose_run_folder(config, checkpoint)
+        except OSError as error:  # a name too long, a folder that may not be looked into
+            raise InputError(f"{error.filename}: no run can be written there ({error.strerror})") from error
+        classes = config.get("classes")
+        self.classes: list[str] | None = [classes] if isinstance(classes, str) else classes
+        if self.classes and config.results_dir is None:
+            self.goes_on_from = self.run_folder
+            self.run_folder = folder_of_classes(self.run_folder, self.classes)
+        if not config.trainer.fast_dev_run:
+            check_writable(self.run_folder, "--results_dir" if config.get("results_dir") else "--runs_dir")
+            os.environ[ENVIRONMENT_VARIABLE] = str(self.run_folder)
+
+    def _choose_run_folder(self, config: Namespace, checkpoint: str | None) -> None:
+        results = config.get("results_dir")
+        found = Path(results) if results is not None else None
+        old = run_folder_of(checkpoint) if checkpoint is not None else None
+        if found is None and checkpoint is not None:
+            found = folder_to_go_on_in(checkpoint, config) if self.subcommand == "fit" else old
+        self.run_folder = found or choose_run_folder(
+            config.runs_dir or "runs",
+            config.experiment or _experiment_name(config),
+            config.run_name,
+            int(config.seed_everything),
+        )
+        self.goes_on_from = old if self.subcommand == "fit" and old != self.run_folder else None
+        if old is not None and self.subcommand == "fit" and (changes := other_options(old, config)):
+            rank_zero_info(f"{old}: goes on with other options: {changes_text(changes)}")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Leave a training alone that has come to its end."""
+        trainer, checkpoint = self.trainer, self.config[subcommand].get("ckpt_path")
+        ended = (
+            checkpoint and subcommand == "fit" and nothing_left(self.done_before, trainer.max_epochs, trainer.max_steps)
+        )
+        if not ended:
+            try:
+                super()._run_subcommand(subcommand)
+            except (ValueError, MisconfigurationException) as error:  # options that Lightning looks at only now
+                if isinstance(error, ValueError) and "`val_check_interval`" not in str(error):
+                    raise
+                raise InputError(f"--trainer: {error}") from error
+            return
+        self.model.check_origin(checkpoint, self.done_before, fit=True)
+        message = f"{checkpoint}: this training is complete: {ended}; to train on, give more"
+        if self.goes_on_from is not None:
+            raise InputError(message)
+        if trainer.is_global_zero:
+            print(f"{message}. Nothing was changed", file=sys.stderr)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Add the logger and the callbacks of the run folder."""
+        config = self.config[self.subcommand].trainer
+        if isinstance(config.accumulate_grad_batches, int) and config.accumulate_grad_batches < 1:
+            raise InputError(f"--trainer.accumulate_grad_batches {config.accumulate_grad_batches}: must be at least 1")
+        self.trainer_defaults["callbacks"] = self._callbacks(config)
+        self.save_config_kwargs["run_folder"] = self.run_folder
+        if config.logger in (None, True):
+            kwargs["logger"] = TensorBoardLogger(
+                str(self.run_folder.parent.parent),
+                name=self.run_folder.parent.name,
+                version=self.run_folder.name,
+                default_hp_metric=False,
+            )
+        kwargs["plugins"] = _with_atomic_checkpoints(self._get(self.config_init, "trainer", default={}).get("plugins"))
+        try:
+            trainer = super().instantiate_trainer(**kwargs)
+        except (ValueError, MisconfigurationException) as error:  # an unknown accelerator, devices that are not there
+            raise InputError(f"--trainer: {error}") from error
+        keep_freed_memory(trainer.strategy.root_device)
+        return trainer
+
+    def _callbacks(self, config: Namespace) -> list[pl.Callback]:
+        callbacks: list[pl.Callback] = [] if config.enable_progress_bar is False else [LossProgressBar()]
+        if config.fast_dev_run:
+            return callbacks
+        axes = axes_of_environment()
+        self.run_files = RunFiles(self.run_folder, axes)
+        callbacks += [self.run_files]
+        if self.subcommand != "fit":
+            return callbacks
+        callbacks += [Throughput(config.log_every_n_steps or 20), ModelSummary(max_depth=2), AnchorWarnings()]
+        callbacks += [CellProgress(self.run_folder)] if axes else []
+        if config.logger not in (False, []):
+            callbacks += [LearningRateMonitor(logging_interval="step"), DetectionImages()]
+        if config.enable_checkpointing is not False:
+            folder = self.run_folder / "checkpoints"
+            best = BestCheckpoint(
+                folder, filename="best", monitor="val/AP50_voc07", mode="max", enable_version_counter=False
+            )
+            last = ModelCheckpoint(
+                folder, filename="last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
+            )
+            callbacks += [best, last, SaveOnInterrupt(folder / "last.ckpt")]
+        return callbacks
+
+
+def run_lightning(arguments: list[str]) -> None:
+    """Run `fit`, `validate` or `test` with the rest of a command line.
+
+    A validation or test without `--config` takes the configuration of its checkpoint's run.
+    """
+    rest = [*_config_of_checkpoint(arguments[1:]), *arguments[1:]]
+    DetectorCLI(
+        FasterRCNNModule,
+        DATA_FORMATS[find_data_format(rest)],
+        save_config_callback=ConfigFile,
+        trainer_class=Trainer,
+        seed_everything_default=0,
+        trainer_defaults=dict(TRAINER_DEFAULTS),
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+        parser_kwargs={"exit_on_error": False},
+        args=[arguments[0], *rest],
+    )
+
+
+def _is_endless(trainer: pl.Trainer) -> bool:
+    """Whether only time or early stopping ends a training."""
+    timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    return trainer.max_steps == -1 and (trainer.max_epochs == -1 or (trainer.max_epochs is None and timed))
+
+
+def _with_atomic_checkpoints(plugins: Any) -> list[Any]:
+    given = list(plugins) if isinstance(plugins, list | tuple) else [] if plugins is None else [plugins]
+    return given if any(isinstance(plugin, CheckpointIO) for plugin in given) else [*given, AtomicCheckpoints()]
+
+
+def _config_of_checkpoint(arguments: list[str]) -> list[str]:
+    joined = [
+        part for argument in arguments for part in (argument.split("=", 1) if argument[:1] == "-" else [argument])
+    ]
+    if {"--config", "-c", "--help", "-h"} & set(joined) or "--ckpt_path" not in joined[:-1]:
+        return []
+    folder = run_folder_of(joined[joined.index("--ckpt_path") + 1])
+    return ["--config", str(folder / "config.yaml")] if folder else []
+
+
+def _experiment_name(config: Namespace) -> str:
+    files = config.get("config") or []
+    if not files:
+        return "default"
+    path = Path(str(files[0]))
+    if path.name == "config.yaml":  # a run's own file: its name says nothing, its folder does
+        saved = yaml.safe_load(path.read_text()) if path.is_file() else {}
+        return str(saved.get("experiment") or path.absolute().parents[1].name)
+    return path.stem

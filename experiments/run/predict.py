@@ -1,0 +1,196 @@
+"""`frcnn predict`: image files -> annotated images and predictions.json."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules.detection_datamodule import collate
+from datamodules.image_files import ImageFiles, find_images
+from datamodules.image_reading import Reading
+from detector.drawing import draw_detections, is_saved_picture, save_picture
+from detector.errors import InputError, printable
+from detector.metrics.coco_results import coco_results
+from detector.training.callbacks.run_files import write_json
+from detector.training.lightning_module import FasterRCNNModule
+from experiments.run.host_memory import keep_freed_memory
+from experiments.run.precision import check_precision, resolve_precision
+from experiments.run.prediction_files import PREDICTIONS, check_output, picture_names
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """See `frcnn predict --help`. Without `flip` and `shortest_sides` an image is seen as the checkpoint's own options
+    say, and 16-bit images without `bit_depth` too."""
+
+    ckpt_path: str
+    images: str
+    output: str
+    score_threshold: float = 0.5
+    batch_size: int = 1
+    accelerator: str = "auto"
+    precision: str = "32-true"
+    flip: bool = False
+    shortest_sides: list[int] | None = None
+    bit_depth: int | None = None
+    max_pixels: int = Reading.max_pixels
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.score_threshold <= 1:
+            raise InputError(f"--score_threshold {self.score_threshold}: must be in 0..1")
+        if self.batch_size < 1:
+            raise InputError(f"--batch_size {self.batch_size}: must be at least 1")
+        check_precision(self.precision, "--precision")
+
+
+class DrawPredictions(pl.Callback):
+    """Save each image with its detections while predicting, and collect the detections.
+
+    Args:
+        output: Folder for the pictures.
+        names: File names of the images by image id.
+        pictures: File names of their pictures.
+        score_threshold: Detections below are not drawn.
+
+    Attributes:
+        results: Detections so far, as COCO results.
+        done: Images so far.
+        drawn: Detections drawn so far.
+        unsaved: By name of an image: why its picture could not be written.
+    """
+
+    def __init__(self, output: Path, names: Sequence[str], pictures: Sequence[str], score_threshold: float) -> None:
+        self.output = output
+        self.names = names
+        self.pictures = pictures
+        self.score_threshold = score_threshold
+        self.results: list[dict[str, Any]] = []
+        self.done = 0
+        self.drawn = 0
+        self.unsaved: dict[str, str] = {}
+
+    def on_predict_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Draw and collect the images of a batch."""
+        assert isinstance(pl_module, FasterRCNNModule)
+        for image, target, found in zip(*batch, outputs, strict=True):
+            index = int(target["image_id"])
+            arrays = {
+                key: found[plural].float().cpu().numpy() for key, plural in (("score", "scores"), ("box", "boxes"))
+            }
+            arrays["label"] = found["labels"].cpu().numpy()
+            arrays["image_id"] = torch.full((len(found["labels"]),), index).numpy()
+            self.results += coco_results(arrays, self.names, pl_module.class_names)
+            self.done += 1
+            self.drawn += int((found["scores"] >= self.score_threshold).sum())
+            self._save(draw_detections(image, found, pl_module.class_names, self.score_threshold, min_side=400), index)
+        if trainer.received_sigterm:  # which Lightning looks for in trainings and evaluations alone
+            raise SIGTERMException
+
+    def _save(self, picture: Tensor, index: int) -> None:
+        try:
+            save_picture(picture, self.output / self.pictures[index])
+        except OSError as error:
+            self.unsaved[self.names[index]] = f"its picture cannot be written ({error.strerror or error})"
+        except InputError as error:  # it appeared meanwhile
+            self.unsaved[self.names[index]] = str(error)
+
+
+def predict(options: PredictOptions) -> bool:
+    """Detect objects in a file or in all images of a folder; see `frcnn predict --help`.
+
+    Returns:
+        Whether nothing had to be left out: images that cannot be read, pictures that cannot be written. Each is named
+        on stderr.
+
+    Raises:
+        InputError: A missing or unreadable checkpoint, no image, or an output folder in which something of the user's
+            would be overwritten.
+    """
+    target = Path(options.output)
+    found = find_images(options.images, ignore=lambda path: _is_below(path, target) and is_saved_picture(path))
+    pictures = picture_names(found.names)
+    module = _detector(options)
+    check_output(target, Path(options.images), found, pictures)
+    bits = module.bit_depth if options.bit_depth is None else options.bit_depth
+    files = ImageFiles(found.folder, found.names, Reading(bits, options.max_pixels))
+    drawing = DrawPredictions(target, found.names, pictures, options.score_threshold)
+    trainer = _trainer(options, drawing)
+    keep_freed_memory(trainer.strategy.root_device)
+    ended = False
+    try:
+        loader = DataLoader(files, batch_size=options.batch_size, collate_fn=collate)
+        trainer.predict(module, loader, return_predictions=False)
+        ended = True
+    finally:
+        left_out = found.left_out | files.left_out | drawing.unsaved
+        if ended or drawing.done:
+            _write(target / PREDICTIONS, drawing.results)
+        _say_what_is_left_out(left_out, found.folder)
+        if not ended:
+            kept = f"; {PREDICTIONS} holds these" if drawing.done else ""
+            print(f"stopped after {drawing.done} of {len(found.names)} images{kept}", file=sys.stderr)
+    print(
+        f"{drawing.done} images, {drawing.drawn} detections drawn (score >= {options.score_threshold:g}), in "
+        f"{printable(target)}" + (f"; {len(left_out)} left out" if left_out else "")
+    )
+    return not left_out
+
+
+def _is_below(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def _detector(options: PredictOptions) -> FasterRCNNModule:
+    module = FasterRCNNModule.from_checkpoint(options.ckpt_path)
+    if options.flip or options.shortest_sides:
+        image = module.model.image_config
+        module.model.image_config = replace(
+            image,
+            test_flip=options.flip or image.test_flip,
+            test_shortest_sides=options.shortest_sides or image.test_shortest_sides,
+        )
+    return module
+
+
+def _trainer(options: PredictOptions, drawing: DrawPredictions) -> pl.Trainer:
+    try:
+        return pl.Trainer(
+            accelerator=options.accelerator,
+            devices=1,
+            precision=resolve_precision(options.precision, options.accelerator, 1, option="--precision"),
+            logger=False,
+            enable_checkpointing=False,
+            callbacks=[drawing],
+            enable_model_summary=False,
+            inference_mode=True,
+        )
+    except (ValueError, MisconfigurationException) as error:
+        raise InputError(f"--accelerator {options.accelerator} and --precision {options.precision}: {error}") from error
+
+
+def _write(path: Path, results: list[dict[str, Any]]) -> None:
+    try:
+        write_json(path, results, indent=None)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def _say_what_is_left_out(left_out: Mapping[str, str], folder: Path) -> None:
+    for name, reason in left_out.items():
+        place = str(folder / name)
+        print(f"left out: {printable(reason if place in reason else f'{place}: {reason}')}", file=sys.stderr)

@@ -1,0 +1,400 @@
+"""`frcnn ablate` on the smallest detector: an undisturbed grid, and the same grid killed and run again."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from detector.errors import InputError
+from experiments.ablation.grid import read_grid
+from experiments.ablation.plan import plan
+
+ROOT = Path(__file__).resolve().parents[3]
+FIRST, SECOND, BAD = "scales=1,weights=none,seed=5", "scales=1-2,weights=none,seed=5", "scales=1,weights=absent,seed=5"
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory, tiny_config) -> Path:
+    """Three cells of six epochs, the second of which fails: its weights are not there."""
+    path: Path = tmp_path_factory.mktemp("grid") / "small.yaml"
+    content = {
+        "base": str(tiny_config),
+        "axes": {
+            "model.anchors.scales": [[1], [1, 2]],
+            "weights": {"option": "model.backbone.weights", "values": {"none": "none", "absent": "absent.pth"}},
+        },
+        "seeds": [5],
+        "exclude": [{"scales": [1, 2], "weights": "absent"}],
+        "baseline": {"scales": 1, "weights": "none"},
+        "paper": {"scales=1-2,weights=none": 0.5},
+        "overrides": {"trainer.max_epochs": 6},
+    }
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(frcnn, grid, tmp_path_factory) -> tuple[Path, dict[str, Any]]:
+    """The working folder, and what `--format json` printed."""
+    cwd = tmp_path_factory.mktemp("undisturbed")
+    result = frcnn("ablate", grid, "--format", "json", cwd=cwd)
+    assert result.code == 1, result.err
+    assert f"failed: {BAD}" in result.err
+    return cwd, json.loads(result.out)
+
+
+def cell_folders(cwd: Path) -> dict[str, Path]:
+    document = json.loads((cwd / "runs" / "small" / "grid.json").read_text())
+    return {cell["name"]: cwd / "runs" / "small" / cell["folder"] for cell in document["cells"]}
+
+
+def state(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / "cell.json").read_text())
+    return content
+
+
+def results(folder: Path) -> tuple[dict[str, Any], Any]:
+    """Everything but the speed."""
+    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics.pop("train/images_per_second", None)
+    return metrics, json.loads((folder / "predictions.json").read_text())
+
+
+# ---- an undisturbed grid ----
+
+
+def test_folders_hold_ordinary_runs(undisturbed):
+    folder = cell_folders(undisturbed[0])[SECOND]
+    assert folder.name == f"{SECOND}-{state(folder)['hash'][:8]}"
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.yaml", "checkpoints", "metrics.json", "predictions.json", "cell.json", "cell.log"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (saved["model"]["anchors"]["scales"], saved["seed_everything"]) == ([1.0, 2.0], 5)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert (metrics["epoch"], metrics["seed"], metrics["test_count"]) == (6, 5, 1)
+    assert metrics["val/AP50_voc07"] > 0  # or the comparisons below would compare nothing
+    assert "test/AP50_voc07" in metrics
+
+
+def test_grid_json_and_cell_json(undisturbed):
+    cwd, document = undisturbed
+    written = json.loads((cwd / "runs" / "small" / "grid.json").read_text())
+    assert written["axes"] == {"scales": ["1", "1-2"], "weights": ["none", "absent"]}
+    assert (written["seeds"], written["baseline"]) == ([5], "scales=1,weights=none")
+    assert written["paper"] == {"scales=1-2,weights=none": 0.5}
+    assert [cell["name"] for cell in written["cells"]] == [FIRST, BAD, SECOND]
+    assert written["cells"][2]["axes"] == {"scales": "1-2", "weights": "none"}
+    folders = cell_folders(cwd)
+    done = state(folders[FIRST])
+    assert (done["status"], done["attempts"], done["exit_code"], done["steps"]) == ("done", 1, 0, 36)
+    assert [cell["status"] for cell in document["cells"]] == ["done", "failed", "done"]
+    assert document["cells"][0]["metrics"] == json.loads((folders[FIRST] / "metrics.json").read_text())
+
+
+def test_a_failed_cell_is_named_with_the_end_of_its_log(undisturbed):
+    failed = state(cell_folders(undisturbed[0])[BAD])
+    assert (failed["status"], failed["exit_code"]) == ("failed", 2)
+    assert "absent.pth" in failed["error"]
+    assert "Traceback" not in failed["error"]
+
+
+def test_hyperparameters_have_the_axes_as_columns(undisturbed):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    folder = cell_folders(undisturbed[0])[SECOND]
+    first = min(folder.glob("events.out.tfevents*"))
+    content = EventAccumulator(str(first)).Reload().PluginTagToContent("hparams")
+    start = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info
+    values = {key: getattr(value, value.WhichOneof("kind")) for key, value in start.hparams.items()}
+    assert (values["scales"], values["weights"], values["seed"]) == ("1-2", "none", 5)
+    assert values["anchors/scales"] == "[1.0, 2.0]"
+
+
+def test_dry_run_prints_commands_that_give_the_same_numbers(frcnn, grid, undisturbed, tmp_path):
+    dry = frcnn("ablate", grid, "--dry-run", cwd=tmp_path)
+    assert dry.code == 0, dry.err
+    assert "3 cells (scales 2 x weights 2 x seeds 1, 1 combinations left out), 108 training steps" in dry.err
+    assert not (tmp_path / "runs").exists()
+    commands = [line for line in dry.out.splitlines() if not line.startswith("#")]
+    theirs = cell_folders(undisturbed[0])
+    assert " && ".join(commands[4:]) == state(theirs[SECOND])["command"]
+    for command in commands[4:]:
+        program, *arguments = shlex.split(command)
+        assert program == "frcnn"
+        assert frcnn(*arguments, cwd=tmp_path).code == 0
+    ours = tmp_path / "runs" / "small" / theirs[SECOND].name
+    assert results(ours) == results(theirs[SECOND])
+
+
+def test_the_same_command_again_retries_only_what_failed(frcnn, grid, undisturbed):
+    cwd, _ = undisturbed
+    before = {
+        name: (path / "metrics.json").stat().st_mtime_ns for name, path in cell_folders(cwd).items() if name != BAD
+    }
+    again = frcnn("ablate", grid, cwd=cwd)
+    assert again.code == 1
+    assert "0.5000" not in again.out.splitlines()[0]
+    assert again.out.count(f"failed: {BAD}") == 2  # at once, and at the end
+    assert "0.500" in again.out  # the paper's
+    after = cell_folders(cwd)
+    assert {name: (after[name] / "metrics.json").stat().st_mtime_ns for name in before} == before
+    assert {name: state(path)["attempts"] for name, path in after.items()} == {FIRST: 1, SECOND: 1, BAD: 2}
+
+
+# ---- killed ----
+
+
+@pytest.fixture
+def start(process_group) -> Callable[[Path, Path], "subprocess.Popen[str]"]:
+    """`start(grid, cwd)`: `frcnn ablate` as a process group of its own, which does not outlive the test."""
+    return lambda grid, cwd: process_group(["-m", "experiments.cli", "ablate", grid], cwd=cwd)
+
+
+def in_the_second_cell(cwd: Path) -> bool:
+    return any((cwd / "runs" / "small").glob("scales=1-2*/checkpoints/last.ckpt"))
+
+
+def assert_same_grid(cwd: Path, undisturbed: Path) -> None:
+    ours, theirs = cell_folders(cwd), cell_folders(undisturbed)
+    for name in (FIRST, SECOND):
+        assert ours[name].name == theirs[name].name
+        assert results(ours[name]) == results(theirs[name])
+
+
+@pytest.mark.timeout(1200)
+def test_sigkill_of_the_process_group_in_the_middle_of_a_cell(frcnn, start, grid, undisturbed, tmp_path, wait_for):
+    process = start(grid, tmp_path)
+    wait_for(lambda: in_the_second_cell(tmp_path), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    folders = cell_folders(tmp_path)
+    assert {name: state(path)["status"] for name, path in folders.items()} == {
+        FIRST: "done",
+        BAD: "failed",
+        SECOND: "running",
+    }
+    assert not (folders[SECOND] / "metrics.json").exists()
+    finished = (folders[FIRST] / "metrics.json").stat().st_mtime_ns
+    assert frcnn("ablate", grid, cwd=tmp_path).code == 1
+    assert (folders[FIRST] / "metrics.json").stat().st_mtime_ns == finished
+    assert {name: state(path)["attempts"] for name, path in folders.items()} == {FIRST: 1, BAD: 2, SECOND: 2}
+    assert (folders[SECOND] / "config_resumed_1.yaml").is_file()  # went on, from a checkpoint
+    assert_same_grid(tmp_path, undisturbed[0])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_gentle_stop_in_the_middle_of_a_cell(frcnn, start, grid, undisturbed, tmp_path, number, code, wait_for):
+    process = start(grid, tmp_path)
+    wait_for(lambda: in_the_second_cell(tmp_path), process)
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=900)
+    assert process.returncode == code
+    assert "the same command goes on from here" in err
+    assert "Traceback" not in err
+    second = cell_folders(tmp_path)[SECOND]
+    assert state(second)["status"] == "interrupted"
+    assert "To go on: add --ckpt_path" in (second / "cell.log").read_text()
+    assert frcnn("ablate", grid, cwd=tmp_path).code == 1
+    assert_same_grid(tmp_path, undisturbed[0])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_at_once(start, grid, undisturbed, tmp_path):
+    processes = [start(grid, tmp_path) for _ in range(2)]
+    for process in processes:
+        process.communicate(timeout=900)
+        assert process.returncode == 1
+    assert all(state(path)["attempts"] == 1 for path in cell_folders(tmp_path).values())
+    assert_same_grid(tmp_path, undisturbed[0])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root mounts")
+def test_full_disk(start, grid, undisturbed, tmp_path):
+    """A tmpfs that holds the checkpoints of one cell: one line, checkpoints whole, and room lets it go on."""
+    disk = tmp_path / "runs"
+    disk.mkdir()
+    size = sum(path.stat().st_size for path in cell_folders(undisturbed[0])[FIRST].rglob("*"))
+    options = f"size={int(1.5 * size)}"
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", disk], check=False).returncode != 0:
+        pytest.skip("no tmpfs can be mounted")
+    try:
+        process = start(grid, tmp_path)
+        out, err = process.communicate(timeout=900)
+        assert process.returncode in (1, 2)
+        assert "No space left on device" in out + err
+        assert "Traceback" not in out + err
+        assert not list(disk.rglob("*.partial"))
+        assert subprocess.run(["mount", "-o", "remount,size=1g", disk], check=False).returncode == 0
+        process = start(grid, tmp_path)
+        process.communicate(timeout=900)
+        assert process.returncode == 1
+        assert_same_grid(tmp_path, undisturbed[0])
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+# ---- an evaluation without a training ----
+
+
+def test_evaluation_of_one_checkpoint(frcnn, trained, tmp_path):
+    before = (trained / "metrics.json").read_text()
+    path = tmp_path / "proposals.yaml"
+    content = {
+        "evaluate": str(trained / "checkpoints" / "last.ckpt"),
+        "axes": {"proposals": {"option": "model.rpn.post_nms_test", "values": [3, 30]}},
+        "overrides": {"data.test_splits": []},
+    }
+    path.write_text(yaml.safe_dump(content))
+    result = frcnn("ablate", path, "--format", "json", cwd=tmp_path)
+    assert result.code == 0, result.err
+    few, many = (cell["metrics"] for cell in json.loads(result.out)["cells"])
+    assert few["val/proposal_recall@50"] < many["val/proposal_recall@50"]
+    assert many["val/AP50_voc07"] == json.loads(before)["val/AP50_voc07"]  # 30 is its own
+    assert (trained / "metrics.json").read_text() == before
+
+
+def test_an_evaluation_is_of_one_checkpoint_wherever_it_is_written(trained, tmp_path):
+    """Another checkpoint makes another cell; another folder or name for the results does not."""
+    base = yaml.safe_load((trained / "config.yaml").read_text())
+    other = tmp_path / "other.ckpt"
+    shutil.copy(trained / "checkpoints" / "last.ckpt", other)
+
+    def hashes(checkpoint: Path, folder: str, **options: str) -> list[str]:
+        (tmp_path / "base.yaml").write_text(yaml.safe_dump(base | options))
+        axes = {"proposals": {"option": "model.rpn.post_nms_test", "values": [3, 30]}}
+        content = {"base": str(tmp_path / "base.yaml"), "evaluate": str(checkpoint), "axes": axes}
+        (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content))
+        return [cell.hash for cell in plan(read_grid(str(tmp_path / "grid.yaml")), folder).cells]
+
+    first = hashes(trained / "checkpoints" / "last.ckpt", "runs")
+    assert hashes(other, "elsewhere", runs_dir="there", run_name="named", experiment="x") == first
+    other.write_bytes(other.read_bytes() + b"more")
+    assert not set(hashes(other, "runs")) & set(first)
+
+
+# ---- before anything runs ----
+
+
+def test_a_changed_base_is_named_and_gives_new_cells(grid, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = yaml.safe_load(grid.read_text())
+    base = yaml.safe_load(Path(content["base"]).read_text())
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(content | {"base": "base.yaml"}))
+    before = plan(read_grid("small.yaml"), "runs")
+    assert before.changes(before.document()) == []
+    base["model"]["rpn"]["nms_iou"] = 0.6
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    after = plan(read_grid("small.yaml"), "runs")
+    assert after.changes(before.document()) == ["model.rpn.nms_iou: 0.7 -> 0.6"]
+    assert not {cell.folder for cell in before.cells} & {cell.folder for cell in after.cells}
+    # Where results are written, and how numbers are spelt, change nothing.
+    base["model"]["rpn"]["nms_iou"] = 0.70
+    base["model"]["anchors"]["aspect_ratios"] = [1.0]
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    again = plan(read_grid("small.yaml"), "elsewhere")
+    assert [cell.hash for cell in again.cells] == [cell.hash for cell in before.cells]
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"model.anchors.scales": ["x"]}, "cell scales=x,seed=0: Parser key"),
+        ({"model.anchors.scale": [[1]]}, "model.anchors.scale"),
+        ({"model.anchors.scales": [[1], [-2]]}, "cell scales=-2,seed=0: anchors.scales"),
+        ({"model.anchors.scales": [[[1], [2]]]}, "cell scales=1_2,seed=0: "),
+        ({"model.roi.nms_iou": [3]}, "cell nms_iou=3,seed=0: roi.nms_iou"),
+        ({"data.train_splits": [["absent"]]}, "absent.txt"),
+        (
+            {"model.anchors.scales": {"a": [1, 2], "b": [1.0, 2.0]}},
+            "cells scales=a,seed=0 and scales=b,seed=0 have equal",
+        ),
+    ],
+)
+def test_bad_cells_are_named_before_anything_runs(frcnn, tiny_config, tmp_path, axes, message):
+    path = tmp_path / "g.yaml"
+    path.write_text(yaml.safe_dump({"base": str(tiny_config), "axes": axes}))
+    options = [] if "train_splits" in str(axes) else ["--dry-run"]
+    result = frcnn("ablate", path, *options, cwd=tmp_path)
+    assert result.code == 2
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--jobs", "0"], "--jobs 0: must be at least 1"),
+        (["--gpus-per-run", "0"], "--gpus-per-run 0: must be at least 1"),
+        (["--gpus", "0,1,2", "--gpus-per-run", "2"], "does not divide into groups of 2"),
+        (["--gpus", "0,0", "--gpus-per-run", "2"], "does not divide into groups of 2 different"),
+        (["--gpus", "0", "--jobs", "2"], "--jobs: without effect beside --gpus"),
+        (["--gpus", "0", "--launcher", "ray"], "--gpus: --launcher ray places cells itself"),
+        (["--gpus", "a b"], "is not a list of GPUs"),
+        (["--slurm", "[1]"], "is not a mapping"),
+    ],
+)
+def test_bad_options(frcnn, grid, tmp_path, options, message):
+    result = frcnn("ablate", grid, *options, cwd=tmp_path)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert message in result.err
+
+
+def test_a_folder_that_cannot_be_written(frcnn, grid, tmp_path):
+    (tmp_path / "runs").touch()
+    result = frcnn("ablate", grid, cwd=tmp_path)
+    assert result.code == 2
+    assert result.err.splitlines()[-1].startswith("frcnn: runs/small: cannot write (Not a directory)")
+
+
+def test_a_missing_dataset_does_not_hide_the_commands(frcnn, tiny_config, tmp_path):
+    content = yaml.safe_load(tiny_config.read_text())
+    content["data"]["root"] = "absent"
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(content))
+    (tmp_path / "g.yaml").write_text("base: base.yaml\n")
+    dry = frcnn("ablate", "g.yaml", "--dry-run", cwd=tmp_path)
+    assert dry.code == 0
+    assert "note: data is not there" in dry.err
+    assert "frcnn fit --config=base.yaml" in dry.out
+    with pytest.raises(AssertionError):
+        assert frcnn("ablate", "g.yaml", cwd=tmp_path).code == 0
+
+
+@pytest.mark.parametrize("name", ["anchors_table8", "loss_weight_table9", "anchors_mini_voc"])
+def test_cells_of_our_grids_are_what_they_say(name, monkeypatch):
+    """Every option is one, every value fits, and the data are the only thing that may lack."""
+    monkeypatch.chdir(ROOT)
+    planned = plan(read_grid(f"experiments/ablations/{name}.yaml"), "runs")
+    for cell in planned.cells:
+        options = cell.config.model
+        if name == "anchors_table8":
+            sides = "-".join(f"{scale:g}" for scale in options.anchors.scales)
+            assert cell.cell.axes["scales"] == sides
+            assert (options.anchors.base_size, options.anchors.straddling) == (16, "drop")
+        if name == "loss_weight_table9":
+            assert (options.rpn.reg_normalizer, f"{options.rpn.reg_weight:g}") == (
+                "locations",
+                cell.cell.axes["lambda"],
+            )
+
+
+def test_without_a_checkpoint_nothing_is_evaluated(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"runs/voc07_vgg16/seed0/checkpoints/last.ckpt: no such checkpoint"):
+        plan(read_grid(ROOT / "experiments" / "ablations" / "proposals_test_time.yaml"), "runs")

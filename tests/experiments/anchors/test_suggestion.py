@@ -1,0 +1,70 @@
+"""Suggested anchors: found where the answer is known, in the structure of the grid, and judged on other images."""
+
+import numpy as np
+import pytest
+
+from detector.anchors import AnchorConfig
+from detector.errors import InputError
+from experiments.anchors.suggestion import suggest_anchors
+from experiments.anchors.views import TrainingView
+
+
+def view(widths_and_heights: list[tuple[float, float]], images: int = 40) -> TrainingView:
+    """One object in the middle of each image of 400 x 300 pixels, of the given sides in turn."""
+    sides = np.array([widths_and_heights[i % len(widths_and_heights)] for i in range(images)])
+    center = np.array([200.0, 150.0]) + np.random.default_rng(1).uniform(-8, 8, (images, 2))
+    boxes = np.concatenate((center - sides / 2, center + sides / 2), axis=1).astype(np.float32)
+    return TrainingView(np.tile([300, 400], (images, 1)), boxes, np.arange(images))
+
+
+def test_one_shape_is_found() -> None:
+    # 90 x 40 pixels: side 60 = 3.75 x 16, ratio 4 / 9. On stride 4 nothing but the shape counts.
+    given = AnchorConfig(scales=[8], aspect_ratios=[1], straddling="keep")
+    found = suggest_anchors(given, [4], [view([(90, 40)])], scales=1)
+    assert found.scales == pytest.approx([3.75], rel=0.03)
+    assert found.aspect_ratios == pytest.approx([4 / 9], rel=0.05)
+    assert found.folds == len(found.gains) == 5
+    assert found.mean_best_iou > 0.9
+    assert found.given_mean_best_iou == pytest.approx(90 * 40 / 128**2, abs=0.01)
+    assert np.mean(found.gains) == pytest.approx(found.mean_best_iou - found.given_mean_best_iou)
+    assert (found.given_share_iou_50, found.share_iou_50) == (0, 1)
+    assert found == suggest_anchors(given, [4], [view([(90, 40)])], scales=1)
+
+
+def test_structure_of_scales_and_ratios() -> None:
+    shapes = [(30.0, 30.0), (120, 120), (20, 45), (80, 180)]  # sides 30 and 120 x ratios 1 and 9 / 4
+    given = AnchorConfig(scales=[1, 2, 3], aspect_ratios=[0.3, 0.5], base_size=10, straddling="keep")
+    found = suggest_anchors(given, [4], [view(shapes)], scales=2)
+    assert found.scales == pytest.approx([3, 12], rel=0.06)
+    assert found.aspect_ratios == pytest.approx([1, 9 / 4], rel=0.08)
+    assert found.options == (
+        f'--model.anchors.scales "[{found.scales[0]:g}, {found.scales[1]:g}]" '
+        f'--model.anchors.aspect_ratios "[{found.aspect_ratios[0]:g}, {found.aspect_ratios[1]:g}]"'
+    )
+
+
+def test_lists_per_level_get_as_many_scales_each() -> None:
+    given = AnchorConfig(scales=[[50], [300]], aspect_ratios=[1], base_size=1, straddling="keep")
+    found = suggest_anchors(given, [4, 8], [view([(30, 30), (120, 120)])], scales=1)
+    assert [len(level) for level in found.scales] == [1, 1]
+    assert [level[0] for level in found.scales] == pytest.approx([30, 120], rel=0.06)
+    assert found.options.startswith(f'--model.anchors.scales "[[{found.scales[0][0]:g}], [')
+
+
+def test_dropped_anchors_do_not_count() -> None:
+    # Objects as large as the image: an anchor of their shape would fit nowhere.
+    given = AnchorConfig(scales=[10], aspect_ratios=[0.75], straddling="drop")
+    sizes = np.tile([300, 400], (20, 1))
+    whole = TrainingView(sizes, np.tile(np.array([0, 0, 400, 300], np.float32), (20, 1)), np.arange(20))
+    found = suggest_anchors(given, [16], [whole], scales=1)
+    side, ratio = 16 * found.scales[0], found.aspect_ratios[0]
+    assert side / ratio**0.5 <= 400
+    assert side * ratio**0.5 <= 300
+    assert found.mean_best_iou > 0.8
+
+
+def test_too_little_to_judge() -> None:
+    with pytest.raises(InputError, match="two images with objects"):
+        suggest_anchors(AnchorConfig(), [16], [view([(30, 30)], images=1)], scales=1)
+    with pytest.raises(InputError, match="--suggest 0"):
+        suggest_anchors(AnchorConfig(), [16], [view([(30, 30)])], scales=0)

@@ -1,0 +1,199 @@
+"""`frcnn compare`: a trained run beside altered copies of itself."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from datamodules.voc.ground_truth import read_ground_truth
+from detector.metrics.detection_ap import EvaluatedSplit, average_precisions_by_name
+from experiments.results.files import read_results
+
+
+def alter(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    change(config)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+
+def threshold(run: Path) -> float:
+    """A score that 20 detections reach."""
+    scores = [entry["score"] for entry in json.loads((run / "predictions.json").read_text())]
+    return float(sorted(scores, reverse=True)[19])
+
+
+@pytest.fixture
+def other(trained, mini_voc, tmp_path) -> Path:
+    """A copy with another scale and learning rate, that finds nothing in the image of the most detections."""
+    run = Path(shutil.copytree(trained, tmp_path / "other", ignore=shutil.ignore_patterns("checkpoints")))
+    entries = json.loads((run / "predictions.json").read_text())
+    names = [entry["file_name"] for entry in entries if entry["score"] >= threshold(trained)]
+    busiest = max(sorted(set(names)), key=names.count)
+    (run / "predictions.json").write_text(json.dumps([entry for entry in entries if entry["file_name"] != busiest]))
+    (run / "busiest.txt").write_text(busiest)
+    truth = read_ground_truth(mini_voc, ["odd"])
+    split = EvaluatedSplit(truth.image_ids, read_results(run / "predictions.json", truth), truth.objects)
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics |= {f"val/{name}": v for name, v in average_precisions_by_name(split, truth.class_names).items() if v == v}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+
+    def change(config: dict[str, Any]) -> None:
+        config["model"]["anchors"]["scales"] = [1.0, 3.0]
+        config["model"]["optimizer"]["lr"] = 0.001
+        config["run_name"] = "other"
+
+    alter(run, change)
+    return run
+
+
+@pytest.fixture
+def compare(frcnn, trained, tmp_path):
+    """Run `frcnn compare <trained> ...` and give back its JSON document, or its one line where it is refused."""
+
+    def run(*options: object, refused: bool = False) -> Any:
+        style = [] if refused else ["--format", "json"]
+        result = frcnn("compare", trained, *options, *style, cwd=tmp_path)
+        if not refused:
+            assert result.code == 0, result.err
+            return json.loads(result.out)
+        assert (result.code, result.out) == (2, ""), result
+        assert re.fullmatch(r"frcnn: .*\n", result.err), result.err
+        return result.err
+
+    return run
+
+
+def test_options_that_differ(compare, other):
+    assert compare(other, "--bootstrap", 20)["config"] == {
+        "model.anchors.scales": {"a": [1.0, 2.0], "b": [1.0, 3.0]},
+        "model.optimizer.lr": {"a": 0.003, "b": 0.001},
+    }
+
+
+def test_differences_are_b_minus_a(compare, frcnn, trained, other, mini_voc, tmp_path, metrics_of):
+    document = compare(other, "--bootstrap", 100, "--seed", 3)
+    before, after = metrics_of(trained), metrics_of(other)
+    ap = document["metrics"]["AP50_voc07"]
+    assert ap["a"] == before["val/AP50_voc07"]
+    assert ap["difference"] == pytest.approx(after["val/AP50_voc07"] - before["val/AP50_voc07"], abs=1e-6)
+    evaluated = frcnn(
+        *("evaluate", other / "predictions.json", "--data.root", mini_voc, "--data.val_splits", "[odd]"),
+        *("--compare", trained / "predictions.json", "--bootstrap", 100, "--seed", 3, "--format", "json"),
+        cwd=tmp_path,
+    )
+    expected = json.loads(evaluated.out)["compare"]["differences"]
+    for name, one in expected.items():
+        prefix = "AP50_voc_class/"
+        found = document["per_class" if name.startswith(prefix) else "metrics"][name.removeprefix(prefix)]
+        assert (found["low"], found["high"]) == (one["low"], one["high"])
+    assert "proposal_recall@300" in document["metrics"]
+    assert document["metrics"]["proposal_recall@300"]["low"] is None
+
+
+def test_images_that_differ_most(compare, other, trained, mini_voc):
+    document = compare(other, "--bootstrap", 20, "--score_threshold", threshold(trained))
+    (image,) = document["images"]
+    busiest = (other / "busiest.txt").read_text().removesuffix(".jpg")
+    assert image["name"] == busiest
+    truth = read_ground_truth(mini_voc, ["odd"])
+    number = truth.image_names.index(busiest)
+    objects = int(((truth.objects.image_id == number) & ~truth.objects.difficult).sum())
+    assert image["errors_b"] == {"missed": objects, "false": 0}
+    found = read_results(trained / "predictions.json", truth)
+    shown = int(((found.image_id == number) & (found.score >= threshold(trained))).sum())
+    # Every shown detection finds an object, is false, or lies on a difficult object.
+    difficult = int(((truth.objects.image_id == number) & truth.objects.difficult).sum())
+    counted = objects - image["errors_a"]["missed"] + image["errors_a"]["false"]
+    assert counted <= shown
+    assert difficult or counted == shown
+    change = objects - sum(image["errors_a"].values())
+    assert (document["errors"]["fewer"], document["errors"]["more"]) == ((0, 1) if change > 0 else (1, 0))
+
+
+def test_picture_shows_both_runs_side_by_side(compare, trained, other, tmp_path):
+    options = ("--bootstrap", 20, "--score_threshold", threshold(trained), "--output", "pictures")
+    document = compare(other, *options)
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == [f"01_{document['images'][0]['name']}.jpg"]
+    with Image.open(tmp_path / document["images"][0]["picture"]) as picture:
+        pixels = np.asarray(picture.convert("RGB")).astype(int)
+    half = (pixels.shape[1] - 8) // 2
+    left, right = pixels[:, :half], pixels[:, -half:]
+    different = np.abs(left - right).max(axis=2) > 60
+    assert 0.001 < different.mean() < 0.5  # detections on one side, the same image on both
+    assert (pixels[:, half : half + 8] > 200).all()
+
+
+def test_a_run_beside_itself(compare, trained, frcnn, tmp_path):
+    document = compare(trained, "--bootstrap", 20)
+    assert (document["config"], document["images"]) == ({}, [])
+    assert {one["difference"] for one in document["metrics"].values() if one["a"] is not None} == {0.0}
+    assert not any(one["excludes_zero"] for one in document["metrics"].values())
+    text = frcnn("compare", trained, trained, "--bootstrap", 20, cwd=tmp_path).out
+    assert "options that differ\n  none\n" in text
+    assert "B makes fewer in 0 of 7 images, more in 0" in text
+
+
+def test_table(frcnn, trained, other, tmp_path):
+    result = frcnn("compare", trained, other, "--bootstrap", 20, cwd=tmp_path)
+    assert result.code == 0, result.err
+    assert re.search(r"^  model\.optimizer\.lr +A 0\.003  B 0\.001$", result.out, re.MULTILINE)
+    assert re.search(
+        r"^  AP50_voc07 +0\.\d{4} +0\.\d{4} +[-+]0\.\d{4} +[-+]0\.\d{4} \.\. [-+]0\.\d{4}", result.out, re.M
+    )
+    assert re.search(r"^  triangle +", result.out, re.MULTILINE)
+
+
+def test_without_images_there_are_no_pictures(frcnn, trained, other, mini_voc, tmp_path):
+    bare = Path(shutil.copytree(mini_voc, tmp_path / "bare", ignore=shutil.ignore_patterns("*.jpg")))
+    run = Path(shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints")))
+    alter(run, lambda config: config["data"].update(root=str(bare)))
+    options = ("--bootstrap", 20, "--score_threshold", threshold(trained), "--output", "pictures", "--format", "json")
+    result = frcnn("compare", run, other, *options, cwd=tmp_path)  # the same annotations elsewhere can be compared
+    assert result.code == 0, result.err
+    document = json.loads(result.out)
+    assert document["images"][0]["picture"] is None
+    assert "no such image" in document["notes"][0]
+    assert "data.root" in document["config"]
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif"])
+def test_pictures_of_images_of_any_format(frcnn, trained, other, mini_voc, tmp_path, suffix):
+    root = Path(shutil.copytree(mini_voc, tmp_path / "data"))
+    for path in sorted((root / "JPEGImages").iterdir()):
+        with Image.open(path) as image:
+            image.save(path.with_suffix(suffix))
+        path.unlink()
+    run = Path(shutil.copytree(trained, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints")))
+    alter(run, lambda config: config["data"].update(root=str(root)))
+    options = ("--bootstrap", 20, "--score_threshold", threshold(trained), "--output", "pictures", "--format", "json")
+    document = json.loads(frcnn("compare", run, other, *options, cwd=tmp_path).out)
+    name = document["images"][0]["name"]
+    assert [path.name for path in (tmp_path / "pictures").iterdir()] == [f"01_{name}.jpg"]
+    assert document["notes"] == []
+    image = root / "JPEGImages" / f"{name}{suffix}"
+    image.write_bytes(image.read_bytes()[:200])  # its header is whole
+    document = json.loads(frcnn("compare", run, other, *options, cwd=tmp_path).out)
+    assert document["images"][0]["picture"] is None
+    assert len(document["notes"]) == 1 and f"{name}{suffix}" in document["notes"][0]
+
+
+def test_bad_input(compare, trained, other, tmp_path):
+    assert "nowhere: no such folder" in compare(tmp_path / "nowhere", refused=True)
+    assert "is no run folder" in compare(tmp_path, refused=True)
+    assert "no test/AP50_voc07" in compare(other, "--part", "test", refused=True)
+    assert "--bootstrap 1" in compare(other, "--bootstrap", 1, refused=True)
+    assert "--images -1" in compare(other, "--images", -1, refused=True)
+    assert "is a file" in compare(other, "--output", other / "busiest.txt", refused=True)
+    alter(other, lambda config: config["data"].update(val_splits=["val"]))
+    assert "predictions.json" in compare(other, refused=True)
+    (other / "predictions.json").unlink()
+    assert "no such file" in compare(other, refused=True)
+    (other / "metrics.json").unlink()
+    assert "no final numbers" in compare(other, refused=True)
