@@ -9,41 +9,40 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from datamodules.problems import Kind
-from datamodules.voc.format import VOCObject
 from detector.errors import InputError
 
 Box = tuple[float, float, float, float]
 
 
-def clip_box(item: VOCObject, size: tuple[int, int], where: str) -> tuple[float, float, float, float]:
+def clip_box(box: Box, size: tuple[int, int], where: str) -> Box:
     """The box of an object clipped to its image of `size` (width, height).
 
     Raises:
         InputError: names `where`, if nothing of the box is in the image.
     """
     width, height = size
-    x1, y1, x2, y2 = item.box
+    x1, y1, x2, y2 = box
     clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, width), min(y2, height))
     # Compared as float32, which is what is kept.
     if not (np.float32(clipped[0]) < np.float32(clipped[2]) and np.float32(clipped[1]) < np.float32(clipped[3])):
         raise InputError(
-            f"{where} has box {item.box}, wholly outside its image of {width} x {height} pixels; correct or remove it"
+            f"{where} has box {box}, wholly outside its image of {width} x {height} pixels; correct or remove it"
         )
     return clipped
 
 
-def check_box(item: VOCObject, size: tuple[int, int], where: str) -> tuple[Box | None, list[tuple[Kind, str]]]:
+def check_box(stated: Box, size: tuple[int, int], where: str) -> tuple[Box | None, list[tuple[Kind, str]]]:
     """The box of an object clipped to its image of `size` (width, height), None if nothing is left of it; and (kind,
     message) of what is wrong with it. An unknown size (0, 0) clips nothing."""
     if min(size) <= 0:
-        return item.box, []
+        return stated, []
     try:
-        box = clip_box(item, size, where)
+        box = clip_box(stated, size, where)
     except InputError as error:
         return None, [("box_outside", str(error))]
     found: list[tuple[Kind, str]] = []
-    if box != item.box:
-        text = f"{where} has box {item.box}, partly outside its image of {size[0]} x {size[1]} pixels"
+    if box != stated:
+        text = f"{where} has box {stated}, partly outside its image of {size[0]} x {size[1]} pixels"
         found.append(("box_partly_outside", text))
     sides = (box[2] - box[0], box[3] - box[1])
     if min(sides) <= 1:

@@ -7,7 +7,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, cast
+from typing import ClassVar, Final, cast
 
 import pytorch_lightning as pl
 import torch
@@ -18,6 +18,7 @@ from datamodules.augmentation.recipes import Augmentation, build_augmentation
 from datamodules.bad_data import NextImageInstead, OnError, Policy
 from datamodules.batches import Batch, collate, limit_threads
 from datamodules.detection_dataset import DetectionDataset, ImageRecord, Target
+from datamodules.file_cache import FileCache, FileStore
 from datamodules.image_cache import CacheKind, check_cache, make_reader
 from datamodules.image_reading import Reading
 from datamodules.problems import Problem
@@ -30,7 +31,6 @@ from datamodules.samplers import (
     start_new_epoch_if_finished,
 )
 from datamodules.splits import Leaks, Member, divide, find_leaks, keep_lists, read_lists
-from datamodules.voc.annotation_cache import AnnotationStore
 from detector.errors import InputError
 from detector.image_batch import ImageConfig
 
@@ -84,6 +84,8 @@ class DetectionDataModule(pl.LightningDataModule):
     """
 
     class_names: list[str]
+    cache_kind: ClassVar[type[FileCache]] = FileCache
+    """What is kept of the files that were read."""
 
     def __init__(
         self,
@@ -127,7 +129,7 @@ class DetectionDataModule(pl.LightningDataModule):
         self.cache_images = cache_images
         self.image_cache_dir = image_cache_dir
         self._check_values()
-        self._store = AnnotationStore(annotation_cache, self.reading)
+        self._store: FileStore[FileCache] = FileStore(self.cache_kind, annotation_cache, self.reading)
         self._made: dict[str, list[Member]] = {}
         self._new_lists: dict[str, list[str]] = {}
         self._datasets: dict[str, DetectionDataset] = {}

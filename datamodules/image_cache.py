@@ -17,8 +17,8 @@ from typing import Any, Final, Literal, NamedTuple, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.file_cache import ENVIRONMENT_VARIABLE, cache_folder
 from datamodules.image_reading import USUAL, Reading, read_image
-from datamodules.voc.annotation_cache import ENVIRONMENT_VARIABLE, cache_folder
 from detector.errors import InputError
 
 CacheKind = Literal["none", "memory", "disk"]

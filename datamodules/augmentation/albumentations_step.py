@@ -42,7 +42,7 @@ def build_transform(cls: type, arguments: dict[str, Any]) -> Any:
 class AlbumentationsStep(Step):
     """Neighbouring transforms of albumentations, in one `Compose`.
 
-    Objects are dropped by the same rule as everywhere: see `augmentations.py`. What counts as cut is what lies outside
+    Objects are dropped by the same rule as everywhere: see `recipes.py`. What counts as cut is what lies outside
     the image after each transform.
 
     Args:

@@ -19,7 +19,6 @@ from datamodules.detection_dataset import ImageRecord
 from datamodules.image_reading import ImageHeader, frame
 from datamodules.problems import Problem
 from datamodules.splits import Member
-from datamodules.voc.format import VOCObject
 from detector.errors import InputError
 
 PLACES: Final = ("annotations/{}.json", "annotations/instances_{}.json", "{}.json", "{}/_annotations.coco.json")
@@ -213,7 +212,7 @@ def _record(
     kept: list[tuple[Box, CocoObject]] = []
     for item in image.objects:
         where = f"{member.source}: annotations[{item.index}] ({item.category}, {member.stem})"
-        box, found = check_box(VOCObject(item.category, item.box), size, where)
+        box, found = check_box(item.box, size, where)
         if item.category not in labels:
             kind, text = unknown_class(item.category, list(labels))
             found.insert(0, (kind, f"{where} is of a category that is no known class{text}"))

@@ -1,6 +1,6 @@
 """What is wrong with a dataset in VOC format, file by file, and what is in it: `examine`.
 
-Each image is checked as a training checks it (`voc_check`), but decoded whole, and files that no split names are looked
+Each image is checked as a training checks it (`voc.check`), but decoded whole, and files that no split names are looked
 at too. Then come the questions about many images at once: splits, copies, classes.
 """
 

@@ -2,7 +2,7 @@
 
 It is the default data of the project: real JPEG files, real VOC XML, real split files, made in seconds and identical
 for everyone who asks for the same number of images and the same seed (with the same versions of NumPy and Pillow).
-What the images show is drawn in `mini_voc_scene.py`; this module writes the files.
+What the images show is drawn in `scene.py`; this module writes the files.
 
 Image `index` depends on `(seed, index)` only: a larger dataset of the same seed begins with the images of the smaller
 one, in the same splits.

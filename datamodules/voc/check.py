@@ -196,7 +196,7 @@ def _check_object(
     if isinstance(item, UnreadObject):
         negative = isinstance(item.error, NegativeBoxError)
         return None, [("negative_box" if negative else "incomplete_object", str(item.error))]
-    box, found = check_box(item, size, f"{path}: object {index} ({_shown(item.name)})")
+    box, found = check_box(item.box, size, f"{path}: object {index} ({_shown(item.name)})")
     if class_names is not None and item.name not in class_names:
         kind, text = unknown_class(item.name, class_names)
         return None, [(kind, f"{path}: object {index} is of the class {_shown(item.name)!r}{text}"), *found]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from datamodules.detection_datamodule import DetectionDataModule, collate
 from datamodules.detection_dataset import ImageRecord
+from datamodules.file_cache import FileCache, FileStore
 from datamodules.problems import Problem
 from datamodules.splits import Member
+from datamodules.voc.annotation_cache import AnnotationCache
 from datamodules.voc.classes import no_classes
 from datamodules.voc.download import Archive, archive_for, download_voc, find_archive, is_half_unpacked
 from datamodules.voc.layout import VOC_CLASSES, Split, annotated_members, check_root, find_split, is_plain, members_of
@@ -35,6 +37,9 @@ class VOCDataModule(DetectionDataModule):
     Raises:
         InputError: for a missing root or bad values; `setup` raises it for anything wrong with the files.
     """
+
+    cache_kind: ClassVar[type[FileCache]] = AnnotationCache
+    _store: FileStore[AnnotationCache]
 
     def __init__(
         self,

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.checks import clip_box
+from datamodules.file_cache import FileStore
 from datamodules.image_reading import frame, read_header
-from datamodules.voc.annotation_cache import AnnotationStore
+from datamodules.voc.annotation_cache import AnnotationCache
 from datamodules.voc.classes import no_classes
 from datamodules.voc.format import Annotation, read_split
 from datamodules.voc.layout import VOC_CLASSES, Split, annotated_members, check_root, find_image, find_split, is_plain
@@ -73,7 +74,7 @@ def read_ground_truth(
     ]
     names = tuple(stem for _, stem in members)
     _check_unique(names, splits, option)
-    store = AnnotationStore()
+    store = FileStore(AnnotationCache)
     if class_names is not None:
         classes = tuple(class_names)
     else:
@@ -100,7 +101,7 @@ def read_ground_truth(
                         f"{path}: object {index} is of the class {item.name!r}; known classes (--data.class_names): "
                         f"{', '.join(classes)}"
                     )
-                boxes.append(clip_box(item, size, f"{path}: object {index} ({item.name})"))
+                boxes.append(clip_box(item.box, size, f"{path}: object {index} ({item.name})"))
                 rows.append((image_id, labels[item.name], item.difficult))
         except InputError as problem:
             problems.append(problem)
@@ -130,7 +131,7 @@ def _check_unique(names: Sequence[str], splits: Sequence[str], option: str) -> N
 
 
 def _annotations(
-    members: Sequence[tuple[Split, str]], store: AnnotationStore
+    members: Sequence[tuple[Split, str]], store: FileStore[AnnotationCache]
 ) -> dict[Path, dict[str, Annotation | InputError]]:
     stems: dict[Path, list[str]] = {}
     for split, stem in members:
@@ -138,7 +139,7 @@ def _annotations(
     return {folder: store.of(folder).annotations(names) for folder, names in stems.items()}
 
 
-def _names_in(folder: Path, store: AnnotationStore, split_files: Sequence[Path]) -> tuple[str, ...]:
+def _names_in(folder: Path, store: FileStore[AnnotationCache], split_files: Sequence[Path]) -> tuple[str, ...]:
     annotations = store.of(folder).annotations([member.stem for member in annotated_members(folder)])
     # A bad file is left out: if it belongs to the splits it is reported when they are read.
     found = {

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.detection_dataset import ImageRecord
+from datamodules.file_cache import FileStore
 from datamodules.image_reading import ImageHeader
 from datamodules.problems import Problem
 from datamodules.splits import Member
-from datamodules.voc.annotation_cache import AnnotationStore
+from datamodules.voc.annotation_cache import AnnotationCache
 from datamodules.voc.check import CheckedImage, Objects, judge, read_loosely
 from datamodules.voc.format import Annotation, VOCObject
 from datamodules.voc.layout import find_image
@@ -21,7 +22,7 @@ from detector.errors import InputError
 
 
 def read_members(
-    members: Sequence[Member], class_names: Sequence[str], store: AnnotationStore
+    members: Sequence[Member], class_names: Sequence[str], store: FileStore[AnnotationCache]
 ) -> tuple[list[ImageRecord], list[Problem]]:
     """Read and check the annotations of images.
 

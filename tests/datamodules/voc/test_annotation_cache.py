@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules import parallel
+from datamodules import file_cache, parallel
+from datamodules.file_cache import cache_folder
 from datamodules.image_reading import ImageHeader
 from datamodules.voc import annotation_cache
-from datamodules.voc.annotation_cache import AnnotationCache, cache_folder
+from datamodules.voc.annotation_cache import AnnotationCache
 from datamodules.voc.format import Annotation, VOCObject, read_annotation, write_annotation
 from detector.errors import InputError
 
@@ -120,7 +121,7 @@ def test_a_damaged_cache_is_made_anew(dataset, parsed, damage):
 
 def test_another_parser_does_not_trust_the_cache(dataset, parsed, monkeypatch):
     read(dataset)
-    monkeypatch.setattr(annotation_cache, "_version", lambda: "another")
+    monkeypatch.setattr(file_cache, "_version", lambda _: "another")
     read(dataset)
     assert parsed == STEMS * 2
 
@@ -129,13 +130,13 @@ def test_headers_are_read_again_when_the_image_changes(dataset, monkeypatch):
     path = dataset / "JPEGImages" / "i0.png"
     Image.fromarray(np.zeros((5, 9, 3), np.uint8)).save(path)
     read_paths: list[Path] = []
-    original = annotation_cache.read_header
+    original = file_cache.read_header
 
     def header(path: Path) -> ImageHeader:
         read_paths.append(path)
         return original(path)
 
-    monkeypatch.setattr(annotation_cache, "read_header", header)
+    monkeypatch.setattr(file_cache, "read_header", header)
 
     def sizes() -> dict[Path, ImageHeader | InputError]:
         return AnnotationCache(dataset, dataset.parent / "cache").headers([path, path.with_name("gone.png")])
@@ -206,6 +207,6 @@ for turn in range(25):
         assert run.returncode == 0
     (file,) = (dataset.parent / "cache").rglob("*.json")
     digest, data = file.read_bytes().split(b"\n", 1)
-    assert annotation_cache._digest(data).encode() == digest
+    assert file_cache.digest_of(data).encode() == digest
     assert set(json.loads(data)["rows"]) >= {f"{stem}.xml" for stem in STEMS[:4]}
     assert [path for path in file.parent.iterdir() if path != file] == []

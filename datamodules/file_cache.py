@@ -1,0 +1,188 @@
+"""What was read from the files of a dataset, kept between runs: the headers of its images, whatever its format.
+
+One file per dataset folder, `<cache folder>/<kind>/<digest of the folder's path>.json`. An image's header is kept under
+the file's size and times. Whatever is not as it was written - damaged, cut, of another version of the code that reads -
+is read anew, and the file is replaced in one step, so that several processes may use it at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import uuid
+from collections.abc import Iterable
+from dataclasses import astuple
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, ClassVar, Final, Generic, TypeVar
+
+from datamodules import image_reading
+from datamodules.image_reading import USUAL, ImageHeader, Reading, brief, read_header
+from datamodules.parallel import map_files
+from detector.errors import InputError
+
+ENVIRONMENT_VARIABLE: Final = "FRCNN_CACHE_DIR"
+OFF: Final = "none"
+
+Row = list[Any]
+
+
+def cache_folder(option: str | None = None) -> Path | None:
+    """Where to keep what was read: `option`, else FRCNN_CACHE_DIR, else ~/.cache/frcnn (XDG_CACHE_HOME/frcnn); None for
+    the word "none": nowhere."""
+    place = option or os.environ.get(ENVIRONMENT_VARIABLE)
+    if place == OFF:
+        return None
+    if place:
+        return Path(place).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()) / "frcnn"
+
+
+class FileCache:
+    """Image headers of one dataset folder. A format derives from this for its annotations.
+
+    Args:
+        folder: that of the dataset.
+        cache_dir: from `cache_folder`; None keeps nothing.
+        reading: images of more pixels than that allows have no usable header.
+    """
+
+    kind: ClassVar[str] = "headers"  # folder of the files within that of the cache
+    readers: ClassVar[tuple[str, ...]] = (image_reading.__file__, __file__)
+    """Files with the code that reads: where one changes, what was kept is read anew."""
+
+    def __init__(self, folder: Path, cache_dir: Path | None, reading: Reading = USUAL) -> None:
+        self.folder = folder
+        self._reading = reading
+        self._file = None
+        if cache_dir is not None:
+            self._file = cache_dir / self.kind / f"{digest_of(str(folder.resolve()).encode())}.json"
+        self._rows: dict[str, Row] | None = None  # by the name that a format gives them, and by image path
+
+    def headers(self, paths: Iterable[Path]) -> dict[Path, ImageHeader | InputError]:
+        """By path: the header of the image, or why it cannot be read."""
+        rows, unknown = self._load(), []
+        found: dict[Path, ImageHeader | InputError] = {}
+        for path in dict.fromkeys(paths):
+            key, stamp = self._key(path), _stamp(path)
+            row = rows.get(key)
+            if row is not None and row[:3] == stamp:
+                found[path] = ImageHeader(*row[3:])
+            else:
+                found[path] = InputError("")  # keeps the order
+                unknown.append((path, key, stamp))
+        read = map_files(_header, [path for path, _, _ in unknown], "reading image sizes")
+        for (path, key, stamp), header in zip(unknown, read, strict=True):
+            found[path] = header
+            if isinstance(header, ImageHeader):
+                rows[key] = [*stamp, *astuple(header)]
+        if unknown:
+            self._save()
+        return {path: self._of_allowed_size(path, header) for path, header in found.items()}
+
+    def _of_allowed_size(self, path: Path, header: ImageHeader | InputError) -> ImageHeader | InputError:
+        """The limit is an option, so it is no part of what is kept."""
+        try:
+            if isinstance(header, ImageHeader):
+                self._reading.check_size(path, header.width, header.height)
+            return header
+        except InputError as error:
+            return error
+
+    def _key(self, path: Path) -> str:
+        return str(path.relative_to(self.folder) if path.is_relative_to(self.folder) else path.absolute())
+
+    def _load(self) -> dict[str, Row]:
+        if self._rows is None:
+            self._rows = self._kept()
+        return self._rows
+
+    def _kept(self) -> dict[str, Row]:
+        """The rows of the file; none where it is missing or not as it was written."""
+        try:
+            digest, _, data = self._file.read_bytes().partition(b"\n") if self._file is not None else (b"", b"", b"")
+            if digest != digest_of(data).encode():
+                return {}
+            content = json.loads(data.decode("utf-8", "surrogatepass"))
+            rows: dict[str, Row] = content["rows"] if content["version"] == _version(self.readers) else {}
+            return rows
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return {}
+
+    def _save(self) -> None:
+        if self._file is None or not self._rows:
+            return
+        # What another process, working on another split, has written in the meantime is kept.
+        self._rows = self._kept() | self._rows
+        content = {"version": _version(self.readers), "rows": self._rows}
+        data = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
+        draft = self._file.with_name(f"{self._file.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            draft.write_bytes(digest_of(data).encode() + b"\n" + data)
+            os.replace(draft, self._file)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
+            print(f"{self.kind} are not kept for the next run: {self._file}: {brief(error)}", file=sys.stderr)
+            self._file = None
+
+
+C = TypeVar("C", bound=FileCache, covariant=True)
+
+
+class FileStore(Generic[C]):
+    """The caches of several dataset folders.
+
+    Args:
+        kind: what a folder's cache is.
+        option: see `cache_folder`.
+        reading: how images are read.
+    """
+
+    def __init__(self, kind: type[C], option: str | None = None, reading: Reading = USUAL) -> None:
+        self.cache_dir = cache_folder(option)
+        self._kind = kind
+        self._reading = reading
+        self._caches: dict[Path, C] = {}
+
+    def of(self, folder: Path) -> C:
+        """The cache of a dataset folder."""
+        return self._caches.setdefault(folder, self._kind(folder, self.cache_dir, self._reading))
+
+    def forget(self) -> None:
+        """Free the memory."""
+        self._caches = {}
+
+
+def digest_of(*parts: bytes) -> str:
+    """A digest of 128 bits, in hexadecimal digits."""
+    digest = blake2b(digest_size=16)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _header(path: Path) -> ImageHeader | InputError:
+    try:
+        return read_header(path)
+    except InputError as error:
+        return error
+
+
+def _stamp(path: Path) -> Row:
+    """What changes when a file's contents do; the time of the last status change cannot be set back."""
+    try:
+        status = path.stat()
+    except OSError:
+        return [-1, -1, -1]
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+
+
+@cache
+def _version(readers: tuple[str, ...]) -> str:
+    """Changes whenever the code does that reads the files."""
+    return digest_of(*(Path(file).read_bytes() for file in readers))
