@@ -1,9 +1,4 @@
-"""RoIAlign as weighted sums of feature cells, and max pooling over whole cells.
-
-Bilinear interpolation and the mean over a bin's sampling points are linear: each bin of a RoI is a weighted sum of at
-most 4 S^2 cells. On CPUs these sums are an embedding bag over the table of all cells of all images and levels, where
-a cell's channels lie side by side. That gives the same numbers as torchvision's `roi_align`, which reads one channel
-after the other and whose gradient runs on one thread, in a tenth of its time.
+"""RoIs on feature maps -> features of one size: RoIAlign, and max pooling over whole cells.
 
 B images, L levels, R RoIs, P pool size, S sampling points per bin and axis, H x W the feature map of a level.
 """

@@ -1,4 +1,4 @@
-"""Pretrained backbone weights: from a file or torchvision's ImageNet checkpoints into our modules, with a report."""
+"""Tensors of a weights file into our modules, by name, with a report of what they filled and what they did not."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,9 +15,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from detector.errors import InputError
-
-if TYPE_CHECKING:
-    pass
 
 KEY = "--model.backbone.weights"
 
@@ -61,7 +58,7 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(_numpy_numbers()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{key} {path}: not a readable weights file ({_first_line(error)})") from error
+        raise InputError(f"{key} {path}: not a readable weights file ({first_line(error)})") from error
     return _tensors(content, path, key)
 
 
@@ -152,5 +149,5 @@ def _shorten(names: list[str], limit: int = 6) -> str:
     return ", ".join(names[:limit]) + more if names else "none"
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -5,16 +5,27 @@ All views' candidates above the score threshold meet, in pixels of the original 
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from detector.image_batch import ImageConfig, to_original
+from detector.image_batch import ImageBatch, ImageConfig, to_original
 from detector.post_processing import Candidates
+from detector.roi_heads import RoIHeads
 
-if TYPE_CHECKING:
-    from detector.faster_rcnn import FasterRCNN
+
+class Detector(Protocol):
+    """What of a `FasterRCNN` looks at views; that network calls this module."""
+
+    image_config: ImageConfig
+    roi_heads: RoIHeads
+
+    def features(self, images: Sequence[Tensor], image: ImageConfig | None = None) -> tuple[list[Tensor], ImageBatch]:
+        """Return feature maps, and the batch that they were computed from."""
+
+    def proposals(self, features: Sequence[Tensor], batch: ImageBatch) -> list[Tensor]:
+        """Return the proposals of each image."""
 
 
 class View(NamedTuple):
@@ -46,7 +57,7 @@ def mirror(boxes: Tensor, width: int) -> Tensor:
     return torch.stack((width - x2, y1, width - x1, y2), dim=-1)
 
 
-def detect_in_views(model: "FasterRCNN", images: Sequence[Tensor]) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
+def detect_in_views(model: Detector, images: Sequence[Tensor]) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
     """As `FasterRCNN.forward`, over all views of each image; the proposals are those of the first view."""
     found: list[list[Candidates]] = [[] for _ in images]
     first_proposals: list[Tensor] = []

@@ -1,4 +1,5 @@
-"""Frozen batch norm folded into the convolution before it: the same function, without a pass over the activations.
+"""Frozen batch norm, and how it is folded into the convolution before it: the same function, without a pass over the
+activations.
 
 With constant statistics and affine parameters, `norm(conv(x, w)) = conv(x, w * scale) + shift` with one scale and shift
 per output channel. The weights themselves stay as they are (and are trained as they are): the product is made in every
@@ -23,7 +24,7 @@ class FrozenBatchNorm2d(nn.Module):
     (B, C, H, W) -> (B, C, H, W). Tensor names are those of `nn.BatchNorm2d`, so its weights load.
 
     Attributes:
-        folded: The convolution before it applies it (see `folding`); inputs are passed on.
+        folded: The convolution before it applies it (see `fold_frozen_norms`); inputs are passed on.
         float32: That convolution computes in float32 under autocast, too (see `Backbone.settle_precision`).
     """
 

@@ -1,23 +1,17 @@
 """Pretrained weights of backbones: torchvision's ImageNet checkpoints, or a file in torchvision's names."""
 
-from __future__ import annotations
-
 import pickle
 from http.client import HTTPException
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torchvision
 from torch import Tensor
 
+from detector.backbones.base import Backbone, BackboneConfig
+from detector.backbones.box_heads import BoxHead
 from detector.errors import InputError
-from detector.state_dicts import KEY, Slot, WeightsReport, _first_line, fill, read_tensors, slots_of
-
-if TYPE_CHECKING:
-    from detector.backbones.base import Backbone, BackboneConfig
-    from detector.backbones.box_heads import BoxHead
-
+from detector.state_dicts import KEY, Slot, WeightsReport, fill, first_line, read_tensors, slots_of
 
 # The first ImageNet release of each network: the one that published detectors start from, and the input normalisation
 # (RGB in 0..1, ImageNet mean and std) is the same for all of them.
@@ -80,7 +74,7 @@ def _fetch_imagenet(name: str) -> tuple[str, dict[str, Tensor]]:
         file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
         trouble = f"cannot read {file}" if file.exists() else f"cannot download {weights.url}"
         raise InputError(
-            f"{KEY} imagenet: {trouble} ({_first_line(error)}); download {weights.url} elsewhere and put it in "
+            f"{KEY} imagenet: {trouble} ({first_line(error)}); download {weights.url} elsewhere and put it in "
             f"{file.parent} as {file.name}, or pass the file by {KEY}"
         ) from error
     return f"{weights} ({weights.url})", dict(state)

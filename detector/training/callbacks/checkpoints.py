@@ -1,4 +1,7 @@
-"""An interrupted training can always go on: Ctrl-C and SIGTERM leave `last.ckpt` at the step that was reached."""
+"""Checkpoints: of the best validation, at an interrupt, and whole or not there whatever happens while one is written.
+
+An interrupted training can always go on: Ctrl-C and SIGTERM leave `last.ckpt` at the step that was reached.
+"""
 
 import contextlib
 import os
