@@ -84,5 +84,6 @@ def _unpack(
 
 
 def limit_threads(_worker: int) -> None:
+    """Let a worker process compute on one thread: there are as many workers as cores are to be used."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)

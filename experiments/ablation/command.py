@@ -8,6 +8,7 @@ from experiments.arguments import Parser, quiet
 
 
 def ablate_command(arguments: list[str]) -> None:
+    """Parse the arguments of `frcnn ablate`, and run it."""
     parser = Parser(
         "frcnn ablate",
         description="Train and evaluate every cell of a grid, each as its own process. The same command again skips "

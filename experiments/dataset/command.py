@@ -6,6 +6,7 @@ from experiments.arguments import Parser, add_max_pixels, names
 
 
 def mini_voc_command(arguments: list[str]) -> None:
+    """Parse the arguments of `frcnn mini-voc`, and run it."""
     parser = Parser("frcnn mini-voc", description="Write a small synthetic dataset in VOC format.")
     parser.add_argument("out_dir", help="folder to make; an existing equal one is kept")
     parser.add_argument(
@@ -20,6 +21,7 @@ def mini_voc_command(arguments: list[str]) -> None:
 
 
 def doctor_command(arguments: list[str]) -> None:
+    """Parse the arguments of `frcnn doctor`, and run it."""
     parser = Parser(
         "frcnn doctor",
         description="Say what is wrong with a dataset in VOC format, what each problem does to a training, and what is "

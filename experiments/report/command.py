@@ -1,12 +1,17 @@
-"""`frcnn report`: a grid of runs, finished or not, as one table."""
+"""`frcnn report`: a grid of runs, finished or not, as one table. Imports what is slow to import only when it runs."""
+
+from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from detector.errors import InputError
 from experiments.arguments import Parser, names, quiet
-from experiments.report.document import Report, ReportOptions, build_report
+
+if TYPE_CHECKING:
+    from experiments.report.document import Report, ReportOptions
 
 FORMATS = ("table", "json", "csv", "html")
 
@@ -20,6 +25,8 @@ def report(options: ReportOptions) -> None:
     style = _format(options)
     if options.bootstrap < 2 and options.bootstrap != 0:
         raise InputError(f"--bootstrap {options.bootstrap}: at least 2 resamples, or 0 for no intervals")
+    from experiments.report.document import build_report
+
     made = build_report(options)
     text = render(made, style)
     if options.output is None:
@@ -55,13 +62,8 @@ def _format(options: ReportOptions) -> str:
     return style
 
 
-# ---- differences to the baseline ----
-
-
-# ---- anchors ----
-
-
 def report_command(arguments: list[str]) -> None:
+    """Parse the arguments of `frcnn report`, and run it."""
     parser = Parser(
         "frcnn report",
         description="One row per cell of a grid, or per configuration of ordinary runs: metrics over seeds, "

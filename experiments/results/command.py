@@ -4,6 +4,7 @@ from experiments.arguments import Parser, names, quiet
 
 
 def evaluate_command(arguments: list[str]) -> None:
+    """Parse the arguments of `frcnn evaluate`, and run it."""
     parser = Parser(
         "frcnn evaluate",
         description="Score detections, of any detector, against the annotations of splits. Images are not needed.",
@@ -41,6 +42,7 @@ def evaluate_command(arguments: list[str]) -> None:
 
 
 def compare_command(arguments: list[str]) -> None:
+    """Parse the arguments of `frcnn compare`, and run it."""
     parser = Parser("frcnn compare", description="What differs between two runs: B - A.")
     parser.add_argument("run_a", metavar="RUN_A", help="run folder of frcnn fit")
     parser.add_argument("run_b", metavar="RUN_B", help="another one, evaluated on the same images")

@@ -9,6 +9,7 @@ from experiments.run.startup import quick_imports
 
 
 def lightning_command(command: str, arguments: list[str]) -> None:
+    """Run `frcnn fit`, `validate` or `test` with its arguments."""
     with quick_imports():  # here, so that `frcnn --help` answers at once
         from pytorch_lightning.utilities.exceptions import SIGTERMException
 
@@ -27,6 +28,7 @@ def lightning_command(command: str, arguments: list[str]) -> None:
 
 
 def predict_command(arguments: list[str]) -> None:
+    """Parse the arguments of `frcnn predict`, and run it."""
     parser = Parser(
         "frcnn predict",
         description="Detect objects in images with a trained checkpoint. Images are read as in training, and upright "
