@@ -79,9 +79,32 @@ def read_ground_truth(
         classes = tuple(class_names)
     else:
         classes = _names_in(root, store, [split.path for split, _ in members]) if is_plain(root) else VOC_CLASSES
-    labels = {name: label for label, name in enumerate(classes, start=1)}
-    if len(labels) < len(classes):
+    if len(set(classes)) < len(classes):
         raise InputError(f"--data.class_names names a class twice: {', '.join(classes)}")
+    objects, sizes = _objects_and_sizes(members, classes, store)
+    return SplitTruth(tuple(splits), names, classes, objects, sizes)
+
+
+def _check_unique(names: Sequence[str], splits: Sequence[str], option: str) -> None:
+    first: dict[str, int] = {}
+    repeated = [index for index, name in enumerate(names) if first.setdefault(name, index) != index]
+    if repeated:
+        raise InputError(
+            f"{option} [{', '.join(splits)}]: image {repeated[0]} has the name {names[repeated[0]]}, which "
+            f"image {first[names[repeated[0]]]} has too; {len(repeated)} names occur more than once, so results could "
+            "not be told apart"
+        )
+
+
+def _objects_and_sizes(
+    members: Sequence[tuple[Split, str]], classes: Sequence[str], store: FileStore[AnnotationCache]
+) -> tuple[GroundTruth, IntArray]:
+    """Read the objects of images, and their sizes (N, 2), height and width.
+
+    Raises:
+        InputError: As `read_ground_truth`, of the first bad file.
+    """
+    labels = {name: label for label, name in enumerate(classes, start=1)}
     rows: list[tuple[int, int, bool]] = []
     boxes: list[tuple[float, float, float, float]] = []
     sizes: list[tuple[int, int]] = []
@@ -116,18 +139,7 @@ def read_ground_truth(
         box=np.array(boxes, dtype=np.float32).reshape(-1, 4),
         difficult=columns[:, 2].astype(np.bool_),
     )
-    return SplitTruth(tuple(splits), names, classes, objects, np.array(sizes, dtype=np.int64).reshape(-1, 2))
-
-
-def _check_unique(names: Sequence[str], splits: Sequence[str], option: str) -> None:
-    first: dict[str, int] = {}
-    repeated = [index for index, name in enumerate(names) if first.setdefault(name, index) != index]
-    if repeated:
-        raise InputError(
-            f"{option} [{', '.join(splits)}]: image {repeated[0]} has the name {names[repeated[0]]}, which "
-            f"image {first[names[repeated[0]]]} has too; {len(repeated)} names occur more than once, so results could "
-            "not be told apart"
-        )
+    return objects, np.array(sizes, dtype=np.int64).reshape(-1, 2)
 
 
 def _annotations(

@@ -36,6 +36,7 @@ from detector.training.optimization import (
     build_optimizer,
     lr_factor,
     parameter_groups,
+    share_of_step,
 )
 from detector.training.resuming import OtherOptions, Resumption, afresh, total_steps
 from detector.translated import Predictor
@@ -106,19 +107,12 @@ class FasterRCNNModule(pl.LightningModule):
         rpn, roi = _config(RPNConfig, rpn), _config(RoIConfig, roi)
         image, optimizer = _config(ImageConfig, image), _config(OptimizerConfig, optimizer)
         alternating = _config(AlternatingConfig, alternating)
-        configs: dict[str, Any] = {
-            "backbone": backbone,
-            "anchors": anchors,
-            "rpn": rpn,
-            "roi": roi,
-            "image": image,
-            "optimizer": optimizer,
-            "alternating": alternating,
-        }
+        names = ("backbone", "anchors", "rpn", "roi", "image", "optimizer", "alternating")
+        configs: tuple[Any, ...] = (backbone, anchors, rpn, roi, image, optimizer, alternating)
         self.save_hyperparameters(
             {
                 "class_names": list(class_names),
-                **{key: asdict(config) for key, config in configs.items()},
+                **{name: asdict(config) for name, config in zip(names, configs, strict=True)},
                 "difficult": difficult,
                 "training_scheme": training_scheme,
                 "weights": weights,
@@ -285,16 +279,8 @@ class FasterRCNNModule(pl.LightningModule):
         for name in (name for name in (*LOSS_NAMES, "loss") if name in losses):
             self.log(f"train/{name}", losses[name].detach(), prog_bar=True, batch_size=len(images))
         self.last_losses = {name: loss.detach() for name, loss in losses.items()}
-        return self._share_of_step(losses["loss"], batch_idx)
-
-    def _share_of_step(self, loss: Tensor, batch_idx: int) -> Tensor:
-        """The loss, so scaled that a step's gradient is the mean over its accumulated batches.
-
-        Lightning divides by `accumulate_grad_batches`; an epoch's last step may have fewer batches.
-        """
-        batches, of_step = self.trainer.num_training_batches, self.trainer.accumulate_grad_batches
-        last = int(batches) % of_step if math.isfinite(batches) else 0
-        return loss * (of_step / last) if last and batch_idx >= batches - last else loss
+        trainer = self.trainer
+        return share_of_step(losses["loss"], batch_idx, trainer.num_training_batches, trainer.accumulate_grad_batches)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Optimiser over the groups of `parameter_groups`, and a schedule that advances by steps.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from detector.errors import InputError, check_choices, check_range
@@ -221,3 +221,18 @@ class AveragedWeights(WeightAveraging):
 def _say_changed(module: nn.Module) -> None:
     """Count up the versions of weights that were written through `.data`, which does not: others keep copies."""
     torch.autograd.graph.increment_version([*module.parameters(), *module.buffers()])
+
+
+def share_of_step(loss: Tensor, batch: int, batches: float, of_step: int) -> Tensor:
+    """Return the loss of a batch, so scaled that a step's gradient is the mean over its accumulated batches.
+
+    Lightning divides by `accumulate_grad_batches`; an epoch's last step may have fewer batches.
+
+    Args:
+        loss: Of the batch.
+        batch: Its number in the epoch, from 0.
+        batches: Of the epoch; may be infinite.
+        of_step: `accumulate_grad_batches`.
+    """
+    last = int(batches) % of_step if math.isfinite(batches) else 0
+    return loss * (of_step / last) if last and batch >= batches - last else loss

@@ -19,7 +19,7 @@ from detector.image_batch import ImageConfig
 from detector.metrics.coco_ap import SIZES
 from detector.rpn import RPNConfig
 from experiments.anchors.coverage import AnchorLattices, ObjectMatches, all_locations, legal_locations, match_objects
-from experiments.anchors.views import Array, training_views
+from experiments.anchors.views import Array, TrainingView, training_views
 from experiments.output import without_nan
 
 RATIO_EDGES = [2**power for power in (-1.5, -0.5, 0.5, 1.5)]
@@ -159,12 +159,7 @@ def audit(
     order = np.argsort(image, kind="stable")
     boxes, image = boxes.reshape(-1, 4)[order], np.asarray(image, np.int64)[order]
     views = training_views(image_config, sizes, boxes, image)
-    matches, rows = [], _ShapeTotals()
-    for view in views:
-        lattices, used = view.lattices_and_windows(anchors, strides)
-        found = match_objects(lattices, used, view.boxes, view.image, rpn.positive_iou, bool(rpn.best_per_object))
-        rows.add(lattices, view.sizes, found)
-        matches.append(found)
+    matches, rows = _match(views, anchors, strides, rpn)
     best = np.concatenate([found.best_iou for found in matches])
     positives = np.concatenate([found.positives for found in matches])
     wanted = int(rpn.samples_per_image * rpn.positive_fraction)
@@ -192,6 +187,19 @@ def audit(
         by_original_size={name: cover(np.tile(rows, repeats)) for name, rows in _by_size(boxes).items()},
         by_aspect_ratio={name: cover(rows) for name, rows in _by_aspect_ratio(resized).items()},
     )
+
+
+def _match(
+    views: Sequence[TrainingView], anchors: AnchorConfig, strides: Sequence[int], rpn: RPNConfig
+) -> "tuple[list[ObjectMatches], _ShapeTotals]":
+    """The anchors' matches with the objects of each view, and what is told about each shape over all of them."""
+    matches, rows = [], _ShapeTotals()
+    for view in views:
+        lattices, used = view.lattices_and_windows(anchors, strides)
+        found = match_objects(lattices, used, view.boxes, view.image, rpn.positive_iou, bool(rpn.best_per_object))
+        rows.add(lattices, view.sizes, found)
+        matches.append(found)
+    return matches, rows
 
 
 class _ShapeTotals:

@@ -81,7 +81,7 @@ def test_what_is_drawn_where(tmp_path):
         ((), "output"),
         (("--output", "x", "--images", "0"), "--images 0"),
         (("--output", "x", "--data.augmentation", "foo"), "'foo' is unknown"),
-        (("--output", "x", "--data.augmentation", "[{class_path: foo.Bar}]"), "'foo.Bar'"),
+        (("--output", "x", "--data.augmentation", "[{class_path: foo.Bar}]"), "foo.Bar: No module named 'foo'"),
         (("--output", "{file}/x"), "--output"),
     ],
 )
