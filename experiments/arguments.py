@@ -1,4 +1,4 @@
-"""What the plain argument parsers of the commands share: one line for bad usage, and lists as YAML has them."""
+"""What the commands share around their arguments: plain parsers, lists as YAML has them, one line for bad usage."""
 
 import argparse
 import contextlib
