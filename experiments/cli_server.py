@@ -92,8 +92,9 @@ def _main() -> None:
         import experiments.run.lightning_cli  # noqa: F401
 
     served = _serve(connection)
-    if served is not None:
-        sys.exit(_run(served[0]))
+    if served is None:
+        os._exit(0)  # at once: what it has started dies with it, and freeing torch's objects takes a second
+    sys.exit(_run(served[0]))
 
 
 if __name__ == "__main__":
