@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Self
+from typing import Final, Literal, NamedTuple, Self
 
 from torch import Tensor, nn
 
@@ -31,6 +31,38 @@ BackboneName = Literal[
     "mobilenet_v3_large_fpn",
     "small_c4",
 ]
+
+
+class Kind(NamedTuple):
+    """What is known of a network before it is built.
+
+    Attributes:
+        stages: How many stages can be frozen.
+        batch_norm: Whether its pretrained layers have batch norm.
+        imagenet: Whether torchvision has ImageNet weights for it.
+        own_box_head: Whether its box head is the last layers of the classification network.
+    """
+
+    stages: int
+    batch_norm: bool = True
+    imagenet: bool = True
+    own_box_head: bool = False
+
+
+KINDS: Final[dict[BackboneName, Kind]] = {
+    "vgg16": Kind(5, batch_norm=False, own_box_head=True),
+    "vgg16_bn": Kind(5, own_box_head=True),
+    "resnet18_c4": Kind(4, own_box_head=True),
+    "resnet50_c4": Kind(4, own_box_head=True),
+    "resnet101_c4": Kind(4, own_box_head=True),
+    "resnet18_fpn": Kind(5),
+    "resnet50_fpn": Kind(5),
+    "resnet101_fpn": Kind(5),
+    "mobilenet_v2_c4": Kind(4, own_box_head=True),
+    "mobilenet_v2_fpn": Kind(5),
+    "mobilenet_v3_large_fpn": Kind(6),
+    "small_c4": Kind(4, batch_norm=False, imagenet=False),
+}
 
 
 @dataclass
@@ -84,6 +116,28 @@ class BackboneConfig:
     box_head: Literal["two_fc", "conv_fc"] = "two_fc"
     box_head_channels: int | None = None
     checkpoint_gradients: bool = False
+
+    def __post_init__(self) -> None:
+        key = "--model.backbone"
+        if self.name not in KINDS:
+            raise InputError(f"{key}.name {self.name}: unknown; choose one of {', '.join(KINDS)}")
+        choices = (("norm", ("frozen", "batch")), ("fpn_norm", ("none", "batch")), ("box_head", ("two_fc", "conv_fc")))
+        for name, values in choices:
+            if getattr(self, name) not in values:
+                raise InputError(f"{key}.{name} {getattr(self, name)}: choose {' or '.join(values)}")
+        if self.box_head_stride not in (1, 2):
+            raise InputError(f"{key}.box_head_stride {self.box_head_stride}: choose 1 or 2")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"{key}.dropout {self.dropout}: must be at least 0 and less than 1")
+        for name in ("pool_size", "fpn_channels", "box_head_channels"):
+            size = getattr(self, name)
+            if size is not None and size < 1:
+                raise InputError(f"{key}.{name} {size}: must be at least 1")
+        if self.norm_eps < 0:
+            raise InputError(f"{key}.norm_eps {self.norm_eps}: must be at least 0")
+        if KINDS[self.name].own_box_head and self.box_head != "two_fc":
+            raise InputError(f"{key}.box_head {self.box_head}: {self.name} has its own box head; use it with *_fpn")
+        check_frozen_stages(self.frozen_stages, KINDS[self.name].stages)
 
     @property
     def random(self) -> bool:

@@ -18,9 +18,9 @@ from detector.backbones import (
     BoxHead,
     backbone_strides,
     build_backbone,
-    check_backbone_config,
+    check_backbone_weights,
 )
-from detector.backbones.base import BackboneName
+from detector.backbones.base import KINDS, BackboneName
 from detector.backbones.batch_norm import FrozenBatchNorm2d
 from detector.backbones.fpn import FeaturePyramid
 from detector.backbones.resnet import ResNetBody
@@ -247,19 +247,32 @@ def test_memory_format_channels_last_changes_nothing() -> None:
     ],
 )
 def test_bad_configurations_are_refused_before_anything_is_built(options: dict[str, Any], words: list[str]) -> None:
-    config = BackboneConfig(**options)
     with pytest.raises(InputError) as caught:
-        check_backbone_config(config)
+        build_backbone(BackboneConfig(**options), load_weights=False)
     message = str(caught.value)
     assert all(word in message for word in words), message
     assert "\n" not in message
-    with pytest.raises(InputError):
-        build_backbone(config, load_weights=False)
+
+
+@pytest.mark.parametrize("options", [{"frozen_stages": 9}, {"dropout": 2.0}, {"name": "vgg17"}, {"norm": "sync"}])
+def test_configurations_check_themselves(options: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(options))):
+        BackboneConfig(**options)
+
+
+def test_what_is_known_of_networks_is_what_is_built() -> None:
+    for name in get_args(BackboneName):
+        with torch.device("meta"):
+            backbone, _ = build_backbone(BackboneConfig(name, weights=None, frozen_stages=0, norm="batch"))
+        kind = KINDS[name]
+        assert len(backbone.body.stages()) == kind.stages, name
+        norms = [module for module in backbone.body.modules() if isinstance(module, nn.BatchNorm2d)]
+        assert not kind.imagenet or (len(norms) > 0) == kind.batch_norm, name  # small_c4 always trains its own
 
 
 @pytest.mark.parametrize("name", ["vgg16", "small_c4"])
 def test_networks_without_batch_norm_ignore_norm(name: Any) -> None:
-    check_backbone_config(BackboneConfig(name=name, weights=None, frozen_stages=0, norm="frozen"))
+    check_backbone_weights(BackboneConfig(name=name, weights=None, frozen_stages=0, norm="frozen"))
 
 
 def test_strides_without_building() -> None:
