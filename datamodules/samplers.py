@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -46,7 +46,7 @@ class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
         shuffle: bool = True,
     ) -> None:
         super().__init__(
-            cast(Dataset, dataset),
+            cast(Dataset[Any], dataset),
             num_replicas=num_replicas,
             rank=rank,
             shuffle=shuffle,
@@ -70,7 +70,7 @@ class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
             self._skip = 0
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[tuple[int, int]]:
         epoch, skip = self.epoch, self._skip
         mine = self._order(epoch)[self.rank : self.total_size : self.num_replicas]
         return iter([(epoch, index) for index in mine[skip:]])
@@ -206,7 +206,7 @@ class ShardSampler(DistributedSampler):  # type: ignore[type-arg]
     """
 
     def __init__(self, dataset: Sized, num_replicas: int = 1, rank: int = 0) -> None:
-        super().__init__(cast(Dataset, dataset), num_replicas=num_replicas, rank=rank, shuffle=False)
+        super().__init__(cast(Dataset[Any], dataset), num_replicas=num_replicas, rank=rank, shuffle=False)
         self.num_samples = -(-len(dataset) // num_replicas)
         self._indices = [i % len(dataset) for i in range(rank, self.num_samples * num_replicas, num_replicas)]
 

@@ -135,8 +135,8 @@ class RPNHead(nn.Module):
         self.objectness = nn.Conv2d(hidden, anchors_per_location * (2 if self.softmax else 1), kernel_size=1)
         self.deltas = nn.Conv2d(hidden, anchors_per_location * 4, kernel_size=1)
         for layer in (self.conv, *self.deeper, self.objectness, self.deltas):
-            nn.init.normal_(layer.weight, std=config.init_std)  # type: ignore[arg-type]
-            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+            nn.init.normal_(layer.weight, std=config.init_std)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Objectness logits (B, h * w * A) and deltas (B, h * w * A, 4) of each level, float32, in the anchors' order.

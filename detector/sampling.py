@@ -96,7 +96,8 @@ def match(
 def pairwise_iou(boxes: Tensor, candidates: Tensor) -> Tensor:
     """IoU (G, N) of boxes (G, 4) and candidates (N, 4)."""
     if boxes.device.type != "cpu" or len(boxes) == 0:
-        return box_iou(boxes, candidates)
+        overlaps: Tensor = box_iou(boxes, candidates)
+        return overlaps
     # In blocks whose intermediate results stay in the cache: a third of the time for 300 objects and 33,000 anchors.
     blocks = candidates.split(max(1, _PAIRS // len(boxes)))
     return torch.cat([box_iou(boxes, block) for block in blocks], dim=1)
@@ -139,7 +140,8 @@ def hardest(boxes: Tensor, losses: Tensor, nms_iou: float, number: int) -> Tenso
     Of RoIs that overlap by more than `nms_iou` only the hardest is taken: they lie on the same cells, and their losses
     would count twice.
     """
-    return nms(boxes, losses, nms_iou)[:number].sort().values
+    kept: Tensor = nms(boxes, losses, nms_iou)
+    return kept[:number].sort().values
 
 
 @contextmanager

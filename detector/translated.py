@@ -98,7 +98,7 @@ def adapt_predictor(
 def _in_units_of(deltas: Tensor, translated: Translated, config: RoIConfig) -> Tensor:
     """Weights (K + 1, 4, in) or biases (K + 1, 4) that give the same boxes under the model's mean and std."""
     std = torch.tensor(translated.delta_std) / torch.tensor(config.delta_std)
-    sets = deltas.unflatten(0, (-1, 4)) * std.view(1, 4, *[1] * (deltas.dim() - 1))
+    sets: Tensor = deltas.unflatten(0, (-1, 4)) * std.view(1, 4, *[1] * (deltas.dim() - 1))
     if deltas.dim() == 1:
         sets += (torch.tensor(translated.delta_mean) - torch.tensor(config.delta_mean)) / torch.tensor(config.delta_std)
     return sets

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
+from typing import Any
 
 import cv2
 import numpy as np
@@ -222,4 +223,5 @@ def _ramp(at: NDArray[np.floating], start: float, full: float, end: float, stop:
     """1 from `full` to `end`, falling to 0 at `start` and `stop`; a margin of no width is no ramp."""
     rise = (at - start) / max(full - start, 1e-6)
     fall = (stop - at) / max(stop - end, 1e-6)
-    return np.clip(np.minimum(rise, fall), 0, 1)
+    weights: NDArray[np.floating[Any]] = np.clip(np.minimum(rise, fall), 0, 1)
+    return weights

@@ -195,7 +195,7 @@ class Backbone(nn.Module):
         self.frozen_stages = 0
         self.weight_prefixes = {"": "body."}
         self.weights_report: WeightsReport | None = None
-        self.register_load_state_dict_post_hook(_settle_precision)
+        self.register_load_state_dict_post_hook(_settle_precision)  # type: ignore[no-untyped-call]
 
     @property
     def roi_strides(self) -> tuple[int, ...]:

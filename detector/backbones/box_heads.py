@@ -1,6 +1,7 @@
 """Box heads for backbones whose classification network leaves none: FPN and `small_c4`."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
@@ -66,7 +67,7 @@ class ConvFCHead(BoxHead):
         return linear_relu(self.fc, self.convs(pooled).flatten(1))
 
 
-BOX_HEADS = {"two_fc": TwoLayerHead, "conv_fc": ConvFCHead}
+BOX_HEADS: dict[str, Callable[[int, int, int], BoxHead]] = {"two_fc": TwoLayerHead, "conv_fc": ConvFCHead}
 
 
 def new_box_head(config: BackboneConfig, in_channels: int, width: int = 1024) -> BoxHead:

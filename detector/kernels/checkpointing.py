@@ -27,7 +27,7 @@ def run_stage(modules: Sequence[nn.Module], x: Tensor, checkpointed: bool) -> Te
     if not (checkpointed and needs_gradients(modules, x)):
         return run(x)
     if torch.compiler.is_compiling():  # the compiled second pass has no side effects
-        return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)  # type: ignore[no-any-return]
+        return checkpoint(run, x, use_reentrant=False, preserve_rng_state=False)
     result: Tensor = checkpoint(run, x, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     return result
 

@@ -23,7 +23,8 @@ class Conv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode != "zeros":
-            return super()._conv_forward(input, weight, bias)
+            result: Tensor = super()._conv_forward(input, weight, bias)
+            return result
         return conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
 
@@ -146,7 +147,7 @@ def _dtype(x: Tensor) -> torch.dtype | None:
 
 def runs_by_itself_on_cpu(x: Tensor) -> bool:
     """Whether layers of `x` run on the CPU as they are called, not seen by what makes one graph for all sizes."""
-    return x.device.type == "cpu" and x.numel() > 0 and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+    return x.device.type == "cpu" and x.numel() > 0 and not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 def cpu_dtype(x: Tensor) -> torch.dtype:

@@ -360,7 +360,8 @@ class FasterRCNNModule(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Tensor]]:
         """Detections of the batch; targets are not looked at."""
-        return self(batch[0])
+        detections: list[dict[str, Tensor]] = self(batch[0])
+        return detections
 
     def _evaluate(self, batch: Batch, ap: DetectionAP, recall: ProposalRecall) -> dict[str, list[dict[str, Tensor]]]:
         images, targets = batch

@@ -148,7 +148,7 @@ def total_steps(trainer: pl.Trainer) -> float:
     epochs = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
     within = loop.epoch_loop.batch_progress.current.ready if loop.epoch_progress.current.started > epochs else 0  # type: ignore[attr-defined]
     left = per_epoch * (max(trainer.max_epochs or 1, 1) - epochs) - math.ceil(within / of_step)
-    total = trainer.global_step + max(left, 0)
+    total: float = trainer.global_step + max(left, 0)
     return total if trainer.max_steps == -1 else min(total, trainer.max_steps)
 
 

@@ -127,7 +127,7 @@ class CellFolder:
         config, last = self.path / "config.yaml", self.path / "checkpoints" / "last.ckpt"
         if not (config.is_file() and last.is_file()):
             return None
-        from detector.training.lightning_module import read_checkpoint  # not before: takes seconds
+        from detector.training.checkpoint_content import read_checkpoint  # not before: takes seconds
 
         try:
             read_checkpoint(last)

@@ -139,7 +139,7 @@ def _steps(config: Namespace, images: int, devices: int) -> int | None:
         batches = min(batches, trainer.limit_train_batches)
     elif trainer.limit_train_batches is not None:
         batches = int(batches * trainer.limit_train_batches)
-    an_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+    an_epoch: int = math.ceil(batches / trainer.accumulate_grad_batches)
     limits = [trainer.max_steps] if trainer.max_steps >= 0 else []
     if trainer.max_epochs is None and not limits:
         return 1000 * an_epoch  # Lightning's default

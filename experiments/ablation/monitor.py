@@ -124,7 +124,7 @@ class Monitor:
         done = [cell for cell in self._views if cell.status == "done" and cell.state.get("seconds")]
         if not done:
             return None
-        pace = sum(cell.state["seconds"] for cell in done) / sum(cell.work for cell in done)
+        pace: float = sum(cell.state["seconds"] for cell in done) / sum(cell.work for cell in done)
         left = [cell for cell in self._views if cell.status not in ("done", "failed")]
         if not left:
             return None

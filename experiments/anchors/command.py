@@ -45,7 +45,8 @@ class AuditCLI(OptionsCLI):
 
 def parse(arguments: list[str]) -> Namespace:
     """The parsed options of `frcnn anchors`."""
-    return AuditCLI(arguments, prog="frcnn anchors", description=DESCRIPTION).config
+    config: Namespace = AuditCLI(arguments, prog="frcnn anchors", description=DESCRIPTION).config
+    return config
 
 
 def print_audit(arguments: list[str]) -> None:

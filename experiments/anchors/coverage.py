@@ -64,7 +64,8 @@ class Windows:
     def count(self) -> Array:
         """Locations (N, S) within."""
         columns = np.maximum(self.last_column - self.first_column + 1, 0)
-        return columns * np.maximum(self.last_row - self.first_row + 1, 0)
+        number: Array = columns * np.maximum(self.last_row - self.first_row + 1, 0)
+        return number
 
     def take(self, rows: Array) -> "Windows":
         """Windows of the images `rows` (M,): those of objects from those of their images."""
@@ -285,7 +286,8 @@ def _evaluate(lattices: AnchorLattices, pairs: _Pairs, boxes: Array) -> tuple[Ar
 
 
 def _areas(boxes: Array) -> Array:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    areas: Array = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return areas
 
 
 def _slices(image: Array, limit: int, weight: Array | None = None) -> Iterator[slice]:

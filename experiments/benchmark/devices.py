@@ -126,7 +126,8 @@ def _milliseconds(
         store = str(Path(folder) / "store")
         arguments = [(rank, world, store, options, number, precision, setting, seconds) for rank in range(world)]
         times = run_processes(time_steps, arguments, seconds)
-    return median(max(step) for step in zip(*times, strict=True))
+    typical: float = median(max(step) for step in zip(*times, strict=True))
+    return typical
 
 
 def time_steps(

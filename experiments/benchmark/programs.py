@@ -124,7 +124,7 @@ def peer_program(peer: nn.Module, batch: Batch, precision: str, setting: Setting
         with autocast(precision, setting.device):
             loss = sum(peer(images, batch[1]).values())
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[attr-defined]
+        loss.backward()
         optimizer.step()
 
     return Program(step)

@@ -34,7 +34,8 @@ class PooledLayers(nn.Module):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """The mean over the cells."""
-        return self.layers(pooled).mean((2, 3))
+        features: Tensor = self.layers(pooled)
+        return features.mean((2, 3))
 
 
 def build_peer(ours: FasterRCNN, backbone: BackboneConfig) -> nn.Module:
@@ -56,7 +57,7 @@ def build_peer(ours: FasterRCNN, backbone: BackboneConfig) -> nn.Module:
     anchors = ours.rpn.anchor_generator.config
     sizes = [tuple(anchors.base_size * scale for scale in anchors.scales_of_level(level)) for level in range(levels)]
     names = [str(level) for level in range(len(ours.backbone.roi_strides))]
-    peer = detection.FasterRCNN(
+    peer: nn.Module = detection.FasterRCNN(
         trunk,
         min_size=tuple(image.shortest_side),
         max_size=image.longest_side,

@@ -175,7 +175,7 @@ def data_module(run: Run) -> DetectionDataModule:
     if kind is None:
         raise InputError(f"{run.folder / 'config.yaml'}: data_format {data_format(run)}: there is no such format")
     try:
-        data = kind(**data_options(run))  # type: ignore[arg-type]
+        data = kind(**data_options(run))
     except TypeError as error:
         raise InputError(f"{run.folder / 'config.yaml'}: data: {error}") from error
     if (run.folder / "splits").is_dir():

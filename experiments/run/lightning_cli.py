@@ -9,12 +9,12 @@ from typing import Any
 import pytorch_lightning as pl
 import yaml
 from jsonargparse import Namespace
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ModelSummary, Timer
 from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_info
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from detector.errors import InputError
 from detector.training.callbacks.checkpoints import AtomicCheckpoints, BestCheckpoint, SaveOnInterrupt
@@ -22,8 +22,9 @@ from detector.training.callbacks.detection_images import DetectionImages
 from detector.training.callbacks.progress import LossProgressBar
 from detector.training.callbacks.run_files import RunFiles
 from detector.training.callbacks.throughput import Throughput
+from detector.training.checkpoint_content import read_checkpoint
 from detector.training.compilation import check_compiler
-from detector.training.lightning_module import FasterRCNNModule, read_checkpoint
+from detector.training.lightning_module import FasterRCNNModule
 from detector.training.resuming import changes_text
 from experiments.anchors.warnings import AnchorWarnings
 from experiments.arguments import cause_of

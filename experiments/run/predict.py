@@ -8,7 +8,8 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.utilities.exceptions import MisconfigurationException, SIGTERMException
+from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -17,8 +18,8 @@ from datamodules.image_files import ImageFiles, find_images
 from datamodules.image_reading import Reading
 from detector.drawing import draw_detections, is_saved_picture, save_picture
 from detector.errors import InputError, printable
+from detector.files import write_json
 from detector.metrics.coco_results import coco_results
-from detector.training.callbacks.run_files import write_json
 from detector.training.lightning_module import FasterRCNNModule
 from experiments.run.host_memory import keep_freed_memory
 from experiments.run.precision import check_precision, resolve_precision
