@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 
 @contextlib.contextmanager
@@ -21,11 +22,31 @@ def quick_imports() -> Iterator[None]:
         return
     gc.disable()
     try:
+        _import_torchmetrics()
         yield
     finally:
         gc.freeze()
         atexit.register(gc.unfreeze)  # or extension modules complain at the end of what they take for leaks
         gc.enable()
+
+
+def _import_torchmetrics() -> None:
+    """Import torchmetrics without `scipy.signal`, half a second of imports for nothing.
+
+    Version 1.9 gives it an old name, for a package that is not used here, and has no other use of it until a metric of
+    sound is called. So it finds a stand-in that has the name, and whoever asks later imports the module itself.
+    """
+    name = "scipy.signal"
+    if name in sys.modules or "torchmetrics" in sys.modules:
+        return
+    stand_in = ModuleType(name)
+    vars(stand_in)["hamming"] = None
+    sys.modules[name] = stand_in
+    try:
+        import torchmetrics  # noqa: F401
+    finally:
+        if sys.modules.get(name) is stand_in:
+            del sys.modules[name]
 
 
 def run_process(command: Callable[[], int]) -> int:

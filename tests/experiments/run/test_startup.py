@@ -52,6 +52,7 @@ class Last:
         print("freed")
 def report():
     unneeded = {"albumentations", "tensorboard", "pycocotools", "faster_coco_eval", "pandas", "transformers", "ray"}
+    unneeded |= {"scipy.signal"}
     print(sorted(unneeded & set(sys.modules)), gc.isenabled(), gc.get_freeze_count() > 100_000)
 from experiments.cli import main
 sys.argv[1:] = ["fit", "--model.rpn.misspelt", "1"]
@@ -151,3 +152,18 @@ print(gc.get_freeze_count())
 """
     )
     assert ended.stdout.splitlines() == ["True", "0"], ended.stderr
+
+
+def test_what_torchmetrics_is_not_given_is_there_for_others(python: Python) -> None:
+    ended = python(
+        """
+import sys
+from experiments.run.startup import quick_imports
+with quick_imports():
+    import torchmetrics
+before = "scipy.signal" in sys.modules
+import scipy.signal
+print(before, scipy.signal.find_peaks([0, 1, 0, 2, 0])[0].tolist())
+"""
+    )
+    assert (ended.returncode, ended.stdout) == (0, "False [1, 3]\n"), ended.stderr
