@@ -6,7 +6,7 @@ BIN := .venv/bin
 UV ?= $(shell command -v uv)
 WANTED := --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)') --editable '.[dev]'
 
-.PHONY: install demo test lint format
+.PHONY: install demo test test_slow lint format
 
 install: .venv/installed
 
@@ -29,6 +29,9 @@ demo: install
 
 test: lint
 	$(BIN)/python -m pytest
+
+test_slow: install
+	$(BIN)/python -m pytest -m slow
 
 lint: install
 	$(BIN)/ruff check .
