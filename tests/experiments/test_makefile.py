@@ -1,5 +1,6 @@
 """`make install`: what it runs, with pip or uv, and with another index for torch."""
 
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -18,7 +19,10 @@ def commands(tmp_path):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
 
     def run(*words: str) -> list[str]:
-        result = subprocess.run(["make", "-n", *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+        # Not as a part of the `make test` that runs this, which hands its options down and names folders.
+        own = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+        call = ["make", "-n", "--no-print-directory", *words]
+        result = subprocess.run(call, cwd=tmp_path, env=own, capture_output=True, text=True, check=True)
         return result.stdout.splitlines()
 
     return run
