@@ -6,7 +6,7 @@ BIN := .venv/bin
 UV ?= $(shell command -v uv)
 WANTED := --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)') --editable '.[dev]'
 
-.PHONY: install demo test test_slow lint format
+.PHONY: install demo test test_slow small_changes lint format
 
 install: .venv/installed
 
@@ -32,6 +32,9 @@ test: lint
 
 test_slow: install
 	$(BIN)/python -m pytest -m slow
+
+small_changes: install
+	$(BIN)/python tests/small_changes.py
 
 lint: install
 	$(BIN)/ruff check .

@@ -41,7 +41,7 @@ _COCO_RECALLS: Final = np.linspace(0.0, 1.0, 101)
 
 @dataclass(frozen=True)
 class Interval:
-    """Of a metric or of a difference: percentiles over the resamples, nan where it is undefined in all of them."""
+    """The range of a metric, or of a difference, over the resamples; nan where it is undefined in all of them."""
 
     low: float
     high: float
@@ -56,7 +56,7 @@ def bootstrap(
     seed: int = 0,
     coco: bool = True,
 ) -> dict[str, Samples]:
-    """Every AP of `DetectionAP` in each of R resamples of the images.
+    """Return every AP of `DetectionAP` in each of R resamples of the images.
 
     The images drawn depend on `seed`, `resamples` and the number of images alone, so the samples of two detectors on
     the same images are paired.
@@ -68,7 +68,7 @@ def bootstrap(
         class_names: Of labels 1..C.
         resamples: R.
         seed: Seed of the resampling.
-        coco: COCO's numbers too; they take most of the time.
+        coco: Compute COCO's numbers too; they take most of the time.
 
     Returns:
         (R,) by metric name: `AP50_voc07`, `AP50_voc`, `AP50_voc_class/<name>`, and with `coco` `AP`, `AP50`, `AP75`,
@@ -107,14 +107,14 @@ def bootstrap(
 
 
 def draw_images(images: int, resamples: int, seed: int) -> NDArray[np.float32]:
-    """How often each image is drawn in each resample: (N, R), every column sums to N."""
+    """Draw how often each image is in each resample: (N, R), every column sums to N."""
     rng = np.random.default_rng(seed)
     rows = [np.bincount(rng.integers(0, images, images), minlength=images) for _ in range(resamples)]
     return np.stack(rows, axis=1).astype(np.float32)
 
 
 def interval(samples: Samples, level: float = 0.95) -> Interval:
-    """The middle `level` of the samples (R,); undefined ones are left out."""
+    """Return the middle `level` of the samples (R,); undefined ones are left out."""
     known = samples[~np.isnan(samples)]
     if len(known) == 0:
         return Interval(float("nan"), float("nan"))
@@ -123,13 +123,13 @@ def interval(samples: Samples, level: float = 0.95) -> Interval:
 
 
 def share_above_zero(differences: Samples) -> float:
-    """Share of the resamples (R,) in which the difference is above 0, ties counted half; nan if all are undefined."""
+    """Return the share of resamples (R,) whose difference is above 0, ties counted half; nan if all are undefined."""
     known = differences[~np.isnan(differences)]
     return float(((known > 0) + 0.5 * (known == 0)).mean()) if len(known) else float("nan")
 
 
 def _mean_over_classes(values: Samples) -> Samples:
-    """(C, R) -> (R,)"""
+    """Return the mean (R,) of values (C, R) over the classes that have one."""
     known = ~np.isnan(values)
     number = known.sum(axis=0)
     total = np.where(known, values, 0.0).sum(axis=0)
@@ -143,7 +143,7 @@ Rule = Callable[[Samples, Samples, Samples, Samples], Samples]
 def _resampled(
     image: IntArray, flags: FlagArray, objects: IntArray, drawn: Tensor, rules: Sequence[Rule]
 ) -> list[Samples]:
-    """AP (R,) of one class by each rule.
+    """Return the AP (R,) of one class by each rule.
 
     Args:
         image: (D,) position of the image of each detection, best score first.
@@ -168,7 +168,7 @@ def _resampled(
 
 
 def _segments(image: IntArray, is_true: BoolArray, images: int) -> Tensor:
-    """Number of detections of each image after the previous and up to each true positive: sparse (T, N).
+    """Count the detections of each image after the previous and up to each true positive: sparse (T, N).
 
     Detections between two true positives matter only by how many they are, so one sparse product counts them for all
     resamples. Those after the last one do not matter.
@@ -182,7 +182,7 @@ def _segments(image: IntArray, is_true: BoolArray, images: int) -> Tensor:
 
 
 def _curve(segments: Tensor, true_image: IntArray, drawn: Tensor) -> tuple[Samples, Samples, Samples]:
-    """Precision envelope, objects gained and objects found so far at each true positive, all (T, R)."""
+    """Return precision envelope, objects gained and objects found so far at each true positive, all (T, R)."""
     seen = torch.sparse.mm(segments, drawn).numpy().cumsum(axis=0, dtype=np.float64)
     gain = drawn[torch.from_numpy(true_image)].numpy().astype(np.float64)
     found = gain.cumsum(axis=0)
@@ -208,7 +208,7 @@ def _coco_points(envelope: Samples, gain: Samples, found: Samples, number: Sampl
 
 
 def _mean_at_points(envelope: Samples, reached: Samples, points: int) -> Samples:
-    """Mean precision at recall points of which `reached` (T, R) are reached by each true positive."""
+    """Return the mean precision at recall points of which each true positive reaches `reached` (T, R)."""
     new = np.diff(reached, axis=0, prepend=0.0)
     mean: Samples = np.einsum("tr,tr->r", envelope, new) / points
     return mean

@@ -15,7 +15,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.metrics.voc_ap import Detections, FloatArray, GroundTruth, IntArray
+from detector.metrics.voc_ap import Detections, FloatArray, GroundTruth, IntArray, nan_mean
 
 NAMES: Final = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR@1", "AR@10", "AR@100")
 SIZES: Final = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e5**2)}
@@ -25,16 +25,13 @@ MAX_DETECTIONS: Final = (1, 10, 100)
 def evaluate_coco(
     detections: Detections, ground_truth: GroundTruth, image_ids: IntArray, labels: Sequence[int]
 ) -> dict[str, float]:
-    """COCO's numbers over IoU .50:.05:.95, under the names of `NAMES`, as fractions.
+    """Return COCO's numbers over IoU .50:.05:.95, under the names of `NAMES`, as fractions; nan where no object is.
 
     Args:
         detections: Detections, all in images of `image_ids`.
         ground_truth: Objects, all in images of `image_ids`; their area is that of the box.
         image_ids: (N,) the images that are evaluated, those without objects included.
         labels: The classes; those without objects are left out of every mean.
-
-    Returns:
-        nan for a number over no object at all (COCO's -1).
     """
     if len(image_ids) == 0 or not np.isin(ground_truth.label, labels).any():
         return dict.fromkeys(NAMES, float("nan"))
@@ -81,7 +78,10 @@ def _annotations(images: IntArray, image_id: IntArray, label: IntArray, box: Flo
 
 
 def _summary(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> dict[str, float]:
-    """From precision (10 IoUs, 101 recalls, classes, 4 sizes, 3 limits) and recall (without the 101); -1: no object."""
+    """Take means of precision (10 IoUs, 101 recalls, classes, 4 sizes, 3 limits) and recall (without the 101).
+
+    Both are -1 where there is no object.
+    """
     at_100 = precision[..., -1]
     values = [
         at_100[:, :, :, 0],
@@ -90,9 +90,4 @@ def _summary(precision: NDArray[np.float64], recall: NDArray[np.float64]) -> dic
         *(at_100[:, :, :, size] for size in (1, 2, 3)),
         *(recall[:, :, 0, limit] for limit in (0, 1, 2)),
     ]
-    return {name: _mean_known(value) for name, value in zip(NAMES, values, strict=True)}
-
-
-def _mean_known(values: NDArray[np.float64]) -> float:
-    known = values[values > -1]
-    return float(known.mean()) if known.size else float("nan")
+    return {name: nan_mean(value[value > -1]) for name, value in zip(NAMES, values, strict=True)}

@@ -89,7 +89,7 @@ def match_coco(
 
 
 def _best_of_each_image(detections: Detections, mine: IntArray) -> IntArray:
-    """Sort by image, then descending score, then the order given; keep the best 100 of each image."""
+    """Sort by image, then descending score, then the order given, and keep the best 100 of each image."""
     mine = mine[np.lexsort((-detections.score[mine], detections.image_id[mine]))]
     image = detections.image_id[mine]
     rank = np.arange(len(mine)) - np.searchsorted(image, image, side="left")
@@ -98,14 +98,14 @@ def _best_of_each_image(detections: Detections, mine: IntArray) -> IntArray:
 
 
 def _outside(box: NDArray[np.float64]) -> BoolArray:
-    """Whether the area of each box (n, 4) is outside each of `AREAS`: (4, n)."""
+    """Return whether the area of each box (n, 4) is outside each of `AREAS`: (4, n)."""
     area = (box[:, 2:] - box[:, :2]).prod(axis=1)
     outside: BoolArray = np.stack([(area < low) | (area > high) for low, high in AREAS.values()])
     return outside
 
 
 def _iou(boxes: NDArray[np.float64], objects: NDArray[np.float64], crowd: BoolArray) -> NDArray[np.float64]:
-    """IoU (D, G); with a crowd, the share of the detection that is inside it."""
+    """Return the IoU (D, G); with a crowd, the share of the detection that is inside it."""
     sides = np.minimum(boxes[:, None, 2:], objects[:, 2:]) - np.maximum(boxes[:, None, :2], objects[:, :2])
     intersection = np.maximum(sides, 0.0).prod(axis=2)
     area, object_area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), (objects[:, 2:] - objects[:, :2]).prod(axis=1)

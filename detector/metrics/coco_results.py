@@ -1,4 +1,4 @@
-"""Detections as COCO results: a list of dicts that JSON can hold."""
+"""Detections in COCO's format of results: a list of dicts that JSON can hold."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +13,7 @@ def coco_results(
     image_ids: Sequence[int | str] | None = None,
     category_ids: Sequence[int | str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Detections as COCO results: `image_id`, `file_name`, `category_id`, `category_name`, `bbox` (xywh) and `score`.
+    """Return COCO results: `image_id`, `file_name`, `category_id`, `category_name`, `bbox` (xywh) and `score`.
 
     Args:
         results: Arrays `image_id` (D,), `label` (D,), `score` (D,), `box` (D, 4) xyxy, as `DetectionAP.results` gives

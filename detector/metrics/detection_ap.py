@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detector.errors import InputError
-from detector.metrics.class_subset import detections_of, objects_of
+from detector.metrics.class_subset import of_classes
 from detector.metrics.coco_ap import evaluate_coco
 from detector.metrics.flat_states import (
     FlatStateMetric,
@@ -25,12 +25,12 @@ from detector.metrics.voc_ap import Detections, GroundTruth, IntArray, evaluate_
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedSplit:
-    """Everything that a metric has seen, on all processes, each image once, by ascending image id.
+    """A split with its detections, each image once.
 
     Attributes:
-        image_id: (N,) the images, those without objects or detections included.
+        image_id: (N,) the images, ascending, those without objects or detections included.
         detections: D detections, sorted by image id; within an image in the order given.
-        ground_truth: G objects, likewise.
+        ground_truth: G objects, sorted likewise.
     """
 
     image_id: IntArray
@@ -47,42 +47,20 @@ class DetectionAP(FlatStateMetric):
       `evaluate_voc`);
     - `AP50_voc_class/<name>`: area under the curve of one class, nan for a class without objects, which the means
       leave out;
-    - with `coco`: `AP`, `AP50`, `AP75`, `AP_small`, `AP_medium`, `AP_large`, `AR@1`, `AR@10`, `AR@100` as COCO defines
-      them, with difficult objects as crowds (see `evaluate_coco`); nan where there are no objects.
+    - with `coco`: the numbers of `evaluate_coco`.
 
-    An image that is given several times (distributed samplers repeat some) counts once; its first occurrence on the
-    lowest rank counts.
+    An image that is given several times (distributed samplers repeat some) counts once, as the lowest rank saw it
+    first. Detections and objects of classes that are not in `only` are ignored by `compute`, though not by `results`.
 
     Args:
         class_names: Names of the classes 1..C.
         coco: Compute COCO's numbers too; they take most of the time.
-
-    Attributes:
-        only: Of `class_names` those that the numbers are of, in the same order; all by default. Detections and objects
-            of others are ignored by `compute`, though not by `results`.
     """
 
-    image_id: list[Tensor]
-    detection_count: list[Tensor]
-    object_count: list[Tensor]
-    detection_label: list[Tensor]
-    detection_score: list[Tensor]
-    detection_box: list[Tensor]
-    object_label: list[Tensor]
-    object_difficult: list[Tensor]
-    object_box: list[Tensor]
-
     def __init__(self, class_names: Sequence[str], coco: bool = True) -> None:
-        super().__init__()
-        self.class_names = self.only = tuple(class_names)
+        ints = ("image_id", "detection_count", "object_count", "detection_label", "object_label", "object_difficult")
+        super().__init__(class_names, ints, ("detection_score", "detection_box", "object_box"))
         self.coco = coco
-        self._evaluated: EvaluatedSplit | None = None
-        for name in ("image_id", "detection_count", "object_count"):
-            self.add_flat_state(name, torch.int64)
-        for name in ("detection_label", "object_label", "object_difficult"):
-            self.add_flat_state(name, torch.int64)
-        for name in ("detection_score", "detection_box", "object_box"):
-            self.add_flat_state(name, torch.float32)
 
     def update(self, predictions: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]) -> None:
         """Add a batch.
@@ -95,7 +73,6 @@ class DetectionAP(FlatStateMetric):
         Raises:
             InputError: Unequal lengths, a value that is not finite, a box of negative size, a label outside 1..C.
         """
-        self._evaluated = None
         check_batch("predictions", predictions, targets)
         if not targets:
             return
@@ -107,50 +84,37 @@ class DetectionAP(FlatStateMetric):
         check_boxes("object", objects["boxes"], object_counts, image_ids)
         check_labels("detection", detections["labels"], counts, image_ids, len(self.class_names))
         check_labels("object", objects["labels"], object_counts, image_ids, len(self.class_names))
-        self.append("image_id", image_ids)
-        self.append("detection_count", torch.tensor(counts))
-        self.append("object_count", torch.tensor(object_counts))
-        self.append("detection_label", detections["labels"])
-        self.append("detection_score", detections["scores"])
-        self.append("detection_box", detections["boxes"])
-        self.append("object_label", objects["labels"])
-        self.append("object_difficult", objects["difficult"])
-        self.append("object_box", objects["boxes"])
+        self.append(
+            image_id=image_ids,
+            detection_count=torch.tensor(counts),
+            object_count=torch.tensor(object_counts),
+            detection_label=detections["labels"],
+            detection_score=detections["scores"],
+            detection_box=detections["boxes"],
+            object_label=objects["labels"],
+            object_difficult=objects["difficult"],
+            object_box=objects["boxes"],
+        )
 
     def compute(self) -> dict[str, Tensor]:
-        """All numbers over everything seen so far, on all processes; see the class."""
-        split = self._collect()
-        self._evaluated = split
+        """Return all numbers over everything seen so far, on all processes; see the class."""
+        split = self._evaluated = self._collect()
         if self.only != self.class_names:
-            detections = detections_of(split.detections, self.class_names, self.only)
-            ground_truth = objects_of(split.ground_truth, self.class_names, self.only)
+            detections = of_classes(split.detections, self.class_names, self.only)
+            ground_truth = of_classes(split.ground_truth, self.class_names, self.only)
             split = EvaluatedSplit(split.image_id, detections, ground_truth)
-        values = average_precisions_by_name(split, self.only, self.coco)
-        return {name: torch.tensor(value, dtype=torch.float32, device=self.device) for name, value in values.items()}
-
-    def reset(self) -> None:
-        """Forget everything seen."""
-        super().reset()
-        self._evaluated = None
+        return self.tensors(average_precisions_by_name(split, self.only, self.coco))
 
     def evaluated(self) -> EvaluatedSplit:
-        """What the last `compute` evaluated: for curves, error analysis and resampling without a second gathering.
-
-        Raises:
-            RuntimeError: Nothing was computed since the last `update` or `reset`.
-        """
-        if self._evaluated is None:
-            raise RuntimeError("call compute() first: detections are gathered from all processes there")
-        return self._evaluated
+        """Return the split that the last `compute` evaluated; see `last_evaluated`."""
+        split: EvaluatedSplit = self.last_evaluated()
+        return split
 
     def results(self) -> dict[str, NDArray[np.generic]]:
-        """The detections that the last `compute` evaluated, each image once, sorted by image id.
+        """Return the detections that the last `compute` evaluated; see `last_evaluated`.
 
         Returns:
             `image_id` (D,), `label` (D,), `score` (D,), `box` (D, 4) xyxy in pixels of the original image.
-
-        Raises:
-            RuntimeError: Nothing was computed since the last `update` or `reset`.
         """
         found = self.evaluated().detections
         return {"image_id": found.image_id, "label": found.label, "score": found.score, "box": found.box}
@@ -179,7 +143,7 @@ class DetectionAP(FlatStateMetric):
 def average_precisions_by_name(
     split: EvaluatedSplit, class_names: Sequence[str], coco: bool = True
 ) -> dict[str, float]:
-    """The numbers of `DetectionAP.compute` as Python floats, for detections that are arrays already."""
+    """Return the numbers of `DetectionAP` as Python floats, of detections that are arrays already."""
     labels = range(1, len(class_names) + 1)
     voc = evaluate_voc(split.detections, split.ground_truth, labels)
     values = {"AP50_voc07": voc.ap_voc07, "AP50_voc": voc.ap_area}

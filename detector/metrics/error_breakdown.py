@@ -39,8 +39,8 @@ from detector.metrics.voc_ap import (
     GroundTruth,
     IntArray,
     assign,
-    average_precisions,
     canonical_order,
+    class_aps,
     evaluate_voc,
     nan_mean,
 )
@@ -50,7 +50,7 @@ KINDS: Final = ("classification", "localisation", "both", "duplicate", "backgrou
 
 @dataclass(frozen=True, eq=False)
 class ErrorBreakdown:
-    """Errors of C classes, by the names of `KINDS`.
+    """The errors of C classes, by the names of `KINDS`.
 
     Attributes:
         ap: (C,) area under the curve at the IoU threshold, nan for a class without objects.
@@ -67,8 +67,8 @@ class ErrorBreakdown:
     missed: BoolArray
 
     def mean_gain(self) -> dict[str, float]:
-        """By kind: the gain in mean AP over the classes that have objects; nan if none has."""
-        return {kind: nan_mean(self.gain[kind].tolist()) for kind in KINDS}
+        """Return by kind the gain in mean AP over the classes that have objects; nan if none has."""
+        return {kind: nan_mean(self.gain[kind]) for kind in KINDS}
 
 
 def break_down_errors(
@@ -127,7 +127,7 @@ def break_down_errors(
 
 
 def _other_class(detections: Detections, ground_truth: GroundTruth, labels: Sequence[int]) -> Assignment:
-    """For each detection the object of another class in its image with the highest IoU."""
+    """Find for each detection the object of another class in its image with the highest IoU."""
     best_object = np.full(len(detections), -1, dtype=np.int64)
     best_iou = np.full(len(detections), -1.0)
     for label in labels:
@@ -135,13 +135,8 @@ def _other_class(detections: Detections, ground_truth: GroundTruth, labels: Sequ
         others = np.flatnonzero((ground_truth.label != label) & np.isin(ground_truth.label, labels))
         # One class for all, so that `assign` looks at every object of the image.
         nearest = assign(
-            Detections(detections.image_id[mine], np.zeros_like(mine), detections.score[mine], detections.box[mine]),
-            GroundTruth(
-                ground_truth.image_id[others],
-                np.zeros_like(others),
-                ground_truth.box[others],
-                ground_truth.difficult[others],
-            ),
+            replace(detections.take(mine), label=np.zeros_like(mine)),
+            replace(ground_truth.take(others), label=np.zeros_like(others)),
         )
         hit = nearest.best_object >= 0
         best_object[mine[hit]] = others[nearest.best_object[hit]]
@@ -171,7 +166,7 @@ def _kinds(
 
 
 def _first_to_each(detections: Detections, errors: IntArray, target: IntArray, closed: BoolArray) -> IntArray:
-    """Of the detections `errors`, the best scored one for each object that is not closed."""
+    """Return the best scored of the detections `errors` for each object that is not closed."""
     errors = errors[~closed[target[errors]]]
     errors = errors[np.lexsort((detections.image_id[errors], -detections.score[errors]))]
     _, first = np.unique(target[errors], return_index=True)
@@ -182,12 +177,6 @@ def _first_to_each(detections: Detections, errors: IntArray, target: IntArray, c
 def _areas(
     detections: Detections, flags: FlagArray, labels: Sequence[int], numbers: Sequence[int]
 ) -> NDArray[np.float64]:
-    """Area under the curve (C,) of each class, for given flags and numbers of objects."""
-    order = canonical_order(detections)
-    order = order[flags[order] != IGNORED]
-    sorted_label, is_true = detections.label[order], flags[order] == TRUE_POSITIVE
-    areas = []
-    for label, number in zip(labels, numbers, strict=True):
-        start, stop = np.searchsorted(sorted_label, [label, label + 1])
-        areas.append(average_precisions(is_true[start:stop], number)[1])
-    return np.array(areas)
+    """Return the area under the curve (C,) of each class, for given flags and numbers of objects."""
+    results = class_aps(detections, canonical_order(detections), flags, labels, numbers)
+    return np.array([result.ap_area for result in results])

@@ -1,6 +1,7 @@
-"""What the metrics of this package share: states that gather safely, and images that count once."""
+"""The common parts of the metrics that run in validation: states that gather safely, images that count once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,34 +21,62 @@ class FlatStateMetric(Metric):
     int64 tensors, or tensors of two dimensions, on the other processes, the messages then differ in size: gloo aborts,
     NCCL may hang. Here each state is made one tensor of its own type before it is gathered, so that processes with few
     images, or none, exchange the same messages as the others.
+
+    Args:
+        class_names: Names of the classes 1..C.
+        ints: Names of the states of type int64.
+        floats: Names of the states of type float32.
+
+    Attributes:
+        only: Those of `class_names` that the numbers are of, in the same order; all by default.
     """
 
     full_state_update = False
     is_differentiable = False
     higher_is_better = True
 
-    def __init__(self) -> None:
+    def __init__(self, class_names: Sequence[str], ints: Sequence[str], floats: Sequence[str]) -> None:
         super().__init__()
-        self._state_types: dict[str, torch.dtype] = {}
+        self.class_names = self.only = tuple(class_names)
+        self._evaluated: Any = None
+        self._state_types = dict.fromkeys(ints, torch.int64) | dict.fromkeys(floats, torch.float32)
+        for name in self._state_types:
+            self.add_state(name, default=[], dist_reduce_fx="cat")
 
-    def add_flat_state(self, name: str, dtype: torch.dtype) -> None:
-        """Declare the state `name`: a list of tensors of shape (n,) and type `dtype`."""
-        self.add_state(name, default=[], dist_reduce_fx="cat")
-        self._state_types[name] = dtype
+    def append(self, **values: Tensor) -> None:
+        """Append values to the states of these names, flattened, cast, and on the metric's device."""
+        self._evaluated = None
+        for name, value in values.items():
+            getattr(self, name).append(value.detach().to(self.device, self._state_types[name]).flatten())
 
-    def append(self, name: str, values: Tensor) -> None:
-        """Append `values`, flattened and cast, to the state `name`, on the metric's device."""
-        getattr(self, name).append(values.detach().to(self.device, self._state_types[name]).flatten())
+    def reset(self) -> None:
+        """Forget everything seen."""
+        super().reset()
+        self._evaluated = None
+
+    def last_evaluated(self) -> Any:
+        """Return what the last `compute` kept.
+
+        Raises:
+            RuntimeError: Nothing was computed since the last `update` or `reset`.
+        """
+        if self._evaluated is None:
+            raise RuntimeError("call compute() first: what was seen is gathered from all processes there")
+        return self._evaluated
 
     def ints(self, name: str) -> IntArray:
-        """The int64 state `name` as one array (n,) on the CPU; inside `compute` that of all processes, by rank."""
+        """Return an int64 state as one array (n,) on the CPU; inside `compute` that of all processes, by rank."""
         array: IntArray = self._concatenated(name).cpu().numpy()
         return array
 
     def floats(self, name: str) -> NDArray[np.float32]:
-        """The float32 state `name`, likewise."""
+        """Return a float32 state in the same way."""
         array: NDArray[np.float32] = self._concatenated(name).cpu().numpy()
         return array
+
+    def tensors(self, values: dict[str, float]) -> dict[str, Tensor]:
+        """Return numbers as `compute` gives them: 0-d float32 tensors on the metric's device."""
+        return {name: torch.tensor(value, dtype=torch.float32, device=self.device) for name, value in values.items()}
 
     def _concatenated(self, name: str) -> Tensor:
         state = getattr(self, name)
@@ -64,12 +93,12 @@ class FlatStateMetric(Metric):
 
 
 def image_ids_of(targets: list[dict[str, Tensor]]) -> Tensor:
-    """The image ids of a batch, (B,) int64 on the CPU."""
+    """Return the image ids of a batch, (B,) int64 on the CPU."""
     return torch.tensor([int(target["image_id"]) for target in targets], dtype=torch.int64)
 
 
 def first_of_each_image(image_id: IntArray) -> IntArray:
-    """Positions (N,) of the first occurrence of each of N images, by ascending image id.
+    """Return the positions (N,) at which each of N images occurs first, by ascending image id.
 
     Samplers repeat images to give all processes equally many; the repeats are dropped here.
     """
@@ -78,7 +107,7 @@ def first_of_each_image(image_id: IntArray) -> IntArray:
 
 
 def rows_of(chosen: IntArray, counts: IntArray) -> IntArray:
-    """Rows of the chosen images, image by image, where image i owns `counts[i]` consecutive rows of a flat array."""
+    """Return the rows of the chosen images, where image i owns `counts[i]` consecutive rows of a flat array."""
     first = np.cumsum(counts) - counts
     number = counts[chosen]
     before = np.cumsum(number) - number
@@ -87,7 +116,7 @@ def rows_of(chosen: IntArray, counts: IntArray) -> IntArray:
 
 
 def check_batch(what: str, items: list[dict[str, Tensor]] | list[Tensor], targets: list[dict[str, Tensor]]) -> None:
-    """Raises InputError if a batch does not hold one entry per target."""
+    """Raise InputError if a batch does not hold one entry per target."""
     if len(items) != len(targets):
         raise InputError(f"{what} of {len(items)} images for {len(targets)} targets; there must be one entry per image")
 
@@ -114,7 +143,7 @@ def check_boxes(what: str, boxes: Tensor, counts: list[int], image_ids: Tensor, 
 
 
 def check_labels(what: str, labels: Tensor, counts: list[int], image_ids: Tensor, num_classes: int) -> None:
-    """Raises InputError if one of the labels (n,) of a batch is not in 1..num_classes."""
+    """Raise InputError if one of the labels (n,) of a batch is not in 1..num_classes."""
     bad = (labels < 1) | (labels > num_classes)
     if not bool(bad.any()):
         return
@@ -124,7 +153,7 @@ def check_labels(what: str, labels: Tensor, counts: list[int], image_ids: Tensor
 
 
 def _locate(row: int, counts: list[int], image_ids: Tensor) -> tuple[int, int]:
-    """(image id, index within the image) of a row of the concatenated batch."""
+    """Return the image id, and the index within that image, of a row of the concatenated batch."""
     ends = np.cumsum(counts)
     position = int(np.searchsorted(ends, row, side="right"))
     return int(image_ids[position]), row - int(ends[position]) + counts[position]

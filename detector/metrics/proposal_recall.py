@@ -20,6 +20,7 @@ from detector.metrics.flat_states import (
     image_ids_of,
     rows_of,
 )
+from detector.metrics.voc_ap import IntArray
 
 # float32 as the IoUs are: an IoU of exactly 0.65 reaches the threshold 0.65
 IOU_THRESHOLDS: Final = np.linspace(0.5, 0.95, 10).astype(np.float32)
@@ -48,30 +49,17 @@ class ProposalRecall(FlatStateMetric):
     Attributes:
         detail_k: The number of proposals for sizes and classes: 300, or the largest of `top_k` if 300 is not among
             them.
-        only: Of `class_names` those whose objects count, all by default.
 
     Raises:
         InputError: `top_k` is empty or holds a number below 1.
     """
 
-    image_id: list[Tensor]
-    object_count: list[Tensor]
-    object_label: list[Tensor]
-    object_area: list[Tensor]
-    best_iou: list[Tensor]
-
     def __init__(self, class_names: Sequence[str], top_k: Sequence[int] = (50, 100, 300, 1000, 2000)) -> None:
-        super().__init__()
+        super().__init__(class_names, ("image_id", "object_count", "object_label"), ("object_area", "best_iou"))
         if not top_k or min(top_k) < 1:
             raise InputError(f"top_k is {list(top_k)}; give at least one number of proposals, each at least 1")
-        self.class_names = self.only = tuple(class_names)
         self.top_k = tuple(sorted(set(top_k)))
         self.detail_k = 300 if 300 in self.top_k else self.top_k[-1]
-        self._evaluated: tuple[NDArray[np.float32], NDArray[np.int64]] | None = None
-        for name in ("image_id", "object_count", "object_label"):
-            self.add_flat_state(name, torch.int64)
-        for name in ("object_area", "best_iou"):
-            self.add_flat_state(name, torch.float32)
 
     def update(self, proposals: list[Tensor], targets: list[dict[str, Tensor]]) -> None:
         """Add a batch.
@@ -83,7 +71,6 @@ class ProposalRecall(FlatStateMetric):
         Raises:
             InputError: Unequal lengths, a value that is not finite, a box of negative size, a label outside 1..C.
         """
-        self._evaluated = None
         check_batch("proposals", proposals, targets)
         if not targets:
             return
@@ -96,14 +83,16 @@ class ProposalRecall(FlatStateMetric):
         check_labels("object", labels, counts, image_ids, len(self.class_names))
         check_boxes("proposal", torch.cat(proposals), [len(box) for box in proposals], image_ids)
         best = [self._best_iou(box, proposal.float()) for box, proposal in zip(boxes, proposals, strict=True)]
-        self.append("image_id", image_ids)
-        self.append("object_count", torch.tensor(counts))
-        self.append("object_label", labels)
-        self.append("object_area", (all_boxes[:, 2:] - all_boxes[:, :2]).prod(dim=1))
-        self.append("best_iou", torch.cat(best))
+        self.append(
+            image_id=image_ids,
+            object_count=torch.tensor(counts),
+            object_label=labels,
+            object_area=(all_boxes[:, 2:] - all_boxes[:, :2]).prod(dim=1),
+            best_iou=torch.cat(best),
+        )
 
     def compute(self) -> dict[str, Tensor]:
-        """All numbers over everything seen so far, on all processes; see the class."""
+        """Return all numbers over everything seen so far, on all processes; see the class."""
         chosen = first_of_each_image(self.ints("image_id"))
         rows = rows_of(chosen, self.ints("object_count"))
         label = self.ints("object_label")
@@ -120,42 +109,29 @@ class ProposalRecall(FlatStateMetric):
         for size, (low, high) in SIZES.items():
             of_size = (area >= low) & (area <= high)
             values[f"proposal_AR@{self.detail_k}_{size}"] = float(_recalls(detail[of_size]).mean())
-        return {name: torch.tensor(value, dtype=torch.float32, device=self.device) for name, value in values.items()}
-
-    def reset(self) -> None:
-        """Forget everything seen."""
-        super().reset()
-        self._evaluated = None
+        return self.tensors(values)
 
     def recall_curve(self, k: int | None = None) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Recall versus IoU of the last `compute`, with k proposals (default `detail_k`).
+        """Return the recalls (10,) in the last `compute` at thresholds (10,) .50:.05:.95, which come first.
 
-        Returns:
-            Thresholds (10,) .50:.05:.95 and recalls (10,).
-
-        Raises:
-            InputError: `k` is not one of `top_k`.
-            RuntimeError: Nothing was computed since the last `update` or `reset`.
+        Args:
+            k: Number of proposals, one of `top_k`; default: `detail_k`.
         """
         best_iou, _ = self._results(k)
         return IOU_THRESHOLDS, _recalls(best_iou)
 
     def recall_per_class(self, k: int | None = None) -> dict[str, float]:
-        """Recall at IoU 0.5 of each class in the last `compute`, with k proposals (default `detail_k`).
+        """Return the recall at IoU 0.5 of each class in the last `compute`, nan for a class without objects.
 
-        Returns:
-            nan for a class without objects.
-
-        Raises:
-            InputError: `k` is not one of `top_k`.
-            RuntimeError: Nothing was computed since the last `update` or `reset`.
+        Args:
+            k: Number of proposals, one of `top_k`; default: `detail_k`.
         """
         best_iou, label = self._results(k)
         classes = [(i, name) for i, name in enumerate(self.class_names, start=1) if name in self.only]
         return {name: float(_recalls(best_iou[label == i])[0]) for i, name in classes}
 
     def _best_iou(self, boxes: Tensor, proposals: Tensor) -> Tensor:
-        """IoU (G, K) of each object's best proposal among the first k, for each k of `top_k`; 0 without proposals."""
+        """Return the IoU (G, K) of each object's best proposal of the first k, for each of `top_k`; 0 without any."""
         if len(boxes) == 0 or len(proposals) == 0:
             return boxes.new_zeros(len(boxes), len(self.top_k))
         running = box_iou(boxes, proposals[: self.top_k[-1]]).nan_to_num(0.0).cummax(dim=1).values
@@ -163,18 +139,16 @@ class ProposalRecall(FlatStateMetric):
         best: Tensor = running[:, last]
         return best
 
-    def _results(self, k: int | None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def _results(self, k: int | None) -> tuple[NDArray[np.float32], IntArray]:
         k = self.detail_k if k is None else k
         if k not in self.top_k:
             raise InputError(f"recall with {k} proposals was not asked for; top_k is {list(self.top_k)}")
-        if self._evaluated is None:
-            raise RuntimeError("call compute() first: objects are gathered from all processes there")
-        best_iou, label = self._evaluated
+        best_iou, label = self.last_evaluated()
         return best_iou[:, self.top_k.index(k)], label
 
 
 def _recalls(best_iou: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Share (10,) of the objects (G,) whose best IoU reaches each threshold; nan without objects."""
+    """Return the share (10,) of the objects (G,) whose best IoU reaches each threshold; nan without objects."""
     if len(best_iou) == 0:
         return np.full(len(IOU_THRESHOLDS), np.nan)
     covered: NDArray[np.float64] = (best_iou[:, None] >= IOU_THRESHOLDS).mean(axis=0)

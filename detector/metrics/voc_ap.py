@@ -15,8 +15,8 @@ up to VOC2009, area from VOC2010 on):
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, fields
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +36,21 @@ IGNORED: Final = -1
 _PAIRS_PER_CHUNK: Final = 1 << 20
 
 
+class _Rows:
+    """Columns of equal length, the first of which is `image_id`."""
+
+    image_id: IntArray
+
+    def __len__(self) -> int:
+        return len(self.image_id)
+
+    def take(self, rows: NDArray[Any]) -> Self:
+        """Return the entries of some rows, given as indices or as a mask."""
+        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))  # type: ignore[arg-type]
+
+
 @dataclass(frozen=True, eq=False)
-class Detections:
+class Detections(_Rows):
     """Detections of a whole split as flat arrays, in any order.
 
     Attributes:
@@ -60,12 +73,9 @@ class Detections:
         _check_none("detections", ~np.isfinite(self.score), "a score that is not finite")
         _check_boxes("detections", self.box)
 
-    def __len__(self) -> int:
-        return len(self.image_id)
-
 
 @dataclass(frozen=True, eq=False)
-class GroundTruth:
+class GroundTruth(_Rows):
     """Objects of a whole split as flat arrays, in any order.
 
     Attributes:
@@ -87,14 +97,10 @@ class GroundTruth:
         _check_lengths("ground truth", self.image_id, label=self.label, box=self.box, difficult=self.difficult)
         _check_boxes("ground truth", self.box)
 
-    def __len__(self) -> int:
-        return len(self.image_id)
-
 
 @dataclass(frozen=True, eq=False)
 class Assignment:
-    """The object that each detection looks at. It depends on no threshold, so one assignment serves every IoU
-    threshold.
+    """The object that each detection looks at; one assignment serves every IoU threshold.
 
     Attributes:
         best_object: (D,) index into the ground truth of the object of the same class and image with the highest IoU,
@@ -148,12 +154,12 @@ class VOCResult:
 
     @property
     def ap_voc07(self) -> float:
-        """Mean 11-point average precision over the classes that have objects; nan if none has."""
+        """Return the mean 11-point average precision over the classes that have objects; nan if none has."""
         return nan_mean([result.ap_voc07 for result in self.per_class])
 
     @property
     def ap_area(self) -> float:
-        """Mean area under the curve over the classes that have objects; nan if none has."""
+        """Return the mean area under the curve over the classes that have objects; nan if none has."""
         return nan_mean([result.ap_area for result in self.per_class])
 
 
@@ -181,20 +187,39 @@ def evaluate_voc(
     assignment = assign(detections, ground_truth) if assignment is None else assignment
     order = canonical_order(detections)
     flags = judge(ground_truth, assignment, order, iou_threshold)
-    sorted_label = detections.label[order]
     counted_label = ground_truth.label[~ground_truth.difficult]
-    per_class = []
-    for label in labels:
-        start, stop = np.searchsorted(sorted_label, [label, label + 1])
+    npos = [int((counted_label == label).sum()) for label in labels]
+    return VOCResult(class_aps(detections, order, flags, labels, npos), flags, assignment)
+
+
+def class_aps(
+    detections: Detections, order: IntArray, flags: FlagArray, labels: Sequence[int], npos: Sequence[int]
+) -> tuple[ClassAP, ...]:
+    """Return the average precision of each class.
+
+    Args:
+        detections: D detections.
+        order: (D,) their `canonical_order`.
+        flags: (D,) how they are judged, in the order of the detections.
+        labels: The classes.
+        npos: Number of objects to be found of each class.
+    """
+    first, last = (np.searchsorted(detections.label[order], list(labels), side=side) for side in ("left", "right"))
+    results = []
+    for label, number, start, stop in zip(labels, npos, first.tolist(), last.tolist(), strict=True):
         mine = order[start:stop]
-        per_class.append(
-            _class_ap(label, int((counted_label == label).sum()), mine, flags[mine], detections.score[mine])
-        )
-    return VOCResult(tuple(per_class), flags, assignment)
+        counted = mine[flags[mine] != IGNORED]
+        is_true = flags[counted] == TRUE_POSITIVE
+        found = np.cumsum(is_true)
+        precision = found / np.arange(1, len(is_true) + 1)
+        recall = found / number if number else np.full(len(is_true), np.nan)
+        aps = average_precisions(is_true, number)
+        results.append(ClassAP(label, number, *aps, mine, flags[mine], precision, recall, detections.score[counted]))
+    return tuple(results)
 
 
 def canonical_order(detections: Detections) -> IntArray:
-    """Indices (D,) that sort by class, then descending score, then image id, then the order given.
+    """Return the indices (D,) that sort by class, then descending score, then image id, then the order given.
 
     Equal scores therefore fall in the same order however the images were divided among processes.
     """
@@ -240,7 +265,7 @@ def judge(ground_truth: GroundTruth, assignment: Assignment, order: IntArray, io
 
 
 def average_precisions(is_true: BoolArray, npos: int) -> tuple[float, float]:
-    """11-point average precision and area under the precision envelope of one class.
+    """Return the 11-point average precision and the area under the precision envelope of one class.
 
     Args:
         is_true: (M,) whether each detection is a true positive, best score first, without the ignored ones.
@@ -264,7 +289,7 @@ def average_precisions(is_true: BoolArray, npos: int) -> tuple[float, float]:
 
 
 def pairwise_iou(boxes: FloatArray, others: FloatArray) -> NDArray[np.float64]:
-    """IoU (P,) of row i of `boxes` (P, 4) with row i of `others` (P, 4), in float64; 0 where both boxes are empty."""
+    """Return the IoU (P,) of row i of `boxes` (P, 4) with row i of `others` (P, 4) in float64; 0 of empty boxes."""
     a, b = boxes.astype(np.float64), others.astype(np.float64)
     sides = np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])
     intersection = np.maximum(sides, 0.0).prod(axis=1)
@@ -273,32 +298,15 @@ def pairwise_iou(boxes: FloatArray, others: FloatArray) -> NDArray[np.float64]:
     return iou
 
 
-def nan_mean(values: Sequence[float]) -> float:
-    """Mean of the values that are not nan; nan, without a warning, if there are none."""
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.mean(known)) if known else float("nan")
-
-
-def _class_ap(label: int, npos: int, order: IntArray, flags: FlagArray, score: FloatArray) -> ClassAP:
-    counted = flags != IGNORED
-    is_true = flags[counted] == TRUE_POSITIVE
-    ap_voc07, ap_area = average_precisions(is_true, npos)
-    found = np.cumsum(is_true)
-    return ClassAP(
-        label=label,
-        npos=npos,
-        ap_voc07=ap_voc07,
-        ap_area=ap_area,
-        order=order,
-        flags=flags,
-        precision=found / np.arange(1, len(is_true) + 1),
-        recall=found / npos if npos else np.full(len(is_true), np.nan),
-        scores=score[counted],
-    )
+def nan_mean(values: Sequence[float] | NDArray[np.float64]) -> float:
+    """Return the mean of the values that are not nan; nan, without a warning, if there are none."""
+    known = np.asarray(values, np.float64)
+    known = known[~np.isnan(known)]
+    return float(known.mean()) if known.size else float("nan")
 
 
 def _group_keys(detections: Detections, ground_truth: GroundTruth) -> tuple[IntArray, IntArray]:
-    """One integer per (image, class) for each detection and object; -1 for detections in images without objects."""
+    """Return one integer per (image, class) of each detection and object; -1 of detections in images without any."""
     images = np.unique(ground_truth.image_id)
     if len(images) == 0:
         return np.full(len(detections), -1, dtype=np.int64), np.zeros(0, dtype=np.int64)

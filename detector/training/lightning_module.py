@@ -23,7 +23,7 @@ from detector.foreign_checkpoints import load_detector
 from detector.image_batch import ImageConfig
 from detector.kernels.cpu_paths import CpuKernels, check_cpu_kernels, use_cpu_kernels
 from detector.metrics import DetectionAP, ProposalRecall
-from detector.metrics.class_subset import check_classes, in_order
+from detector.metrics.class_subset import chosen_classes
 from detector.roi_heads import BoxPredictor, RoIConfig
 from detector.rpn import RegionProposalNetwork, RPNConfig
 from detector.training.alternating import NEEDS_LENGTH, AlternatingConfig, AlternatingTraining, Proposer, TrainingScheme
@@ -338,9 +338,9 @@ class FasterRCNNModule(pl.LightningModule):
         Raises:
             InputError: There is no such class.
         """
-        check_classes(class_names, self.class_names)
+        chosen = chosen_classes(class_names, self.class_names)
         for metric in (self.val_ap, self.test_ap, self.val_recall, self.test_recall):
-            metric.only = in_order(class_names, self.class_names)
+            metric.only = chosen
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Tensor]]]:
         """`detections` of the batch; updates the metrics of the whole split."""

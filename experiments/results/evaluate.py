@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from datamodules.voc.ground_truth import SplitTruth, read_ground_truth
 from detector.errors import InputError
 from detector.metrics.bootstrap import Samples, bootstrap, interval, share_above_zero
-from detector.metrics.class_subset import check_classes, detections_of, in_order, objects_of
+from detector.metrics.class_subset import chosen_classes, of_classes
 from detector.metrics.detection_ap import EvaluatedSplit, average_precisions_by_name
 from detector.metrics.error_breakdown import KINDS, break_down_errors
 from detector.metrics.proposal_recall import ProposalRecall
@@ -64,7 +64,7 @@ def evaluate(options: EvaluateOptions) -> None:
 
     def read(path: str) -> EvaluatedSplit:
         found = read_results(path, whole)
-        return evaluated_split(truth, detections_of(found, whole.class_names, truth.class_names))
+        return evaluated_split(truth, of_classes(found, whole.class_names, truth.class_names))
 
     splits = [(path, read(path)) for path in options.predictions]
     other = None if options.compare is None else read(options.compare)
@@ -78,9 +78,8 @@ def evaluate(options: EvaluateOptions) -> None:
 
 
 def _of_classes(truth: SplitTruth, classes: Sequence[str]) -> SplitTruth:
-    check_classes(classes, truth.class_names)
-    chosen = in_order(classes, truth.class_names)
-    return replace(truth, class_names=chosen, objects=objects_of(truth.objects, truth.class_names, chosen))
+    chosen = chosen_classes(classes, truth.class_names)
+    return replace(truth, class_names=chosen, objects=of_classes(truth.objects, truth.class_names, chosen))
 
 
 def evaluated_split(truth: SplitTruth, detections: Detections) -> EvaluatedSplit:
