@@ -17,11 +17,11 @@ from detector.errors import InputError
 
 
 def build_transform(cls: type, arguments: dict[str, Any]) -> Any:
-    """An instance of a class of albumentations.
+    """Make an instance of a class of albumentations.
 
     Raises:
-        InputError: It is no such class, or would not take boxes along. ValueError, TypeError: as the class does, and
-            for arguments that it does not know, about which albumentations only warns.
+        InputError: It is no such class, or would not take boxes along.
+        ValueError, TypeError: As the class does, and for arguments that it does not know (albumentations only warns).
     """
     if not issubclass(cls, A.BasicTransform | A.BaseCompose) or issubclass(cls, A.Compose):
         raise InputError(
@@ -42,11 +42,10 @@ def build_transform(cls: type, arguments: dict[str, Any]) -> Any:
 class AlbumentationsStep(Step):
     """Neighbouring transforms of albumentations, in one `Compose`.
 
-    Objects are dropped by the same rule as everywhere: see `recipes.py`. What counts as cut is what lies outside
-    the image after each transform.
+    Objects are dropped by the rule of `recipes.py`; cut off is what lies outside the image after each transform.
 
     Args:
-        transforms: instances.
+        transforms: Instances of its classes.
     """
 
     def __init__(self, transforms: list[Any]) -> None:
@@ -58,10 +57,10 @@ class AlbumentationsStep(Step):
             self.compose = A.Compose(transforms, bbox_params=params)
 
     def apply(self, sample: Sample, rng: Random, partner: Partner) -> Sample:
-        """The transformed sample.
+        """Return the transformed sample.
 
         Raises:
-            InputError: What comes out is no uint8 image of three channels, or a transform fails; names them.
+            InputError: The result is no uint8 image of three channels, or a transform fails; names them.
         """
         # One generator shared by all transforms. `Compose.set_random_seed` would give each transform its own generator
         # with the same seed: two steps would then draw the same numbers and happen together.

@@ -6,6 +6,7 @@ aspect ratio of the first image, so that batches grouped by aspect ratio stay gr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 from datamodules.augmentation.samples import Sample, merge, place
 from datamodules.augmentation.transforms import Partner, Step, check_share
 from detector.errors import InputError
+
+Part = tuple[int, int, int, int]
+"""A part of an image: xyxy in whole pixels."""
 
 
 def _resize(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
@@ -32,11 +36,11 @@ class Mosaic(Step):
     one image at a scale drawn anew; objects are cut at the tile's border.
 
     Args:
-        canvas: sides of the mosaic in those of the first image: at 1, objects would be shrunk to half their pixels and
+        canvas: Sides of the mosaic in those of the first image: at 1, objects would be shrunk to half their pixels and
             enlarged again by the network's resizing.
-        centre: range of the dividing point, as a share of each side.
-        zoom: a tile shows its image enlarged by up to this factor over the smallest scale that fills it.
-        p: probability.
+        centre: Range of the dividing point, as a share of each side.
+        zoom: A tile shows its image enlarged by up to this factor over the smallest scale that fills it.
+        p: Probability.
     """
 
     def __init__(
@@ -50,7 +54,7 @@ class Mosaic(Step):
         self.canvas, self.centre, self.zoom = canvas, centre, zoom
 
     def apply(self, sample: Sample, rng: Random, partner: Partner) -> Sample:
-        """The mosaic of the sample and three partners."""
+        """Return the mosaic of the sample and three partners."""
         height, width = (max(4, round(side * self.canvas)) for side in sample.size)
         x = min(max(1, round(width * rng.uniform(*self.centre))), width - 1)
         y = min(max(1, round(height * rng.uniform(*self.centre))), height - 1)
@@ -60,14 +64,13 @@ class Mosaic(Step):
         parts = []
         for tile, part in zip(tiles, [sample, partner(), partner(), partner()], strict=True):
             x1, y1, x2, y2 = tile
-            window = self._window(part.size, (y2 - y1, x2 - x1), rng)
-            left, top, right, bottom = window
+            left, top, right, bottom = window = self._window(part.size, (y2 - y1, x2 - x1), rng)
             image[y1:y2, x1:x2] = _resize(part.image[top:bottom, left:right], x2 - x1, y2 - y1)
             parts.append(part.take(image, *place(part.boxes, window, tile)))
         return merge(image, parts)
 
-    def _window(self, size: tuple[int, int], tile: tuple[int, int], rng: Random) -> tuple[int, int, int, int]:
-        """xyxy part of an image of `size` (height, width) that has the shape of the tile."""
+    def _window(self, size: tuple[int, int], tile: tuple[int, int], rng: Random) -> Part:
+        """Draw a part of an image of `size` (height, width) that has the shape of the tile."""
         scale = max(tile[0] / size[0], tile[1] / size[1]) * rng.uniform(1, self.zoom)
         height, width = (min(side, max(1, round(out / scale))) for side, out in zip(size, tile, strict=True))
         left, top = rng.randint(0, size[1] - width), rng.randint(0, size[0] - height)
@@ -82,9 +85,9 @@ class MixUp(Step):
     weights per object.
 
     Args:
-        beta: both parameters of the beta distribution; the larger, the closer to one half.
-        min_scale: the second image is drawn at this share of the largest size that fits, or more.
-        p: probability.
+        beta: Both parameters of the beta distribution; the larger, the closer to one half.
+        min_scale: The second image is drawn at this share of the largest size that fits, or more.
+        p: Probability.
     """
 
     def __init__(self, beta: float = 32.0, min_scale: float = 0.7, p: float = 0.5) -> None:
@@ -94,7 +97,7 @@ class MixUp(Step):
         self.beta, self.min_scale = beta, check_share("MixUp: min_scale", min_scale)
 
     def apply(self, sample: Sample, rng: Random, partner: Partner) -> Sample:
-        """The blend of the sample with a partner."""
+        """Return the blend of the sample with a partner."""
         other = partner()
         (height, width), (h, w) = sample.size, other.size
         scale = min(height / h, width / w) * rng.uniform(self.min_scale, 1)
@@ -118,13 +121,13 @@ class CopyPasteBoxes(Step):
     more than `max_cover` of its area over all pastes; where none is found, nothing is pasted.
 
     Args:
-        objects: at most this many are pasted.
-        max_side: a patch is shrunk to at most this share of the image's sides.
-        scale: range of the factor by which a patch is enlarged before that.
-        max_cover: largest share of any object that is covered.
-        margin: width of the blended margin in shares of the box's sides.
-        trials: places tried for each object.
-        p: probability.
+        objects: At most this many are pasted.
+        max_side: A patch is shrunk to at most this share of the image's sides.
+        scale: Range of the factor by which a patch is enlarged before that.
+        max_cover: Largest share of any object that is covered.
+        margin: Width of the blended margin in shares of the box's sides.
+        trials: Places tried for each object.
+        p: Probability.
     """
 
     def __init__(
@@ -146,7 +149,7 @@ class CopyPasteBoxes(Step):
         self.margin = check_share("CopyPasteBoxes: margin", margin)
 
     def apply(self, sample: Sample, rng: Random, partner: Partner) -> Sample:
-        """The sample with some of a partner's objects."""
+        """Return the sample with some of a partner's objects pasted in."""
         other = partner()
         count = min(len(other.boxes), rng.randint(1, self.objects))
         image, parts, covered = sample.image.copy(), [sample], np.zeros(len(sample.boxes))
@@ -164,20 +167,16 @@ class CopyPasteBoxes(Step):
             covered = np.concatenate([covered, np.zeros(len(pasted.boxes))])
         return merge(image, parts)
 
-    def _window(self, other: Sample, index: int) -> tuple[int, int, int, int]:
-        """The box and its margin, in whole pixels of the other image."""
+    def _window(self, other: Sample, index: int) -> Part:
+        """Return the part of the other image that shows a box and its margin."""
         height, width = other.size
         x1, y1, x2, y2 = (float(value) for value in other.boxes[index])
         dx, dy = self.margin * (x2 - x1), self.margin * (y2 - y1)
         left, top = max(0, int(x1 - dx)), max(0, int(y1 - dy))
-        return (
-            left,
-            top,
-            min(width, max(left + 1, -int(-(x2 + dx) // 1))),
-            min(height, max(top + 1, -int(-(y2 + dy) // 1))),
-        )
+        right, bottom = max(left + 1, math.ceil(x2 + dx)), max(top + 1, math.ceil(y2 + dy))
+        return left, top, min(width, right), min(height, bottom)
 
-    def _patch_size(self, window: tuple[int, int, int, int], size: tuple[int, int], rng: Random) -> tuple[int, int]:
+    def _patch_size(self, window: Part, size: tuple[int, int], rng: Random) -> tuple[int, int]:
         width, height = window[2] - window[0], window[3] - window[1]
         scale = min(rng.uniform(*self.scale), self.max_side * size[1] / width, self.max_side * size[0] / height)
         return max(1, int(width * scale)), max(1, int(height * scale))
@@ -189,8 +188,8 @@ class CopyPasteBoxes(Step):
         boxes: NDArray[np.float32],
         covered: NDArray[np.float64],
         rng: Random,
-    ) -> tuple[tuple[int, int, int, int], NDArray[np.float64]] | None:
-        """xyxy of a place for a patch (height, width), and how much of each object is covered then."""
+    ) -> tuple[Part, NDArray[np.float64]] | None:
+        """Draw a place for a patch (height, width); return it, and how much of each object is covered then."""
         areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
         for _ in range(self.trials):
             left, top = rng.randint(0, size[1] - patch[1]), rng.randint(0, size[0] - patch[0])
@@ -202,13 +201,7 @@ class CopyPasteBoxes(Step):
         return None
 
 
-def _blend(
-    image: NDArray[np.uint8],
-    other: Sample,
-    window: tuple[int, int, int, int],
-    target: tuple[int, int, int, int],
-    boxes: NDArray[np.float32],
-) -> None:
+def _blend(image: NDArray[np.uint8], other: Sample, window: Part, target: Part, boxes: NDArray[np.float32]) -> None:
     """Paste the window of `other` at `target`: fully within the boxes, fading out towards the patch's border."""
     left, top, right, bottom = target
     patch = _resize(other.image[window[1] : window[3], window[0] : window[2]], right - left, bottom - top)
@@ -220,7 +213,7 @@ def _blend(
 
 
 def _ramp(at: NDArray[np.floating], start: float, full: float, end: float, stop: float) -> NDArray[np.floating]:
-    """1 from `full` to `end`, falling to 0 at `start` and `stop`; a margin of no width is no ramp."""
+    """Return 1 from `full` to `end`, falling to 0 at `start` and `stop`; a margin of no width is no ramp."""
     rise = (at - start) / max(full - start, 1e-6)
     fall = (stop - at) / max(stop - end, 1e-6)
     weights: NDArray[np.floating[Any]] = np.clip(np.minimum(rise, fall), 0, 1)

@@ -1,8 +1,8 @@
-"""Training-time augmentation: recipes by name, or a list of class paths, and what each draw of one depends on.
+"""Training-time augmentation: recipes by name, or a list of class paths.
 
 Images are not resized here: `detector/image_batch.py` does that.
 
-Which objects remain: one that a step cuts is dropped when less than a quarter of its area is left, or when a side of
+An object that a step cuts is dropped when less than a quarter of its area is left, or when a side of
 less than one pixel is left (unless it was thinner before and is not cut). An image may end up without objects.
 """
 
@@ -44,7 +44,7 @@ class Recipe:
     """Steps applied one after the other, from one source of randomness.
 
     Args:
-        steps: at most one `MultiScale` among them, whose place does not matter.
+        steps: With at most one `MultiScale` among them, whose place does not matter.
     """
 
     def __init__(self, steps: Sequence[Step | MultiScale]) -> None:
@@ -60,9 +60,9 @@ class Recipe:
         """Augment one sample; the outcome depends on the arguments alone, not on what was drawn before.
 
         Args:
-            sample: not changed.
-            seed: source of all randomness; not changed.
-            draw_partner: another image of the dataset, chosen by the generator it is given.
+            sample: Is not changed.
+            seed: Source of all randomness; is not changed.
+            draw_partner: Gives another image of the dataset, chosen by the generator that it takes.
 
         Returns:
             The augmented sample, and the factor of the shortest side that was drawn, or None without `MultiScale`.
@@ -74,7 +74,7 @@ class Recipe:
 
 
 def build_augmentation(augmentation: Augmentation) -> Recipe | None:
-    """The recipe of that name or list, or None for "none" and an empty list.
+    """Build the recipe of a name or list, or None for "none" and an empty list.
 
     - `none`: the image as it is.
     - `flip`: horizontal flip with probability 0.5 (the Faster R-CNN paper's only augmentation).
@@ -89,7 +89,7 @@ def build_augmentation(augmentation: Augmentation) -> Recipe | None:
     boxes, and classes of `datamodules.augmentation.transforms` and `datamodules.augmentation.mixing`.
 
     Raises:
-        InputError: for any other name, a class that cannot be found or is none of these, and bad arguments.
+        InputError: For any other name, a class that cannot be found or is none of these, and bad arguments.
     """
     if isinstance(augmentation, str):
         if augmentation not in _NAMED:
@@ -104,7 +104,7 @@ def build_augmentation(augmentation: Augmentation) -> Recipe | None:
 
 
 def _group(steps: list[Any]) -> list[Step | MultiScale]:
-    """Neighbouring transforms of albumentations become one step."""
+    """Make one step of neighbouring transforms of albumentations."""
     grouped: list[Any] = []
     for step in steps:
         if isinstance(step, Step | MultiScale):
@@ -123,7 +123,7 @@ def _group(steps: list[Any]) -> list[Step | MultiScale]:
 
 
 def _instantiate(item: Any) -> Any:
-    """An object from {class_path, init_args}; arguments may hold further ones, as those of `OneOf` do."""
+    """Build an object from {class_path, init_args}; arguments may hold further ones, as those of `OneOf` do."""
     where = "--data.augmentation"
     if not isinstance(item, dict) or "class_path" not in item or set(item) - {"class_path", "init_args"}:
         raise InputError(f"{where}: {item!r} is not of the form {{class_path: ..., init_args: {{...}}}}")

@@ -17,7 +17,7 @@ MIN_SIDE: Final = 1.0  # pixels
 class Sample(NamedTuple):
     """An image and its objects; no step of an augmentation changes the arrays it is given.
 
-    Args:
+    Attributes:
         image: uint8 (H, W, 3) RGB.
         boxes: float32 (G, 4) xyxy pixels within the image, of positive area.
         labels: int64 (G,).
@@ -31,11 +31,11 @@ class Sample(NamedTuple):
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width)."""
+        """Return (height, width)."""
         return self.image.shape[0], self.image.shape[1]
 
     def take(self, image: NDArray[np.uint8], boxes: NDArray[np.float32], which: NDArray[np.intp]) -> Sample:
-        """Another image with the objects `which` (indices or a mask) of this one at new `boxes`."""
+        """Return another image with the objects `which` (indices or a mask) of this one at new `boxes`."""
         return Sample(image, boxes, self.labels[which], self.difficult[which])
 
 
@@ -44,18 +44,18 @@ def place(
     window: tuple[float, float, float, float],
     target: tuple[float, float, float, float],
 ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """Boxes of an image of which `window` is shown at `target`, cut to what is seen.
+    """Move boxes of an image of which `window` is shown at `target`, and cut them to what is seen.
 
     An object is dropped when less than a quarter of its area is seen, or a side of less than one pixel is left; one
     that was thinner than that in its own image stays as long as it is neither cut nor shrunk. None may be left.
 
     Args:
         boxes: (G, 4) xyxy pixels of the image.
-        window: xyxy part of the image.
-        target: xyxy place of that part in another image.
+        window: A part of the image, xyxy.
+        target: The place of that part in another image, xyxy.
 
     Returns:
-        boxes float32 (K, 4) in the other image, and (K,) which of the G objects they belong to.
+        Boxes float32 (K, 4) in the other image, and (K,) which of the G objects they belong to.
     """
     scale = np.array(
         [(target[2] - target[0]) / (window[2] - window[0]), (target[3] - target[1]) / (window[3] - window[1])]
@@ -72,7 +72,7 @@ def place(
 
 
 def merge(image: NDArray[np.uint8], parts: list[Sample]) -> Sample:
-    """The objects of all parts, whose boxes are already those of `image`, on that image."""
+    """Return `image` with the objects of all parts, whose boxes are already in its pixels."""
     return Sample(
         image,
         np.concatenate([part.boxes for part in parts]),

@@ -22,28 +22,28 @@ cv2.setNumThreads(0)  # data loading runs in worker processes; threads inside th
 
 
 def check_share(name: str, value: float) -> float:
-    """`value`; raises InputError unless it is a number in 0..1."""
+    """Return the value, or raise InputError unless it is a number in 0..1."""
     if not isinstance(value, int | float) or not 0 <= value <= 1:
         raise InputError(f"{name} is {value!r}; it must be a number from 0 to 1")
     return value
 
 
 class Step:
-    """One step of an augmentation. `extra` is what it adds to the target beside boxes, labels and flags.
+    """One step of an augmentation.
 
     Args:
-        p: probability that it is applied.
+        p: Probability that it is applied.
     """
 
     def __init__(self, p: float = 1.0) -> None:
         self.p = check_share(f"{type(self).__name__}: p", p)
 
     def __call__(self, sample: Sample, rng: Random, partner: Partner) -> Sample:
-        """The sample or a changed one; a function of the arguments alone."""
+        """Return the sample or a changed one, as a function of the arguments alone."""
         return self.apply(sample, rng, partner) if rng.random() < self.p else sample
 
     def apply(self, sample: Sample, rng: Random, partner: Partner) -> Sample:
-        """A changed sample."""
+        """Return a changed sample."""
         raise NotImplementedError
 
 
@@ -51,7 +51,7 @@ class HorizontalFlip(Step):
     """Mirror left and right: x becomes W - x."""
 
     def apply(self, sample: Sample, rng: Random, partner: Partner) -> Sample:
-        """The mirrored sample."""
+        """Return the mirrored sample."""
         boxes = sample.boxes.copy()
         boxes[:, [0, 2]] = sample.size[1] - sample.boxes[:, [2, 0]]
         return sample._replace(image=np.asarray(cv2.flip(sample.image, 1), np.uint8), boxes=boxes)
@@ -61,11 +61,11 @@ class ColorJitter(Step):
     """Brightness, contrast, saturation and hue, in an order drawn anew each time, as torchvision's `ColorJitter`.
 
     Args:
-        brightness: range of the factor.
-        contrast: range of the factor, about the image's mean grey.
-        saturation: range of the factor, about each pixel's grey.
-        hue: range of the shift, in turns.
-        p: probability that it is applied.
+        brightness: Range of the factor.
+        contrast: Range of the factor, about the image's mean grey.
+        saturation: Range of the factor, about each pixel's grey.
+        hue: Range of the shift, in turns.
+        p: Probability that it is applied.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class ColorJitter(Step):
                 raise InputError(f"ColorJitter: {name} is {values!r}; it must be [least, greatest]")
 
     def apply(self, sample: Sample, rng: Random, partner: Partner) -> Sample:
-        """The sample with other colours."""
+        """Return the sample with other colours."""
         factors = {name: rng.uniform(*values) for name, values in self.ranges.items()}
         image = sample.image
         for name in rng.sample(list(factors), len(factors)):
@@ -91,12 +91,8 @@ class ColorJitter(Step):
         return sample._replace(image=image)
 
 
-def _linear(image: NDArray[np.uint8], factor: float, shift: float) -> NDArray[np.uint8]:
+def _linear(image: NDArray[np.uint8], factor: float, shift: float = 0.0) -> NDArray[np.uint8]:
     return np.asarray(cv2.addWeighted(image, factor, image, 0, shift), np.uint8)  # rounded, and kept in 0..255
-
-
-def _brightness(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    return _linear(image, factor, 0)
 
 
 def _contrast(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
@@ -117,7 +113,7 @@ def _hue(image: NDArray[np.uint8], turns: float) -> NDArray[np.uint8]:
 
 
 _COLOR_STEPS: dict[str, Callable[[NDArray[np.uint8], float], NDArray[np.uint8]]] = {
-    "brightness": _brightness,
+    "brightness": _linear,
     "contrast": _contrast,
     "saturation": _saturation,
     "hue": _hue,
@@ -132,9 +128,9 @@ class MinIoUCrop(Step):
     with an object reaches the minimum is taken. The image stays whole when none does or when it has no objects.
 
     Args:
-        min_scale: shortest patch side as a share of the image's.
-        trials: patches tried.
-        p: probability of cropping at all.
+        min_scale: Shortest patch side as a share of the image's.
+        trials: Patches tried.
+        p: Probability of cropping at all.
     """
 
     OVERLAPS: tuple[float | None, ...] = (None, 0.1, 0.3, 0.5, 0.7, 0.9, 0.0)
@@ -145,7 +141,7 @@ class MinIoUCrop(Step):
         self.trials = trials
 
     def apply(self, sample: Sample, rng: Random, partner: Partner) -> Sample:
-        """The crop, in whole pixels."""
+        """Return a crop, in whole pixels."""
         patch = self._draw(sample, rng)
         if patch is None:
             return sample
@@ -188,7 +184,7 @@ class MultiScale:
     Images with a factor of at most 1 need no more memory than without.
 
     Args:
-        factors: drawn from with equal probability. Default: the sides 480, 512, ..., 800 of detectron2's VOC
+        factors: Drawn with equal probability. Default: the sides 480, 512, ..., 800 of detectron2's VOC
             experiments as shares of the last one, with which they evaluate.
     """
 
@@ -200,5 +196,5 @@ class MultiScale:
         self.factors = [float(factor) for factor in factors]
 
     def draw(self, rng: Random) -> float:
-        """One of the factors."""
+        """Draw one of the factors."""
         return rng.choice(self.factors)

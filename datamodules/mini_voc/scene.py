@@ -1,4 +1,4 @@
-"""What MiniVOC's images show: backgrounds, clutter and objects, drawn from random numbers.
+"""The pictures of MiniVOC: backgrounds, clutter and objects, drawn from random numbers.
 
 What makes it a *detection* dataset and not a toy classifier:
 
@@ -51,7 +51,7 @@ FloatArray = NDArray[np.float32]
 
 @dataclass
 class SceneObject:
-    """One placed object: its class, the coverage of its form (H, W), covered or not, and where its border lies."""
+    """One placed object: its class, the coverage of its form (H, W), covered or not, and its box."""
 
     name: str
     mask: FloatArray
@@ -65,11 +65,11 @@ class SceneObject:
         self.visible = self.mask
 
     def visible_share(self) -> float:
-        """Share of the whole form that can be seen."""
+        """Return the share of the whole form that can be seen."""
         return float(self.visible.sum()) / self.full_area
 
     def is_difficult(self) -> bool:
-        """Whether too little of it can be seen, or a side of its box is too short, to demand that it be found."""
+        """Return whether too little of it is seen, or a side of its box is too short, to demand that it be found."""
         x1, y1, x2, y2 = self.box
         return self.visible_share() < DIFFICULT_VISIBLE or min(x2 - x1, y2 - y1) < DIFFICULT_SIDE
 
@@ -100,14 +100,14 @@ def draw_scene(seed: int, index: int) -> Scene:
 
 
 def mask_extent(mask: FloatArray) -> tuple[int, int, int, int]:
-    """Tight xyxy box, in continuous pixel coordinates, of the covered pixels of a mask (H, W) that has some."""
+    """Return the tight xyxy box, in continuous pixels, of the covered pixels of a mask (H, W) that has some."""
     covered = mask >= COVERED
     columns, rows = np.flatnonzero(covered.any(axis=0)), np.flatnonzero(covered.any(axis=1))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def _polygon(name: str) -> NDArray[np.float64]:
-    """Outer contour (K, 2) of a class, y down; the triangle points up."""
+    """Return the outer contour (K, 2) of a class, y down; the triangle points up."""
     if name in ("ellipse", "ring"):
         angles = np.linspace(0, 2 * math.pi, 48)
         return np.stack([np.cos(angles), np.sin(angles)], axis=1)
@@ -132,7 +132,7 @@ def _turn(points: NDArray[np.float64], angle: float) -> NDArray[np.float64]:
 
 
 def _contour(rng: Generator, name: str, form: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Contour (K, 2) of a class, slightly rotated, that spans exactly (0, 0) to `form` (width, height)."""
+    """Draw a contour (K, 2) of a class, slightly rotated, that spans exactly (0, 0) to `form` (width, height)."""
     ratio = float(form[1] / form[0])
     points = _polygon(name) * form
     # Long forms turn less: a strong turn would eat up their aspect ratio.
@@ -149,7 +149,7 @@ def _coverage(shape: Image.Image) -> FloatArray:
 def _render(
     rng: Generator, name: str, form: NDArray[np.float64], offset: NDArray[np.float64]
 ) -> tuple[FloatArray, FloatArray | None]:
-    """Anti-aliased coverage of a form in its own patch, moved by a sub-pixel offset, and that of its rim if any."""
+    """Draw the anti-aliased coverage of a form in its own patch, at a sub-pixel offset, and that of its rim if any."""
     contour = (_contour(rng, name, form) + offset) * _SUPERSAMPLE
     width, height = (math.ceil(side + 1) * _SUPERSAMPLE for side in form)
     filled, rim = Image.new("L", (width, height)), Image.new("L", (width, height))
@@ -205,7 +205,7 @@ def _place(rng: Generator, objects: list[SceneObject], height: int, width: int) 
 def _form_at(
     rng: Generator, name: str, form: NDArray[np.float64], corner: NDArray[np.float64], shape: tuple[int, int]
 ) -> SceneObject:
-    """The object of width and height `form` whose upper left corner lies at `corner` in an image of `shape` (H, W)."""
+    """Draw an object of width and height `form`, its upper left corner at `corner`, in an image of `shape` (H, W)."""
     left, top = (math.floor(value) for value in corner)
     patch, rim = _render(rng, name, form, corner - (left, top))
     mask = _on_canvas(patch, left, top, shape)
@@ -244,7 +244,7 @@ def _paint(rng: Generator, canvas: FloatArray, placed: SceneObject) -> FloatArra
 
 
 def _visible_colour(rng: Generator, around: FloatArray, contrast: float) -> NDArray[np.float64]:
-    """The first of 30 random colours (3,) that 80 percent of the pixels `around` (P, 3) differ from, else the best."""
+    """Draw 30 colours (3,); return the first that 80 percent of the pixels `around` (P, 3) differ from, or the best."""
     colours = rng.uniform(10, 245, size=(30, 3))
     distances = np.linalg.norm(colours[:, None] - around[None], axis=2)
     margins = np.sort(distances, axis=1)[:, distances.shape[1] // 5]
@@ -253,13 +253,13 @@ def _visible_colour(rng: Generator, around: FloatArray, contrast: float) -> NDAr
 
 
 def _noise(rng: Generator, height: int, width: int, cells: int) -> FloatArray:
-    """Smooth noise (H, W), about 0..1, with that many bumps along a side."""
+    """Draw smooth noise (H, W), about 0..1, with that many bumps along a side."""
     grid = Image.fromarray(rng.random((cells, cells), dtype=np.float32))
     return np.asarray(grid.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
 
 
 def _background(rng: Generator, height: int, width: int) -> FloatArray:
-    """Noise, a gradient, stripes or a checkerboard between two colours, float32 (H, W, 3) in 0..255."""
+    """Draw noise, a gradient, stripes or a checkerboard between two colours, float32 (H, W, 3) in 0..255."""
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     angle, period = rng.uniform(0, math.pi), rng.uniform(8, 32)
     along, across = x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
@@ -278,7 +278,7 @@ def _background(rng: Generator, height: int, width: int) -> FloatArray:
 
 
 def _clutter(rng: Generator, canvas: FloatArray) -> FloatArray:
-    """Lines, groups of dots and soft blobs on the background (H, W, 3): edges and colour that are no objects."""
+    """Draw lines, groups of dots and soft blobs on the background (H, W, 3): edges and colour that are no objects."""
     height, width, _ = canvas.shape
     y, x = np.ogrid[:height, :width]
     for _ in range(int(rng.integers(0, 5))):
@@ -293,7 +293,7 @@ def _clutter(rng: Generator, canvas: FloatArray) -> FloatArray:
 
 
 def _strokes(rng: Generator, start: NDArray[np.float64], height: int, width: int, dots: bool) -> FloatArray:
-    """Coverage (H, W) of some dots around a point, smaller than any object, or of a bent line from it."""
+    """Draw some dots around a point, smaller than any object, or a bent line from it; return the coverage (H, W)."""
     layer = Image.new("L", (width * _SUPERSAMPLE, height * _SUPERSAMPLE))
     draw = ImageDraw.Draw(layer)
     if dots:

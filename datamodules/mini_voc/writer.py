@@ -36,7 +36,7 @@ def write_mini_voc(out_dir: str | Path, images: int = 300, seed: int = 0) -> Pat
     together. A folder that already holds the same MiniVOC is left as it is.
 
     Raises:
-        InputError: for fewer than 5 images, a negative seed, a place that cannot be written to, and a folder that holds
+        InputError: For fewer than 5 images, a negative seed, a place that cannot be written to, and a folder that holds
             anything else, another MiniVOC included, which is never overwritten.
     """
     if images < MIN_IMAGES:
@@ -62,7 +62,7 @@ def write_mini_voc(out_dir: str | Path, images: int = 300, seed: int = 0) -> Pat
 
 
 def split_names(images: int) -> dict[str, list[str]]:
-    """Image names (without suffix) of each of the splits `train`, `val`, `trainval`, `test`."""
+    """Return the image names (without suffix) of each of the splits `train`, `val`, `trainval`, `test`."""
     splits: dict[str, list[str]] = {"train": [], "val": [], "trainval": [], "test": []}
     for index in range(images):
         split = _SPLIT_PATTERN[index % len(_SPLIT_PATTERN)]
@@ -73,7 +73,7 @@ def split_names(images: int) -> dict[str, list[str]]:
 
 
 def image_name(index: int) -> str:
-    """Name of the image with a 0-based index: `mini_000001` for 0."""
+    """Return the name of the image with a 0-based index: `mini_000001` for 0."""
     return f"mini_{index + 1:06d}"
 
 
@@ -91,7 +91,11 @@ def _manifest(images: int, seed: int) -> dict[str, object]:
 
 
 def _is_written(target: Path, manifest: dict[str, object]) -> bool:
-    """True if the same MiniVOC is there, False if the place is free; InputError if it is taken by anything else."""
+    """Return True if the same MiniVOC is there, False if the place is free.
+
+    Raises:
+        InputError: The place is taken by anything else.
+    """
     if not target.exists():
         return False
     if not target.is_dir():
