@@ -58,7 +58,7 @@ class AnchorConfig:
         check_choices("anchors", self)
 
     def scales_of_level(self, level: int) -> list[float]:
-        """The scales at one feature level."""
+        """Return the scales at one feature level."""
         first = self.scales[0]
         return list(self.scales[level]) if isinstance(first, list) else list(self.scales)  # type: ignore[arg-type]
 
@@ -68,8 +68,10 @@ def _flat(scales: Sequence[float] | Sequence[Sequence[float]]) -> list[float]:
 
 
 def base_anchors(config: AnchorConfig, level: int = 0) -> Tensor:
-    """Anchors (A, 4) of one level around the origin, float32: width = side / sqrt(ratio), height = side * sqrt(ratio),
-    up to rounding."""
+    """Return the anchors (A, 4) of one level around the origin, float32.
+
+    Up to rounding, width = side / sqrt(ratio) and height = side * sqrt(ratio).
+    """
     scales = torch.tensor(config.scales_of_level(level), dtype=torch.float64)
     ratios = torch.tensor(config.aspect_ratios, dtype=torch.float64)
     widths, heights = config.base_size / ratios.sqrt(), config.base_size * ratios.sqrt()
@@ -116,8 +118,10 @@ class AnchorGenerator:
         self._cache: dict[tuple[object, ...], list[Tensor]] = {}
 
     def __call__(self, feature_sizes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:
-        """One tensor (height * width * A, 4) per level for feature maps of sizes (height, width). Do not write into
-        them."""
+        """Return one tensor (height * width * A, 4) per level, for feature maps of sizes (height, width).
+
+        The tensors are kept for later calls: do not write into them.
+        """
         key = (*feature_sizes, device)
         if key not in self._cache:
             if len(self._cache) >= self.cache_size:
@@ -129,7 +133,7 @@ class AnchorGenerator:
         return self._cache[key]
 
     def _spacings(self, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Pixels between rows and between columns of locations of each level."""
+        """Return the pixels between rows and between columns of locations of each level."""
         if self.config.spacing == "stride":
             return [(stride, stride) for stride in self.strides]
         # Images are padded to multiples of the finest stride, so its level tells their size.

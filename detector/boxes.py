@@ -17,7 +17,7 @@ MAX_LOG_RATIO = math.log(1000 / 16)
 
 
 def centers_and_sides(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Centre x, centre y, width, height, each (...), of boxes (..., 4)."""
+    """Return centre x, centre y, width and height, each (...), of boxes (..., 4)."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     width, height = x2 - x1, y2 - y1
     return x1 + 0.5 * width, y1 + 0.5 * height, width, height
@@ -29,7 +29,7 @@ def encode(
     std: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     mean: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
 ) -> Tensor:
-    """Deltas (..., 4) that turn `references` (..., 4) into `boxes` (..., 4), less `mean`, divided by `std`."""
+    """Return the deltas (..., 4) from `references` (..., 4) to `boxes` (..., 4), less `mean`, divided by `std`."""
     cx, cy, w, h = centers_and_sides(boxes.float())
     rx, ry, rw, rh = centers_and_sides(references.float())
     deltas = torch.stack(((cx - rx) / rw, (cy - ry) / rh, torch.log(w / rw), torch.log(h / rh)), dim=-1)
@@ -42,8 +42,7 @@ def decode(
     std: Sequence[float] = (1.0, 1.0, 1.0, 1.0),
     mean: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
 ) -> Tensor:
-    """Boxes (..., 4) in float32 from deltas (..., 4) at `references` (..., 4); the inverse of `encode` up to the
-    clamp."""
+    """Return the boxes (..., 4), float32, of deltas (..., 4) at `references` (..., 4): `encode` undone, but clamped."""
     deltas = deltas.float()
     dx, dy, dw, dh = (deltas * constant(std, deltas) + constant(mean, deltas)).unbind(-1)
     rx, ry, rw, rh = centers_and_sides(references.float())
@@ -54,18 +53,18 @@ def decode(
 
 
 def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes (..., 4) cut to an image of `size` (height, width)."""
+    """Cut boxes (..., 4) to an image of `size` (height, width)."""
     height, width = size
     return torch.minimum(boxes.clamp(min=0), constant((width, height, width, height), boxes))
 
 
 def has_sides_of(boxes: Tensor, minimum: float) -> Tensor:
-    """Mask (...,) of boxes (..., 4) whose both sides are at least `minimum` pixels long."""
+    """Return a mask (...,) of the boxes (..., 4) whose both sides are at least `minimum` pixels long."""
     return (boxes[..., 2:] - boxes[..., :2] >= minimum).all(dim=-1)
 
 
 def is_inside(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Mask (...,) of boxes (..., 4) that do not cross the border of an image of `size` (height, width)."""
+    """Return a mask (...,) of the boxes (..., 4) that do not cross the border of an image of `size` (height, width)."""
     height, width = size
     limit = constant((width, height), boxes)
     return (boxes[..., :2] >= 0).all(dim=-1) & (boxes[..., 2:] <= limit).all(dim=-1)

@@ -21,7 +21,7 @@ _MARK: Final = b"drawn by frcnn"
 
 
 def class_color(label: int) -> tuple[int, int, int]:
-    """A distinct RGB colour for class `label` (1..C): hues a golden ratio apart, the same in every picture."""
+    """Return an RGB colour for class `label` (1..C): hues a golden ratio apart, the same in every picture."""
     hue = (0.11 + label * 0.61803398875) % 1.0
     channels = [np.clip(abs(((hue + shift) % 1.0) * 6 - 3) - 1, 0, 1) for shift in (0, 2 / 3, 1 / 3)]
     red, green, blue = (int(55 + 200 * c) for c in channels)
@@ -29,7 +29,7 @@ def class_color(label: int) -> tuple[int, int, int]:
 
 
 def picture_size(height: int, width: int, min_side: int = 0, max_side: int = LARGEST_SIDE) -> tuple[int, int]:
-    """(height, width) of the picture that `draw_boxes` draws of an image."""
+    """Return the (height, width) of the picture that `draw_boxes` draws of an image."""
     shortest, longest = min(height, width), max(height, width)
     if longest > max_side:
         return max(1, round(height * max_side / longest)), max(1, round(width * max_side / longest))
@@ -82,7 +82,7 @@ def draw_boxes(
 
 
 def scale_to(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Factors (4,) for the boxes of an image in its picture of `size` (height, width)."""
+    """Return the factors (4,) for the boxes of an image in its picture of `size` (height, width)."""
     height, width = image.shape[-2:]
     return torch.tensor([size[1] / width, size[0] / height] * 2)
 
@@ -102,7 +102,7 @@ def save_picture(picture: Tensor, path: Path) -> None:
 
 
 def is_saved_picture(path: Path) -> bool:
-    """Whether `save_picture` wrote this file."""
+    """Return whether `save_picture` wrote this file."""
     try:
         if path.is_symlink() or not path.is_file():
             return False
@@ -133,7 +133,7 @@ def _caption(
     color: tuple[int, int, int],
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
 ) -> None:
-    """Text on a filled strip above the box's upper left corner, moved into the picture where it would leave it."""
+    """Write a text on a filled strip above the box's upper left corner, within the picture."""
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     x = max(0.0, min(corner[0], size[0] - (right - left) - 4))
     y = max(0.0, corner[1] - (bottom - top) - 4)

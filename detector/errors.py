@@ -24,7 +24,7 @@ class TrainingError(RuntimeError):
 
 
 def printable(name: object) -> str:
-    """A file name as any terminal shows it, in one line: what is no UTF-8 or no visible character as an escape."""
+    """Return a file name as any terminal shows it, in one line: what is no UTF-8 or not visible becomes an escape."""
     try:
         text = str(name).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half a pair, which no file name brings along
@@ -33,8 +33,10 @@ def printable(name: object) -> str:
 
 
 def check_choices(section: str, config: Any) -> None:
-    """Raises InputError for a field of type `Literal[...]` with another value; the command line checks that itself,
-    Python and checkpoints do not."""
+    """Raise InputError for a field of type `Literal[...]` with another value.
+
+    The command line checks that itself; Python and checkpoints do not.
+    """
     for name, hint in get_type_hints(type(config)).items():
         value = getattr(config, name)
         if get_origin(hint) is Literal and value not in get_args(hint):
@@ -42,12 +44,12 @@ def check_choices(section: str, config: Any) -> None:
 
 
 def check_four(key: str, values: Sequence[float]) -> None:
-    """Raises InputError unless there is one number for each of dx, dy, dw, dh."""
+    """Raise InputError unless there is one number for each of dx, dy, dw, dh."""
     if len(values) != 4:
         raise InputError(f"{key}: {values} has {len(values)} numbers, needs 4: of dx, dy, dw, dh")
 
 
 def check_range(key: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Raises InputError unless low <= value <= high."""
+    """Raise InputError unless low <= value <= high."""
     if not low <= value <= high:
         raise InputError(f"{key}: {value} must be " + (f"in [{low}, {high}]" if high < float("inf") else f">= {low}"))

@@ -47,7 +47,7 @@ class FasterRCNN(nn.Module):
         self.roi_heads = RoIHeads(box_head, self.backbone.roi_strides, num_classes, roi)
 
     def forward(self, images: Sequence[Tensor]) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
-        """Detections and proposals of each image, both in original pixels.
+        """Return the detections and the proposals of each image, both in original pixels.
 
         Args:
             images: Each (3, H, W) RGB in 0..255, uint8 or float, of any size.
@@ -67,7 +67,7 @@ class FasterRCNN(nn.Module):
     # (`roi_heads`, or `detect` with post-processing).
 
     def features(self, images: Sequence[Tensor], image: ImageConfig | None = None) -> tuple[list[Tensor], ImageBatch]:
-        """Feature maps of all levels, each (B, channels, h, w), and the batch that they were computed from.
+        """Return the feature maps of all levels, each (B, channels, h, w), and the batch that they were computed from.
 
         Args:
             images: As in `forward`.
@@ -77,18 +77,18 @@ class FasterRCNN(nn.Module):
         return self.backbone(batch.tensors), batch
 
     def proposals(self, features: Sequence[Tensor], batch: ImageBatch) -> list[Tensor]:
-        """Proposals (P, 4) of each image from its features, in the batch's pixels, by descending objectness."""
+        """Return the proposals (P, 4) of each image from its features, in the batch's pixels, the best first."""
         return self.rpn.proposals(self.rpn(features), batch)
 
     def detect(
         self, features: Sequence[Tensor], proposals: Sequence[Tensor], batch: ImageBatch
     ) -> list[dict[str, Tensor]]:
-        """Detections, in original pixels, from features and given proposals (P, 4) in the batch's pixels."""
+        """Return detections, in original pixels, from features and given proposals (P, 4) in the batch's pixels."""
         logits, deltas = self.roi_heads(features, proposals)
         return self.roi_heads.detections(logits, deltas, proposals, batch)
 
     def losses(self, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """The four losses of LOSS_NAMES, unweighted scalars, and their weighted sum `loss`.
+        """Return the four losses of LOSS_NAMES, unweighted scalars, and their weighted sum `loss`.
 
         Args:
             images: As in `forward`.
@@ -106,7 +106,7 @@ class FasterRCNN(nn.Module):
         return self.with_total(parts)
 
     def with_total(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Some or all of the four losses, and their weighted sum `loss`."""
+        """Return some or all of the four losses, and their weighted sum `loss`."""
         weights = {"loss_rpn_reg": self.rpn.config.reg_weight, "loss_roi_reg": self.roi_heads.config.reg_weight}
         names = [name for name in LOSS_NAMES if name in losses]
         total = sum((weights.get(name, 1.0) * losses[name] for name in names), start=losses[names[0]] * 0)

@@ -1,4 +1,4 @@
-"""Whole detectors of other code bases -> ours: torchvision's Faster R-CNNs, and chenyuntc/simple-faster-rcnn-pytorch.
+"""Whole detectors of other code bases, torchvision's and chenyuntc/simple-faster-rcnn-pytorch's, as ours.
 
 Checkpoints of this project, by `own_checkpoints`, go the same way.
 
@@ -152,7 +152,7 @@ def _translate_torchvision(state: Mapping[str, Tensor], source: str) -> Translat
 
 
 def torchvision_name(name: str, fpn_norm: bool = False) -> str:
-    """Our name of a tensor of torchvision's Faster R-CNNs; `fpn_norm`: its pyramid has batch norm."""
+    """Return our name of a tensor of torchvision's Faster R-CNNs; `fpn_norm`: its pyramid has batch norm."""
     if match := re.fullmatch(r"backbone\.fpn\.(inner|layer)_blocks\.(\d+)\.(.+)", name):
         kind, level, rest = match.groups()
         rest = rest if fpn_norm else rest.removeprefix("0.")
@@ -232,7 +232,7 @@ def _rpn_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _options_of(model: FasterRCNN, backbone: BackboneConfig) -> dict[str, Any]:
-    """The same options as `Translated.options`, with defaults resolved."""
+    """Return the options that `Translated.options` may hold, with defaults resolved."""
     return {
         "model.backbone.name": backbone.name,
         "model.backbone.fpn_channels": backbone.fpn_channels,
@@ -258,7 +258,7 @@ def _yaml(value: object) -> str:
 
 
 def _adapt_anchors(tensors: dict[str, Tensor], model: FasterRCNN) -> None:
-    """Objectness as one score or two per anchor, and rows in the order of the model's anchors."""
+    """Bring objectness to one score or two per anchor, and rows to the order of the model's anchors."""
     if "rpn.head.deltas.weight" not in tensors:  # those of other numbers of anchors
         return
     anchors = model.rpn.anchor_generator.config

@@ -78,8 +78,7 @@ class ImageBatch(NamedTuple):
 
 
 def resized_size(size: tuple[int, int], shortest: int, longest: int) -> tuple[int, int]:
-    """(height, width) after scaling so that the shorter side is `shortest`, or less where the longer would exceed
-    `longest`.
+    """Return (height, width) scaled to a shorter side of `shortest`, or less where the longer would exceed `longest`.
 
     Rounded down, as torchvision's detectors do.
     """
@@ -129,7 +128,7 @@ def drawn_scales(targets: Sequence[dict[str, Any]]) -> list[float]:
 
 
 def ground_truth(targets: Sequence[dict[str, Any]], batch: ImageBatch) -> list[GroundTruth]:
-    """Targets in original pixels -> ground truth in the pixels of the batch."""
+    """Return the targets, which are in original pixels, as ground truth in the pixels of the batch."""
     return [
         GroundTruth(rescale(target["boxes"].float(), original, size), target["labels"], target["difficult"].bool())
         for target, original, size in zip(targets, batch.original_sizes, batch.sizes, strict=True)
@@ -137,12 +136,12 @@ def ground_truth(targets: Sequence[dict[str, Any]], batch: ImageBatch) -> list[G
 
 
 def to_original(boxes: Tensor, batch: ImageBatch, image: int) -> Tensor:
-    """Boxes (..., 4) in pixels of the batch -> boxes in pixels of the original image, clipped to it."""
+    """Return boxes (..., 4) in pixels of the batch as boxes in pixels of the original image, clipped to it."""
     return box_ops.clip(rescale(boxes, batch.sizes[image], batch.original_sizes[image]), batch.original_sizes[image])
 
 
 def rescale(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
-    """Boxes (..., 4) of an image of `from_size` (height, width) in the same image at `to_size`."""
+    """Return boxes (..., 4) of an image of `from_size` (height, width) in the same image at `to_size`."""
     sy, sx = to_size[0] / from_size[0], to_size[1] / from_size[1]
     return boxes * constant((sx, sy, sx, sy), boxes)
 

@@ -20,7 +20,7 @@ def _mean(total: Tensor, count: int) -> Tensor:
 
 
 def rpn_classification_loss(logits: Tensor, is_object: Tensor) -> Tensor:
-    """Binary cross-entropy of objectness logits (S,) against `is_object` (S,), mean over the samples.
+    """Return the mean binary cross-entropy of objectness logits (S,) against `is_object` (S,).
 
     For the paper's softmax over two scores the logit is their difference, which gives the same loss.
     """
@@ -38,7 +38,7 @@ def box_loss(
     samples_per_batch: int = 0,
     locations: int = 0,
 ) -> Tensor:
-    """Smooth L1 of positives' deltas (P, 4), summed over coordinates, divided by a count.
+    """Return the smooth L1 loss of positives' deltas (P, 4), summed over coordinates, divided by a count.
 
     Args:
         pred_deltas: (P, 4) predictions.
@@ -56,7 +56,7 @@ def box_loss(
 
 
 def roi_classification_loss(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Cross-entropy of class logits (S, C + 1) against labels (S,) in 0..C, mean over the samples.
+    """Return the mean cross-entropy of class logits (S, C + 1) against labels (S,) in 0..C.
 
     With `weights` (C + 1,) of the classes it is the weighted mean, as in PyTorch's cross-entropy, but 0 where all
     samples weigh nothing.
@@ -68,8 +68,11 @@ def roi_classification_loss(logits: Tensor, labels: Tensor, weights: Tensor | No
 
 
 def balanced_class_weights(labels: Tensor, num_classes: int) -> Tensor:
-    """Weights (C + 1,) under which background counts as much as all objects together: 1 for every class, and the number
-    of objects over that of background samples for background, among labels (S,) in 0..C."""
+    """Return weights (C + 1,) under which background counts as much as all objects together.
+
+    They are 1 for every class, and for background the number of objects over that of background samples, among labels
+    (S,) in 0..C.
+    """
     objects = (labels > 0).sum()
     weights = torch.ones(num_classes + 1, device=labels.device)
     weights[0] = objects / (len(labels) - objects).clamp(min=1)
@@ -79,7 +82,7 @@ def balanced_class_weights(labels: Tensor, num_classes: int) -> Tensor:
 def loss_of_each_roi(
     logits: Tensor, labels: Tensor, pred_deltas: Tensor, deltas: Tensor, beta: float, reg_weight: float
 ) -> Tensor:
-    """Classification loss plus `reg_weight` times the box loss of positives, (S,), of each RoI by itself.
+    """Return the loss (S,) of each RoI by itself: classification, plus `reg_weight` times the box loss of positives.
 
     Args:
         logits: (S, C + 1).

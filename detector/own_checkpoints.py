@@ -23,12 +23,12 @@ PREDICTOR = "roi_heads.predictor."
 
 
 def is_own(state: Mapping[str, Tensor]) -> bool:
-    """Whether a state dict is of this project's module, or of its network."""
+    """Return whether a state dict is of this project's module, or of its network."""
     return any(prefix + RPN_OUTPUTS[0] in state for prefix in ("model.", ""))
 
 
 def options_of(path: Path) -> dict[str, Any]:
-    """The options of the model in a checkpoint; empty for a file of weights alone."""
+    """Return the options of the model in a checkpoint; empty for a file of weights alone."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):  # such as a .safetensors
@@ -40,7 +40,7 @@ def options_of(path: Path) -> dict[str, Any]:
 def own_tensors(
     state: Mapping[str, Tensor], model: FasterRCNN, options: Mapping[str, Any], source: str
 ) -> dict[str, Tensor]:
-    """A checkpoint's tensors by the names of `FasterRCNN`, without those that this one has in another shape.
+    """Return a checkpoint's tensors by the names of `FasterRCNN`, without those that this one has in another shape.
 
     The RPN's outputs are in ratio-major order of the model's anchors, if they are for as many.
 
@@ -80,7 +80,7 @@ def own_tensors(
 
 
 def anchor_remark(model: FasterRCNN, options: Mapping[str, Any]) -> str:
-    """What a user should know of the anchors that the checkpoint's RPN was trained for."""
+    """Say what a user should know of the anchors that the checkpoint's RPN was trained for."""
     theirs, ours = _anchors(options), base_anchors(_ratio_major(model))
     if theirs is None:
         return ""
@@ -125,6 +125,6 @@ def _ratio_major(model: FasterRCNN) -> AnchorConfig:
 
 
 def _order(theirs: Tensor, ours: Tensor) -> list[int] | None:
-    """For each of our anchors the position of theirs that is the same; None where one has none."""
+    """Return for each of our anchors the position of theirs that is the same; None where one has none."""
     equal = (ours[:, None] - theirs[None]).abs().amax(2) < 1e-3
     return equal.int().argmax(1).tolist() if bool(equal.any(1).all()) else None

@@ -27,8 +27,10 @@ class Candidates(NamedTuple):
 def likely_boxes(
     boxes: Sequence[Tensor], scores: Sequence[Tensor], sizes: Sequence[tuple[int, int]], threshold: float
 ) -> list[Candidates]:
-    """Of boxes (n, C, 4) of each image with scores (n, C) those above `threshold`, clipped to the images' `sizes`
-    (height, width)."""
+    """Keep the boxes whose scores are above a threshold, clipped to their images.
+
+    Each image has boxes (n, C, 4), scores (n, C) and a size (height, width).
+    """
     clipped = [box_ops.clip(image_boxes, size) for image_boxes, size in zip(boxes, sizes, strict=True)]
     likely = [
         (image_scores > threshold) & box_ops.has_sides_of(image_boxes, 1e-2)
@@ -42,7 +44,7 @@ def likely_boxes(
 
 
 def suppress(found: Candidates, kind: NMS, iou: float, sigma: float, threshold: float, limit: int) -> Candidates:
-    """The best `limit` candidates by descending score after NMS within each class.
+    """Return the best `limit` candidates by descending score after NMS within each class.
 
     Args:
         found: Candidates.
@@ -62,7 +64,7 @@ def suppress(found: Candidates, kind: NMS, iou: float, sigma: float, threshold: 
 
 
 def soft_nms(found: Candidates, kind: NMS, iou: float, sigma: float, limit: int) -> tuple[Tensor, Tensor]:
-    """Indices (D,) of the best `limit` candidates, and their lowered scores (D,), descending.
+    """Return the indices (D,) of the best `limit` candidates, and their lowered scores (D,), descending.
 
     Again and again the best remaining candidate is taken, and the scores of the others of its class are multiplied by
     1 - IoU where the IoU exceeds `iou` (`soft_linear`) or by exp(-IoU^2 / sigma) (`soft_gaussian`): Bodla et al., ICCV

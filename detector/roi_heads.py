@@ -1,5 +1,4 @@
-"""RoI heads: sampled proposals -> pooled features -> class scores and boxes, their two losses, and the final
-detections.
+"""RoI heads: from sampled proposals to class scores and boxes, their two losses, and the final detections.
 
 B images, R RoIs of all images together, C classes without background, D detections of an image.
 """
@@ -167,7 +166,7 @@ class BoxPredictor(nn.Module):
         nn.init.zeros_(self.deltas.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits and deltas in float32, under autocast too, for RoI features (R, in_features).
+        """Return class logits and deltas in float32, under autocast too, of RoI features (R, in_features).
 
         bfloat16 tells few scores apart, which costs ranks, and it saves no time in layers as small as these.
         """
@@ -176,8 +175,7 @@ class BoxPredictor(nn.Module):
 
 
 class SampledRoIs(NamedTuple):
-    """RoIs of one image for training: boxes (S, 4), labels (S,) with 0 for background, deltas (S, 4) to the matched
-    object.
+    """RoIs of one image for training: boxes (S, 4), labels (S,), 0 for background, and deltas (S, 4) to the objects.
 
     Positives come first; deltas of background RoIs are 0 and never used.
     """
@@ -216,17 +214,16 @@ class RoIHeads(nn.Module):
             )
 
     def forward(self, features: Sequence[Tensor], rois: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Class logits (R, C + 1) and deltas (R, C, 4), or (R, 1, 4) if class-agnostic, for RoIs (n, 4) of each
-        image."""
+        """Return class logits (R, C + 1) and deltas (R, C, 4), or (R, 1, 4), of the RoIs (n, 4) of each image."""
         return self.predict(self.pool(features, rois))
 
     def predict(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
-        """As `forward`, from pooled features (R, channels, pool_size, pool_size)."""
+        """Return what `forward` does, from pooled features (R, channels, pool_size, pool_size)."""
         logits, deltas = self.predictor(self.box_head(pooled))
         return logits, deltas.unflatten(1, (-1, 4))
 
     def pool(self, features: Sequence[Tensor], rois: Sequence[Tensor]) -> Tensor:
-        """Pooled features (R, channels, pool_size, pool_size), each RoI from the level that fits its size."""
+        """Return pooled features (R, channels, pool_size, pool_size), each RoI from the level that fits its size."""
         image = torch.cat([boxes.new_full((len(boxes), 1), i) for i, boxes in enumerate(rois)])
         boxes = torch.cat((image, torch.cat(list(rois))), dim=1)  # (R, 5)
         levels, strides, size = list(features)[: len(self.strides)], self.strides, self.box_head.pool_size
@@ -243,7 +240,7 @@ class RoIHeads(nn.Module):
         return pool_aligned(levels, boxes, of_roi, strides, size, self.config.sampling_ratio, aligned)
 
     def assign_levels(self, boxes: Tensor) -> Tensor:
-        """Index (R,) of the level to pool each box (R, 4) from: one level up for each doubling of its side.
+        """Return the index (R,) of the level to pool each box (R, 4) from: one level up for each doubling of its side.
 
         Of levels with equal strides only the first can be chosen.
         """
@@ -260,7 +257,7 @@ class RoIHeads(nn.Module):
         difficult: str,
         features: Sequence[Tensor] | None = None,
     ) -> list[SampledRoIs]:
-        """Training RoIs of each image from its proposals (P, 4) and objects; the hardest by `features`, with `ohem`."""
+        """Draw training RoIs of each image from proposals (P, 4) and objects; with `ohem` the hardest by `features`."""
         config = self.config
         candidates, matches = [], []
         for image_proposals, truth in zip(proposals, truths, strict=True):
@@ -293,13 +290,13 @@ class RoIHeads(nn.Module):
         return self._hardest(features, sampled) if config.ohem else sampled
 
     def _added(self, truth: GroundTruth) -> list[Tensor]:
-        """Boxes (G, 4) that are added to an image's proposals: none, its objects, or these and jittered copies."""
+        """Return the boxes (G, 4) that join an image's proposals: none, its objects, or these and jittered copies."""
         config = self.config
         jittered_too = [jittered(truth.boxes, config.gt_jitter)] if config.append_gt == "jittered" else []
         return [truth.boxes, *jittered_too] if config.append_gt else []
 
     def _hardest(self, features: Sequence[Tensor] | None, labelled: Sequence[SampledRoIs]) -> list[SampledRoIs]:
-        """Of all labelled RoIs of each image the `samples_per_image` with the highest losses."""
+        """Return the `samples_per_image` labelled RoIs of each image that have the highest losses."""
         if features is None:
             raise ValueError("the features are needed to find the hardest RoIs")
         config = self.config
@@ -316,11 +313,11 @@ class RoIHeads(nn.Module):
         return chosen
 
     def _column(self, labels: Tensor) -> Tensor:
-        """Column (S,) of the deltas that belongs to each label (S,); 0 for background, which has none."""
+        """Return the column (S,) of the deltas that belongs to each label (S,); 0 for background, which has none."""
         return torch.zeros_like(labels) if self.config.class_agnostic else (labels - 1).clamp(min=0)
 
     def losses(self, logits: Tensor, deltas: Tensor, sampled: Sequence[SampledRoIs]) -> dict[str, Tensor]:
-        """`loss_roi_cls` and `loss_roi_reg` (without its weight) over the sampled RoIs of all images."""
+        """Return `loss_roi_cls` and `loss_roi_reg` (without its weight) over the sampled RoIs of all images."""
         labels = torch.cat([rois.labels for rois in sampled])
         targets = torch.cat([rois.deltas for rois in sampled])
         (positive,) = true_indices([labels > 0])
@@ -337,7 +334,7 @@ class RoIHeads(nn.Module):
         }
 
     def _class_weights(self, logits: Tensor, labels: Tensor) -> Tensor | None:
-        """Weights (C + 1,) of the classes for RoIs with `logits` (S, C + 1) and `labels` (S,)."""
+        """Return the weights (C + 1,) of the classes for RoIs with `logits` (S, C + 1) and `labels` (S,)."""
         weights = self.config.class_weights
         if isinstance(weights, list):
             return constant(weights, logits)
@@ -347,8 +344,10 @@ class RoIHeads(nn.Module):
     def detections(
         self, logits: Tensor, deltas: Tensor, rois: Sequence[Tensor], batch: ImageBatch
     ) -> list[dict[str, Tensor]]:
-        """Final detections of each image in its original pixels: `boxes` (D, 4), `labels` (D,), `scores` (D,)
-        descending."""
+        """Return the final detections of each image in its original pixels, by descending score.
+
+        They are `boxes` (D, 4), `labels` (D,) and `scores` (D,).
+        """
         kept = [self.suppress(found) for found in self.candidates(logits, deltas, rois, batch)]
         return [
             {"boxes": to_original(found.boxes, batch, image), "labels": found.labels, "scores": found.scores}
@@ -357,7 +356,7 @@ class RoIHeads(nn.Module):
 
     @torch.no_grad()
     def candidates(self, logits: Tensor, deltas: Tensor, rois: Sequence[Tensor], batch: ImageBatch) -> list[Candidates]:
-        """Boxes above the score threshold of each image, in pixels of the batch, before NMS."""
+        """Return the boxes above the score threshold of each image, in pixels of the batch, before NMS."""
         counts = [len(boxes) for boxes in rois]
         scores = logits.softmax(dim=-1)[:, 1:]  # (R, C)
         config = self.config
@@ -366,7 +365,7 @@ class RoIHeads(nn.Module):
         return likely_boxes(boxes.split(counts), scores.split(counts), batch.sizes, config.score_threshold)
 
     def suppress(self, found: Candidates) -> Candidates:
-        """What NMS within each class, of the configured kind, leaves of an image's candidates; the best come first."""
+        """Return the candidates of an image that NMS within each class leaves, the best first."""
         config = self.config
         return suppress(
             found,

@@ -1,4 +1,4 @@
-"""RoIs on feature maps -> features of one size: RoIAlign, and max pooling over whole cells.
+"""RoIs on feature maps to features of one size: RoIAlign, and max pooling over whole cells.
 
 B images, L levels, R RoIs, P pool size, S sampling points per bin and axis, H x W the feature map of a level.
 """
@@ -23,7 +23,7 @@ def pool_aligned(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """RoIAlign of each RoI on its level.
+    """Apply RoIAlign to each RoI on its level.
 
     Args:
         features: L maps (B, channels, H, W).
@@ -63,7 +63,7 @@ def pool_by_level(
     pool_size: int,
     pool: Callable[[int, Tensor], Tensor],
 ) -> Tensor:
-    """Pooled features (R, channels, P, P) of RoIs (R, 5), those of each level by `pool(level, its RoIs)`."""
+    """Return pooled features (R, channels, P, P) of RoIs (R, 5), those of each level by `pool(level, its RoIs)`."""
     if len(features) == 1:
         return pool(0, rois)
     pooled = features[0].new_zeros(len(rois), features[0].shape[1], pool_size, pool_size, dtype=torch.float32)
@@ -73,7 +73,7 @@ def pool_by_level(
 
 
 def pool_whole_cells(features: Tensor, rois: Tensor, pool_size: int, stride: int) -> Tensor:
-    """Max pooling over all cells from that of a RoI's first corner to that of its last one, both included.
+    """Take the maxima over all cells from that of a RoI's first corner to that of its last one, both included.
 
     RoIPool rounds a corner to the nearest cell, this rounds it down. It is what ports without a RoIPool operator do:
     cut the map at the corners divided by the stride, then pool the cut to P x P (adaptive max pooling).

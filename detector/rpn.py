@@ -139,7 +139,7 @@ class RPNHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Objectness logits (B, h * w * A) and deltas (B, h * w * A, 4) of each level, float32, in the anchors' order.
+        """Return logits (B, h * w * A) and deltas (B, h * w * A, 4) of each level, float32, in the anchors' order.
 
         With softmax the two scores of an anchor are (background, object), and the logit is their difference.
         """
@@ -166,8 +166,7 @@ class RPNHead(nn.Module):
 
 
 class RPNOutput(NamedTuple):
-    """What the RPN predicts for a batch: per level logits (B, n), deltas (B, n, 4) and anchors (n, 4), n = h * w *
-    A."""
+    """Predictions for a batch: per level logits (B, n), deltas (B, n, 4) and anchors (n, 4), n = h * w * A."""
 
     logits: list[Tensor]
     deltas: list[Tensor]
@@ -175,8 +174,10 @@ class RPNOutput(NamedTuple):
 
 
 class SampledAnchors(NamedTuple):
-    """Anchors of one image for training: indices of positives (P,) and negatives (Q,) among all N, and the positives'
-    deltas (P, 4) to their objects."""
+    """Anchors of one image for training.
+
+    Indices of positives (P,) and negatives (Q,) among all N, and the positives' deltas (P, 4) to their objects.
+    """
 
     positives: Tensor
     negatives: Tensor
@@ -200,15 +201,16 @@ class RegionProposalNetwork(nn.Module):
         self.head = RPNHead(in_channels, self.anchor_generator.anchors_per_location, config)
 
     def forward(self, features: Sequence[Tensor]) -> RPNOutput:
-        """Predictions at all anchors, for features of all levels, each (B, channels, h, w)."""
+        """Return the predictions at all anchors, for features of all levels, each (B, channels, h, w)."""
         logits, deltas = self.head(features)
         sizes = [(int(level.shape[-2]), int(level.shape[-1])) for level in features]
         return RPNOutput(logits, deltas, self.anchor_generator(sizes, features[0].device))
 
     @torch.no_grad()
     def proposals(self, output: RPNOutput, batch: ImageBatch) -> list[Tensor]:
-        """Proposals (P, 4) of each image by descending objectness: best by score, decoded, clipped, NMS within each
-        level.
+        """Return the proposals (P, 4) of each image by descending objectness.
+
+        The best by score are decoded, clipped, and go through NMS within each level.
 
         Detached: the RoI losses do not flow back into the proposals' coordinates (approximate joint training).
         """
@@ -242,18 +244,18 @@ class RegionProposalNetwork(nn.Module):
         return proposals
 
     def _min_side(self, batch: ImageBatch, image: int) -> float:
-        """Pixels of the resized image; its longer side shows best by which factor it was resized."""
+        """Return the pixels of the resized image; its longer side shows best by which factor it was resized."""
         scale = max(batch.sizes[image]) / max(batch.original_sizes[image]) if self.config.min_side_scales else 1.0
         return self.config.min_side * scale
 
     def _locations(self, size: tuple[int, int]) -> int:
-        """Feature cells of all levels over an image of `size` (height, width), without its padding."""
+        """Count the feature cells of all levels over an image of `size` (height, width), without its padding."""
         return sum(math.prod(-(-side // stride) for side in size) for stride in self.anchor_generator.strides)
 
     def losses(
         self, output: RPNOutput, batch: ImageBatch, truths: Sequence[GroundTruth], difficult: str
     ) -> dict[str, Tensor]:
-        """`loss_rpn_cls` and `loss_rpn_reg` (without its weight) over the sampled anchors of all images.
+        """Return `loss_rpn_cls` and `loss_rpn_reg` (without its weight) over the sampled anchors of all images.
 
         Args:
             output: Predictions of the batch.
@@ -267,7 +269,7 @@ class RegionProposalNetwork(nn.Module):
     def sample_anchors(
         self, output: RPNOutput, batch: ImageBatch, truths: Sequence[GroundTruth], difficult: str
     ) -> list[SampledAnchors]:
-        """Anchors of each image to learn from; see `losses`."""
+        """Draw the anchors of each image to learn from; see `losses`."""
         config = self.config
         anchors = torch.cat(output.anchors)
         matches = [
@@ -282,7 +284,7 @@ class RegionProposalNetwork(nn.Module):
         ]
 
     def losses_of(self, output: RPNOutput, sampled: Sequence[SampledAnchors], batch: ImageBatch) -> dict[str, Tensor]:
-        """`losses` over given anchors of each image."""
+        """Return `losses` over given anchors of each image."""
         config = self.config
         logits, deltas = torch.cat(output.logits, 1), torch.cat(output.deltas, 1)
         pairs = list(enumerate(sampled))

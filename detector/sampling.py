@@ -1,5 +1,4 @@
-"""Candidate boxes and ground truth -> training targets. One room, two users: the RPN (anchors) and the RoI heads
-(RoIs).
+"""Candidate boxes and ground truth to training targets, for the RPN (anchors) and for the RoI heads (RoIs).
 
 N candidates of one image, G ground-truth boxes. Matching and drawing work on a single image, so that neither a sample
 nor a normaliser can be of the wrong one.
@@ -21,8 +20,7 @@ _PAIRS = 2**16
 
 
 class GroundTruth(NamedTuple):
-    """Objects of one image in the coordinates of the resized image: boxes (G, 4), labels (G,) in 1..C, difficult
-    (G,)."""
+    """Objects of one image in pixels of the resized image: boxes (G, 4), labels (G,) in 1..C, difficult (G,)."""
 
     boxes: Tensor
     labels: Tensor
@@ -94,7 +92,7 @@ def match(
 
 
 def pairwise_iou(boxes: Tensor, candidates: Tensor) -> Tensor:
-    """IoU (G, N) of boxes (G, 4) and candidates (N, 4)."""
+    """Return the IoU (G, N) of boxes (G, 4) and candidates (N, 4)."""
     if boxes.device.type != "cpu" or len(boxes) == 0:
         overlaps: Tensor = box_iou(boxes, candidates)
         return overlaps
@@ -126,7 +124,7 @@ def _draw(indices: Tensor, number: int) -> Tensor:
 
 
 def jittered(boxes: Tensor, share: float) -> Tensor:
-    """Boxes (G, 4), each shifted along x and y at random by up to half of `share` of its width and height.
+    """Shift each of the boxes (G, 4) along x and y at random by up to half of `share` of its width and height.
 
     The shape stays; longcw's port of py-faster-rcnn adds such copies of the ground truth to the proposals.
     """
@@ -135,7 +133,7 @@ def jittered(boxes: Tensor, share: float) -> Tensor:
 
 
 def hardest(boxes: Tensor, losses: Tensor, nms_iou: float, number: int) -> Tensor:
-    """Ascending indices (at most `number`,) of the RoIs (R, 4) with the highest losses (R,).
+    """Return the ascending indices (at most `number`,) of the RoIs (R, 4) with the highest losses (R,).
 
     Of RoIs that overlap by more than `nms_iou` only the hardest is taken: they lie on the same cells, and their losses
     would count twice.
@@ -146,7 +144,7 @@ def hardest(boxes: Tensor, losses: Tensor, nms_iou: float, number: int) -> Tenso
 
 @contextmanager
 def read_only(*networks: nn.Module) -> Iterator[None]:
-    """Networks in evaluation mode: without dropout, and without a trace in batch norm's statistics.
+    """Keep networks in evaluation mode: without dropout, and without a trace in batch norm's statistics.
 
     Autocast's cache of weights is off meanwhile: a copy made without gradients must not serve the training pass.
     """

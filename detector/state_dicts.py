@@ -1,4 +1,4 @@
-"""Tensors of a weights file into our modules, by name, with a report of what they filled and what they did not."""
+"""The way of a weights file's tensors into modules, by name, with a report of what they filled."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEY = "--model.backbone.weights"
 
 @dataclass
 class WeightsReport:
-    """What a set of weights filled in and what it did not.
+    """What a set of weights filled in, and what it did not.
 
     Attributes:
         source: The file, or the name of the torchvision weights with their address.
@@ -38,7 +38,7 @@ class WeightsReport:
     remark: str = ""
 
     def summary(self) -> str:
-        """One line for a log."""
+        """Say it in one line for a log."""
         total = self.loaded + len(self.missing)
         return (
             f"weights from {self.source}: {self.loaded} of {total} tensors loaded; "
@@ -48,9 +48,10 @@ class WeightsReport:
 
 
 def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
-    """The tensors of an existing file with any name but `.safetensors` for a file of that kind.
+    """Read the tensors of an existing file: of safetensors where its name ends so, else of a pickle without code.
 
-    Raises InputError, beginning with the option `key`, for an unreadable or foreign file.
+    Raises:
+        InputError: Beginning with the option `key`, for an unreadable or foreign file.
     """
     try:
         if path.suffix == ".safetensors":
@@ -63,8 +64,7 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
 
 
 def _numpy_numbers() -> list[Any]:
-    """What the pickle of a NumPy number calls, under its names in NumPy 1 and 2: checkpoints hold metrics beside
-    weights."""
+    """Return what the pickle of a NumPy number calls, as NumPy 1 and 2 name it: checkpoints hold metrics too."""
     scalar = np.float64(0).__reduce__()[0]
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     kinds = (np.dtype(kind) for kind in (np.float32, np.float64, np.int64))
@@ -92,12 +92,12 @@ class Slot:
 
     @property
     def frozen(self) -> bool:
-        """Whether training never changes it; true of frozen batch norms, which hold buffers and no parameters."""
+        """Return whether training never changes it, as in frozen batch norms, which hold buffers and no parameters."""
         return not any(parameter.requires_grad for parameter in self.owner.parameters(recurse=False))
 
 
 def slots_of(module: nn.Module) -> dict[str, Slot]:
-    """Name of each tensor of a module -> its slot."""
+    """Return the slot of each tensor of a module, by name."""
     return {
         key: Slot(module.get_submodule(key.rpartition(".")[0]), tensor) for key, tensor in module.state_dict().items()
     }
@@ -106,7 +106,8 @@ def slots_of(module: nn.Module) -> dict[str, Slot]:
 def fill(slots: Mapping[str, Slot], source: str, state: Mapping[str, Tensor], key: str = KEY) -> WeightsReport:
     """Copy the tensors of `state` into the slots of the same names.
 
-    Raises InputError, beginning with the option `key`, if none fits, shapes differ, or a frozen tensor is left random.
+    Raises:
+        InputError: Beginning with `key`: none fits, shapes differ, or a frozen tensor is left random.
     """
     found = [name for name in slots if name in state]
     missing = [name for name in slots if name not in state and not _is_counter(name)]
@@ -140,7 +141,7 @@ def _check_fit(
 
 
 def _is_counter(key: str) -> bool:
-    """Batch norm's count of batches: frozen batch norms have none, and old files lack it."""
+    """Return whether it is batch norm's count of batches: frozen batch norms have none, and old files lack it."""
     return key.endswith("num_batches_tracked")
 
 
@@ -150,4 +151,5 @@ def _shorten(names: list[str], limit: int = 6) -> str:
 
 
 def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -16,7 +16,7 @@ from detector.roi_heads import RoIHeads
 
 
 class Detector(Protocol):
-    """What of a `FasterRCNN` looks at views; that network calls this module."""
+    """The part of `FasterRCNN` that looking at views needs; that network calls this module."""
 
     image_config: ImageConfig
     roi_heads: RoIHeads
@@ -36,7 +36,7 @@ class View(NamedTuple):
 
 
 def views(config: ImageConfig) -> list[View]:
-    """The views of an image in evaluation; one, as it is, unless the configuration asks for more."""
+    """Return the views of an image in evaluation; one, as it is, unless the configuration asks for more."""
     usual = config.shortest_side[-1]
     sizes = [
         replace(
@@ -52,13 +52,13 @@ def views(config: ImageConfig) -> list[View]:
 
 
 def mirror(boxes: Tensor, width: int) -> Tensor:
-    """Boxes (..., 4) in the mirror image of an image of `width`: x becomes width - x."""
+    """Return boxes (..., 4) in the mirror image of an image of `width`: x becomes width - x."""
     x1, y1, x2, y2 = boxes.unbind(-1)
     return torch.stack((width - x2, y1, width - x1, y2), dim=-1)
 
 
 def detect_in_views(model: Detector, images: Sequence[Tensor]) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
-    """As `FasterRCNN.forward`, over all views of each image; the proposals are those of the first view."""
+    """Return what `FasterRCNN.forward` does, over all views of each image, and the proposals of the first view."""
     found: list[list[Candidates]] = [[] for _ in images]
     first_proposals: list[Tensor] = []
     for view in views(model.image_config):

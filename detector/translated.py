@@ -66,7 +66,7 @@ class Translated:
 def adapt_predictor(
     translated: Translated, model: FasterRCNN, class_names: Sequence[str], predictor: Predictor, source: str
 ) -> str:
-    """The rows of the model's classes, or none; deltas in the model's units. Returns a remark for the report."""
+    """Keep the rows of the model's classes, if any, with deltas in the model's units; return a remark on that."""
     tensors, config = translated.tensors, model.roi_heads.config
     names = [f"roi_heads.predictor.{layer}.{kind}" for layer in ("scores", "deltas") for kind in ("weight", "bias")]
     classes = len(tensors["roi_heads.predictor.scores.bias"]) - 1
@@ -96,7 +96,7 @@ def adapt_predictor(
 
 
 def _in_units_of(deltas: Tensor, translated: Translated, config: RoIConfig) -> Tensor:
-    """Weights (K + 1, 4, in) or biases (K + 1, 4) that give the same boxes under the model's mean and std."""
+    """Return weights (K + 1, 4, in) or biases (K + 1, 4) that give the same boxes under the model's mean and std."""
     std = torch.tensor(translated.delta_std) / torch.tensor(config.delta_std)
     sets: Tensor = deltas.unflatten(0, (-1, 4)) * std.view(1, 4, *[1] * (deltas.dim() - 1))
     if deltas.dim() == 1:
@@ -107,7 +107,9 @@ def _in_units_of(deltas: Tensor, translated: Translated, config: RoIConfig) -> T
 def _rows_of_classes(
     translated: Translated, classes: int, ours: Sequence[str], predictor: Predictor, source: str
 ) -> list[int | None]:
-    """Row of each of our classes in the file's predictor, where the background is row 0; None: it keeps random values.
+    """Return the row of each of our classes in the file's predictor; None for one that keeps random values.
+
+    The background is row 0.
 
     Raises:
         InputError: Rows are to be found by name, and the file's classes have none.
@@ -132,7 +134,7 @@ def _rows_of_classes(
 def _remark(
     translated: Translated, ours: Sequence[str], found: Mapping[int, int], classes: int, predictor: Predictor
 ) -> str:
-    """On the classes that were taken over."""
+    """Say which classes were taken over."""
     new = [name for index, name in enumerate(ours) if index not in found]
     if not found and predictor == "match" and translated.own and translated.class_names:
         return f"predictor left at random: not all of the data's classes are among the file's {classes}"
