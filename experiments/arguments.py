@@ -1,47 +1,264 @@
-"""What the commands share around their arguments: plain parsers, lists as YAML has them, one line for bad usage."""
+"""From the dataclass of a command's options to its parser, its help and its values; options that commands share.
+
+Imports nothing slow, so that a help text and bad usage are told at once.
+"""
+
+from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import os
 import re
 import sys
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from itertools import pairwise
-from typing import NoReturn
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
 
 from detector.errors import InputError
+from experiments.output import check_plot
 
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+Options = TypeVar("Options")
+FORMER: Final = {"--max_pixels": "--data.max_pixels", "--bit_depth": "--data.bit_depth"}
 _CLASS_PATH_REASONS = "No module named|module '.*' has no attribute|Requirement |the following arguments are required"
+_TYPES: Final = {"<class 'int'>": "a whole number", "<class 'float'>": "a number", "<class 'dict'>": "a mapping: {...}"}
 
 
-class Parser(argparse.ArgumentParser):
-    """Reports bad usage as every other bad input is reported: one line, without the usage before it."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message} ({self.prog} --help shows all options)")
+# ---- options that several commands share ----
 
 
-def names(text: str) -> list[str]:
-    """A list as the other commands take it: "[a, b]", or one name alone."""
-    import yaml
-
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        value = None
-    names = [value] if isinstance(value, str | int) else value
-    if not isinstance(names, list) or not names or not all(isinstance(name, str | int) for name in names):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of names, such as [a, b]")
-    return [str(name) for name in names]
+class _Options:
+    def __post_init__(self) -> None:
+        """Check nothing: the end of the chain of those who do."""
 
 
-def numbers(text: str) -> list[int]:
-    try:
-        return [int(name) for name in names(text)]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers, such as [480, 600]") from None
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The dataset; a command takes some of these options, named as those of `frcnn fit`.
+
+    Args:
+        root: Folder that holds VOC<year>/, or a dataset folder, as for frcnn fit.
+        train_splits: Splits, as for frcnn fit: "[2007_trainval]".
+        val_splits: Splits, as for frcnn fit: "[2007_test]".
+        test_splits: Splits, as for frcnn fit.
+        class_names: Names of labels 1, 2, ...; by default the 20 VOC classes for VOC years, else those that are found.
+        bit_depth: Bits of the values in 16-bit images; by default 16, or those of the training.
+        max_pixels: Images with more pixels are refused, before they are decoded.
+    """
+
+    root: str = ""
+    train_splits: list[str] | None = None
+    val_splits: list[str] | None = None
+    test_splits: list[str] | None = None
+    class_names: list[str] | None = None
+    bit_depth: int | None = None
+    max_pixels: int = 178_956_970
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFormatOptions:
+    """The format of a dataset.
+
+    Args:
+        data_format: Format of the dataset, which decides what --data options there are: voc (XML) or coco (JSON).
+    """
+
+    data_format: Literal["voc", "coco"] = "voc"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatOptions:
+    """How results are printed.
+
+    Args:
+        format: A table to read, or one JSON document.
+    """
+
+    format: Literal["table", "json"] = "table"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotOptions(_Options):
+    """What is drawn.
+
+    Args:
+        plot: File for the picture: .png, .pdf or .svg.
+    """
+
+    plot: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a file that cannot be drawn, before anything is computed."""
+        super().__post_init__()
+        if self.plot is not None:
+            check_plot(self.plot)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResampleOptions(_Options):
+    """95 % intervals.
+
+    Args:
+        bootstrap: Resamples of the images, for 95 % intervals.
+        seed: Seed of the resamples.
+    """
+
+    bootstrap: int | None = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse what gives no interval."""
+        super().__post_init__()
+        if self.bootstrap is not None and self.bootstrap < 2:
+            raise InputError(f"--bootstrap {self.bootstrap}: at least 2 resamples are needed; 1000 are usual")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions(_Options):
+    """Which detections count.
+
+    Args:
+        score_threshold: Detections from this score on are shown and counted.
+    """
+
+    score_threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Refuse what is no score."""
+        super().__post_init__()
+        if not 0 <= self.score_threshold <= 1:
+            raise InputError(f"--score_threshold {self.score_threshold}: must be in 0..1")
+
+
+def positional(name: str) -> Mapping[str, Any]:
+    """Return the metadata of a field that is no option but given by its place; a list takes one or more."""
+    return {"positional": name}
+
+
+def some_of(*names: str, required: Sequence[str] = ()) -> Mapping[str, Any]:
+    """Return the metadata of a field whose type is a dataclass of which a command takes these fields alone."""
+    return {"taken": (*required, *names), "required": required}
+
+
+# ---- from a dataclass to a parser, and back ----
+
+
+def add_options(
+    parser: ArgumentParser, options: type[Any], prefix: str = "", metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Add an option for each field of a dataclass, with its type, its default and its text in the docstring.
+
+    Args:
+        parser: Of jsonargparse.
+        options: The dataclass.
+        prefix: Before the names of the options: "data.".
+        metadata: See `some_of`.
+    """
+    hints, texts = get_type_hints(options), _texts(options)
+    chosen = metadata or {}
+    for field in fields(options):
+        name, hint = f"{prefix}{field.name}", hints[field.name]
+        if is_dataclass(hint):
+            assert isinstance(hint, type)
+            add_options(parser, hint, f"{name}.", field.metadata)
+        elif field.name in chosen.get("taken", [field.name]):
+            named: dict[str, Any] = {"help": texts[field.name], **_parsed_type(hint)}
+            if "positional" in field.metadata:
+                several = {"nargs": "+", "type": str} if get_origin(hint) is list else {}
+                place = {"metavar": field.metadata["positional"]}
+                parser.add_argument(name, **named | several | place)
+            elif "repeated" in field.metadata:
+                parser.add_argument(f"--{name}", action="append", default=[], help=texts[field.name])
+            elif hint is bool:
+                parser.add_argument(f"--{name}", action="store_true", help=texts[field.name])
+            elif field.name in chosen.get("required", ()) or (field.default, field.default_factory) == (MISSING,) * 2:
+                parser.add_argument(f"--{name}", required=True, **named)
+            else:
+                default = field.default if field.default_factory is MISSING else field.default_factory()
+                parser.add_argument(f"--{name}", default=default, **named)
+
+
+def build(options: type[Options], values: Namespace) -> Options:
+    """Return a dataclass with the values of a parser that has its options.
+
+    Raises:
+        InputError: It refuses them.
+    """
+    hints = get_type_hints(options)
+    given = {name: values[name] for name in hints if name in values}
+    nested = {name: build(hints[name], value) for name, value in given.items() if is_dataclass(hints[name])}
+    return options(**given | nested)
+
+
+def new_parser(prog: str, options: type[Any], epilog: str | None = None) -> ArgumentParser:
+    """Return the parser of a command; its help says what the docstring of its options says."""
+    import docstring_parser
+    from jsonargparse import ArgumentParser
+
+    text = docstring_parser.parse(options.__doc__ or "")
+    description = " ".join(part for part in (text.short_description, text.long_description) if part)
+    parser = ArgumentParser(prog=prog, description=description, epilog=epilog, exit_on_error=False)
+    add_options(parser, options)
+    return parser
+
+
+def _texts(options: type[Any]) -> dict[str, str]:
+    import docstring_parser
+
+    parents = [parent for parent in reversed(options.__mro__) if is_dataclass(parent)]
+    found = [argument for parent in parents for argument in docstring_parser.parse(parent.__doc__ or "").params]
+    return {argument.arg_name: " ".join((argument.description or "").split()) for argument in found}
+
+
+def _parsed_type(hint: Any) -> dict[str, Any]:
+    """Return `type` and `metavar` of an option; lists are read more leniently than by jsonargparse."""
+    for kind in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
+        if get_origin(kind) is list:
+            return {"type": _ListOf(*get_args(kind)), "metavar": "[ITEM,...]"}
+        if get_origin(kind) is Literal:
+            return {"type": hint, "metavar": f"{{{','.join(get_args(kind))}}}"}
+    return {"type": hint}
+
+
+class _ListOf:
+    """Reads a list as YAML has it, or without brackets, or one item alone: "[a, b]", "0,1"."""
+
+    def __init__(self, item: type[Any]) -> None:
+        self.item = item
+
+    def __call__(self, text: str | list[Any]) -> list[Any]:
+        try:
+            bare = isinstance(text, str) and not text.lstrip().startswith("[")
+            items = yaml.load(f"[{text}]" if bare else text, yaml.BaseLoader) if isinstance(text, str) else text
+            if not items or not all(isinstance(item, str | int) for item in items):
+                raise ValueError
+            return [self.item(item) for item in items]
+        except (ValueError, yaml.YAMLError):
+            wanted = "whole numbers, such as [480, 600]" if self.item is int else "names, such as [a, b]"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list of {wanted}") from None
+
+    def __repr__(self) -> str:
+        return f"list[{self.item.__name__}]"
+
+
+# ---- around the arguments ----
+
+
+def as_spelt_now(arguments: Sequence[str]) -> list[str]:
+    """Return arguments with the options that were spelt otherwise in earlier versions, such as --dry-run."""
+
+    def spelt(argument: str) -> str:
+        option, *value = argument.split("=", 1)
+        option = f"--{option[2:].replace('-', '_')}"
+        return "=".join([FORMER.get(option, option), *value])
+
+    return [spelt(one) if one.startswith("--") else one for one in arguments]
 
 
 def find_modules_here() -> None:
@@ -51,9 +268,38 @@ def find_modules_here() -> None:
         sys.path.append(here)
 
 
-def cause_of(text: str) -> str:
-    """The reason in jsonargparse's many lines about a class path that cannot be used: a part of the message of one
-    line. Other messages as they are."""
+@contextlib.contextmanager
+def one_line_of_the_parser(prog: str, options: type[Any], arguments: Sequence[str]) -> Iterator[None]:
+    """Raise what jsonargparse complains about as an `InputError` of one line.
+
+    Args:
+        prog: The command, whose help shows all options.
+        options: The dataclass of its options.
+        arguments: Given to it, to name the config file that is no YAML: none of the parsers does.
+    """
+    from jsonargparse import ArgumentError
+
+    try:
+        yield
+    except ArgumentError as error:
+        parts = [part for argument in arguments for part in argument.split("=", 1)]
+        files = [value for option, value in pairwise(parts) if option in ("--config", "-c")]
+        cause = cause_of(str(error), options).replace("<unicode string>", " or ".join(files))
+        more = "" if "\n" in cause or cause.startswith("--") else f" ({prog} --help shows all options)"
+        raise InputError(cause + more) from None
+
+
+def cause_of(text: str, options: type[Any] | None = None) -> str:
+    """Return the reason that stands in many lines of jsonargparse, as a part of one line; other texts as they are.
+
+    Args:
+        text: The message.
+        options: Of the command, to name what is given by its place.
+    """
+    if required := re.fullmatch(r"the following arguments are required: (.+)", text.strip(), re.IGNORECASE):
+        places = {one.name: one.metadata.get("positional") for one in fields(options)} if options else {}
+        missing = ", ".join(places.get(name) or f"--{name}" for name in required[1].split(", "))
+        return f"the following arguments are required: {missing}"
     key = re.match(r'\s*Parser key "([^"]+)"', text)
     given = re.search(r"Problem with given class_path '([^']+)':\s*([^\n]+)", text)
     if given is not None and re.match(_CLASS_PATH_REASONS, given[2]):
@@ -68,39 +314,21 @@ def cause_of(text: str) -> str:
     if failed is not None:
         classes = list(dict.fromkeys(re.findall(r"class_path='([^']+)'", text)))
         return f"--trainer: {failed[1]}" + (f" ({', '.join(classes)})" if classes else "")
-    return text
+    return (key and _wrong_value(key[1], text)) or text
 
 
-def add_max_pixels(parser: Parser) -> None:
-    parser.add_argument(
-        "--data.max_pixels",
-        "--max_pixels",
-        dest="max_pixels",
-        type=int,
-        default=178_956_970,
-        help="images with more pixels are refused, before they are decoded (178956970)",
-    )
+def _wrong_value(key: str, text: str) -> str | None:
+    """Return what jsonargparse says about a value of a plain type, in words."""
+    value = re.search(r"(?:Got|Given) value: ([^\n]*)\s*$", text)
+    wanted = [
+        one for one in re.findall(r"Expected an? ([^\n]+?)(?:\. Got value: .*)?\n", text + "\n") if "None" not in one
+    ]
+    kinds = [_TYPES.get(one) or _choices(one) for one in wanted]
+    if value is None or not kinds or None in kinds:
+        return None
+    return f"--{key} {value[1]}: must be {' or '.join(map(str, kinds))}"
 
 
-def quiet() -> None:
-    """Keep advertising and warnings about Lightning's own inside away from the user."""
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_no_tip)
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-
-
-def _is_no_tip(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage()
-
-
-@contextlib.contextmanager
-def one_line_of_the_parser(arguments: list[str]) -> Iterator[None]:
-    from jsonargparse import ArgumentError
-
-    try:
-        yield
-    except ArgumentError as error:
-        parts = [part for argument in arguments for part in argument.split("=", 1)]
-        files = [value for option, value in pairwise(parts) if option in ("--config", "-c")]
-        # A file that is no YAML is named by none of the parsers.
-        raise InputError(cause_of(str(error)).replace("<unicode string>", " or ".join(files))) from None
+def _choices(wanted: str) -> str | None:
+    literal = re.fullmatch(r"typing\.Literal\[(.+)\]", wanted)
+    return None if literal is None else " or ".join(literal[1].replace("'", "").split(", "))

@@ -1,38 +1,209 @@
-"""The `frcnn` command."""
+"""The `frcnn` command: one row for each command, and what happens around it."""
 
+import logging
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Final, Literal
 
 from detector.errors import InputError, TrainingError
 from detector.kernels.threads import wait_politely
-from experiments.ablation.command import ablate_command
-from experiments.arguments import find_modules_here, one_line_of_the_parser, quiet
-from experiments.dataset.command import doctor_command, mini_voc_command
-from experiments.report.command import report_command
-from experiments.results.command import compare_command, evaluate_command
-from experiments.run.command import lightning_command, predict_command
-from experiments.run.startup import run_process
+from experiments.arguments import as_spelt_now, build, find_modules_here, new_parser, one_line_of_the_parser
+from experiments.run.startup import quick_imports, run_process
 
-HELP = """usage: frcnn COMMAND [OPTIONS]      (frcnn COMMAND --help shows all options)
 
-Faster R-CNN on PASCAL VOC in PyTorch Lightning.
+@dataclass(frozen=True)
+class Command:
+    """A command of `frcnn`; what is slow to import stands here as text.
 
-  fit        train:     frcnn fit --config experiments/mini_voc.yaml
-  validate   evaluate a checkpoint on the validation splits
-  test       evaluate a checkpoint on the test splits
-  predict    detect objects in image files, and draw them
-  evaluate   score any detector's result files against the annotations of splits
-  ablate     train a grid of options and seeds:     frcnn ablate experiments/ablations/anchors_mini_voc.yaml
-  anchors    audit anchors against the training annotations, and suggest better ones; needs no images
-  show-data  draw augmented training images with their boxes into a contact sheet
-  report     a grid or a folder of runs as one table, finished or not: frcnn report runs/anchors_mini_voc
-  compare    two runs: options, metrics with intervals, classes, and the images on which they differ most
-  benchmark  time this code beside a peer
-  doctor     what is wrong with a dataset: frcnn doctor DATASET_DIR
-  mini-voc   write a small synthetic dataset in VOC format
-"""
+    Args:
+        name: One word, or two for a kind of another command.
+        help: One line.
+        options: "module:class" in this package: a dataclass whose docstring is the text of `--help`.
+        function: "module:function" in this package. It is given the options, and may return an exit status. Without one
+            there are kinds.
+        takes: Also all options of a training: these, parsed, are the second argument of the function. Or "arguments":
+            it parses them itself, name included.
+    """
+
+    name: str
+    help: str
+    options: str = ""
+    function: str = ""
+    takes: Literal["options", "options of a training too", "arguments"] = "options"
+
+    @property
+    def prog(self) -> str:
+        """How it is called."""
+        return f"frcnn {self.name}"
+
+    def run(self, arguments: list[str]) -> int:
+        """Parse the arguments, and return the exit status of the function."""
+        if not self.function:
+            if not arguments:
+                raise InputError(f"{self.prog}: KIND is missing; there are {_listed(self.name)}")
+            print(help_text(self.name), end="")
+            return 0
+        options = _load(self.options)
+        with one_line_of_the_parser(self.prog, options, arguments):
+            if self.takes == "arguments":
+                given: list[Any] = [[self.name, *arguments]]
+            elif self.takes == "options" or {"-h", "--help"} & set(arguments):
+                given = [build(options, self._parser(options).parse_args(arguments))]
+            else:
+                with quick_imports():
+                    from experiments.options import OptionsCLI
+                config = OptionsCLI(arguments, options, prog=self.prog).config
+                given = [build(options, config), config]
+            with quick_imports():
+                function = _load(self.function)
+            return function(*given) or 0
+
+    def _parser(self, options: type[Any]) -> Any:
+        more = "Takes --config and all other options of frcnn fit, too: frcnn fit --help shows them."
+        return new_parser(self.prog, options, None if self.takes == "options" else more)
+
+
+TOO: Final = "options of a training too"
+COMMANDS: Final = (
+    Command(
+        "fit",
+        "train:     frcnn fit --config experiments/mini_voc.yaml",
+        "run.options:RunOptions",
+        "run.lightning_cli:run_lightning",
+        "arguments",
+    ),
+    Command(
+        "validate",
+        "evaluate a checkpoint on the validation splits",
+        "run.options:EvaluationOptions",
+        "run.lightning_cli:run_lightning",
+        "arguments",
+    ),
+    Command(
+        "test",
+        "evaluate a checkpoint on the test splits",
+        "run.options:TestOptions",
+        "run.lightning_cli:run_lightning",
+        "arguments",
+    ),
+    Command(
+        "predict", "detect objects in image files, and draw them", "run.options:PredictOptions", "run.predict:predict"
+    ),
+    Command(
+        "evaluate",
+        "score any detector's result files against the annotations of splits",
+        "results.options:EvaluateOptions",
+        "results.evaluate:evaluate",
+    ),
+    Command(
+        "ablate",
+        "train a grid of options and seeds:     frcnn ablate experiments/ablations/anchors_mini_voc.yaml",
+        "ablation.options:AblateOptions",
+        "ablation.ablate:ablate",
+    ),
+    Command(
+        "anchors",
+        "audit anchors against the training annotations, and suggest better ones; needs no images",
+        "anchors.options:AuditOptions",
+        "anchors.command:print_audit",
+        TOO,
+    ),
+    Command(
+        "show-data",
+        "draw augmented training images with their boxes into a contact sheet",
+        "dataset.options:ShowDataOptions",
+        "dataset.show_data:show_data",
+        TOO,
+    ),
+    Command(
+        "report",
+        "a grid or a folder of runs as one table, finished or not: frcnn report runs/anchors_mini_voc",
+        "report.options:ReportOptions",
+        "report.command:report",
+    ),
+    Command(
+        "compare",
+        "two runs: options, metrics with intervals, classes, and the images on which they differ most",
+        "results.options:CompareOptions",
+        "results.compare:compare",
+    ),
+    Command("benchmark", "time this code beside a peer"),
+    Command(
+        "benchmark train",
+        "a training step, beside torchvision's detector",
+        "benchmark.options:TrainOptions",
+        "benchmark.command:network",
+    ),
+    Command(
+        "benchmark infer",
+        "detection, beside torchvision's detector",
+        "benchmark.options:InferOptions",
+        "benchmark.command:network",
+    ),
+    Command(
+        "benchmark data",
+        "the training loader, beside VOCDetection with transforms.v2",
+        "benchmark.options:LoaderOptions",
+        "benchmark.command:loader",
+    ),
+    Command(
+        "benchmark evaluate",
+        "metrics, beside torchmetrics",
+        "benchmark.options:MetricsOptions",
+        "benchmark.command:metrics",
+    ),
+    Command(
+        "doctor",
+        "what is wrong with a dataset: frcnn doctor DATASET_DIR",
+        "dataset.options:CheckDatasetOptions",
+        "dataset.doctor:doctor",
+    ),
+    Command(
+        "mini-voc",
+        "write a small synthetic dataset in VOC format",
+        "dataset.options:MiniVocOptions",
+        "dataset.mini_voc:mini_voc",
+    ),
+)
+
+
+def help_text(above: str = "") -> str:
+    """Return the list of all commands, or of the kinds of one."""
+    rows = {row.name.removeprefix(above).strip(): row for row in COMMANDS if _is_below(row, above)}
+    width = max(map(len, rows))
+    usage = f"frcnn {above} KIND" if above else "frcnn COMMAND"
+    about = f"{_find([above]).help}." if above else "Faster R-CNN on PASCAL VOC in PyTorch Lightning."
+    lines = [f"usage: {usage} [OPTIONS]      ({usage} --help shows all options)", "", about[0].upper() + about[1:], ""]
+    return "\n".join([*lines, *(f"  {name:{width}}  {row.help}" for name, row in rows.items()), ""])
+
+
+def _is_below(row: Command, above: str) -> bool:
+    return row.name.startswith(f"{above} ") if above else " " not in row.name
+
+
+def _find(words: list[str]) -> Command:
+    """Return the command that the first words name, or the first two.
+
+    Raises:
+        InputError: There is none.
+    """
+    rows = {row.name: row for row in COMMANDS}
+    found = rows.get(" ".join(words[:2])) or rows.get(words[0])
+    if found is None:
+        raise InputError(f"{words[0]!r} is not a command of frcnn; there are {_listed('')}")
+    if not found.function and len(words) > 1 and words[1] not in ("-h", "--help"):
+        raise InputError(f"{found.prog}: {words[1]!r} is not a KIND of it; there are {_listed(found.name)}")
+    return found
+
+
+def _listed(above: str) -> str:
+    return ", ".join(row.name.removeprefix(above).strip() for row in COMMANDS if _is_below(row, above))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,72 +212,52 @@ def main(arguments: list[str] | None = None) -> int:
         return run_process(lambda: main(sys.argv[1:]))
     find_modules_here()
     wait_politely()
-    commands: dict[str, Callable[[list[str]], None]] = {
-        "fit": lambda rest: lightning_command("fit", rest),
-        "validate": lambda rest: lightning_command("validate", rest),
-        "test": lambda rest: lightning_command("test", rest),
-        "predict": predict_command,
-        "evaluate": evaluate_command,
-        "anchors": _anchors,
-        "show-data": _show_data,
-        "ablate": ablate_command,
-        "report": report_command,
-        "compare": compare_command,
-        "benchmark": _benchmark,
-        "doctor": doctor_command,
-        "mini-voc": mini_voc_command,
-    }
+    _keep_quiet()
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(HELP, end="")
+        print(help_text(), end="")
         return 0 if arguments else 2
-    if arguments[0] not in commands:
-        return _complain(f"{arguments[0]!r} is not a command of frcnn; there are {', '.join(commands)}")
     try:
-        commands[arguments[0]](arguments[1:])
+        row = _find(arguments)
+        return row.run(as_spelt_now(arguments[len(row.name.split()) :]))
     except InputError as error:
         return _complain(one_line(error), error.details)
     except TrainingError as error:
         _complain(one_line(error))
         return 1
-    return 0
-
-
-def _anchors(arguments: list[str]) -> None:
-    from experiments.anchors.command import print_audit
-
-    quiet()
-    with one_line_of_the_parser(arguments):
-        print_audit(arguments)
-
-
-def _show_data(arguments: list[str]) -> None:
-    from experiments.dataset.show_data import show_data
-
-    quiet()
-    with one_line_of_the_parser(arguments):
-        show_data(arguments)
-
-
-def _benchmark(arguments: list[str]) -> None:
-    from experiments.benchmark.command import run_benchmark
-
-    quiet()
-    with one_line_of_the_parser(arguments):
-        run_benchmark(arguments)
+    except SystemExit as end:
+        if type(end).__name__ == "SIGTERMException":  # Lightning's, without a code, which would be taken for success
+            sys.exit(128 + signal.SIGTERM)
+        raise
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an input error; one from a data loader's worker comes wrapped in the worker's traceback."""
+    """Return the message of an input error; one from a data loader's worker comes in the worker's traceback."""
     text = str(error)
     if "Original Traceback" in text:
         text = text.rsplit("InputError: ", 1)[-1]
     return re.sub(r"\s*\n\s*", " ", text.strip())
 
 
+def _load(place: str) -> Any:
+    module, name = place.split(":")
+    return getattr(import_module(f"experiments.{module}"), name)
+
+
 def _complain(message: str, details: Iterable[str] = ()) -> int:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"frcnn: {message}", *details, sep="\n  ", file=sys.stderr)
     return 2
+
+
+def _keep_quiet() -> None:
+    """Keep advertising and warnings about Lightning's own inside away from the user."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_no_tip)
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
+    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+
+
+def _is_no_tip(record: logging.LogRecord) -> bool:
+    return "Tip:" not in record.getMessage()
 
 
 if __name__ == "__main__":

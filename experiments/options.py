@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import pytorch_lightning as pl
 import yaml
@@ -17,6 +17,8 @@ from datamodules.detection_datamodule import DetectionDataModule
 from datamodules.voc.datamodule import VOCDataModule
 from detector.errors import InputError
 from detector.training.lightning_module import FasterRCNNModule
+from experiments.arguments import add_options
+from experiments.run.options import RunOptions
 from experiments.run.precision import Trainer
 
 DATA_FORMATS: Final[dict[str, type[DetectionDataModule]]] = {"voc": VOCDataModule, "coco": CocoDataModule}
@@ -64,40 +66,21 @@ class OptionsOfRuns(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Where the run is written, and class names from the data to the model."""
-        parser.add_argument(
-            "--data_format",
-            type=Literal["voc", "coco"],
-            default="voc",
-            help="Format of the dataset, which decides what --data options there are: voc (XML) or coco (JSON).",
-        )
-        parser.add_argument(
-            "--runs_dir",
-            type=str | None,
-            default=None,
-            help="Folder of all runs; by default runs. With --ckpt_path, another runs_dir, experiment or run_name than "
-            "the checkpoint's makes a new run, which starts where the checkpoint stands.",
-        )
-        parser.add_argument(
-            "--experiment",
-            type=str | None,
-            default=None,
-            help="Name of the experiment's folder; by default that of the config file.",
-        )
-        parser.add_argument(
-            "--run_name", type=str | None, default=None, help="Name of the run's folder; by default seed<N>, numbered."
-        )
+        add_options(parser, RunOptions)
         parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
 
 
 class OptionsCLI(OptionsOfRuns):
-    """The options of `frcnn fit`, as `config`, from config files and arguments. Subclasses add their own.
+    """The options of `frcnn fit`, as `config`, from config files and arguments.
 
     Args:
         arguments: Of the command line.
+        options: A dataclass of more options.
         parser_kwargs: Of jsonargparse's parser, such as `prog`.
     """
 
-    def __init__(self, arguments: list[str], **parser_kwargs: Any) -> None:
+    def __init__(self, arguments: list[str], options: type[Any] | None = None, **parser_kwargs: Any) -> None:
+        self._more = options
         super().__init__(
             FasterRCNNModule,
             DATA_FORMATS[find_data_format(arguments)],
@@ -113,9 +96,11 @@ class OptionsCLI(OptionsOfRuns):
         )
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """What `frcnn fit` has."""
+        """Add what `frcnn fit` has, and more where asked to."""
         super().add_arguments_to_parser(parser)
         parser.add_method_arguments(pl.Trainer, "fit", skip=set(self.subcommands()["fit"]))
+        if self._more is not None:
+            add_options(parser, self._more)
 
     def before_instantiate_classes(self) -> None:
         """Do nothing: there is no run."""

@@ -173,7 +173,7 @@ def _problems_of(one: Examined, used: bool) -> list[Problem]:
 
 def _no_images(folder: Path) -> Problem:
     place = folder / "JPEGImages"
-    text = f"{place}: holds no image, so none was looked at (--no-images examines the annotations alone)"
+    text = f"{place}: holds no image, so none was looked at (--no_images examines the annotations alone)"
     return Problem(str(place), None, "missing_image", text)
 
 

@@ -5,8 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -18,24 +17,9 @@ from experiments.ablation.checks import Checks, check
 from experiments.ablation.grid import Grid, read_grid, setting_name
 from experiments.ablation.local_launcher import LocalLauncher, StopRequest
 from experiments.ablation.monitor import METRICS, Monitor, mean_over_seeds, view
+from experiments.ablation.options import AblateOptions
 from experiments.ablation.plan import Plan, PlannedCell, plan
 from experiments.ablation.processes import ForkStarter, PlainStarter, Starter
-
-
-@dataclass(frozen=True)
-class AblateOptions:
-    """Options of `frcnn ablate`; the command line's help says what they are."""
-
-    grid: str
-    runs_dir: str = "runs"
-    jobs: int | None = None
-    gpus: tuple[str, ...] | None = None
-    gpus_per_run: int = 1
-    launcher: Literal["local", "ray", "slurm"] = "local"
-    ray_address: str | None = None
-    slurm: Mapping[str, Any] = field(default_factory=dict)
-    dry_run: bool = False
-    format: Literal["table", "json"] = "table"
 
 
 def ablate(options: AblateOptions) -> int:
@@ -116,7 +100,7 @@ def _one_device(accelerator: Any) -> bool:
 def _slots(options: AblateOptions) -> list[dict[str, str]]:
     """The environment of each of the cells that run at the same time."""
     if options.gpus_per_run < 1:
-        raise InputError(f"--gpus-per-run {options.gpus_per_run}: must be at least 1")
+        raise InputError(f"--gpus_per_run {options.gpus_per_run}: must be at least 1")
     if options.jobs is not None and options.jobs < 1:
         raise InputError(f"--jobs {options.jobs}: must be at least 1")
     if options.gpus is None:
@@ -135,9 +119,9 @@ def _slots(options: AblateOptions) -> list[dict[str, str]]:
 def _check_launcher(options: AblateOptions) -> None:
     """What does not fit the launcher, and whether its engine is there."""
     if options.launcher != "local" and options.gpus is not None:
-        raise InputError(f"--gpus: --launcher {options.launcher} places cells itself; give --gpus-per-run")
+        raise InputError(f"--gpus: --launcher {options.launcher} places cells itself; give --gpus_per_run")
     if options.ray_address is not None and options.launcher != "ray":
-        raise InputError("--ray-address: without effect; add --launcher ray")
+        raise InputError("--ray_address: without effect; add --launcher ray")
     if options.slurm and options.launcher != "slurm":
         raise InputError("--slurm: without effect; add --launcher slurm")
     if options.launcher != "local" and not options.dry_run:

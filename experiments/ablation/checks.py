@@ -172,8 +172,8 @@ def _check_address(address: str) -> None:
     """Ray itself tries for minutes, then ends the process."""
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
-        raise InputError(f"--ray-address {address}: must be HOST:PORT as `ray start --head` prints it, or auto")
+        raise InputError(f"--ray_address {address}: must be HOST:PORT as `ray start --head` prints it, or auto")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
     except OSError as error:
-        raise InputError(f"--ray-address {address}: no Ray cluster answers ({error.strerror or error})") from None
+        raise InputError(f"--ray_address {address}: no Ray cluster answers ({error.strerror or error})") from None

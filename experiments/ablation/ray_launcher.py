@@ -94,7 +94,7 @@ def demand(gpus: int, threads: int, machines: Sequence[Mapping[str, float]]) -> 
         return max(1, int(min(shares) * gpus)), gpus
     most = max((machine.get("GPU", 0) for machine in machines), default=0)
     if most:
-        raise InputError(f"--gpus-per-run {gpus}: no machine of the Ray cluster has more than {most:g} GPUs")
+        raise InputError(f"--gpus_per_run {gpus}: no machine of the Ray cluster has more than {most:g} GPUs")
     return max(1, min(threads, int(max((machine.get("CPU", 0) for machine in machines), default=0)))), 0
 
 
@@ -114,7 +114,7 @@ def _connect(address: str | None) -> None:
         )
     except (Exception, SystemExit) as error:  # Ray exits where it finds that its cluster is gone
         reason = "no Ray cluster answers" if isinstance(error, SystemExit) else str(error).strip().splitlines()[0]
-        raise InputError(f"--ray-address {where}: {reason}") from None
+        raise InputError(f"--ray_address {where}: {reason}") from None
 
 
 def _watch_ray(

@@ -3,73 +3,39 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jsonargparse import Namespace
-from pytorch_lightning.cli import LightningArgumentParser
 
-from detector.errors import InputError
 from experiments.anchors.audit import AuditResult, Coverage
 from experiments.anchors.audited_data import AuditInput, audit_input
+from experiments.anchors.options import AuditOptions
 from experiments.anchors.plot import plot_audit
 from experiments.anchors.suggestion import Suggestion, suggest_anchors
-from experiments.options import OptionsCLI
-from experiments.output import check_plot, without_nan
-
-DESCRIPTION = (
-    "Audit anchors from the annotations and image sizes of the training splits alone. Takes the config file and the "
-    "options of frcnn fit; --model.anchors, --model.rpn, --model.image, --model.backbone.name, --model.difficult and "
-    "--data matter, the rest is without effect."
-)
+from experiments.output import without_nan
 
 
-class AuditCLI(OptionsCLI):
-    """The options of `frcnn fit`, so that its config files and those of runs serve, and those of the audit."""
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """What `frcnn fit` has, and the options of the audit."""
-        super().add_arguments_to_parser(parser)
-        parser.add_argument("--format", type=Literal["table", "json"], default="table", help="table or json.")
-        parser.add_argument(
-            "--plot", type=str | None, default=None, help="Draw objects and anchors into a .png, .pdf or .svg."
-        )
-        parser.add_argument(
-            "--suggest",
-            type=int | None,
-            default=None,
-            help="Search for better anchors: this many scales (in each level's list where scales are listed per level) "
-            "times as many aspect ratios as are configured.",
-        )
-
-
-def parse(arguments: list[str]) -> Namespace:
-    """The parsed options of `frcnn anchors`."""
-    config: Namespace = AuditCLI(arguments, prog="frcnn anchors", description=DESCRIPTION).config
-    return config
-
-
-def print_audit(arguments: list[str]) -> None:
+def print_audit(options: AuditOptions, config: Namespace) -> None:
     """Audit, and suggest and draw where asked to; print a table or one JSON document.
+
+    Args:
+        options: Of the audit.
+        config: The options of `frcnn fit`, so that its config files and those of runs serve.
 
     Raises:
         InputError: Anything wrong with options or files.
     """
-    config = parse(arguments)
-    if config.plot is not None:
-        check_plot(config.plot)
-    if config.suggest is not None and config.suggest < 1:
-        raise InputError(f"--suggest {config.suggest}: give the number of scales, at least 1")
     given = audit_input(config)
     result = given.audit()
     suggestion = None
-    if config.suggest is not None:
-        suggestion = suggest_anchors(given.anchors, given.strides, given.views(), config.suggest)
-    if config.plot is not None:
+    if options.suggest is not None:
+        suggestion = suggest_anchors(given.anchors, given.strides, given.views(), options.suggest)
+    if options.plot is not None:
         views = given.views()
         best = np.concatenate([view.best_ious(given.anchors, given.strides) for view in views])
-        plot_audit(result, views, best, config.plot, f"{', '.join(given.truth.splits)}: {_sentence(given, result)}")
-    if config.format == "json":
+        plot_audit(result, views, best, options.plot, f"{', '.join(given.truth.splits)}: {_sentence(given, result)}")
+    if options.format == "json":
         print(json.dumps(_document(given, result, suggestion), indent=2, allow_nan=False))
     else:
         print("\n".join(_table(given, result, suggestion)))

@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,11 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from datamodules.doctor.examine import DoctorOptions, Report, examine
+from datamodules.image_reading import Reading
 from datamodules.problems import KINDS
 from detector.errors import printable
-from experiments.output import check_plot, save_plot
+from experiments.dataset.options import CheckDatasetOptions
+from experiments.output import save_plot
 
 LISTED = 100  # problems in the table; JSON holds them all
 SHOWN_CLASSES = 40  # in the picture
@@ -23,38 +24,28 @@ SIZE_EDGES = (0, 8, 16, 32, 64, 128, 256, 512, 1024, float("inf"))
 RATIO_EDGES = (0, 0.177, 0.25, 0.354, 0.5, 0.707, 1, 1.414, 2, 2.828, 4, 5.657, float("inf"))
 
 
-@dataclass(frozen=True)
-class Output:
-    """How the report is shown.
-
-    Args:
-        format: "table" or "json".
-        plot: file for the picture of classes, sizes and aspect ratios.
-    """
-
-    format: str = "table"
-    plot: str | None = None
-
-
-def doctor(options: DoctorOptions, output: Output) -> bool:
+def doctor(options: CheckDatasetOptions) -> int:
     """Examine a dataset and print the report.
 
     Returns:
-        Whether nothing in it would stop a training.
+        The exit status: 1 if something in it would stop a training.
 
     Raises:
         InputError: No dataset there, a split that does not exist, a plot that cannot be written.
     """
-    if output.plot is not None:
-        check_plot(output.plot)
-    report = examine(options)
-    if output.plot is not None:
-        plot_report(report, output.plot, str(options.root))
-    if output.format == "json":
-        print(json.dumps(document_of(report, options), indent=2, allow_nan=False))
+    data = options.data
+    given = {"train": data.train_splits, "val": data.val_splits, "test": data.test_splits}
+    splits = {part: names for part, names in given.items() if names}
+    reading = Reading(16 if data.bit_depth is None else data.bit_depth, data.max_pixels)
+    examined = DoctorOptions(Path(options.root), splits, data.class_names, not options.no_images, reading)
+    report = examine(examined)
+    if options.plot is not None:
+        plot_report(report, options.plot, options.root)
+    if options.format == "json":
+        print(json.dumps(document_of(report, examined), indent=2, allow_nan=False))
     else:
-        _print_report(report, options)
-    return not any(problem.breaks for problem in report.problems)
+        _print_report(report, examined)
+    return any(problem.breaks for problem in report.problems)
 
 
 def document_of(report: Report, options: DoctorOptions) -> dict[str, Any]:

@@ -5,66 +5,48 @@ from typing import Final
 
 import numpy as np
 import torch
+from jsonargparse import Namespace
 from PIL import Image, ImageDraw, ImageFont
-from pytorch_lightning.cli import LightningArgumentParser
 from torch import Tensor
 
 from datamodules.detection_datamodule import DetectionDataModule
 from datamodules.detection_dataset import DetectionDataset, Target
 from detector.drawing import class_color, draw_boxes
 from detector.errors import InputError, printable
-from experiments.options import DATA_FORMATS, OptionsCLI, find_data_format
+from experiments.dataset.options import ShowDataOptions
+from experiments.options import DATA_FORMATS
 
 CELL: Final = 320  # pixels of the longer side of a picture
 GAP: Final = 8
 TITLE: Final = 22
-MOST_PICTURES: Final = 2000
 PAPER: Final = (245, 245, 245)
 
 
-class ShowDataCLI(OptionsCLI):
-    """The options of `frcnn fit`, so that its config files and those of runs serve, and those of the sheet."""
+def show_data(options: ShowDataOptions, config: Namespace) -> None:
+    """Write the contact sheet, and print where it is.
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """What `frcnn fit` has, and the options of the sheet."""
-        super().add_arguments_to_parser(parser)
-        parser.add_argument("--output", type=str, required=True, help="Folder for <augmentation>.png.")
-        parser.add_argument("--images", type=int, default=6, help="Rows: training images, spread over the splits.")
-        parser.add_argument("--epochs", type=int, default=4, help="Columns beside the image itself: epochs 0, 1, ...")
-
-
-def show_data(arguments: list[str]) -> None:
-    """Write the contact sheet that a command line asks for, and print where it is.
+    Args:
+        options: Of the sheet.
+        config: The options of `frcnn fit`, so that its config files and those of runs serve.
 
     Raises:
         InputError: A bad value, anything wrong with the dataset, or the folder cannot be written to.
     """
-    kind = DATA_FORMATS[find_data_format(arguments)]
-    config = ShowDataCLI(arguments, prog="frcnn show-data", description=__doc__).config
-    for name in ("images", "epochs"):
-        if config[name] < 1:
-            raise InputError(f"--{name} {config[name]}: must be at least 1")
-    pictures = config.images * (1 + config.epochs)
-    if pictures > MOST_PICTURES:
-        raise InputError(
-            f"--images {config.images} and --epochs {config.epochs}: {pictures} pictures, the images themselves "
-            f"included; a sheet holds {MOST_PICTURES}"
-        )
-    data = kind(**config.data.as_dict())
+    data = DATA_FORMATS[config.data_format](**config.data.as_dict())
     data.prepare_data()
     dataset = data.train_dataset
     if not len(dataset):
         raise InputError("the training splits hold no image")
-    indices = np.unique(np.linspace(0, len(dataset) - 1, config.images).round().astype(int)).tolist()
-    sheet, stored, drawn = contact_sheet(dataset, indices, config.epochs)
-    path = Path(config.output) / f"{_name(data)}.png"
+    indices = np.unique(np.linspace(0, len(dataset) - 1, options.images).round().astype(int)).tolist()
+    sheet, stored, drawn = contact_sheet(dataset, indices, options.epochs)
+    path = Path(options.output) / f"{_name(data)}.png"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path)
     except OSError as error:
-        raise InputError(f"--output {config.output}: cannot be written to ({error.strerror or error})") from error
+        raise InputError(f"--output {options.output}: cannot be written to ({error.strerror or error})") from error
     print(
-        f"{path}: {len(indices)} images in {config.epochs} epochs, {drawn / config.epochs:g} objects in an epoch, "
+        f"{path}: {len(indices)} images in {options.epochs} epochs, {drawn / options.epochs:g} objects in an epoch, "
         f"{stored} in the images themselves"
     )
 

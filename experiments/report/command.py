@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detector.errors import InputError
-from experiments.arguments import Parser, names, quiet
+from experiments.report.options import ReportOptions
 
 if TYPE_CHECKING:
-    from experiments.report.document import Report, ReportOptions
+    from experiments.report.document import Report
 
 FORMATS = ("table", "json", "csv", "html")
 
@@ -23,8 +23,6 @@ def report(options: ReportOptions) -> None:
         InputError: No runs there, a bad option, a file that cannot be written.
     """
     style = _format(options)
-    if options.bootstrap < 2 and options.bootstrap != 0:
-        raise InputError(f"--bootstrap {options.bootstrap}: at least 2 resamples, or 0 for no intervals")
     from experiments.report.document import build_report
 
     made = build_report(options)
@@ -60,31 +58,3 @@ def _format(options: ReportOptions) -> str:
             f"--output {options.output}: is a folder; name a file, such as {options.output}/report.{style}"
         )
     return style
-
-
-def report_command(arguments: list[str]) -> None:
-    """Parse the arguments of `frcnn report`, and run it."""
-    parser = Parser(
-        "frcnn report",
-        description="One row per cell of a grid, or per configuration of ordinary runs: metrics over seeds, "
-        "differences to a baseline, anchors, speed. Works while runs are going on.",
-    )
-    parser.add_argument("runs_dir", metavar="RUNS_DIR", help="folder of a grid, or any folder that holds run folders")
-    parser.add_argument(
-        "--format", choices=["table", "json", "csv", "html"], help="(that of --output's suffix, else table)"
-    )
-    parser.add_argument("--output", metavar="FILE", help="write there instead of printing")
-    parser.add_argument(
-        "--metrics", type=names, default=["AP50_voc07"], metavar="[M, ...]", help='(AP50_voc07) such as "[AP, AP50]"'
-    )
-    parser.add_argument("--baseline", metavar="CELL", help="cell to compare with (the grid's own)")
-    parser.add_argument(
-        "--part", choices=["val", "test"], help="metrics of which data (test, if any finished run was tested)"
-    )
-    parser.add_argument("--bootstrap", type=int, default=1000, metavar="N", help="resamples of the images (1000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the resamples (0)")
-    options = parser.parse_args(arguments)
-    from experiments.report.document import ReportOptions
-
-    quiet()
-    report(ReportOptions(**vars(options)))

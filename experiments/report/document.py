@@ -13,6 +13,7 @@ from detector.errors import InputError
 from experiments.anchors.audit import AuditResult
 from experiments.anchors.audited_data import AuditInput, audit_input
 from experiments.output import without_nan
+from experiments.report.options import ReportOptions
 from experiments.results.curves import Curve, read_curves
 from experiments.results.runs import Run, RunGroup, RunsFolder, deviation, mean, metric_value, read_folder
 from experiments.results.scored_runs import ScoredRun, Scorer, average, data_options, difference
@@ -21,20 +22,6 @@ RECALL = "proposal_recall@300"
 VOC_ONLY = ("AP50_voc07", "AP50_voc")
 """Metrics whose intervals need none of COCO's, which take most of the time."""
 CURVES = ("train/loss", "train/images_per_second", "train/peak_memory_mib")
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """See `frcnn report --help`."""
-
-    runs_dir: str
-    format: str | None = None
-    output: str | None = None
-    metrics: Sequence[str] = ("AP50_voc07",)
-    baseline: str | None = None
-    part: str | None = None
-    bootstrap: int = 1000
-    seed: int = 0
 
 
 @dataclass

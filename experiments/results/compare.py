@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,25 +13,11 @@ from detector.errors import InputError, printable
 from detector.metrics.voc_ap import FALSE_POSITIVE, TRUE_POSITIVE, evaluate_voc
 from experiments.output import without_nan
 from experiments.results.compare_pictures import draw_images
+from experiments.results.options import CompareOptions
 from experiments.results.runs import NOT_COMPARED, Run, flatten, metric_value, read_run
 from experiments.results.scored_runs import ScoredRun, Scorer, difference
 
 Counts = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class CompareOptions:
-    """See `frcnn compare --help`."""
-
-    run_a: str
-    run_b: str
-    format: str = "table"
-    output: str | None = None
-    images: int = 8
-    score_threshold: float = 0.5
-    part: str | None = None
-    bootstrap: int = 1000
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -54,12 +39,6 @@ def compare(options: CompareOptions) -> None:
     Raises:
         InputError: No such run, no numbers in it, runs that were evaluated on different images, a bad option.
     """
-    if options.bootstrap < 2:
-        raise InputError(f"--bootstrap {options.bootstrap}: at least 2 resamples are needed; 1000 are usual")
-    if options.images < 0:
-        raise InputError(f"--images {options.images}: give how many images are listed, 0 for none")
-    if options.output is not None and Path(options.output).is_file():
-        raise InputError(f"--output {options.output}: is a file; give a folder for the pictures")
     runs = read_run(options.run_a), read_run(options.run_b)
     part = options.part or ("test" if all("test/AP50_voc07" in (run.metrics or {}) for run in runs) else "val")
     for run in runs:

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,36 +12,18 @@ import torch
 from numpy.typing import NDArray
 
 from datamodules.voc.ground_truth import SplitTruth, read_ground_truth
-from detector.errors import InputError
 from detector.metrics.bootstrap import Samples, bootstrap, interval, share_above_zero
 from detector.metrics.class_subset import chosen_classes, of_classes
 from detector.metrics.detection_ap import EvaluatedSplit, average_precisions_by_name
 from detector.metrics.error_breakdown import KINDS, break_down_errors
 from detector.metrics.proposal_recall import ProposalRecall
 from detector.metrics.voc_ap import Detections
-from experiments.output import check_plot, without_nan
+from experiments.output import without_nan
 from experiments.results.error_plot import plot_error_breakdown
 from experiments.results.files import read_proposals, read_results
+from experiments.results.options import EvaluateOptions
 
 DEFAULT_RESAMPLES = 1000
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """See `frcnn evaluate --help`."""
-
-    predictions: Sequence[str]
-    root: str
-    val_splits: Sequence[str]
-    class_names: Sequence[str] | None = None
-    format: str = "table"
-    bootstrap: int | None = None
-    seed: int = 0
-    compare: str | None = None
-    breakdown: bool = False
-    plot: str | None = None
-    proposals: str | None = None
-    classes: Sequence[str] | None = None
 
 
 def evaluate(options: EvaluateOptions) -> None:
@@ -53,13 +35,8 @@ def evaluate(options: EvaluateOptions) -> None:
     Raises:
         InputError: Anything wrong with the dataset, the files or the options.
     """
-    if options.bootstrap is not None and options.bootstrap < 2:
-        raise InputError(f"--bootstrap {options.bootstrap}: at least 2 resamples are needed; 1000 are usual")
-    if options.plot is not None and len(options.predictions) > 1:
-        raise InputError(f"--plot {options.plot}: draws one file of predictions, not {len(options.predictions)}")
-    if options.plot is not None:
-        check_plot(options.plot)
-    whole = read_ground_truth(options.root, options.val_splits, options.class_names)
+    data = options.data
+    whole = read_ground_truth(data.root, data.val_splits or [], data.class_names)
     truth = whole if options.classes is None else _of_classes(whole, options.classes)
 
     def read(path: str) -> EvaluatedSplit:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,14 @@ from detector.training.compilation import check_compiler
 from detector.training.lightning_module import FasterRCNNModule
 from detector.training.resuming import changes_text
 from experiments.anchors.warnings import AnchorWarnings
-from experiments.arguments import cause_of
+from experiments.arguments import add_options, cause_of
 from experiments.options import DATA_FORMATS, TRAINER_DEFAULTS, OptionsOfRuns, find_data_format
 from experiments.results.files import write_devkit_results
 from experiments.run.checks import check_devkit_names, check_monitors, check_writable
 from experiments.run.folder import ENVIRONMENT_VARIABLE, choose_run_folder, folder_of_classes, run_folder_of
 from experiments.run.grid_progress import CellProgress, axes_of_environment
 from experiments.run.host_memory import keep_freed_memory
+from experiments.run.options import EvaluationOptions, TestOptions
 from experiments.run.precision import Trainer, check_precision, resolve_precision
 from experiments.run.resuming import folder_to_go_on_in, nothing_left, other_options
 
@@ -69,28 +71,8 @@ class DetectorCLI(OptionsOfRuns):
         if subcommand not in self._asked:  # only its name and description are shown; its options take time to find
             return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand == "test":
-            parser.add_argument(
-                "--save_devkit_results",
-                type=str | None,
-                default=None,
-                help="Folder for the detections as the VOC devkit reads them: comp4_det_test_<class>.txt.",
-            )
         if subcommand != "fit":
-            parser.add_argument(
-                "--classes",
-                type=list[str] | str | None,
-                default=None,
-                help="Evaluate these classes alone, as if there were no others; the results go to the folder "
-                "classes/<names> of the run, so that its own numbers stay.",
-            )
-            parser.add_argument(
-                "--results_dir",
-                type=str | None,
-                default=None,
-                help="Folder for metrics.json, predictions.json and TensorBoard events; by default that of the "
-                "checkpoint's run.",
-            )
+            add_options(parser, TestOptions if subcommand == "test" else EvaluationOptions)
         return parser
 
     def instantiate_classes(self) -> None:
@@ -176,8 +158,7 @@ class DetectorCLI(OptionsOfRuns):
             self._choose_run_folder(config, checkpoint)
         except OSError as error:  # a name too long, a folder that may not be looked into
             raise InputError(f"{error.filename}: no run can be written there ({error.strerror})") from error
-        classes = config.get("classes")
-        self.classes: list[str] | None = [classes] if isinstance(classes, str) else classes
+        self.classes: list[str] | None = config.get("classes")
         if self.classes and config.results_dir is None:
             self.goes_on_from = self.run_folder
             self.run_folder = folder_of_classes(self.run_folder, self.classes)
@@ -270,10 +251,14 @@ class DetectorCLI(OptionsOfRuns):
 
 
 def run_lightning(arguments: list[str]) -> None:
-    """Run `fit`, `validate` or `test` with the rest of a command line.
+    """Run `fit`, `validate` or `test`, the first of the arguments, with the rest of a command line.
 
     A validation or test without `--config` takes the configuration of its checkpoint's run.
     """
+    # Of a checkpoint's callbacks an evaluation needs none, and a training only what `BestCheckpoint` takes over.
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")
+    if arguments[0] != "fit":
+        warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided")
     rest = [*_config_of_checkpoint(arguments[1:]), *arguments[1:]]
     DetectorCLI(
         FasterRCNNModule,

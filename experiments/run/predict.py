@@ -1,8 +1,9 @@
 """`frcnn predict`: image files -> annotated images and predictions.json."""
 
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,33 +23,9 @@ from detector.files import write_json
 from detector.metrics.coco_results import coco_results
 from detector.training.lightning_module import FasterRCNNModule
 from experiments.run.host_memory import keep_freed_memory
+from experiments.run.options import PredictOptions
 from experiments.run.precision import check_precision, resolve_precision
 from experiments.run.prediction_files import PREDICTIONS, check_output, picture_names
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """See `frcnn predict --help`. Without `flip` and `shortest_sides` an image is seen as the checkpoint's own options
-    say, and 16-bit images without `bit_depth` too."""
-
-    ckpt_path: str
-    images: str
-    output: str
-    score_threshold: float = 0.5
-    batch_size: int = 1
-    accelerator: str = "auto"
-    precision: str = "32-true"
-    flip: bool = False
-    shortest_sides: list[int] | None = None
-    bit_depth: int | None = None
-    max_pixels: int = Reading.max_pixels
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.score_threshold <= 1:
-            raise InputError(f"--score_threshold {self.score_threshold}: must be in 0..1")
-        if self.batch_size < 1:
-            raise InputError(f"--batch_size {self.batch_size}: must be at least 1")
-        check_precision(self.precision, "--precision")
 
 
 class DrawPredictions(pl.Callback):
@@ -111,24 +88,26 @@ class DrawPredictions(pl.Callback):
             self.unsaved[self.names[index]] = str(error)
 
 
-def predict(options: PredictOptions) -> bool:
+def predict(options: PredictOptions) -> int:
     """Detect objects in a file or in all images of a folder; see `frcnn predict --help`.
 
     Returns:
-        Whether nothing had to be left out: images that cannot be read, pictures that cannot be written. Each is named
-        on stderr.
+        The exit status: 1 if something had to be left out, images that cannot be read or pictures that cannot be
+        written. Each is named on stderr.
 
     Raises:
         InputError: A missing or unreadable checkpoint, no image, or an output folder in which something of the user's
             would be overwritten.
     """
+    check_precision(options.precision, "--precision")
+    warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
     target = Path(options.output)
     found = find_images(options.images, ignore=lambda path: _is_below(path, target) and is_saved_picture(path))
     pictures = picture_names(found.names)
     module = _detector(options)
     check_output(target, Path(options.images), found, pictures)
-    bits = module.bit_depth if options.bit_depth is None else options.bit_depth
-    files = ImageFiles(found.folder, found.names, Reading(bits, options.max_pixels))
+    bits = module.bit_depth if options.data.bit_depth is None else options.data.bit_depth
+    files = ImageFiles(found.folder, found.names, Reading(bits, options.data.max_pixels))
     drawing = DrawPredictions(target, found.names, pictures, options.score_threshold)
     trainer = _trainer(options, drawing)
     keep_freed_memory(trainer.strategy.root_device)
@@ -149,7 +128,7 @@ def predict(options: PredictOptions) -> bool:
         f"{drawing.done} images, {drawing.drawn} detections drawn (score >= {options.score_threshold:g}), in "
         f"{printable(target)}" + (f"; {len(left_out)} left out" if left_out else "")
     )
-    return not left_out
+    return int(bool(left_out))
 
 
 def _is_below(path: Path, folder: Path) -> bool:

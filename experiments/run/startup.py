@@ -6,7 +6,11 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
 
 
@@ -21,8 +25,9 @@ def quick_imports() -> Iterator[None]:
         yield
         return
     gc.disable()
+    if "torchmetrics" not in sys.modules:
+        sys.meta_path.insert(0, _Torchmetrics())
     try:
-        _import_torchmetrics()
         yield
     finally:
         gc.freeze()
@@ -30,20 +35,32 @@ def quick_imports() -> Iterator[None]:
         gc.enable()
 
 
-def _import_torchmetrics() -> None:
-    """Import torchmetrics without `scipy.signal`, half a second of imports for nothing.
+class _Torchmetrics(MetaPathFinder):
+    """Lets torchmetrics be imported without `scipy.signal`, half a second of imports for nothing.
 
     Version 1.9 gives it an old name, for a package that is not used here, and has no other use of it until a metric of
     sound is called. So it finds a stand-in that has the name, and whoever asks later imports the module itself.
     """
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != "torchmetrics":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None and "scipy.signal" not in sys.modules:
+            spec.loader.exec_module = partial(_execute, spec.loader.exec_module)  # type: ignore[method-assign]
+        return spec
+
+
+def _execute(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
     name = "scipy.signal"
-    if name in sys.modules or "torchmetrics" in sys.modules:
-        return
     stand_in = ModuleType(name)
     vars(stand_in)["hamming"] = None
     sys.modules[name] = stand_in
     try:
-        import torchmetrics  # noqa: F401
+        execute(module)
     finally:
         if sys.modules.get(name) is stand_in:
             del sys.modules[name]

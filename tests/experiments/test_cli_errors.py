@@ -92,7 +92,7 @@ def test_only_the_first_process_of_a_run_complains(frcnn, tmp_path, monkeypatch)
         (["predict", "--ckpt_path", "x", "--images", "x.jpg", "--output", "out", "--batchsize", "2"], "--batchsize"),
         (["predict", "--ckpt_path", "x", "--images", "x", "--output", "out", "--batch_size", "two"], "--batch_size"),
         (["predict", "--ckpt_path", "x", "--images", "x", "--output", "out", "--score_threshold", "7"], "7"),
-        (["mini-voc"], "out_dir"),
+        (["mini-voc"], "OUT_DIR"),
         (["mini-voc", "out", "--images", "0"], "0"),
     ],
 )

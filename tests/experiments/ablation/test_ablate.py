@@ -345,7 +345,7 @@ def test_bad_cells_are_named_before_anything_runs(frcnn, tiny_config, tmp_path, 
     ("options", "message"),
     [
         (["--jobs", "0"], "--jobs 0: must be at least 1"),
-        (["--gpus-per-run", "0"], "--gpus-per-run 0: must be at least 1"),
+        (["--gpus-per-run", "0"], "--gpus_per_run 0: must be at least 1"),
         (["--gpus", "0,1,2", "--gpus-per-run", "2"], "does not divide into groups of 2"),
         (["--gpus", "0,0", "--gpus-per-run", "2"], "does not divide into groups of 2 different"),
         (["--gpus", "0", "--jobs", "2"], "--jobs: without effect beside --gpus"),

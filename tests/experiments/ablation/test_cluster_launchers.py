@@ -152,7 +152,7 @@ def test_demand():
     assert demand(1, 16, [{"CPU": 1.0, "GPU": 4.0}]) == (1, 1)
     assert demand(1, 2, [head]) == (2, 0)
     assert demand(1, 16, [{"CPU": 2.0}, head]) == (3, 0)  # or no machine would ever take it
-    with pytest.raises(InputError, match="--gpus-per-run 5: no machine of the Ray cluster has more than 4 GPUs"):
+    with pytest.raises(InputError, match="--gpus_per_run 5: no machine of the Ray cluster has more than 4 GPUs"):
         demand(5, 16, [head, small, large])
 
 
@@ -273,11 +273,11 @@ def grid(tiny_config, tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--launcher", "ray", "--ray-address", "{port}"], "--ray-address 127.0.0.1:{n}: no Ray cluster answers (Conn"),
-        (["--launcher", "ray", "--ray-address", "head"], "--ray-address head: must be HOST:PORT"),
-        (["--launcher", "ray", "--ray-address", "ray://head:10001"], "ray://head:10001: must be HOST:PORT"),
-        (["--launcher", "ray", "--ray-address", "head:123456"], "--ray-address head:123456: must be HOST:PORT"),
-        (["--ray-address", "auto"], "--ray-address: without effect; add --launcher ray"),
+        (["--launcher", "ray", "--ray_address", "{port}"], "--ray-address 127.0.0.1:{n}: no Ray cluster answers (Conn"),
+        (["--launcher", "ray", "--ray_address", "head"], "--ray-address head: must be HOST:PORT"),
+        (["--launcher", "ray", "--ray_address", "ray://head:10001"], "ray://head:10001: must be HOST:PORT"),
+        (["--launcher", "ray", "--ray_address", "head:123456"], "--ray-address head:123456: must be HOST:PORT"),
+        (["--ray_address", "auto"], "--ray-address: without effect; add --launcher ray"),
         (["--slurm", "{{timeout_min: 3}}"], "--slurm: without effect; add --launcher slurm"),
     ],
 )

@@ -1,0 +1,106 @@
+"""The options of `frcnn benchmark KIND`."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from detector.errors import InputError
+from experiments.arguments import DataOptions, FormatOptions, PlotOptions, some_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferOptions(FormatOptions, PlotOptions):
+    """Time detection, beside torchvision's detector.
+
+    Args:
+        networks: Of vgg16 and resnet50_fpn at 600x800 pixels, resnet18_fpn and mobilenet_v2_fpn at 320x416; by default
+            all.
+        config: The network of an experiment's file instead.
+        option: KEY=VALUE of --config: model.rpn.pre_nms_train=6000; may be repeated.
+        size: Pixels of the images of --networks, "[height, width]"; by default each network's own.
+        batch_sizes: Images; by default [1, 4]; of a sweep over them [1, 2, 4, 8], on a GPU up to 16, of other sweeps
+            and --devices 1.
+        precisions: By default 32-true, and bf16-mixed or 16-mixed if the device computes it; with --sweep or --devices
+            32-true.
+        peer: What it is compared with.
+        repeats: Timed rounds of all in turn; medians count.
+        compile: Compile ours; torchvision's stays as it is.
+        no_memory: Do not measure the peak memory of a step as well.
+        time_limit: Seconds for processes started to measure.
+        sweep: Instead: ours alone at 1 to 300 objects, 9 to 60 anchors per location, or several numbers of images.
+        plot: Draw the sweep into this file (.png, .pdf, .svg).
+    """
+
+    kind: ClassVar[Literal["train", "infer"]] = "infer"
+    networks: list[str] | None = None
+    config: str | None = None
+    option: list[str] = field(default_factory=list, metadata={"repeated": True})
+    size: list[int] | None = None
+    batch_sizes: list[int] | None = None
+    precisions: list[str] | None = None
+    peer: Literal["torchvision", "none"] = "torchvision"
+    repeats: int = 5
+    compile: bool = False
+    no_memory: bool = False
+    time_limit: float = 900
+    sweep: Literal["objects", "anchors", "batch_size"] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        super().__post_init__()
+        if self.plot is not None and self.sweep is None:
+            raise InputError(f"--plot {self.plot}: is for --sweep")
+        if self.time_limit <= 0:
+            raise InputError(f"--time_limit {self.time_limit:g}: must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(InferOptions):
+    """Time a training step, beside torchvision's detector.
+
+    Args:
+        devices: Instead: ours alone on so many GPUs, "1,2", or processes of one thread, with --batch_sizes images on
+            each.
+    """
+
+    kind: ClassVar[Literal["train", "infer"]] = "train"
+    devices: list[int] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        super().__post_init__()
+        if self.sweep is not None and self.devices is not None:
+            raise InputError("--sweep and --devices: give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoaderOptions(FormatOptions):
+    """Time the training loader, beside VOCDetection with transforms.v2.
+
+    Args:
+        data: One split of a VOC year.
+        images: The first of the split.
+        batch_size: Images per batch.
+        workers: Worker processes of each loader.
+        repeats: Epochs of each, in turn.
+    """
+
+    data: DataOptions = field(metadata=some_of(required=("root", "train_splits")))
+    images: int = 500
+    batch_size: int = 4
+    workers: int = 2
+    repeats: int = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsOptions(FormatOptions):
+    """Time the metrics, beside torchmetrics.
+
+    Args:
+        images: Number of images; as VOC2007 test.
+        detections: Per image.
+        repeats: Of our metrics; the peer runs once.
+    """
+
+    images: int = 4952
+    detections: int = 100
+    repeats: int = 3

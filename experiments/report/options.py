@@ -1,0 +1,37 @@
+"""The options of `frcnn report`."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from detector.errors import InputError
+from experiments.arguments import ResampleOptions, positional
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions(ResampleOptions):
+    """One row per cell of a grid, or per configuration of ordinary runs.
+
+    Metrics over seeds, differences to a baseline, anchors, speed. Works while runs are going on.
+
+    Args:
+        runs_dir: Folder of a grid, or any folder that holds run folders.
+        format: By default that of the suffix of --output, else table.
+        output: Write there instead of printing.
+        metrics: Such as "[AP, AP50]".
+        baseline: Cell to compare with; by default the grid's own.
+        part: Metrics of which data; by default test, if any finished run was tested, else val.
+        bootstrap: Resamples of the images, for 95 % intervals; 0 for none.
+    """
+
+    runs_dir: str = field(metadata=positional("RUNS_DIR"))
+    format: Literal["table", "json", "csv", "html"] | None = None
+    output: str | None = None
+    metrics: list[str] = field(default_factory=lambda: ["AP50_voc07"])
+    baseline: str | None = None
+    part: Literal["val", "test"] | None = None
+    bootstrap: int = 1000
+
+    def __post_init__(self) -> None:
+        """Refuse a single resample."""
+        if self.bootstrap < 2 and self.bootstrap != 0:
+            raise InputError(f"--bootstrap {self.bootstrap}: at least 2 resamples, or 0 for no intervals")

@@ -1,0 +1,85 @@
+"""The options of `frcnn predict`, and those of `frcnn fit`, `validate` and `test` beside Lightning's."""
+
+from dataclasses import dataclass, field
+
+from detector.errors import InputError
+from experiments.arguments import DataFormatOptions, DataOptions, ScoreOptions, some_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(DataFormatOptions):
+    """Train a detector.
+
+    Args:
+        runs_dir: Folder of all runs; by default runs. With --ckpt_path, another runs_dir, experiment or run_name than
+            the checkpoint's makes a new run, which starts where the checkpoint stands.
+        experiment: Name of the experiment's folder; by default that of the config file.
+        run_name: Name of the run's folder; by default seed<N>, numbered.
+    """
+
+    runs_dir: str | None = None
+    experiment: str | None = None
+    run_name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOptions:
+    """Evaluate a checkpoint on the validation splits.
+
+    Args:
+        classes: Evaluate these classes alone, as if there were no others; the results go to the folder classes/<names>
+            of the run, so that its own numbers stay.
+        results_dir: Folder for metrics.json, predictions.json and TensorBoard events; by default that of the
+            checkpoint's run.
+    """
+
+    classes: list[str] | None = None
+    results_dir: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestOptions(EvaluationOptions):
+    """Evaluate a checkpoint on the test splits.
+
+    Args:
+        save_devkit_results: Folder for the detections as the VOC devkit reads them: comp4_det_test_<class>.txt.
+    """
+
+    save_devkit_results: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictOptions(ScoreOptions):
+    """Detect objects in images with a trained checkpoint.
+
+    Images are read as in training, and upright where a camera stored them turned (EXIF): boxes refer to the upright
+    image. Of an animation the first picture counts. An image that cannot be read is named and left out, and the exit
+    status is then 1. No file is overwritten but those of an earlier prediction.
+
+    Args:
+        ckpt_path: Checkpoint of frcnn fit; nothing else of the run is needed.
+        images: An image file, or a folder of them.
+        output: Folder for one annotated image each, and predictions.json.
+        batch_size: Images at a time.
+        accelerator: As Lightning's: auto, cpu, gpu, ...
+        precision: As Lightning's: 32-true, bf16-mixed, ..., or auto.
+        flip: Also detect on the mirrored image, and merge.
+        shortest_sides: Detect at several sizes, and merge: "[480, 600]".
+        data: How images are read.
+    """
+
+    ckpt_path: str
+    images: str
+    output: str
+    batch_size: int = 1
+    accelerator: str = "auto"
+    precision: str = "32-true"
+    flip: bool = False
+    shortest_sides: list[int] | None = None
+    data: DataOptions = field(default_factory=DataOptions, metadata=some_of("bit_depth", "max_pixels"))
+
+    def __post_init__(self) -> None:
+        """Refuse a batch without images."""
+        super().__post_init__()
+        if self.batch_size < 1:
+            raise InputError(f"--batch_size {self.batch_size}: must be at least 1")
