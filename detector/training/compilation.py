@@ -17,6 +17,9 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "default": {},
     "max-autotune": {"max_autotune": True, "coordinate_descent_tuning": True},  # without CUDA graphs: sizes vary
 }
+_VECTOR_BITS = {"AVX2": 256, "AVX512": 512}
+"""Of the processors for which inductor writes C++ code that is wrong on the others. Its cache of such code, which
+machines may share, does not look at the processor, but at the options."""
 _GRAPHS = 64
 """Limit of graphs of one function, above torch's 8: there is one for training and one for evaluation, of batches of one
 image and of more, on CPUs of small maps, and in alternating training of each step."""
@@ -35,9 +38,10 @@ def compile_networks(networks: Iterable[nn.Module], mode: CompileMode, device: t
     check_compile_mode(mode)
     check_compiler(device.type)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
+    options = {"fallback_random": True, "cpp.simdlen": _VECTOR_BITS.get(torch.backends.cpu.get_cpu_capability())}
     for network in networks:
         if network._compiled_call_impl is None:
-            network.compile(dynamic=True, options={"fallback_random": True} | _OPTIONS[mode])
+            network.compile(dynamic=True, options=options | _OPTIONS[mode])
 
 
 def check_compile_mode(mode: str) -> None:

@@ -169,6 +169,17 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "--model.compile none" in str(error.value)
 
 
+def test_code_of_another_processor_is_not_taken_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its key are the options: vectors of 16 numbers where the loop takes 8 at a time overwrite other memory."""
+    chosen = []
+    monkeypatch.setattr(nn.Module, "compile", lambda _, options, **__: chosen.append(options))
+    monkeypatch.setattr(compilation, "check_compiler", lambda _: None)
+    for capability in ("AVX512", "AVX2", "DEFAULT"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=capability: name)
+        compile_networks([nn.Linear(2, 2)], "default", CPU)
+    assert [options["cpp.simdlen"] for options in chosen] == [512, 256, None]
+
+
 @needs_compiler
 def test_compiled_kernels_of_folded_norms_and_dropout() -> None:
     """The real thing, on a network small enough to compile in seconds."""
