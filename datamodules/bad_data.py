@@ -9,7 +9,6 @@ leaves the undecodable one out.
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections import Counter
@@ -27,6 +26,7 @@ from datamodules.image_reading import USUAL, Reading, read_image
 from datamodules.problems import Problem
 from datamodules.splits import Leaks, Member
 from detector.errors import InputError
+from detector.files import write_json
 
 OnError = Literal["raise", "skip"]
 SHOWN: Final = 20  # problems in a message
@@ -136,8 +136,7 @@ def write_problems(problems: Iterable[Problem], path: Path) -> None:
         InputError: The file cannot be written.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps([problem.document for problem in problems], indent=2) + "\n")
+        write_json(path, [problem.document for problem in problems])
     except OSError as error:
         raise InputError(f"{path}: the list of bad data cannot be written ({error.strerror})") from error
 

@@ -7,11 +7,9 @@ is read anew, and the file is replaced in one step, so that several processes ma
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
-import uuid
 from collections.abc import Iterable
 from dataclasses import astuple
 from functools import cache
@@ -20,9 +18,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Generic, TypeVar
 
 from datamodules import image_reading
-from datamodules.image_reading import USUAL, ImageHeader, Reading, brief, read_header
+from datamodules.image_reading import USUAL, ImageHeader, Reading, read_header
 from datamodules.parallel import map_files
-from detector.errors import InputError
+from detector.errors import InputError, brief
+from detector.files import write_whole
 
 ENVIRONMENT_VARIABLE: Final = "FRCNN_CACHE_DIR"
 OFF: Final = "none"
@@ -119,14 +118,9 @@ class FileCache:
         self._rows = self._kept() | self._rows
         content = {"version": _version(self.readers), "rows": self._rows}
         data = json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")
-        draft = self._file.with_name(f"{self._file.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(digest_of(data).encode() + b"\n" + data)
-            os.replace(draft, self._file)
+            write_whole(self._file, digest_of(data).encode() + b"\n" + data)
         except OSError as error:
-            with contextlib.suppress(OSError):
-                draft.unlink(missing_ok=True)
             print(f"{self.kind} are not kept for the next run: {self._file}: {brief(error)}", file=sys.stderr)
             self._file = None
 

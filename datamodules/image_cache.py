@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import mmap
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, Protocol, get_args
@@ -20,6 +18,7 @@ from numpy.typing import NDArray
 from datamodules.file_cache import ENVIRONMENT_VARIABLE, cache_folder
 from datamodules.image_reading import USUAL, Reading, read_image
 from detector.errors import InputError
+from detector.files import replacing
 
 CacheKind = Literal["none", "memory", "disk"]
 CACHE_KINDS: Final = get_args(CacheKind)
@@ -142,16 +141,11 @@ class DiskCache:
         return self.folder / name[:2] / f"{name}.npy"
 
     def _write(self, path: Path, image: NDArray[np.uint8]) -> None:
-        draft = None
         try:
             path.parent.mkdir(exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-                draft = file.name
+            with replacing(path) as file:  # whole or not at all, also for workers that read at the same time
                 np.save(file, image)
-            os.replace(draft, path)  # whole or not at all, also for workers that read at the same time
         except OSError as error:
-            if draft is not None:
-                Path(draft).unlink(missing_ok=True)
             raise InputError(
                 f"--data.cache_images disk: cannot write to {self.folder} ({error.strerror}); make room, give another "
                 "--data.image_cache_dir, or use --data.cache_images none"

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 
-from detector.errors import InputError
+from detector.errors import InputError, brief
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # half an image under whole boxes must be an error, not a training example
 
@@ -246,8 +246,3 @@ def _upper_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
         fitting = max(high.bit_length(), 8)
         raise ValueError(found + (f"; --data.bit_depth {fitting} has room for them" if fitting <= 16 else ""))
     return (values >> (bits - 8)).astype(np.uint8)
-
-
-def brief(error: Exception) -> str:
-    """The message of an error in one line; its type where it has none."""
-    return " ".join(str(error).split()) or type(error).__name__

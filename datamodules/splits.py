@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import sys
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
-from datamodules.image_reading import brief
 from datamodules.problems import Problem
-from detector.errors import InputError
+from detector.errors import InputError, brief
+from detector.files import write_json, write_whole
 
 MADE_BY: Final = "made_by.json"  # written last: where it is, the lists beside it are whole
 
@@ -65,11 +63,9 @@ def write_lists(folder: Path, lists: Mapping[str, Sequence[str]], made_by: Mappi
     """
     texts = {f"{part}.txt": "".join(f"{name}\n" for name in names) for part, names in lists.items()}
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in (texts | {MADE_BY: json.dumps(made_by, indent=2) + "\n"}).items():
-            draft = folder / f".{name}.{uuid.uuid4().hex[:8]}"
-            draft.write_bytes(text.encode("utf-8", "surrogateescape"))
-            os.replace(draft, folder / name)
+        for name, text in texts.items():
+            write_whole(folder / name, text.encode("utf-8", "surrogateescape"))
+        write_json(folder / MADE_BY, made_by)
     except OSError as error:
         raise InputError(f"{folder}: the lists of the made splits cannot be written there ({brief(error)})") from error
 

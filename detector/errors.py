@@ -32,6 +32,22 @@ def printable(name: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def brief(error: BaseException) -> str:
+    """Return the message of an error in one line; its type where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def shortened(text: str, limit: int = 60) -> str:
+    """Return a text in one line that is no longer than `limit`."""
+    line = " ".join(text.split())
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def listed(names: Sequence[str], limit: int = 8) -> str:
+    """Return names in one line, such as "a, b and 3 more"."""
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
 def check_choices(section: str, config: Any) -> None:
     """Raise InputError for a field of type `Literal[...]` with another value.
 

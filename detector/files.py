@@ -1,9 +1,12 @@
 """Files that are whole, whatever happens while they are written."""
 
+import contextlib
 import json
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
@@ -12,12 +15,27 @@ def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is either the old or the new one, never half of it. A link is replaced, not followed."""
+    """Write a file so that it is either the old or the new one, never half of it; its folder is made.
+
+    A link is replaced, not followed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name[:40]}.{os.getpid()}.partial")
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a draft beside a file, which takes the file's place when it is complete; after an error it is removed.
+
+    Several processes may write one file at once: the last one's stays.
+    """
+    draft = path.with_name(f"{path.name[:40]}.{uuid.uuid4().hex[:8]}.partial")
     try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    except OSError:  # a full disk
-        partial.unlink(missing_ok=True)
+        with draft.open("wb") as file:
+            yield file
+        os.replace(draft, path)
+    except BaseException:  # also Ctrl-C; mostly a full disk
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
         raise

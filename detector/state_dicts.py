@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from detector.errors import InputError
+from detector.errors import InputError, listed
 
 KEY = "--model.backbone.weights"
 
@@ -42,7 +42,7 @@ class WeightsReport:
         total = self.loaded + len(self.missing)
         return (
             f"weights from {self.source}: {self.loaded} of {total} tensors loaded; "
-            f"missing: {_shorten(self.missing)}; unexpected: {_shorten(self.unexpected)}"
+            f"missing: {listed(self.missing, 6) or 'none'}; unexpected: {listed(self.unexpected, 6) or 'none'}"
             + (f"; {self.remark}" if self.remark else "")
         )
 
@@ -143,11 +143,6 @@ def _check_fit(
 def _is_counter(key: str) -> bool:
     """Return whether it is batch norm's count of batches: frozen batch norms have none, and old files lack it."""
     return key.endswith("num_batches_tracked")
-
-
-def _shorten(names: list[str], limit: int = 6) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more if names else "none"
 
 
 def first_line(error: BaseException) -> str:

@@ -13,7 +13,7 @@ from albumentations.core.type_definitions import Targets
 
 from datamodules.augmentation.samples import MIN_SIDE, MIN_VISIBLE, Sample
 from datamodules.augmentation.transforms import Partner, Step
-from detector.errors import InputError
+from detector.errors import InputError, brief
 
 
 def build_transform(cls: type, arguments: dict[str, Any]) -> Any:
@@ -72,7 +72,7 @@ class AlbumentationsStep(Step):
         except (ValueError, TypeError, KeyError, CropSizeError) as error:
             height, width = sample.image.shape[:2]
             raise InputError(
-                f"--data.augmentation: {self.names}: {' '.join(str(error).split())} (width {width}, height {height})"
+                f"--data.augmentation: {self.names}: {brief(error)} (width {width}, height {height})"
             ) from error
         image = result["image"]
         if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

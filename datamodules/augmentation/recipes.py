@@ -19,7 +19,7 @@ import numpy as np
 from datamodules.augmentation.mixing import CopyPasteBoxes, MixUp, Mosaic
 from datamodules.augmentation.samples import Sample
 from datamodules.augmentation.transforms import ColorJitter, HorizontalFlip, MinIoUCrop, MultiScale, Step
-from detector.errors import InputError
+from detector.errors import InputError, brief
 
 # albumentations asks PyPI for its newest version when it is imported; nothing here touches the network.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -141,7 +141,7 @@ def _instantiate(item: Any) -> Any:
     except InputError as error:
         raise InputError(f"{where}: {path}: {error}") from error
     except (TypeError, ValueError) as error:
-        raise InputError(f"{where}: {path}: {' '.join(str(error).split())}") from error
+        raise InputError(f"{where}: {path}: {brief(error)}") from error
 
 
 def _resolve(value: Any) -> Any:

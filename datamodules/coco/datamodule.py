@@ -19,7 +19,7 @@ from datamodules.detection_dataset import ImageRecord
 from datamodules.image_reading import ImageHeader, frame
 from datamodules.problems import Problem
 from datamodules.splits import Member
-from detector.errors import InputError
+from detector.errors import InputError, listed
 
 PLACES: Final = ("annotations/{}.json", "annotations/instances_{}.json", "{}.json", "{}/_annotations.coco.json")
 
@@ -100,10 +100,10 @@ class CocoDataModule(DetectionDataModule):
         for path in candidates:
             if path.is_file():
                 return path
-        there = [*self.root.glob("*.json"), *self.root.glob("*/*.json")]
-        present = sorted(path.relative_to(self.root).as_posix() for path in there)
-        listed = ", ".join(present[:8]) + (f" and {len(present) - 8} more" if len(present) > 8 else "")
-        raise InputError(f"{self.root / name}: no such annotation file; {self.root} holds {listed or 'no JSON file'}")
+        files = [*self.root.glob("*.json"), *self.root.glob("*/*.json")]
+        present = sorted(path.relative_to(self.root).as_posix() for path in files)
+        there = listed(present) or "no JSON file"
+        raise InputError(f"{self.root / name}: no such annotation file; {self.root} holds {there}")
 
     def _file(self, path: Path) -> CocoFile:
         if path not in self._files:

@@ -41,7 +41,7 @@ from datamodules.coco.values import (
 )
 from datamodules.problems import Problem
 from datamodules.text_files import decode_text
-from detector.errors import InputError
+from detector.errors import InputError, brief
 
 KEYS: Final = ("images", "annotations", "categories")
 
@@ -207,7 +207,7 @@ def _load(path: Path) -> dict[str, list[Any]]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such annotation file") from None
     except OSError as error:
-        raise InputError(f"{path}: cannot be read as text ({' '.join(str(error).split())})") from error
+        raise InputError(f"{path}: cannot be read as text ({brief(error)})") from error
     text = decode_text(data, path, "text")
     try:
         document = json.loads(text)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Generic, TypeVar
 
 from datamodules.problems import Kind
-from detector.errors import InputError
+from detector.errors import InputError, shortened
 
 MAX_PIXELS: Final = 10**9  # along a side; whatever is beyond is no coordinate
 
@@ -139,6 +139,5 @@ def read_mapping(entry: Any, where: str) -> dict[str, Any]:
 
 
 def shown(value: Any) -> str:
-    """A value of a file as a message can hold it: in one line, and not longer than that."""
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else text[:57] + "..."
+    """Return a value of a file as a message can hold it."""
+    return shortened(repr(value))

@@ -22,7 +22,7 @@ from datamodules.voc.format import (
 )
 from datamodules.voc.layout import find_image
 from datamodules.voc.names import annotation_path
-from detector.errors import InputError
+from detector.errors import InputError, shortened
 
 Objects = tuple[VOCObject | UnreadObject, ...]
 
@@ -165,7 +165,7 @@ def _problems_of_file(
         found.append(("unknown_size", "states no size of the image"))
     name = annotation.file_name.replace("\\", "/").rsplit("/", 1)[-1]
     if path.stem not in (name, Path(name).stem):
-        found.append(("file_name_mismatch", f"states the file name {_shown(annotation.file_name)}, not its own"))
+        found.append(("file_name_mismatch", f"states the file name {shortened(annotation.file_name)}, not its own"))
     if not objects:
         found.append(("empty_image", "lists no object"))
     return [Problem(str(path), None, kind, f"{path}: {text}") for kind, text in found]
@@ -184,7 +184,7 @@ def _check_objects(
         if box is not None:
             earlier = first.setdefault((item.name, box), index)
             if earlier != index:
-                text = f"{path}: object {index} ({_shown(item.name)}) has the class and the box of object {earlier}"
+                text = f"{path}: object {index} ({shortened(item.name)}) has the class and the box of object {earlier}"
                 problems.append(Problem(str(path), index, "duplicate_object", text))
     return checked, problems
 
@@ -196,14 +196,8 @@ def _check_object(
     if isinstance(item, UnreadObject):
         negative = isinstance(item.error, NegativeBoxError)
         return None, [("negative_box" if negative else "incomplete_object", str(item.error))]
-    box, found = check_box(item.box, size, f"{path}: object {index} ({_shown(item.name)})")
+    box, found = check_box(item.box, size, f"{path}: object {index} ({shortened(item.name)})")
     if class_names is not None and item.name not in class_names:
         kind, text = unknown_class(item.name, class_names)
-        return None, [(kind, f"{path}: object {index} is of the class {_shown(item.name)!r}{text}"), *found]
+        return None, [(kind, f"{path}: object {index} is of the class {shortened(item.name)!r}{text}"), *found]
     return box, found
-
-
-def _shown(text: str) -> str:
-    """A text of a file as a message can hold it: in one line, and not longer than that."""
-    line = " ".join(text.split())
-    return line if len(line) <= 60 else line[:57] + "..."

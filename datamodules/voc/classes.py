@@ -7,7 +7,7 @@ from pathlib import Path
 
 from datamodules.voc.format import Annotation
 from datamodules.voc.names import annotated_names, annotation_path, read_split_lines
-from detector.errors import InputError
+from detector.errors import InputError, listed
 
 
 def no_classes(
@@ -20,14 +20,14 @@ def no_classes(
         split_files: those whose images the annotations are of; none: all annotations of the folder.
         annotations: by name, each read or the reason why it was not.
     """
-    there = annotated_names(folder)
+    there = [f"{name}.xml" for name in annotated_names(folder)]
     for path in split_files:
         for line in read_split_lines(path):
             if not annotation_path(folder, line.name).is_file():
                 shown = line.text if len(line.text) <= 60 else line.text[:57] + "..."
                 return InputError(
                     f"{path}: line {line.number} is {shown!r}, but there is no {annotation_path(folder, line.name)}; "
-                    f"{folder / 'Annotations'} holds {_some(there)}"
+                    f"{folder / 'Annotations'} holds {listed(there, 3) or 'no XML file'}"
                 )
             found = annotations.get(line.name)
             if isinstance(found, InputError):
@@ -37,10 +37,3 @@ def no_classes(
     bad = next((one for one in annotations.values() if isinstance(one, InputError)), None)
     where = "of the splits " if split_files else ""
     return bad or InputError(f"{folder}: no annotation {where}names an object, so there are no classes")
-
-
-def _some(names: Sequence[str]) -> str:
-    if not names:
-        return "no XML file"
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(f"{name}.xml" for name in names[:3]) + more

@@ -14,8 +14,7 @@ from urllib.request import Request, urlopen
 
 from torchvision.datasets.utils import check_integrity, extract_archive
 
-from datamodules.image_reading import brief
-from detector.errors import InputError
+from detector.errors import InputError, brief
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 60.0  # seconds without a byte

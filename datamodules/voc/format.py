@@ -22,7 +22,7 @@ from defusedxml.common import DefusedXmlException
 from datamodules.image_reading import SUFFIXES
 from datamodules.text_files import is_undeclared, xml_source
 from datamodules.voc.names import read_split_lines
-from detector.errors import InputError
+from detector.errors import InputError, listed, shortened
 
 IMAGE_SUFFIXES: Final = tuple(f".{suffix}" for form in SUFFIXES for suffix in (form, form.upper(), form.capitalize()))
 MAX_BYTES = 4_000_000  # of an annotation file; more than ten thousand objects
@@ -206,14 +206,8 @@ def read_split_names(path: Path) -> list[str]:
     """As `read_split`, from an empty file and names that occur twice too."""
     if not path.is_file():
         present = sorted(file.stem for file in path.parent.glob("*.txt")) if path.parent.is_dir() else []
-        raise InputError(f"{path}: no such split file; {path.parent} holds {_listed(present)}")
+        raise InputError(f"{path}: no such split file; {path.parent} holds {listed(present, 12) or 'no split files'}")
     return [line.name for line in read_split_lines(path)]
-
-
-def _listed(names: list[str], limit: int = 12) -> str:
-    if not names:
-        return "no split files"
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _parse(data: bytes, path: Path) -> ElementTree.Element:
@@ -224,9 +218,9 @@ def _parse(data: bytes, path: Path) -> ElementTree.Element:
     except (ElementTree.ParseError, LookupError, ValueError, TypeError, OverflowError) as error:
         # An encoding that Python knows but that is none of text raises other than ParseError.
         hint = "; it is not UTF-8, and declares no other encoding" if is_undeclared(data) else ""
-        raise InputError(f"{path}: not well-formed XML ({_shown(str(error))}{hint})") from error
+        raise InputError(f"{path}: not well-formed XML ({shortened(str(error))}{hint})") from error
     if root is None or _plain_tag(root.tag) != "annotation":
-        found = "nothing" if root is None else f"<{_shown(root.tag)}>"
+        found = "nothing" if root is None else f"<{shortened(root.tag)}>"
         raise InputError(f"{path}: the outermost element is {found}; a VOC file has <annotation>")
     if any(_plain_tag(tag) != tag for tag in {root.tag, *(child.tag for child in root)}):
         for node in root.iter():
@@ -239,12 +233,6 @@ def _plain_tag(tag: str) -> str:
     return tag.rpartition("}")[2].lower()
 
 
-def _shown(text: str) -> str:
-    """A text of a file as a message can hold it: in one line, and not longer than that."""
-    line = " ".join(text.split())
-    return line if len(line) <= 60 else line[:57] + "..."
-
-
 def _text(node: ElementTree.Element, key: str) -> str:
     return (node.findtext(key) or "").strip()
 
@@ -255,7 +243,7 @@ def _size_value(size: ElementTree.Element | None, key: str, path: Path) -> int:
         return 0
     value = float(text) if _NUMBER.fullmatch(text) else math.nan
     if not (0 <= value <= MAX_PIXELS and value.is_integer()):
-        raise InputError(f"{path}: <size> has {key} {_shown(text)!r}; a whole number of pixels is needed")
+        raise InputError(f"{path}: <size> has {key} {shortened(text)!r}; a whole number of pixels is needed")
     return int(value)
 
 
@@ -273,15 +261,15 @@ def _read_object(node: ElementTree.Element, index: int, path: Path) -> VOCObject
         raise InputError(f"{where} has no <name>")
     bndbox = node.find("bndbox")
     if bndbox is None:
-        raise InputError(f"{where} ({_shown(name)}) has no <bndbox>")
-    where = f"{where} ({_shown(name)})"
+        raise InputError(f"{where} ({shortened(name)}) has no <bndbox>")
+    where = f"{where} ({shortened(name)})"
     x1, y1, x2, y2 = (_read_coordinate(bndbox, key, where) for key in _COORDINATES)
     # Compared in continuous coordinates: xmax >= xmin in the file is exactly a width of at least 1 here.
     for low, high, axis in ((x1, x2, "x"), (y1, y2, "y")):
         if high - low < 1 and Decimal(_text(bndbox, f"{axis}max")) < Decimal(_text(bndbox, f"{axis}min")):
             raise NegativeBoxError(
-                f"{where} has {axis}max {_shown(_text(bndbox, f'{axis}max'))} below {axis}min "
-                f"{_shown(_text(bndbox, f'{axis}min'))}; {axis}max must be at least {axis}min"
+                f"{where} has {axis}max {shortened(_text(bndbox, f'{axis}max'))} below {axis}min "
+                f"{shortened(_text(bndbox, f'{axis}min'))}; {axis}max must be at least {axis}min"
             )
     return VOCObject(
         name=name,
@@ -303,7 +291,7 @@ def _read_coordinate(bndbox: ElementTree.Element, key: str, where: str) -> float
     if len(text) <= 400 and _NUMBER.fullmatch(text):  # a float written out has no more digits
         value = float(_EXACT.subtract(Decimal(text), _ONE)) if shift else float(text)
     if not abs(value) <= MAX_PIXELS:
-        raise InputError(f"{where} has {key} {_shown(text)!r}; a number of pixels is needed")
+        raise InputError(f"{where} has {key} {shortened(text)!r}; a number of pixels is needed")
     return value
 
 
@@ -315,7 +303,7 @@ def _read_flag(node: ElementTree.Element, key: str, where: str) -> bool:
         return True
     if key == "truncated":  # nothing is computed from it; tools write "Unspecified" and the like
         return False
-    raise InputError(f"{where} has {key} {_shown(text)!r}; 0 or 1 is needed")
+    raise InputError(f"{where} has {key} {shortened(text)!r}; 0 or 1 is needed")
 
 
 def _write_object(root: ElementTree.Element, voc_object: VOCObject, index: int, path: Path) -> None:

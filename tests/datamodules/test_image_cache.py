@@ -89,7 +89,7 @@ def test_disk_cache_serves_other_runs_and_follows_changes(files, tmp_path, monke
     entry = next(path for path in folder.rglob("*.npy") if np.array_equal(np.load(path), 255 - before))
     entry.write_bytes(entry.read_bytes()[:-5])  # a cut file is no cached image
     np.testing.assert_array_equal(DiskCache(files, folder)(0), 255 - before)
-    assert len(calls) == 2 and not list(folder.rglob("*.tmp"))
+    assert len(calls) == 2 and not list(folder.rglob("*.partial"))
 
 
 def test_disk_cache_tells_orientations_apart(tmp_path):

@@ -20,6 +20,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from detector.errors import InputError
+from detector.files import replacing
 from detector.training.lightning_module import FasterRCNNModule
 
 
@@ -143,18 +144,14 @@ class AtomicCheckpoints(TorchCheckpointIO):
         if "://" in str(path):  # no file of this machine's file systems
             super().save_checkpoint(dict(checkpoint), path, storage_options)  # type: ignore[arg-type]
             return
-        place = Path(path)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        partial = place.with_name(place.name + ".partial")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("wb") as file:
+            with replacing(Path(path)) as file:
                 torch.save(checkpoint, file)
-            os.replace(partial, place)
         except BaseException as error:
-            partial.unlink(missing_ok=True)
             cause = error if isinstance(error, OSError) else error.__context__
             if isinstance(cause, OSError):  # PyTorch reports a full disk as "unexpected pos"
-                raise InputError(f"{place}: cannot write ({cause.strerror})") from error
+                raise InputError(f"{path}: cannot write ({cause.strerror})") from error
             raise
 
 
