@@ -36,6 +36,7 @@ from detector.metrics.voc_ap import (
     BoolArray,
     Detections,
     FlagArray,
+    FloatArray,
     GroundTruth,
     IntArray,
     assign,
@@ -96,8 +97,8 @@ def break_down_errors(
         )
     result = evaluate_voc(detections, ground_truth, labels, iou_threshold)
     other = _other_class(detections, ground_truth, labels)
-    kind = _kinds(result.flags, np.isin(detections.label, labels), result.assignment.best_iou, other.best_iou,
-                  iou_threshold, background_iou)  # fmt: skip
+    is_error = np.isin(detections.label, labels) & (result.flags == FALSE_POSITIVE)
+    kind = _kinds(is_error, result.assignment.best_iou, other.best_iou, iou_threshold, background_iou)
     target = np.where(kind == KINDS.index("classification"), other.best_object, result.assignment.best_object)
     found = np.zeros(len(ground_truth), dtype=np.bool_)
     found[result.assignment.best_object[result.flags == TRUE_POSITIVE]] = True
@@ -145,23 +146,17 @@ def _other_class(detections: Detections, ground_truth: GroundTruth, labels: Sequ
 
 
 def _kinds(
-    flags: FlagArray,
-    asked_for: BoolArray,
-    own: NDArray[np.float64],
-    other: NDArray[np.float64],
-    iou_threshold: float,
-    background_iou: float,
+    is_error: BoolArray, own: FloatArray, other: FloatArray, iou_threshold: float, background_iou: float
 ) -> FlagArray:
-    conditions = [
-        ~asked_for | (flags != FALSE_POSITIVE),
-        (own >= background_iou) & (own < iou_threshold),
-        other >= iou_threshold,
-        own >= iou_threshold,
-        other >= background_iou,
-    ]
-    names = ("localisation", "classification", "duplicate", "both")
-    chosen = np.select(conditions, [-1, *(KINDS.index(name) for name in names)], default=KINDS.index("background"))
-    kinds: FlagArray = chosen.astype(np.int8)
+    conditions = {
+        "localisation": (own >= background_iou) & (own < iou_threshold),
+        "classification": other >= iou_threshold,
+        "duplicate": own >= iou_threshold,
+        "both": other >= background_iou,
+        "background": np.ones_like(is_error),
+    }
+    indices = [KINDS.index(name) for name in conditions]
+    kinds: FlagArray = np.where(is_error, np.select(list(conditions.values()), indices), -1).astype(np.int8)
     return kinds
 
 

@@ -32,8 +32,6 @@ class FlatStateMetric(Metric):
     """
 
     full_state_update = False
-    is_differentiable = False
-    higher_is_better = True
 
     def __init__(self, class_names: Sequence[str], ints: Sequence[str], floats: Sequence[str]) -> None:
         super().__init__()

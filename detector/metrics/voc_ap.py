@@ -16,7 +16,7 @@ up to VOC2009, area from VOC2010 on):
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,9 +37,31 @@ _PAIRS_PER_CHUNK: Final = 1 << 20
 
 
 class _Rows:
-    """Columns of equal length, the first of which is `image_id`."""
+    """Columns of equal length, checked.
+
+    Raises:
+        InputError: Unequal lengths, a score that is not finite, or a box that is not finite or has a negative side.
+    """
 
     image_id: IntArray
+    what: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        for name, column in columns.items():
+            expected = (len(self), 4) if name == "box" else (len(self),)
+            if column.shape != expected:
+                text = f"{name} has shape {column.shape}; {len(self)} image ids need {expected}"
+                raise InputError(f"{self.what}: {text}")
+        box, score = columns["box"], columns.get("score", np.zeros(0))
+        for bad, fault in (
+            (~np.isfinite(score), "a score that is not finite"),
+            (~np.isfinite(box).all(axis=-1), "a coordinate that is not finite"),
+            ((box[:, 2:] < box[:, :2]).any(axis=1), "a box of negative size (boxes are x1, y1, x2, y2)"),
+        ):
+            if bad.any():
+                rows = f"{bad.sum()} of {bad.size} rows do"
+                raise InputError(f"{self.what}: row {bad.argmax()} has {fault}; {rows}")
 
     def __len__(self) -> int:
         return len(self.image_id)
@@ -58,20 +80,14 @@ class Detections(_Rows):
         label: (D,) integers, not negative.
         score: (D,) finite.
         box: (D, 4) xyxy in pixels, finite, `x2 >= x1` and `y2 >= y1`.
-
-    Raises:
-        InputError: Unequal lengths, a score that is not finite, or a box that is not finite or has a negative side.
     """
+
+    what = "detections"
 
     image_id: IntArray
     label: IntArray
     score: FloatArray
     box: FloatArray
-
-    def __post_init__(self) -> None:
-        _check_lengths("detections", self.image_id, label=self.label, score=self.score, box=self.box)
-        _check_none("detections", ~np.isfinite(self.score), "a score that is not finite")
-        _check_boxes("detections", self.box)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,19 +99,14 @@ class GroundTruth(_Rows):
         label: (G,) integers, not negative.
         box: (G, 4) xyxy in pixels, finite, `x2 >= x1` and `y2 >= y1`.
         difficult: (G,) bool.
-
-    Raises:
-        InputError: Unequal lengths, or a box that is not finite or has a negative side.
     """
+
+    what = "ground truth"
 
     image_id: IntArray
     label: IntArray
     box: FloatArray
     difficult: BoolArray
-
-    def __post_init__(self) -> None:
-        _check_lengths("ground truth", self.image_id, label=self.label, box=self.box, difficult=self.difficult)
-        _check_boxes("ground truth", self.box)
 
 
 @dataclass(frozen=True, eq=False)
@@ -323,20 +334,3 @@ def _chunks(paired: IntArray, count: IntArray) -> Iterator[IntArray]:
         return
     chunk = np.cumsum(count[paired]) // _PAIRS_PER_CHUNK
     yield from np.split(paired, np.flatnonzero(np.diff(chunk)) + 1)
-
-
-def _check_lengths(what: str, image_id: IntArray, **columns: NDArray[np.generic]) -> None:
-    for name, column in columns.items():
-        expected = (len(image_id), 4) if name == "box" else (len(image_id),)
-        if column.shape != expected:
-            raise InputError(f"{what}: {name} has shape {column.shape}; {len(image_id)} image ids need {expected}")
-
-
-def _check_boxes(what: str, box: FloatArray) -> None:
-    _check_none(what, ~np.isfinite(box).all(axis=-1), "a coordinate that is not finite")
-    _check_none(what, (box[:, 2:] < box[:, :2]).any(axis=1), "a box of negative size (boxes are x1, y1, x2, y2)")
-
-
-def _check_none(what: str, bad: BoolArray | np.bool_, fault: str) -> None:
-    if np.any(bad):
-        raise InputError(f"{what}: row {np.argmax(bad)} has {fault}; {np.sum(bad)} of {np.size(bad)} rows do")
