@@ -22,17 +22,11 @@ from datamodules.file_cache import FileCache, FileStore
 from datamodules.image_cache import CacheKind, check_cache, make_reader
 from datamodules.image_reading import Reading
 from datamodules.problems import Problem
-from datamodules.samplers import (
-    EpochSampler,
-    ShardSampler,
-    done_so_far,
-    go_on,
-    group_by_aspect,
-    start_new_epoch_if_finished,
-)
+from datamodules.samplers import EpochSampler, ShardSampler, done_so_far, go_on, group_by_aspect
 from datamodules.splits import Leaks, Member, divide, find_leaks, keep_lists, read_lists
 from detector.errors import InputError
 from detector.image_batch import ImageConfig
+from detector.training.lightning_private import start_new_epoch
 
 __all__ = ["PARTS", "Batch", "DetectionDataModule", "collate"]
 
@@ -392,4 +386,4 @@ class DetectionDataModule(pl.LightningDataModule):
             return
         go_on(sampler, state, self._resume_terms())
         if self.trainer is not None:
-            start_new_epoch_if_finished(self.trainer)
+            start_new_epoch(self.trainer)

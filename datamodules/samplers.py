@@ -13,7 +13,6 @@ from typing import Any, cast
 import numpy as np
 import pytorch_lightning as pl
 from numpy.typing import NDArray
-from pytorch_lightning.loops.progress import _ProcessedTracker
 from torch.utils.data import Dataset
 from torch.utils.data.distributed import DistributedSampler
 
@@ -220,10 +219,10 @@ class ShardSampler(DistributedSampler):  # type: ignore[type-arg]
 def done_so_far(trainer: pl.Trainer) -> dict[str, int]:
     """Where training goes on: `epoch` and the number of its `batches` already done on each rank."""
     loop = trainer.fit_loop
-    epochs = cast(_ProcessedTracker, loop.epoch_progress.current)
+    epochs: Any = loop.epoch_progress.current
     # Not `completed`: Lightning raises that only after the hook in which checkpoints are written.
-    batches = cast(_ProcessedTracker, loop.epoch_loop.batch_progress.current).processed
-    epoch = epochs.processed
+    batches: int = loop.epoch_loop.batch_progress.current.processed  # type: ignore[attr-defined]
+    epoch: int = epochs.processed
     if epochs.started == epochs.processed:  # between two epochs
         batches = 0
     elif batches >= trainer.num_training_batches:  # all batches done, the epoch's end hooks not yet
@@ -250,13 +249,3 @@ def go_on(sampler: EpochSampler, state: Mapping[str, int], terms: Mapping[str, i
                 "resume with the same values, or from a checkpoint of an epoch's end"
             )
     sampler.resume(state["epoch"], state["batches"] * state["batch_size"])
-
-
-def start_new_epoch_if_finished(trainer: pl.Trainer) -> None:
-    """With `max_steps`, Lightning 2.6 takes a checkpoint of an epoch's end for one of its middle and runs one epoch
-    without batches, which shifts all epoch numbers by one; tell its loops what it tells them under `max_epochs`."""
-    loop = trainer.fit_loop
-    epochs = cast(_ProcessedTracker, loop.epoch_progress.current)
-    if loop.restarting and epochs.ready == epochs.started == epochs.processed:
-        loop._restarting = False
-        loop.epoch_loop.restarting = False

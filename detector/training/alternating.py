@@ -14,11 +14,11 @@ so the shares hold for a training of any length, also one of fewer than four epo
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import pytorch_lightning as pl
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
@@ -28,17 +28,17 @@ from torch import Tensor, nn
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
 from detector.image_batch import ImageBatch, drawn_scales, ground_truth, make_batch, to_original
+from detector.rpn import RegionProposalNetwork
+from detector.training.lightning_private import forget_logged
 from detector.training.optimization import AveragedWeights
+from detector.training.scheme import SchemeName, TrainingScheme
 
-TrainingScheme = Literal["joint", "alternating"]
 STEPS = (
     "the RPN with a backbone of its own",
     "the detector on step 1's proposals",
     "the RPN on step 2's backbone",
     "the detector's own layers on step 3's proposals",
 )
-
-NEEDS_LENGTH = "alternating training needs its length: give --trainer.max_epochs or --trainer.max_steps"
 
 
 @dataclass
@@ -68,7 +68,7 @@ class AlternatingConfig:
 
 
 def step_ends(shares: Sequence[float], total: int) -> list[int]:
-    """How many of `total` optimiser steps are done when each of the four steps ends."""
+    """Return how many of `total` optimiser steps are done when each of the four steps ends."""
     return [round(total * (sum(shares[:count]) / sum(shares))) for count in range(1, len(shares) + 1)]
 
 
@@ -81,11 +81,11 @@ class Proposer(nn.Module):
         self.rpn = deepcopy(model.rpn)
 
 
-class AlternatingTraining(nn.Module):
-    """The step at work: which layers it trains, on which losses and proposals.
+class AlternatingTraining(nn.Module, TrainingScheme):
+    """Four steps after one another, each of which trains some layers on its own losses and proposals.
 
-    What it does not train has no gradients, and fixed backbones are in evaluation mode. (A fixed RPN is not: its mode
-    says how many proposals it makes, and nothing else.)
+    What the step at work does not train has no gradients, and fixed backbones are in evaluation mode. (A fixed RPN is
+    not: its mode says how many proposals it makes, and nothing else.)
 
     Args:
         model: The detector, with its initial weights. Held, but no submodule: a module that has both registers this
@@ -97,6 +97,8 @@ class AlternatingTraining(nn.Module):
         ends: Optimiser steps after which the steps end; empty until a training has begun.
         proposer: The network of step 1, in steps 1 and 2.
     """
+
+    name: SchemeName = "alternating"
 
     def __init__(self, model: FasterRCNN, config: AlternatingConfig) -> None:
         super().__init__()
@@ -114,17 +116,22 @@ class AlternatingTraining(nn.Module):
         return self._model[0]
 
     @property
-    def trained(self) -> tuple[nn.Module, ...]:
-        """What the step at work trains, frozen stages excepted."""
-        own: dict[int, tuple[nn.Module, ...]] = {
-            2: (self.model.backbone, self.model.roi_heads),
-            3: (self.model.rpn,),
-            4: (self.model.roi_heads,),
-        }
-        return (self.proposer,) if self.proposer is not None and self.step == 1 else own[self.step]
+    def proposing(self) -> Sequence[tuple[nn.Module, RegionProposalNetwork]]:
+        """The detector's backbone and RPN and, in steps 1 and 2, the proposer's."""
+        return [(one.backbone, one.rpn) for one in (self.model, self.proposer) if one is not None]
+
+    @property
+    def detects(self) -> bool:
+        """Whether step 1 is over."""
+        return self.step > 1
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the last step is at work."""
+        return self.step == len(STEPS)
 
     def train(self, mode: bool = True) -> Self:
-        """As any module's, and for the detector's backbone, too; fixed backbones stay in evaluation mode."""
+        """Set the mode of the detector's backbone, too; fixed backbones stay in evaluation mode."""
         super().train(mode)
         self.model.backbone.train(mode and self.step == 2)
         if self.proposer is not None:
@@ -132,7 +139,7 @@ class AlternatingTraining(nn.Module):
         return self
 
     def losses(self, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        """The two losses of the network at work and their weighted sum; as `FasterRCNN.losses` otherwise."""
+        """Return the two losses of the network at work and their weighted sum."""
         model = self.model
         batch = make_batch(images, model.image_config, model.training, drawn_scales(targets))
         truths = ground_truth(targets, batch)
@@ -147,8 +154,8 @@ class AlternatingTraining(nn.Module):
         logits, deltas = model.roi_heads(features, [rois.boxes for rois in sampled])
         return model.with_total(model.roi_heads.losses(logits, deltas, sampled))
 
-    def forward(self, images: Sequence[Tensor]) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
-        """Detections and proposals as of `FasterRCNN.forward`, by the networks that there are.
+    def detect(self, images: Sequence[Tensor]) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
+        """Return detections and proposals of the networks that there are.
 
         Step 1 has no detector, and no detections; in step 2 they come from step 1's proposals, from step 3 on from the
         one network, in step 3 with step 2's detector.
@@ -166,14 +173,22 @@ class AlternatingTraining(nn.Module):
         return detections, [to_original(boxes, batch, image) for image, boxes in enumerate(proposals)]
 
     def _propose(self, batch: ImageBatch) -> tuple[list[Tensor], list[Tensor]]:
-        """Proposals of each image by the RPN that there is, and the features of its backbone."""
+        """Return the proposals of each image by the RPN that there is, and the features of its backbone."""
         network = self.proposer or self.model
         features = network.backbone(batch.tensors)
         return network.rpn.proposals(network.rpn(features), batch), features
 
+    def logged(self) -> Mapping[str, float]:
+        """Return the step at work."""
+        return {"train/alternating_step": float(self.step)}
+
     # From step to step
 
-    def plan(self, trainer: pl.Trainer) -> int:
+    def check_endless(self) -> None:
+        """Raise InputError: where the steps end is a share of the length."""
+        raise InputError("alternating training needs its length: give --trainer.max_epochs or --trainer.max_steps")
+
+    def steps(self, trainer: pl.Trainer) -> int:
         """Fix where the steps end, and return how many optimiser steps the one at work has.
 
         Raises:
@@ -184,7 +199,7 @@ class AlternatingTraining(nn.Module):
             raise InputError("--trainer.strategy: alternating training works on one device or with ddp")
         total = trainer.estimated_stepping_batches
         if math.isinf(total):
-            raise InputError(NEEDS_LENGTH)
+            self.check_endless()
         ends = step_ends(self.config.step_shares, int(total))
         if self.ends and self.ends != ends:
             raise InputError(
@@ -200,8 +215,16 @@ class AlternatingTraining(nn.Module):
         self.ends = ends
         return lengths[self.step - 1]
 
+    def start(self) -> None:
+        """Say which step begins or goes on."""
+        start, end = (0, *self.ends)[self.step - 1 : self.step + 1]
+        rank_zero_info(
+            f"Alternating training, step {self.step} of {len(STEPS)}: {STEPS[self.step - 1]}; optimiser steps {start} "
+            f"to {end}"
+        )
+
     def advance(self, module: pl.LightningModule) -> None:
-        """Before a batch: go on to the next step once the one at work has had its optimiser steps.
+        """Go on to the next step once the one at work has had its optimiser steps.
 
         Not earlier: a validation after its last one is of the finished step. The new step has its own optimiser,
         schedule and weight averages, and begins from the averaged weights, those that were validated.
@@ -221,21 +244,11 @@ class AlternatingTraining(nn.Module):
             trainer.strategy.model = module
             trainer.strategy.configure_ddp()
         trainer.strategy.setup_optimizers(trainer)
-        # Or Lightning would log the last step's losses again and again until the end of the epoch.
-        if trainer._results is not None:
-            trainer._results.reset()
-        self.announce()
-
-    def announce(self) -> None:
-        """Say which step begins."""
-        start, end = (0, *self.ends)[self.step - 1 : self.step + 1]
-        rank_zero_info(
-            f"Alternating training, step {self.step} of {len(STEPS)}: {STEPS[self.step - 1]}; optimiser steps {start} "
-            f"to {end}"
-        )
+        forget_logged(trainer)
+        self.start()
 
     def _is_over(self, trainer: pl.Trainer) -> bool:
-        return self.step < len(STEPS) and trainer.global_step >= self.ends[self.step - 1]
+        return not self.is_final and trainer.global_step >= self.ends[self.step - 1]
 
     def _enter(self, step: int) -> None:
         if step == 2 and self.proposer is not None and not self.config.restart_backbone:
@@ -248,34 +261,44 @@ class AlternatingTraining(nn.Module):
         self._fix()
 
     def _fix(self) -> None:
-        """Let the step's own parameters have gradients, and no others; set the modes of the backbones."""
-        trained = {id(parameter) for part in self.trained for parameter in part.parameters()}
-        for network in (self.model, self.proposer):  # with equal names
+        """Let the step's own parameters have gradients, but for frozen stages; set the modes of the backbones."""
+        model, proposer = self.model, self.proposer
+        trained: tuple[nn.Module, ...] = {
+            1: (proposer or model,),
+            2: (model.backbone, model.roi_heads),
+            3: (model.rpn,),
+            4: (model.roi_heads,),
+        }[self.step]
+        own = {id(parameter) for part in trained for parameter in part.parameters()}
+        for network in (model, proposer):  # with equal names
             for name, parameter in network.named_parameters() if network is not None else ():
-                parameter.requires_grad_(name in self._trainable and id(parameter) in trained)
+                parameter.requires_grad_(name in self._trainable and id(parameter) in own)
         self.train(self.training)
 
     # Checkpoints
 
-    def record(self) -> dict[str, Any]:
-        """What a checkpoint holds beside the weights."""
-        return {"step": self.step, "ends": list(self.ends)}
+    def save(self, checkpoint: dict[str, Any]) -> None:
+        """Add the step at work, and where the steps end."""
+        checkpoint["alternating"] = {"step": self.step, "ends": list(self.ends)}
 
-    def restore(self, record: dict[str, Any] | None, module: pl.LightningModule | None = None) -> None:
-        """Go to the step of a checkpoint, before its weights are loaded; one without a record has the whole network.
-
-        Args:
-            record: As `record` gave it.
-            module: In training, the module whose weights may be averaged.
-        """
-        record = record or {"step": len(STEPS), "ends": []}
+    def restore(self, checkpoint: Mapping[str, Any], module: pl.LightningModule | None = None) -> None:
+        """Go to the step of a checkpoint; one of joint training has the whole network."""
+        record = checkpoint.get("alternating") or {"step": len(STEPS), "ends": []}
         self.ends = list(record["ends"])
         if record["step"] < 3 and self.proposer is None:
             self.proposer = Proposer(self.model)
         self._enter(record["step"])
-        if module is not None and module.trainer.state.fn == "fit":
+        if module is not None:
             for averages in _averages(module.trainer):
                 averages.restart(module.trainer, module)
+
+    def check_whole(self, path: object) -> None:
+        """Raise InputError in steps 1 and 2."""
+        if self.proposer is not None:
+            raise InputError(
+                f"{path}: is of step {self.step} of an alternating training; up to the end of step 2 there is no "
+                "single network that detects"
+            )
 
 
 def _averages(trainer: pl.Trainer) -> list[AveragedWeights]:

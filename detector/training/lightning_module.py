@@ -1,5 +1,4 @@
-"""FasterRCNNModule: the detector under Lightning, with its four losses, its metrics, its optimiser and its
-randomness."""
+"""FasterRCNNModule: the detector under Lightning, with its losses, its metrics, its optimiser and its randomness."""
 
 import math
 import os
@@ -26,10 +25,12 @@ from detector.metrics import DetectionAP, ProposalRecall
 from detector.metrics.class_subset import chosen_classes
 from detector.roi_heads import BoxPredictor, RoIConfig
 from detector.rpn import RegionProposalNetwork, RPNConfig
-from detector.training.alternating import NEEDS_LENGTH, AlternatingConfig, AlternatingTraining, Proposer, TrainingScheme
+from detector.training.alternating import AlternatingConfig, AlternatingTraining
 from detector.training.checkpoint_content import bit_depth_of, check_state, read_checkpoint
 from detector.training.compilation import CompileMode, check_compile_mode, compile_networks
 from detector.training.finite import FiniteLosses, check_finite
+from detector.training.joint import JointTraining
+from detector.training.lightning_private import trainer_of
 from detector.training.optimization import (
     AveragedWeights,
     OptimizerConfig,
@@ -38,7 +39,8 @@ from detector.training.optimization import (
     parameter_groups,
     share_of_step,
 )
-from detector.training.resuming import OtherOptions, Resumption, afresh, total_steps
+from detector.training.resuming import OtherOptions, Resumption, afresh
+from detector.training.scheme import SchemeName, TrainingScheme
 from detector.translated import Predictor
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
@@ -92,7 +94,7 @@ class FasterRCNNModule(pl.LightningModule):
         weights: str | None = None,
         weights_predictor: Predictor = "match",
         load_backbone_weights: bool = True,
-        training_scheme: TrainingScheme = "joint",
+        training_scheme: SchemeName = "joint",
         alternating: AlternatingConfig = AlternatingConfig(),
         compile: CompileMode = "none",
         cpu_kernels: CpuKernels = "auto",
@@ -133,9 +135,16 @@ class FasterRCNNModule(pl.LightningModule):
         self.weights_report = self.model.backbone.weights_report
         if weights is not None and load_backbone_weights:
             self.weights_report = load_detector(self.model, backbone, class_names, weights, weights_predictor)
+        # A submodule, because it has a network of its own, whose tensors are in checkpoints.
         self.alternating = AlternatingTraining(self.model, alternating) if training_scheme == "alternating" else None
+        self._joint = JointTraining(self.model)
         self.val_ap, self.test_ap = DetectionAP(class_names), DetectionAP(class_names)
         self.val_recall, self.test_recall = ProposalRecall(class_names), ProposalRecall(class_names)
+
+    @property
+    def scheme(self) -> TrainingScheme:
+        """How it is trained."""
+        return self.alternating or self._joint
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> Self:
@@ -151,13 +160,8 @@ class FasterRCNNModule(pl.LightningModule):
             module = cls(**checkpoint["hyper_parameters"], load_backbone_weights=False)
         except TypeError as error:
             raise InputError(f"{path}: not a checkpoint of frcnn fit ({error})") from error
-        if module.alternating is not None:
-            module.alternating.restore(checkpoint.get("alternating"))
-            if module.alternating.proposer is not None:
-                raise InputError(
-                    f"{path}: is of step {module.alternating.step} of an alternating training; up to the end of step 2 "
-                    "there is no single network that detects"
-                )
+        module.scheme.restore(checkpoint)
+        module.scheme.check_whole(path)
         check_state(path, checkpoint["state_dict"], module.state_dict())
         module.bit_depth = bit_depth_of(checkpoint)
         module.load_state_dict(checkpoint["state_dict"])
@@ -174,7 +178,7 @@ class FasterRCNNModule(pl.LightningModule):
 
     def forward(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """Detections of images, each (3, H, W) RGB in 0..255: see `FasterRCNN.forward`."""
-        return self._detect(images)[0]
+        return self.scheme.detect(images)[0]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint that does not fit, before its weights are loaded.
@@ -183,7 +187,7 @@ class FasterRCNNModule(pl.LightningModule):
             InputError: It was trained on other classes, or on the same ones in another order, or on images of another
                 bit depth, or its network or its training scheme differs.
         """
-        trainer = self._trainer  # None in load_from_checkpoint
+        trainer = trainer_of(self)  # None in load_from_checkpoint
         path = (trainer and trainer.ckpt_path) or "the checkpoint"
         fit = trainer is not None and trainer.state.fn == "fit"
         self.check_origin(path, checkpoint, fit)
@@ -193,8 +197,7 @@ class FasterRCNNModule(pl.LightningModule):
                 f"{path}: was trained with --data.bit_depth {bit_depth_of(checkpoint)}, but now it is "
                 f"{reading.bit_depth}; give the checkpoint's"
             )
-        if self.alternating is not None:
-            self.alternating.restore(checkpoint.get("alternating"), self)
+        self.scheme.restore(checkpoint, self if fit else None)
         check_state(path, checkpoint["state_dict"], self.state_dict())
         check_finite(path, checkpoint["state_dict"])
         if fit:
@@ -215,15 +218,13 @@ class FasterRCNNModule(pl.LightningModule):
                 f"{len(self.class_names)} classes ({', '.join(self.class_names)}); "
                 f"give the checkpoint's by --data.class_names, or {afresh(path)} --model.weights_predictor by_name"
             )
-        record = checkpoint.get("alternating")
-        if fit and (record is None) != (self.alternating is None):
-            scheme = "joint" if record is None else "alternating"
+        scheme: SchemeName = "joint" if checkpoint.get("alternating") is None else "alternating"
+        if fit and scheme != self.scheme.name:
             raise InputError(f"{path}: was trained by --model.training_scheme {scheme}; go on with the same one")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the step of an alternating training."""
-        if self.alternating is not None:
-            checkpoint["alternating"] = self.alternating.record()
+        """Add what the training scheme needs to go on."""
+        self.scheme.save(checkpoint)
 
     # Training
 
@@ -232,50 +233,39 @@ class FasterRCNNModule(pl.LightningModule):
         if stage == "fit" and self.weights_report is not None:
             rank_zero_info(self.weights_report.summary())
         line = use_cpu_kernels(self.cpu_kernels)
-        if self._trainer is not None and self.trainer.strategy.root_device.type == "cpu":
+        if trainer_of(self) is not None and self.trainer.strategy.root_device.type == "cpu":
             rank_zero_info(line)
         if stage != "predict" and self.compile_mode != "none":
             compile_networks(self._compilable(), self.compile_mode, self.trainer.strategy.root_device)
 
     def _compilable(self) -> list[nn.Module]:
-        proposer = self.alternating.proposer if self.alternating is not None else None
-        networks: list[FasterRCNN | Proposer] = [self.model] if proposer is None else [self.model, proposer]
-        parts: list[nn.Module] = [part for network in networks for part in (network.backbone, network.rpn.head)]
+        parts: list[nn.Module] = [part for backbone, rpn in self.scheme.proposing for part in (backbone, rpn.head)]
         return [*parts, self.model.roi_heads.box_head]
 
     def on_train_start(self) -> None:
-        """Say which step of an alternating training begins or goes on; let changed options of a resume take effect."""
-        if self.alternating is not None:
-            self.alternating.announce()
+        """Begin or go on; let changed options of a resume take effect."""
+        self.scheme.start()
         if self._resumption is not None:
-            steps = self.alternating.plan(self.trainer) if self.alternating else total_steps(self.trainer)
-            self._resumption.take_effect(self.trainer, self.optimizer_config, steps)
+            self._resumption.take_effect(self.trainer, self.optimizer_config, self.scheme.steps(self.trainer))
             self._resumption = None
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Go on to the next step of an alternating training where it is due, and make the randomness of a step
-        (sampling, dropout) a function of seed, step and rank.
+        """Make the randomness of a step (sampling, dropout) a function of seed, step and rank.
 
-        So an interrupted and resumed run repeats an undisturbed one exactly.
+        So an interrupted and resumed run repeats an undisturbed one exactly. Before, the training scheme goes on to its
+        next stage where that is due.
         """
-        if self.alternating is not None:
-            self.alternating.advance(self)
+        self.scheme.advance(self)
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx
         torch.manual_seed(hash((seed, step, self.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The weighted sum of the four losses; each is logged as `train/loss_*`.
-
-        In alternating training there are the two losses of the step at work, which is logged as
-        `train/alternating_step`.
-        """
+        """Return the weighted sum of the scheme's losses; each is logged as `train/loss_*`."""
         images, targets = batch
-        if self.alternating is None:
-            losses = self.model.losses(images, targets)
-        else:
-            losses = self.alternating.losses(images, targets)
-            self.log("train/alternating_step", float(self.alternating.step), batch_size=len(images))
+        losses = self.scheme.losses(images, targets)
+        for name, value in self.scheme.logged().items():
+            self.log(name, value, batch_size=len(images))
         for name in (name for name in (*LOSS_NAMES, "loss") if name in losses):
             self.log(f"train/{name}", losses[name].detach(), prog_bar=True, batch_size=len(images))
         self.last_losses = {name: loss.detach() for name, loss in losses.items()}
@@ -283,14 +273,12 @@ class FasterRCNNModule(pl.LightningModule):
         return share_of_step(losses["loss"], batch_idx, trainer.num_training_batches, trainer.accumulate_grad_batches)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Optimiser over the groups of `parameter_groups`, and a schedule that advances by steps.
+        """Return the optimiser over the groups of `parameter_groups`, and a schedule that advances by steps.
 
-        In alternating training both are those of the step at work.
+        Both are those of the scheme's stage at work.
         """
         optimizer = build_optimizer(self._parameter_groups(), self.optimizer_config)
-        steps = self.alternating.plan(self.trainer) if self.alternating else self.trainer.estimated_stepping_batches
-        factor = lr_factor(self.optimizer_config, steps)
-        scheduler = LambdaLR(optimizer, factor)
+        scheduler = LambdaLR(optimizer, lr_factor(self.optimizer_config, self.scheme.steps(self.trainer)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
@@ -314,8 +302,7 @@ class FasterRCNNModule(pl.LightningModule):
         Raises:
             InputError: The schedule or the training scheme needs the training's length.
         """
-        if self.alternating is not None:
-            raise InputError(NEEDS_LENGTH)
+        self.scheme.check_endless()
         lr_factor(self.optimizer_config, math.inf)
 
     def configure_callbacks(self) -> list[pl.Callback]:
@@ -326,11 +313,6 @@ class FasterRCNNModule(pl.LightningModule):
         return [*averages, FiniteLosses()]  # in this order when a checkpoint is made
 
     # Evaluation: one pass yields detections and proposals
-
-    @property
-    def is_candidate(self) -> bool:
-        """Whether a validation now may choose the best checkpoint: in the last step of an alternating training only."""
-        return self.alternating is None or self.alternating.step == 4
 
     def evaluate_only(self, class_names: Sequence[str]) -> None:
         """Let the metrics of validations and tests be of these classes alone, as if there were no others.
@@ -365,20 +347,14 @@ class FasterRCNNModule(pl.LightningModule):
 
     def _evaluate(self, batch: Batch, ap: DetectionAP, recall: ProposalRecall) -> dict[str, list[dict[str, Tensor]]]:
         images, targets = batch
-        detections, proposals = self._detect(images)
+        detections, proposals = self.scheme.detect(images)
         ap.update(detections, targets)
         recall.update(proposals, targets)
         return {"detections": detections}
 
-    def _detect(self, images: Sequence[Tensor]) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
-        detections, proposals = self.model(images) if self.alternating is None else self.alternating(images)
-        return detections, proposals
-
     def _log_metrics(self, stage: str, ap: DetectionAP, recall: ProposalRecall) -> None:
         # Metrics are computed from all ranks' gathered states, so every rank logs the same numbers.
-        metrics = {**ap.compute(), **recall.compute()}
-        if self.alternating is not None and self.alternating.step == 1:
-            metrics = recall.compute()  # there is no detector yet
+        metrics = {**(ap.compute() if self.scheme.detects else {}), **recall.compute()}
         shown = {"AP50_voc07", "AP"}
         for name, value in metrics.items():
             self.log(f"{stage}/{name}", value, prog_bar=name in shown, rank_zero_only=False)

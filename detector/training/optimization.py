@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import WeightAveraging
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from detector.errors import InputError, check_choices, check_range
 
@@ -137,90 +137,120 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> to
     return optimizer
 
 
-class _Averages(AveragedModel):
-    """A moving average of all parameters and buffers of a model.
-
-    The number of updates is kept on the CPU: read from a GPU, it would hold up the CPU in every step.
-
-    Args:
-        model: What is averaged; the first update copies it.
-        device: Where the averages are.
-        decay: As of `AveragedWeights`.
-    """
-
-    def __init__(self, model: nn.Module, device: torch.device, decay: float) -> None:
-        super().__init__(model, use_buffers=True)
-        self.module.to(device)  # and not the number of updates
-        self.decay = decay
-
-    @torch.no_grad()
-    def update_parameters(self, model: nn.Module) -> None:
-        """Add the weights of `model`, which has the same parts."""
-        updates = int(self.n_averaged)
-        averages = [*self.module.parameters(), *self.module.buffers()]
-        currents = [*model.parameters(), *model.buffers()]
-        pairs = list(zip(averages, currents, strict=True))
-        floats = [(mean, current) for mean, current in pairs if mean.is_floating_point() and updates]
-        if floats:
-            weight = 1 - min(self.decay, (1 + updates) / (10 + updates))
-            torch._foreach_lerp_([mean for mean, _ in floats], [current for _, current in floats], weight)
-        for mean, current in pairs:
-            if not (mean.is_floating_point() and updates):
-                mean.copy_(current)
-        self.n_averaged += 1
-
-
-class AveragedWeights(WeightAveraging):
+class AveragedWeights(pl.Callback):
     """Exponential moving average of the weights, used for validation and saved as the checkpoint's weights.
 
     The decay rises to `decay` as (1 + n) / (10 + n) over the first updates, so that early validations are meaningful.
+    Checkpoints are as those of Lightning's `WeightAveraging`, which would copy all weights to the CPU in every step.
+
+    Args:
+        decay: Of parameters and floating-point buffers; other buffers are copied.
+
+    Attributes:
+        averages: A copy of the module, with averaged weights; with the current ones while the module has these.
     """
 
+    averages: nn.Module
+
     def __init__(self, decay: float) -> None:
-        super().__init__()
         self.decay = decay
+        self._updates = 0
+        self._latest_step = 0
         self._validating = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Make the averages where the module will be trained; it is itself still on the CPU, where Lightning would
-        leave them, and copy all weights there in every step."""
+        """Make the averages where the module will be trained, which is itself still on the CPU."""
         if stage == "fit":
-            self._average_model = _Averages(pl_module, trainer.strategy.root_device, self.decay)
-
-    def copy_to(self, pl_module: pl.LightningModule) -> None:
-        """Let the module go on with the averages."""
-        self._copy_average_to_current(pl_module)
-
-    def _copy_average_to_current(self, pl_module: pl.LightningModule) -> None:
-        super()._copy_average_to_current(pl_module)
-        _say_changed(pl_module)
-
-    def _swap_models(self, pl_module: pl.LightningModule) -> None:
-        super()._swap_models(pl_module)
-        _say_changed(pl_module)
+            self.restart(trainer, pl_module)
 
     def restart(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin anew from the module as it is, with the parameters that it has now."""
-        self.setup(trainer, pl_module, "fit")
+        self.averages = deepcopy(pl_module).to(trainer.strategy.root_device)
+        self._updates = 0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Add the weights of a new step; the first ones are copied."""
+        if trainer.global_step <= self._latest_step:
+            return
+        self._latest_step = trainer.global_step
+        pairs = self._pairs(pl_module)
+        floats = [(mean, current) for mean, current in pairs if mean.is_floating_point() and self._updates]
+        with torch.no_grad():
+            if floats:
+                weight = 1 - min(self.decay, (1 + self._updates) / (10 + self._updates))
+                torch._foreach_lerp_([mean for mean, _ in floats], [current for _, current in floats], weight)
+            for mean, current in pairs:
+                if not (mean.is_floating_point() and self._updates):
+                    mean.copy_(current)
+        self._updates += 1
+
+    @torch.no_grad()
+    def copy_to(self, pl_module: pl.LightningModule) -> None:
+        """Let the module go on with the averages."""
+        for mean, current in self._pairs(pl_module):
+            current.copy_(mean)
+
+    @torch.no_grad()
+    def _swap(self, pl_module: pl.LightningModule) -> None:
+        self._validating = not self._validating
+        for mean, current in self._pairs(pl_module):
+            kept = mean.clone()
+            mean.copy_(current)
+            current.copy_(kept)
+
+    def _pairs(self, module: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        tensors = ([*one.parameters(), *one.buffers()] for one in (self.averages, module))
+        return list(zip(*tensors, strict=True))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the averages in the module."""
+        self.copy_to(pl_module)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_validation_epoch_start(trainer, pl_module)
-        self._validating = self._average_model is not None
+        """Let the averages be validated."""
+        self._swap(pl_module)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_validation_epoch_end(trainer, pl_module)
-        self._validating = False
+        """Let the training go on from its own weights."""
+        self._swap(pl_module)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """An interrupt during validation finds the averaged weights in the model: put the current ones back."""
+        """Put the module's own weights back after an interrupt during validation."""
         if self._validating:
-            self._swap_models(pl_module)
-            self._validating = False
+            self._swap(pl_module)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step of the last update."""
+        return {"latest_update_step": self._latest_step}
 
-def _say_changed(module: nn.Module) -> None:
-    """Count up the versions of weights that were written through `.data`, which does not: others keep copies."""
-    torch.autograd.graph.increment_version([*module.parameters(), *module.buffers()])
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after that step."""
+        self._latest_step = state_dict["latest_update_step"]
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Let the averages be the checkpoint's weights, and add the module's own."""
+        checkpoint["current_model_state"] = checkpoint["state_dict"]
+        checkpoint["state_dict"] = dict(self.averages.state_dict())
+        checkpoint["averaging_state"] = {"n_averaged": torch.tensor(self._updates)}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on with a checkpoint's averages; of a training without them, its weights are the first."""
+        self.averages.load_state_dict(checkpoint["state_dict"])
+        if "current_model_state" in checkpoint:
+            rank_zero_info("Found current_model_state in the checkpoint. This will be used to initialize the model.")
+            pl_module.load_state_dict(checkpoint["current_model_state"])
+            self._updates = int(checkpoint["averaging_state"]["n_averaged"])
+        else:
+            rank_zero_warn(
+                "The checkpoint was not created with WeightAveraging. Both the current and the average model will be "
+                "initialized with state_dict."
+            )
 
 
 def share_of_step(loss: Tensor, batch: int, batches: float, of_step: int) -> Tensor:

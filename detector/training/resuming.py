@@ -7,7 +7,6 @@ end.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -133,23 +132,6 @@ class Resumption(OtherOptions):
         super().__init__(groups, any(name.startswith("optimizer.") for name in changes))
         if changes:
             rank_zero_info(f"{path}: goes on with other options: {changes_text(changes)}")
-
-
-def total_steps(trainer: pl.Trainer) -> float:
-    """Optimiser steps of a whole training, those included that were done before a resume with other batches.
-
-    The same as Lightning's estimate where nothing has changed.
-    """
-    steps = trainer.estimated_stepping_batches
-    if math.isinf(steps) or trainer.max_epochs in (None, -1) or math.isinf(trainer.num_training_batches):
-        return steps
-    loop, of_step = trainer.fit_loop, trainer.accumulate_grad_batches
-    per_epoch = math.ceil(trainer.num_training_batches / of_step)
-    epochs = loop.epoch_progress.current.processed  # type: ignore[attr-defined]
-    within = loop.epoch_loop.batch_progress.current.ready if loop.epoch_progress.current.started > epochs else 0  # type: ignore[attr-defined]
-    left = per_epoch * (max(trainer.max_epochs or 1, 1) - epochs) - math.ceil(within / of_step)
-    total: float = trainer.global_step + max(left, 0)
-    return total if trainer.max_steps == -1 else min(total, trainer.max_steps)
 
 
 def _text(value: Any) -> str:

@@ -62,7 +62,7 @@ def check_monitors(callbacks: Iterable[pl.Callback], model: FasterRCNNModule, va
         validates: Whether there are validations.
     """
     callbacks = list(callbacks)
-    if model.alternating is not None and any(isinstance(one, LearningRateFinder) for one in callbacks):
+    if model.scheme.name == "alternating" and any(isinstance(one, LearningRateFinder) for one in callbacks):
         raise InputError(
             "--trainer.callbacks LearningRateFinder: --model.training_scheme alternating has four optimisers; find the "
             "rate of a joint training"
@@ -85,8 +85,8 @@ def check_monitors(callbacks: Iterable[pl.Callback], model: FasterRCNNModule, va
 
 
 def _training_metrics(model: FasterRCNNModule) -> set[str]:
-    step = {"train/alternating_step"} if model.alternating is not None else set()
-    return {*(f"train/{name}" for name in (*LOSS_NAMES, "loss")), "train/images_per_second", *step}
+    losses = (f"train/{name}" for name in (*LOSS_NAMES, "loss"))
+    return {*losses, "train/images_per_second", *model.scheme.logged()}
 
 
 def _validation_metrics(model: FasterRCNNModule) -> set[str]:

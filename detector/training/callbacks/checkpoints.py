@@ -22,6 +22,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from detector.errors import InputError
 from detector.files import replacing
 from detector.training.lightning_module import FasterRCNNModule
+from detector.training.lightning_private import put_off_sigterm
 
 
 class SaveOnInterrupt(Checkpoint):
@@ -56,7 +57,8 @@ class SaveOnInterrupt(Checkpoint):
     ) -> None:
         """Stop here if asked to. An epoch's last step is left to its validation: Lightning cannot resume between."""
         steps, rest = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
-        self._put_off(trainer, accumulating=rest != 0 and not trainer.is_last_batch)
+        # The gradients that a step has accumulated are in no checkpoint.
+        self._terminated = put_off_sigterm(trainer, rest != 0 and not trainer.is_last_batch, self._terminated)
         between_steps = rest == 0 and not trainer.is_last_batch
         # Ranks have to agree, which makes a GPU wait for its queue: not at every step.
         due = trainer.world_size == 1 or steps % 20 == 0
@@ -74,7 +76,7 @@ class SaveOnInterrupt(Checkpoint):
     ) -> None:
         """Stop here if asked to; several ranks, whose numbers of images differ, go on to the next training step.
 
-        So does a training whose step is not complete (see `_put_off`).
+        So does a training whose step is not complete.
         """
         progress = trainer.fit_loop.epoch_loop.batch_progress
         accumulating = progress.current.ready % trainer.accumulate_grad_batches != 0 and not progress.is_last_batch
@@ -101,14 +103,6 @@ class SaveOnInterrupt(Checkpoint):
             progress.increment_started()
         trainer.save_checkpoint(self.path)
         rank_zero_info(f"Interrupted at step {trainer.global_step}. To go on: add --ckpt_path {self.path}")
-
-    def _put_off(self, trainer: pl.Trainer, accumulating: bool) -> None:
-        """Let SIGTERM wait for the end of the step: the gradients that it has accumulated are in no checkpoint."""
-        signals = trainer._signal_connector
-        if accumulating and signals.received_sigterm:
-            self._terminated, signals.received_sigterm = True, False
-        elif self._terminated and not accumulating:
-            self._terminated, signals.received_sigterm = False, True
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
@@ -191,4 +185,4 @@ class BestCheckpoint(ModelCheckpoint):
 
 def _is_candidate(pl_module: pl.LightningModule) -> bool:
     assert isinstance(pl_module, FasterRCNNModule)
-    return pl_module.is_candidate
+    return pl_module.scheme.is_final

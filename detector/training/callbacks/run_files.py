@@ -16,6 +16,7 @@ from detector.files import write_json
 from detector.kernels.cpu_paths import cpu_paths
 from detector.metrics.coco_results import coco_results
 from detector.training.lightning_module import FasterRCNNModule
+from detector.training.lightning_private import log_at_step
 
 HPARAMS_METRICS = ("val/AP50_voc07", "val/AP50_voc", "val/AP", "val/AP50", "val/proposal_recall@300")
 
@@ -57,7 +58,7 @@ class RunFiles(pl.Callback):
     ) -> None:
         """Let an evaluation log where the training that wrote its checkpoint did; Lightning would at step 0."""
         if trainer.state.fn != "fit":
-            trainer.fit_loop.epoch_loop._batches_that_stepped = max(0, checkpoint["global_step"] - 1)
+            log_at_step(trainer, max(0, checkpoint["global_step"] - 1))
             trainer.fit_loop.epoch_progress.current.completed = checkpoint["epoch"]
             self._progress = {"epoch": _completed_epochs(checkpoint), "step": checkpoint["global_step"]}
 

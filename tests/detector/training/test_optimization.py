@@ -185,22 +185,22 @@ def test_averages_are_on_the_device_of_the_training_and_read_nothing_from_it() -
     module, callback = Counter(), AveragedWeights(0.9)
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("meta")))
     callback.setup(trainer, module, "fit")  # type: ignore[arg-type]
-    averages = callback._average_model
-    assert averages is not None
     assert module.weight.device.type == "cpu"
-    assert {tensor.device.type for tensor in averages.module.state_dict().values()} == {"meta"}
-    for _ in range(3):
-        averages.update_parameters(module.to("meta"))
-    assert averages.state_dict()["n_averaged"] == 3
+    assert {tensor.device.type for tensor in callback.averages.state_dict().values()} == {"meta"}
+    for trainer.global_step in (1, 2, 2, 3):  # the second batch of step 3 is no step
+        callback.on_train_batch_end(trainer, module.to("meta"), None, None, 0)  # type: ignore[arg-type]
+    checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
+    callback.on_save_checkpoint(trainer, module, checkpoint)  # type: ignore[arg-type]
+    assert checkpoint["averaging_state"]["n_averaged"] == 3
 
 
 def test_swapped_weights_are_seen_to_have_changed() -> None:
     module, callback = Counter(), AveragedWeights(0.9)
     trainer = SimpleNamespace(strategy=SimpleNamespace(root_device=torch.device("cpu")))
     callback.setup(trainer, module, "fit")  # type: ignore[arg-type]
-    for change in (callback._swap_models, callback.copy_to):
+    for change in (callback.on_validation_epoch_start, callback.on_validation_epoch_end, callback.on_train_end):
         version = module.weight._version
-        change(module)
+        change(trainer, module)  # type: ignore[arg-type]
         assert module.weight._version > version
 
 
