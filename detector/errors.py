@@ -48,6 +48,11 @@ def listed(names: Sequence[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
+def option_text(value: object) -> str:
+    """Return the value of an option as YAML has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def check_choices(section: str, config: Any) -> None:
     """Raise InputError for a field of type `Literal[...]` with another value.
 

@@ -8,26 +8,22 @@ A layout is recognised by its tensors' names. `translate` gives the tensors our 
 A anchors per location, C classes of the model, K classes of the file, both without background.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from detector.errors import InputError
-from detector.own_checkpoints import anchor_remark, is_own, options_of, own_predictor, own_tensors
-from detector.state_dicts import WeightsReport, fill, read_tensors, slots_of
+from detector.backbones.base import BackboneConfig
+from detector.errors import InputError, option_text
+from detector.faster_rcnn import FasterRCNN
+from detector.own_checkpoints import is_own, translate_own
+from detector.state_dicts import WeightsReport, fill, read_content, slots_of, tensors_in
 from detector.training.finite import check_finite
 from detector.translated import KEY, Predictor, Translated, adapt_predictor
-
-if TYPE_CHECKING:
-    from detector.backbones.base import BackboneConfig
-    from detector.faster_rcnn import FasterRCNN
 
 ANCHORS = "anchors per location (model.anchors.scales x model.anchors.aspect_ratios)"
 
@@ -69,16 +65,18 @@ def load_detector(
         raise InputError(f"{KEY} {path}: no such file; give a detector's state dict, such as torchvision's .pth files")
     if predictor not in get_args(Predictor):
         raise InputError(f"{KEY}_predictor {predictor}: choose one of {', '.join(get_args(Predictor))}")
-    state = read_tensors(path, KEY)
-    check_finite(f"{KEY} {path}", state)
+    source = f"{KEY} {path}"
+    content = read_content(path, KEY)
+    state, options = tensors_in(content, source), content.get("hyper_parameters", {})
+    check_finite(source, state)
     try:
-        translated = _translate_own(state, model, path) if is_own(state) else translate(state, str(path))
+        own = is_own(state)
+        translated = translate_own(state, model, options, source) if own else translate(state, str(path))
         _check_options(translated.options, _options_of(model, backbone), path)
-        remarks = [anchor_remark(model, options_of(path)) if translated.own else ""]
         _adapt_anchors(translated.tensors, model)
-        remarks.insert(0, adapt_predictor(translated, model, class_names, predictor, f"{KEY} {path}"))
+        remarks = [adapt_predictor(translated, model, class_names, predictor, source), translated.remark]
     except KeyError as error:
-        raise InputError(f"{KEY} {path}: is incomplete: it lacks what would be our {error}") from error
+        raise InputError(f"{source}: is incomplete: it lacks what would be our {error}") from error
     if translated.norm_eps not in (None, backbone.norm_eps):
         remarks.append(f"its batch norms were trained with --model.backbone.norm_eps {translated.norm_eps:g}")
     report = fill(slots_of(model), str(path), translated.tensors, KEY)
@@ -195,26 +193,6 @@ def _translate_chenyuntc(state: Mapping[str, Tensor]) -> Translated:
     return Translated(tensors, options, VOC_NAMES if classes == len(VOC_NAMES) else None)
 
 
-def _translate_own(state: Mapping[str, Tensor], model: FasterRCNN, path: Path) -> Translated:
-    options = options_of(path)
-    tensors = own_tensors(state, model, options, f"{KEY} {path}")
-    roi = {"delta_std": model.roi_heads.config.delta_std, "delta_mean": model.roi_heads.config.delta_mean}
-    roi |= options.get("roi", {})
-    rows = len(tensors["roi_heads.predictor.scores.bias"])
-    agnostic = len(tensors["roi_heads.predictor.deltas.bias"]) == 4 and (rows > 2 or bool(roi.get("class_agnostic")))
-    own_predictor(tensors, agnostic)
-    return Translated(
-        tensors,
-        {},
-        options.get("class_names"),
-        options.get("backbone", {}).get("norm_eps"),
-        roi["delta_std"],
-        roi["delta_mean"],
-        agnostic,
-        own=True,
-    )
-
-
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
     for theirs, ours in prefixes.items():
         if name.startswith(theirs):
@@ -248,13 +226,13 @@ def _options_of(model: FasterRCNN, backbone: BackboneConfig) -> dict[str, Any]:
 
 
 def _check_options(theirs: Mapping[str, Any], ours: Mapping[str, Any], path: Path) -> None:
-    differing = [f"{key} {_yaml(value)} (is {_yaml(ours[key])})" for key, value in theirs.items() if value != ours[key]]
+    differing = [
+        f"{key} {option_text(value)} (is {option_text(ours[key])})"
+        for key, value in theirs.items()
+        if value != ours[key]
+    ]
     if differing:
         raise InputError(f"{KEY} {path}: its network needs {', '.join(differing)}")
-
-
-def _yaml(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _adapt_anchors(tensors: dict[str, Tensor], model: FasterRCNN) -> None:

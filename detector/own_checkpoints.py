@@ -1,23 +1,16 @@
 """Checkpoints of `frcnn fit` as a start for another training: everything that fits, under other classes or anchors."""
 
-from __future__ import annotations
-
-import pickle
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, cat, zeros_like
 
 from detector.anchors import AnchorConfig, base_anchors
 from detector.errors import InputError
+from detector.faster_rcnn import FasterRCNN
+from detector.translated import Translated
 
-if TYPE_CHECKING:
-    from detector.faster_rcnn import FasterRCNN
-
-FIRST_LAYERS = "backbone."
 RPN_OUTPUTS = tuple(f"rpn.head.{name}.{kind}" for name in ("objectness", "deltas") for kind in ("weight", "bias"))
 PREDICTOR = "roi_heads.predictor."
 
@@ -27,22 +20,10 @@ def is_own(state: Mapping[str, Tensor]) -> bool:
     return any(prefix + RPN_OUTPUTS[0] in state for prefix in ("model.", ""))
 
 
-def options_of(path: Path) -> dict[str, Any]:
-    """Return the options of the model in a checkpoint; empty for a file of weights alone."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):  # such as a .safetensors
-        return {}
-    options = content.get("hyper_parameters") if isinstance(content, Mapping) else None
-    return dict(options) if isinstance(options, Mapping) else {}
-
-
-def own_tensors(
+def translate_own(
     state: Mapping[str, Tensor], model: FasterRCNN, options: Mapping[str, Any], source: str
-) -> dict[str, Tensor]:
-    """Return a checkpoint's tensors by the names of `FasterRCNN`, without those that this one has in another shape.
-
-    The RPN's outputs are in ratio-major order of the model's anchors, if they are for as many.
+) -> Translated:
+    """Return a checkpoint's tensors without those that the model has in another shape.
 
     Args:
         state: As the file has it; averaged weights where the training averaged them.
@@ -61,70 +42,76 @@ def own_tensors(
     prefix = "model." if "model." + RPN_OUTPUTS[0] in state else ""
     tensors = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    _check_backbone(tensors, shapes, options, source)
+    remark = _sort_anchors(tensors, model.rpn.anchor_generator.config, options)
+    for name in [*tensors]:
+        adapted = name.startswith((PREDICTOR, *RPN_OUTPUTS))
+        if not adapted and name in shapes and shapes[name] != tensors[name].shape:
+            del tensors[name]
+    config = model.roi_heads.config
+    roi = {"delta_std": config.delta_std, "delta_mean": config.delta_mean} | options.get("roi", {})
+    agnostic = _spread_deltas(tensors, bool(roi.get("class_agnostic")))
+    norm_eps = options.get("backbone", {}).get("norm_eps")
+    return Translated(
+        tensors,
+        {},
+        options.get("class_names"),
+        norm_eps,
+        roi["delta_std"],
+        roi["delta_mean"],
+        agnostic,
+        own=True,
+        remark=remark,
+    )
+
+
+def _check_backbone(
+    theirs: Mapping[str, Tensor], shapes: Mapping[str, Any], options: Mapping[str, Any], source: str
+) -> None:
     for name, shape in shapes.items():
-        same = name in tensors and tensors[name].shape == shape
-        if name.startswith(FIRST_LAYERS) and not (same or name.endswith("num_batches_tracked")):
-            theirs = options.get("backbone", {}).get("name")
+        same = name in theirs and theirs[name].shape == shape
+        if name.startswith("backbone.") and not (same or name.endswith("num_batches_tracked")):
+            kind = options.get("backbone", {}).get("name")
             raise InputError(
-                f"{source}: is of another backbone{f', {theirs}' if theirs else ''}: {name} is "
-                f"{tuple(tensors[name].shape) if name in tensors else 'missing'} there and {tuple(shape)} here; give "
+                f"{source}: is of another backbone{f', {kind}' if kind else ''}: {name} is "
+                f"{tuple(theirs[name].shape) if name in theirs else 'missing'} there and {tuple(shape)} here; give "
                 "the --model.backbone options of its run"
             )
-    _sort_anchors(tensors, model, options)
-    of_other_shape = [
-        name
-        for name, tensor in tensors.items()
-        if name in shapes and shapes[name] != tensor.shape and not name.startswith((PREDICTOR, *RPN_OUTPUTS))
-    ]
-    return {name: tensor for name, tensor in tensors.items() if name not in of_other_shape}
 
 
-def anchor_remark(model: FasterRCNN, options: Mapping[str, Any]) -> str:
-    """Say what a user should know of the anchors that the checkpoint's RPN was trained for."""
-    theirs, ours = _anchors(options), base_anchors(_ratio_major(model))
-    if theirs is None:
-        return ""
-    if len(theirs) != len(ours):
-        return f"RPN's outputs left at random: {len(theirs)} anchors per location there, {len(ours)} here"
-    return "" if _order(theirs, ours) is not None else "its RPN was trained for other anchors"
+def _sort_anchors(tensors: dict[str, Tensor], config: AnchorConfig, options: Mapping[str, Any]) -> str:
+    """Bring the RPN's outputs into ratio-major order, or leave them out where they are for another number of anchors.
 
-
-def own_predictor(tensors: dict[str, Tensor], class_agnostic: bool) -> None:
-    """Bring the deltas into the layout of `Translated`: one set per class, background first; in place."""
-    for kind in ("weight", "bias"):
-        deltas, rows = tensors[f"{PREDICTOR}deltas.{kind}"], len(tensors[f"{PREDICTOR}scores.{kind}"])
-        if class_agnostic:
-            tensors[f"{PREDICTOR}deltas.{kind}"] = deltas.repeat(rows, *[1] * (deltas.dim() - 1))
-        else:
-            tensors[f"{PREDICTOR}deltas.{kind}"] = torch.cat((torch.zeros_like(deltas[:4]), deltas))
-
-
-def _sort_anchors(tensors: dict[str, Tensor], model: FasterRCNN, options: Mapping[str, Any]) -> None:
-    theirs, ours = _anchors(options), base_anchors(_ratio_major(model))
+    Returns:
+        What a user should know of the anchors that the RPN was trained for.
+    """
+    theirs = base_anchors(AnchorConfig(**options["anchors"])) if "anchors" in options else None
+    ours = base_anchors(replace(config, order="ratio_major"))
     count = len(tensors[RPN_OUTPUTS[-1]]) // 4
     if count != len(ours):
         for name in RPN_OUTPUTS:
             del tensors[name]
-        return
-    order = _order(theirs, ours) if theirs is not None else None
-    if order is None:
-        order = list(range(count))
-        if model.rpn.anchor_generator.config.order == "scale_major":  # as they are: what follows sorts them so
-            mine = base_anchors(model.rpn.anchor_generator.config)
-            order = _order(mine, ours) or order
+        there = f"{count} anchors per location there, {len(ours)} here"
+        return "" if theirs is None else f"RPN's outputs left at random: {there}"
+    known = [] if theirs is None else _order(theirs, ours)
+    order = known or _order(base_anchors(config), ours)  # if not known, they are as ours
     for name in RPN_OUTPUTS:
         tensors[name] = tensors[name].unflatten(0, (count, -1))[order].flatten(0, 1)
+    return "" if theirs is None or known else "its RPN was trained for other anchors"
 
 
-def _anchors(options: Mapping[str, Any]) -> Tensor | None:
-    return base_anchors(AnchorConfig(**options["anchors"])) if "anchors" in options else None
-
-
-def _ratio_major(model: FasterRCNN) -> AnchorConfig:
-    return replace(model.rpn.anchor_generator.config, order="ratio_major")
-
-
-def _order(theirs: Tensor, ours: Tensor) -> list[int] | None:
-    """Return for each of our anchors the position of theirs that is the same; None where one has none."""
+def _order(theirs: Tensor, ours: Tensor) -> list[int]:
+    """Return for each of our anchors the position of theirs that is the same; none if one has none."""
     equal = (ours[:, None] - theirs[None]).abs().amax(2) < 1e-3
-    return equal.int().argmax(1).tolist() if bool(equal.any(1).all()) else None
+    return equal.int().argmax(1).tolist() if bool(equal.any(1).all()) else []
+
+
+def _spread_deltas(tensors: dict[str, Tensor], class_agnostic: bool) -> bool:
+    """Let the predictor have one set of deltas per class, background first, and return whether it had one for all."""
+    rows = len(tensors[f"{PREDICTOR}scores.bias"])
+    agnostic = len(tensors[f"{PREDICTOR}deltas.bias"]) == 4 and (rows > 2 or class_agnostic)
+    for name in (f"{PREDICTOR}deltas.weight", f"{PREDICTOR}deltas.bias"):
+        deltas = tensors[name]
+        spread = deltas.repeat(rows, *[1] * (deltas.dim() - 1))
+        tensors[name] = spread if agnostic else cat((zeros_like(deltas[:4]), deltas))
+    return agnostic

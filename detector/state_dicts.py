@@ -1,7 +1,5 @@
 """The way of a weights file's tensors into modules, by name, with a report of what they filled."""
 
-from __future__ import annotations
-
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,7 +36,7 @@ class WeightsReport:
     remark: str = ""
 
     def summary(self) -> str:
-        """Say it in one line for a log."""
+        """Return one line for a log."""
         total = self.loaded + len(self.missing)
         return (
             f"weights from {self.source}: {self.loaded} of {total} tensors loaded; "
@@ -53,6 +51,11 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
     Raises:
         InputError: Beginning with the option `key`, for an unreadable or foreign file.
     """
+    return tensors_in(read_content(path, key), f"{key} {path}")
+
+
+def read_content(path: Path, key: str) -> Mapping[str, Any]:
+    """Read all of a file as of `read_tensors`; what is no mapping is none."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path, device="cpu")
@@ -60,26 +63,25 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{key} {path}: not a readable weights file ({first_line(error)})") from error
-    return _tensors(content, path, key)
+    return content if isinstance(content, Mapping) else {}
 
 
 def _numpy_numbers() -> list[Any]:
-    """Return what the pickle of a NumPy number calls, as NumPy 1 and 2 name it: checkpoints hold metrics too."""
+    """Return what the pickle of a NumPy number calls, in NumPy 1 and 2: checkpoints hold metrics beside weights."""
     scalar = np.float64(0).__reduce__()[0]
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     kinds = (np.dtype(kind) for kind in (np.float32, np.float64, np.int64))
     return [np.dtype, *((scalar, name) for name in names), *(type(kind) for kind in kinds)]
 
 
-def _tensors(content: object, path: Path, key: str) -> dict[str, Tensor]:
+def tensors_in(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
+    """Return the state dict that is the content of a file, or is in it; InputError begins with `source`."""
     for name in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+        if isinstance(content.get(name), Mapping):
             content = content[name]
-    tensors = {}
-    if isinstance(content, Mapping):
-        tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise InputError(f"{key} {path}: holds no state dict (a mapping of names to tensors)")
+        raise InputError(f"{source}: holds no state dict (a mapping of names to tensors)")
     return tensors
 
 
@@ -97,7 +99,7 @@ class Slot:
 
 
 def slots_of(module: nn.Module) -> dict[str, Slot]:
-    """Return the slot of each tensor of a module, by name."""
+    """Return the slots of all tensors of a module by their names."""
     return {
         key: Slot(module.get_submodule(key.rpartition(".")[0]), tensor) for key, tensor in module.state_dict().items()
     }
@@ -109,42 +111,36 @@ def fill(slots: Mapping[str, Slot], source: str, state: Mapping[str, Tensor], ke
     Raises:
         InputError: Beginning with `key`: none fits, shapes differ, or a frozen tensor is left random.
     """
-    found = [name for name in slots if name in state]
-    missing = [name for name in slots if name not in state and not _is_counter(name)]
-    unexpected = [name for name in state if name not in slots and not _is_counter(name)]
-    _check_fit(slots, state, source, missing, key)
-    with torch.no_grad():
-        for name in found:
-            slots[name].tensor.copy_(state[name])
-    return WeightsReport(source, sum(not _is_counter(name) for name in found), missing, unexpected)
-
-
-def _check_fit(
-    slots: Mapping[str, Slot], state: Mapping[str, Tensor], source: str, missing: list[str], key: str
-) -> None:
-    if not any(name in state and not _is_counter(name) for name in slots):
+    found = {name: slot for name, slot in slots.items() if name in state}
+    counted = sum(not _is_counter(name) for name in found)
+    if not counted:
         raise InputError(
             f"{key}: no tensor of {source} fits this backbone: its first is {min(state, default='none')!r}, "
             f"expected names such as {min(slots)!r}"
         )
-    for name, slot in slots.items():
-        if name in state and state[name].shape != slot.tensor.shape:
-            theirs, ours = tuple(state[name].shape), tuple(slot.tensor.shape)
+    for name, slot in found.items():
+        theirs, ours = tuple(state[name].shape), tuple(slot.tensor.shape)
+        if theirs != ours:
             raise InputError(f"{key}: {name!r} has shape {theirs} in {source}, but this network needs {ours}")
-    random_frozen = [name for name in missing if slots[name].frozen]
-    if random_frozen:
+    missing = [name for name in slots if name not in state and not _is_counter(name)]
+    if random_frozen := [name for name in missing if slots[name].frozen]:
         raise InputError(
             f"{key}: {source} lacks {len(random_frozen)} tensors that would be frozen at random values, "
             f"first {random_frozen[0]!r}; train them by --model.backbone.frozen_stages 0 --model.backbone.norm batch, "
             "or give complete weights"
         )
+    with torch.no_grad():
+        for name, slot in found.items():
+            slot.tensor.copy_(state[name])
+    unexpected = [name for name in state if name not in slots and not _is_counter(name)]
+    return WeightsReport(source, counted, missing, unexpected)
 
 
 def _is_counter(key: str) -> bool:
-    """Return whether it is batch norm's count of batches: frozen batch norms have none, and old files lack it."""
+    """Return whether it is batch norm's count of batches, which frozen batch norms and old files lack."""
     return key.endswith("num_batches_tracked")
 
 
 def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type."""
+    """Return the first line of an error's message, or the name of its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -3,20 +3,16 @@
 K classes of the file, C of the model, both without background.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from detector.errors import InputError
-
-if TYPE_CHECKING:
-    from detector.faster_rcnn import FasterRCNN
-    from detector.roi_heads import RoIConfig
+from detector.faster_rcnn import FasterRCNN
+from detector.roi_heads import RoIConfig
 
 Predictor = Literal["match", "random", "by_name"]
 KEY = "--model.weights"
@@ -29,10 +25,6 @@ VOC_TO_COCO = {
     "sofa": "couch",
     "tvmonitor": "tv",
 }
-
-# Both code bases divide box targets of the RoI heads by these; torchvision writes it as weights 10, 10, 5, 5.
-_DELTA_STD = (0.1, 0.1, 0.2, 0.2)
-_DELTA_MEAN = (0.0, 0.0, 0.0, 0.0)
 
 
 @dataclass
@@ -47,20 +39,22 @@ class Translated:
         options: What the tensors say of the network: option -> value.
         class_names: Names of classes 1..K where the file is known to have been trained on them.
         norm_eps: What its batch norms add to the variance, where that is known to be unusual.
-        delta_std: What its RoI heads' box targets were divided by,
-        delta_mean: after this was subtracted.
+        delta_std: What its RoI heads' box targets were divided by; torchvision writes it as weights 10, 10, 5, 5.
+        delta_mean: What was subtracted from them before.
         class_agnostic: Its boxes are those of no class: the sets of deltas of all rows are one.
         own: It is a checkpoint of this project.
+        remark: What a user should know of it.
     """
 
     tensors: dict[str, Tensor]
     options: dict[str, Any]
     class_names: Sequence[str] | None = None
     norm_eps: float | None = None
-    delta_std: Sequence[float] = _DELTA_STD
-    delta_mean: Sequence[float] = _DELTA_MEAN
+    delta_std: Sequence[float] = (0.1, 0.1, 0.2, 0.2)
+    delta_mean: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
     class_agnostic: bool = False
     own: bool = False
+    remark: str = ""
 
 
 def adapt_predictor(
@@ -75,8 +69,7 @@ def adapt_predictor(
         return "predictor left at random: as asked for"
     if theirs[names[0]].shape[1] != model.roi_heads.predictor.scores.in_features:
         return "predictor left at random: the file's box head has another width"
-    rows = _rows_of_classes(translated, classes, class_names, predictor, source)
-    found = {ours: row for ours, row in enumerate(rows) if row is not None}
+    found = _rows_of_classes(translated, classes, class_names, predictor, source)
     remark = _remark(translated, class_names, found, classes, predictor)
     if not found:
         return remark
@@ -106,42 +99,38 @@ def _in_units_of(deltas: Tensor, translated: Translated, config: RoIConfig) -> T
 
 def _rows_of_classes(
     translated: Translated, classes: int, ours: Sequence[str], predictor: Predictor, source: str
-) -> list[int | None]:
-    """Return the row of each of our classes in the file's predictor; None for one that keeps random values.
-
-    The background is row 0.
+) -> dict[int, int]:
+    """Return the rows of the file's predictor, where the background is row 0, for our classes, which count from 0.
 
     Raises:
         InputError: Rows are to be found by name, and the file's classes have none.
     """
-    theirs = translated.class_names
+    theirs, renamed = list(translated.class_names or ()), [VOC_TO_COCO.get(name, name) for name in ours]
     if predictor == "by_name":
-        if theirs is None:
+        if not theirs:
             raise InputError(
                 f"{KEY}_predictor by_name: {source} does not name its {classes} classes; give match or random"
             )
-        known = [name if name in theirs or translated.own else VOC_TO_COCO.get(name, name) for name in ours]
-        return [1 + list(theirs).index(name) if name in theirs else None for name in known]
-    for names in (ours, [VOC_TO_COCO.get(name, name) for name in ours]):
-        if theirs is not None and set(names) <= set(theirs):
-            return [1 + list(theirs).index(name) for name in names]
+        known = (name if name in theirs or translated.own else coco for name, coco in zip(ours, renamed, strict=True))
+        return {index: 1 + theirs.index(name) for index, name in enumerate(known) if name in theirs}
+    for names in (ours, renamed):
+        if set(names) <= set(theirs):
+            return {index: 1 + theirs.index(name) for index, name in enumerate(names)}
     # In the same order, as far as anybody knows.
-    return (
-        list(range(1, classes + 1)) if classes == len(ours) and not (translated.own and theirs) else [None] * len(ours)
-    )
+    same = classes == len(ours) and not (translated.own and theirs)
+    return {index: index + 1 for index in range(classes)} if same else {}
 
 
 def _remark(
     translated: Translated, ours: Sequence[str], found: Mapping[int, int], classes: int, predictor: Predictor
 ) -> str:
-    """Say which classes were taken over."""
-    new = [name for index, name in enumerate(ours) if index not in found]
-    if not found and predictor == "match" and translated.own and translated.class_names:
-        return f"predictor left at random: not all of the data's classes are among the file's {classes}"
-    if not found and predictor == "match":
-        return f"predictor left at random: the file has {classes} classes, the data {len(ours)}"
-    if not found:
+    """Return a line on the classes that were taken over."""
+    if not found and predictor == "by_name":
         return f"predictor left at random: none of the data's classes is among the file's {classes}"
-    if new:
+    if not found and translated.own and translated.class_names:
+        return f"predictor left at random: not all of the data's classes are among the file's {classes}"
+    if not found:
+        return f"predictor left at random: the file has {classes} classes, the data {len(ours)}"
+    if new := [name for index, name in enumerate(ours) if index not in found]:
         return f"{len(found)} of the data's {len(ours)} classes, by name; at random: {', '.join(new)}"
     return f"{len(found)} of its {classes} classes, by name" if len(found) < classes else ""
