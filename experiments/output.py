@@ -1,7 +1,9 @@
-"""How commands show what they found: durations, plots, JSON without NaN."""
+"""How commands show what they found: numbers, durations, JSON without NaN, pictures."""
 
+import contextlib
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,20 +15,59 @@ if TYPE_CHECKING:
 PLOT_SUFFIXES: Final = (".png", ".pdf", ".svg")
 
 
+def number(value: float | None, style: str, unknown: str = "-") -> str:
+    """Return a number as `format` writes it; `unknown`, in the same width, for None and nan."""
+    if value is None or math.isnan(value):
+        return unknown.rjust(int(style.lstrip("+").partition(".")[0] or 0))
+    return format(value, style)
+
+
+def percent(share: float, style: str = "5.1f") -> str:
+    """Return a share as per cent, such as " 12.5 %"; "-" in the same width for nan."""
+    text = number(100 * share, style)
+    return f"{text} %" if share == share else f"  {text}"
+
+
+def duration(seconds: float) -> str:
+    """Return a time such as 40 s, 12 min, 3.5 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def option_text(value: Any) -> str:
+    """Return the value of an option as the command line takes it."""
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
 def without_nan(value: Any) -> Any:
-    """The same with None for nan, and lists for tuples."""
+    """Return the same with None for nan and infinity, which JSON lacks, and lists for tuples."""
     if isinstance(value, Mapping):
         return {key: without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def duration(seconds: float) -> str:
-    """Such as 40 s, 12 min, 3.5 h."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+def json_text(document: Any) -> str:
+    """Return what `--format json` prints: one document."""
+    return json.dumps(without_nan(document), indent=2, allow_nan=False)
+
+
+@contextlib.contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Make bad input of an error in writing a file.
+
+    Args:
+        what: The file, and the option that named it.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{what}: cannot be written ({error.strerror or error})") from error
 
 
 def check_plot(path: str | Path) -> None:
@@ -45,8 +86,7 @@ def save_plot(figure: "Figure", path: str | Path, dpi: int) -> None:
     Raises:
         InputError: The file cannot be written.
     """
-    try:
+    check_plot(path)
+    with writing(f"--plot {path}"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=dpi)
-    except (OSError, ValueError) as error:  # no permission; a suffix that matplotlib does not know
-        raise InputError(f"--plot {path}: cannot be written ({' '.join(str(error).split())})") from error

@@ -20,6 +20,7 @@ from experiments.ablation.monitor import METRICS, Monitor, mean_over_seeds, view
 from experiments.ablation.options import AblateOptions
 from experiments.ablation.plan import Plan, PlannedCell, plan
 from experiments.ablation.processes import ForkStarter, PlainStarter, Starter
+from experiments.output import json_text
 
 
 def ablate(options: AblateOptions) -> int:
@@ -226,7 +227,7 @@ def _print_commands(planned: Plan, slots: Sequence[Mapping[str, str]], style: st
     commands = {cell.cell.name: [shell_line(stage) for stage in cell.stages] for cell in planned.cells}
     if style == "json":
         cells = [{"name": name, "commands": lines} for name, lines in commands.items()]
-        print(json.dumps({"name": planned.grid.name, "environment": slots[0], "cells": cells}, indent=2))
+        print(json_text({"name": planned.grid.name, "environment": slots[0], "cells": cells}))
         return
     print(f"# with {' '.join(f'{name}={value}' for name, value in slots[0].items())}")
     for name, lines in commands.items():
@@ -242,7 +243,7 @@ def _print_result(planned: Plan, folders: Sequence[CellFolder], style: str) -> N
             {"folder": folder.path.name, **folder.read(), "metrics": folder.metrics() or None} for folder in folders
         ]
         document = {"name": planned.grid.name, "folder": str(planned.folder), "cells": cells}
-        print(json.dumps(document, indent=2, allow_nan=False))
+        print(json_text(document))
         return
     views = [view(folder) for folder in folders]
     rows = mean_over_seeds(views)

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from detector.errors import InputError
+from detector.errors import InputError, brief
 
 KEYS = ("base", "evaluate", "axes", "seeds", "exclude", "baseline", "overrides", "paper")
 LONGEST_LABEL = 60
@@ -145,7 +145,7 @@ def _load(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror}); give a grid file, see experiments/ablations") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"is no YAML: {' '.join(str(error).split())}") from None
+        raise InputError(f"is no YAML: {brief(error)}") from None
     content = _mapping(content, "the file", "keys such as base, axes and seeds")
     for key in content:
         if key not in KEYS:

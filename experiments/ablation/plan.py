@@ -10,9 +10,10 @@ from typing import Any
 
 from jsonargparse import ArgumentError, Namespace
 
-from detector.errors import InputError
+from detector.errors import InputError, brief
 from experiments.ablation.grid import Grid, GridCell, Options
 from experiments.options import OptionsCLI
+from experiments.output import option_text
 from experiments.run.folder import run_folder_of
 
 NOT_HASHED = {
@@ -100,11 +101,9 @@ class Plan:
             theirs = dict(before.get("base_options", {})) | dict(old.get("overrides", {}))
             ours = self.base_options | planned.cell.options
             for option in sorted(theirs.keys() | ours.keys()):
-                if theirs.get(option, "not there") != ours.get(option, "not there"):
-                    line = (
-                        f"{option}: {_text(theirs.get(option, 'not there'))} -> {_text(ours.get(option, 'not there'))}"
-                    )
-                    changed[line] = None
+                was, now = (values.get(option, "not there") for values in (theirs, ours))
+                if was != now:
+                    changed[f"{option}: {option_text(was)} -> {option_text(now)}"] = None
         return list(changed)
 
 
@@ -129,7 +128,7 @@ def plan(grid: Grid, runs_dir: str) -> Plan:
         try:
             config = parser.parser.parse_args([f"--config={base}", *_arguments(cell)])
         except ArgumentError as error:
-            raise InputError(f"{grid.path}: cell {cell.name}: {' '.join(str(error).split())}") from None
+            raise InputError(f"{grid.path}: cell {cell.name}: {brief(error)}") from None
         checkpoint = checkpoints[cell.seed]
         options = hashed_options(config) | ({} if checkpoint is None else {"evaluate": digests[checkpoint]})
         planned = _planned(grid, cell, config, base, checkpoint, _hash(options), runs_dir)
@@ -174,12 +173,8 @@ def _planned(
 
 
 def _arguments(cell: GridCell) -> list[str]:
-    given = [f"--{option}={_text(value)}" for option, value in cell.options.items()]
+    given = [f"--{option}={option_text(value)}" for option, value in cell.options.items()]
     return [*given, f"--seed_everything={cell.seed}"]
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _checkpoint(grid: Grid, seed: int) -> Path | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from detector.errors import InputError
+from detector.errors import InputError, brief
 from experiments.ablation.cell_folder import CellFolder
 from experiments.ablation.checks import check_engine
 from experiments.ablation.local_launcher import (
@@ -70,7 +70,7 @@ def run_on_slurm(
         with _inherited_path():
             submitted = executor.map_array(SlurmCell(command), paths, [environment] * len(paths))
     except (RuntimeError, NameError, TypeError, ValueError, AssertionError, OSError) as error:
-        raise InputError(f"--launcher slurm: {' '.join(str(error).split())}") from None
+        raise InputError(f"--launcher slurm: {brief(error)}") from None
     jobs = dict(zip(submitted, waiting, strict=True))
     with stop.listening():
         while jobs and not stop.count:

@@ -1,6 +1,5 @@
 """`frcnn anchors`: what the configured anchors do to the objects of the training splits. Images are not needed."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -13,7 +12,7 @@ from experiments.anchors.audited_data import AuditInput, audit_input
 from experiments.anchors.options import AuditOptions
 from experiments.anchors.plot import plot_audit
 from experiments.anchors.suggestion import Suggestion, suggest_anchors
-from experiments.output import without_nan
+from experiments.output import json_text, number, percent
 
 
 def print_audit(options: AuditOptions, config: Namespace) -> None:
@@ -36,7 +35,7 @@ def print_audit(options: AuditOptions, config: Namespace) -> None:
         best = np.concatenate([view.best_ious(given.anchors, given.strides) for view in views])
         plot_audit(result, views, best, options.plot, f"{', '.join(given.truth.splits)}: {_sentence(given, result)}")
     if options.format == "json":
-        print(json.dumps(_document(given, result, suggestion), indent=2, allow_nan=False))
+        print(json_text(_document(given, result, suggestion)))
     else:
         print("\n".join(_table(given, result, suggestion)))
 
@@ -51,7 +50,7 @@ def _document(given: AuditInput, result: AuditResult, suggestion: Suggestion | N
         "longest_side": given.image.longest_side,
     }
     if suggestion is not None:
-        document["suggestion"] = without_nan(asdict(suggestion))
+        document["suggestion"] = asdict(suggestion)
     return document
 
 
@@ -77,7 +76,7 @@ def _table(given: AuditInput, result: AuditResult, suggestion: Suggestion | None
         "",
         f"positive anchors per image: {result.positives_per_image:.1f}; of {result.wanted_positives} wanted, sampling "
         f"finds {result.sampled_positives_per_image:.1f} on average, and all of them in "
-        f"{_percent(result.share_images_wanted).strip()} of images",
+        f"{percent(result.share_images_wanted, '.1f')} of images",
     ]
     lines += ["", *result.warnings] if result.warnings else []
     return lines + (_suggestion_lines(suggestion) if suggestion is not None else [])
@@ -87,10 +86,10 @@ def _anchor_lines(result: AuditResult) -> list[str]:
     lines = ["stride   scale   ratio   width x height   legal at   fits nowhere in    best match   positives"]
     for anchor in result.anchors:
         sides = f"{anchor.width:.0f} x {anchor.height:.0f}"
-        shares = f"{_percent(anchor.best_match_share):>10}   {_percent(anchor.positive_share):>9}"
+        shares = f"{percent(anchor.best_match_share):>10}   {percent(anchor.positive_share):>9}"
         lines.append(
             f"{anchor.stride:6}  {anchor.scale:6g}  {anchor.aspect_ratio:6g}   {sides:>14}   "
-            f"{_percent(anchor.legal_share)}   {anchor.images_without:8} images   {shares}"
+            f"{percent(anchor.legal_share)}   {anchor.images_without:8} images   {shares}"
         )
     rule = "trained only there" if result.straddling == "drop" else "trained elsewhere, too"
     note = f"(legal: share of locations at which it is inside the image; straddling {result.straddling}: {rule})"
@@ -110,10 +109,9 @@ def _coverage_lines(result: AuditResult) -> list[str]:
         lines += [title] if title and rows else []
         for name, row in rows.items():
             shares = (row.share_iou_50, row.share_iou_70, row.share_rescued, row.share_without_anchor)
-            text = "".join(f"  {_percent(share)}" for share in shares)
-            mean = "     -" if row.mean_best_iou != row.mean_best_iou else f"{row.mean_best_iou:6.3f}"
+            text = "".join(f"  {percent(share)}" for share in shares)
             indented = f"  {name}" if title else name
-            lines.append(f"{indented:32} {row.objects:7.6g}  {mean}{text}")
+            lines.append(f"{indented:32} {row.objects:7.6g}  {number(row.mean_best_iou, '6.3f')}{text}")
     return [*lines, "(rescued: only the rule that an object's best anchors are positive gives it any)"]
 
 
@@ -124,10 +122,6 @@ def _suggestion_lines(found: Suggestion) -> list[str]:
         f"suggested, on images that it was not fitted to ({found.folds} folds):",
         f"  mean best IoU {found.mean_best_iou:.3f} (given: {found.given_mean_best_iou:.3f}, gain {gain:+.3f}, by fold "
         f"{min(found.gains):+.3f} to {max(found.gains):+.3f})",
-        f"  IoU >= 0.5 {_percent(found.share_iou_50).strip()} (given: {_percent(found.given_share_iou_50).strip()})",
+        f"  IoU >= 0.5 {percent(found.share_iou_50, '.1f')} (given: {percent(found.given_share_iou_50, '.1f')})",
         f"  {found.options}",
     ]
-
-
-def _percent(share: float) -> str:
-    return "      -" if share != share else f"{100 * share:5.1f} %"

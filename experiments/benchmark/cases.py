@@ -1,6 +1,5 @@
 """`frcnn benchmark KIND`: times of this code beside those of a peer, measured in one run."""
 
-import json
 import os
 import platform
 from collections.abc import Callable, Sequence
@@ -9,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from statistics import median
 from time import perf_counter
+
+from experiments.output import json_text
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def print_benchmark(benchmark: Benchmark, format: str) -> None:
     if format == "json":
         cases = [{**asdict(case), "ratio": case.ratio} for case in benchmark.cases]
         head = {"title": benchmark.title, "device": benchmark.device, "versions": versions}
-        print(json.dumps({**head, "cases": cases, "notes": list(benchmark.notes)}, indent=2))
+        print(json_text({**head, "cases": cases, "notes": benchmark.notes}))
         return
     print(benchmark.title)
     print(f"{benchmark.device}; " + ", ".join(f"{name} {number}" for name, number in versions.items()))

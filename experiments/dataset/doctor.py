@@ -1,6 +1,5 @@
 """`frcnn doctor`: print, as a table or as JSON, what is wrong with a dataset and what is in it; and draw the latter."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from datamodules.image_reading import Reading
 from datamodules.problems import KINDS
 from detector.errors import printable
 from experiments.dataset.options import CheckDatasetOptions
-from experiments.output import save_plot
+from experiments.output import json_text, percent, save_plot
 
 LISTED = 100  # problems in the table; JSON holds them all
 SHOWN_CLASSES = 40  # in the picture
@@ -42,7 +41,7 @@ def doctor(options: CheckDatasetOptions) -> int:
     if options.plot is not None:
         plot_report(report, options.plot, options.root)
     if options.format == "json":
-        print(json.dumps(document_of(report, examined), indent=2, allow_nan=False))
+        print(json_text(document_of(report, examined)))
     else:
         _print_report(report, examined)
     return any(problem.breaks for problem in report.problems)
@@ -113,7 +112,7 @@ def _say(console: Console, line: str) -> None:
 def _class_table(report: Report) -> Table:
     table = Table("class", *(Column(name, justify="right") for name in ("objects", "share", "difficult", "images")))
     for name, count in sorted(report.classes.items(), key=lambda item: -item[1]):
-        share = f"{100 * count / max(report.objects, 1):.1f} %"
+        share = percent(count / max(report.objects, 1), ".1f")
         table.add_row(escape(name), str(count), share, str(report.difficult[name]), str(report.class_images[name]))
     return table
 

@@ -15,6 +15,7 @@ from detector.drawing import class_color, draw_boxes
 from detector.errors import InputError, printable
 from experiments.dataset.options import ShowDataOptions
 from experiments.options import DATA_FORMATS
+from experiments.output import writing
 
 CELL: Final = 320  # pixels of the longer side of a picture
 GAP: Final = 8
@@ -40,11 +41,9 @@ def show_data(options: ShowDataOptions, config: Namespace) -> None:
     indices = np.unique(np.linspace(0, len(dataset) - 1, options.images).round().astype(int)).tolist()
     sheet, stored, drawn = contact_sheet(dataset, indices, options.epochs)
     path = Path(options.output) / f"{_name(data)}.png"
-    try:
+    with writing(f"--output {options.output}"):
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path)
-    except OSError as error:
-        raise InputError(f"--output {options.output}: cannot be written to ({error.strerror or error})") from error
     print(
         f"{path}: {len(indices)} images in {options.epochs} epochs, {drawn / options.epochs:g} objects in an epoch, "
         f"{stored} in the images themselves"

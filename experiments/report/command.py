@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from detector.errors import InputError
+from experiments.output import json_text, writing
 from experiments.report.options import ReportOptions
 
 if TYPE_CHECKING:
@@ -30,11 +30,9 @@ def report(options: ReportOptions) -> None:
     if options.output is None:
         sys.stdout.write(text)
         return
-    try:
+    with writing(f"--output {options.output}"):
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)
         Path(options.output).write_text(text, encoding="utf-8", newline="")
-    except OSError as error:
-        raise InputError(f"--output {options.output}: cannot be written ({error.strerror})") from error
     print(f"{options.output}: {made.document['summary']}", file=sys.stderr)
 
 
@@ -44,7 +42,7 @@ def render(made: Report, style: str) -> str:
     from experiments.report.text import csv_table, text_table
 
     if style == "json":
-        return json.dumps(made.document, indent=2, allow_nan=False) + "\n"
+        return json_text(made.document) + "\n"
     if style == "csv":
         return csv_table(made.document)
     return html_page(made) if style == "html" else text_table(made.document)

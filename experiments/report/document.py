@@ -9,7 +9,7 @@ from typing import Any
 
 from jsonargparse import dict_to_namespace
 
-from detector.errors import InputError
+from detector.errors import InputError, brief, listed
 from experiments.anchors.audit import AuditResult
 from experiments.anchors.audited_data import AuditInput, audit_input
 from experiments.output import without_nan
@@ -130,8 +130,7 @@ def _unknown(grid: RunsFolder, names: Sequence[str], part: str) -> list[str]:
     for name in names:
         without = [run.folder.name for c in grid.cells for run in c.done if metric_value(run, name, part) is None]
         if without:
-            more = f" and {len(without) - 3} more" if len(without) > 3 else ""
-            lines.append(f"finished, but without {part} {name}: {', '.join(without[:3])}{more}")
+            lines.append(f"finished, but without {part} {name}: {listed(without, 3)}")
     return lines
 
 
@@ -215,7 +214,7 @@ def _audits(grid: RunsFolder, notes: list[str]) -> dict[str, tuple[AuditInput, A
                 made[key] = given, given.audit()
             found[cell.name] = made[key]
         except (InputError, KeyError, TypeError, ValueError) as error:
-            notes.append(f"{cell.name}: no anchor audit ({' '.join(str(error).split())})")
+            notes.append(f"{cell.name}: no anchor audit ({brief(error)})")
     return found
 
 

@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from experiments.output import number
+
 WIDE = 1000
 """Columns of a table that goes into a file or a pipe: nothing is wrapped there."""
 
@@ -54,10 +56,10 @@ def table_rows(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
         for name in metrics:
             row.append(_spread(cell["metrics"][name]))
             row += [difference_text(cell, name, document)] if compared and name in differing else []
-        row += [_number(cell["paper"], ".4f")] if paper else []
+        row += [number(cell["paper"], ".4f")] if paper else []
         anchors = cell["anchors"] or {}
-        row += [dead_anchors(cell), _number(anchors.get("share_iou_50"), ".3f")]
-        row += [_number(cell["images_per_second"], ".1f"), _number(cell["peak_memory_mib"], ".0f")]
+        row += [dead_anchors(cell), number(anchors.get("share_iou_50"), ".3f")]
+        row += [number(cell["images_per_second"], ".1f"), number(cell["peak_memory_mib"], ".0f")]
         rows.append(row)
     return headers, rows
 
@@ -156,7 +158,3 @@ def _spread(metric: Mapping[str, Any]) -> str:
     if metric["mean"] is None:
         return "-"
     return f"{metric['mean']:.4f}" + ("" if metric["std"] is None else f" ± {metric['std']:.4f}")
-
-
-def _number(value: float | None, style: str) -> str:
-    return "-" if value is None else format(value, style)

@@ -1,7 +1,5 @@
 """`frcnn compare`: what differs between two runs, by options, metrics, classes and images."""
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +9,7 @@ from numpy.typing import NDArray
 
 from detector.errors import InputError, printable
 from detector.metrics.voc_ap import FALSE_POSITIVE, TRUE_POSITIVE, evaluate_voc
-from experiments.output import without_nan
+from experiments.output import json_text, number, option_text, without_nan
 from experiments.results.compare_pictures import draw_images
 from experiments.results.options import CompareOptions
 from experiments.results.runs import NOT_COMPARED, Run, flatten, metric_value, read_run
@@ -46,7 +44,7 @@ def compare(options: CompareOptions) -> None:
             raise InputError(f"{run.folder}: has no {part}/AP50_voc07 in metrics.json; is it finished?")
     document = _document(options, runs, part)
     if options.format == "json":
-        print(json.dumps(without_nan(document), indent=2, allow_nan=False))
+        print(json_text(document))
     else:
         print("\n".join(_table(without_nan(document))))
 
@@ -137,7 +135,7 @@ def _table(document: Mapping[str, Any]) -> list[str]:
     lines = [f"A  {document['a']}", f"B  {document['b']}", "", "options that differ"]
     width = max((len(name) for name in document["config"]), default=0)
     for name, pair in document["config"].items():
-        lines.append(f"  {name:{width}}  A {_shown(pair['a'])}  B {_shown(pair['b'])}")
+        lines.append(f"  {name:{width}}  A {option_text(pair['a'])}  B {option_text(pair['b'])}")
     lines += [] if document["config"] else ["  none"]
     lines += _metric_lines(f"{document['part']} metrics", document["metrics"])
     lines += _metric_lines("AP50_voc of each class", document["per_class"])
@@ -162,18 +160,10 @@ def _metric_lines(title: str, metrics: Mapping[str, Mapping[str, Any]]) -> list[
     width = max(len(title), *(len(name) + 2 for name in metrics)) if metrics else len(title)
     lines = ["", f"{title:{width}}        A        B    B - A   95 % interval"]
     for name, one in metrics.items():
-        numbers = "".join(f"  {_number(one[key], '7.4f')}" for key in ("a", "b"))
+        numbers = "".join(f"  {number(one[key], '7.4f')}" for key in ("a", "b"))
         between = ""
         if one["low"] is not None:
             star = " *" if one["excludes_zero"] else ""
             between = f"   {one['low']:+.4f} .. {one['high']:+.4f}{star}"
-        lines.append(f"{'  ' + name:{width}}{numbers}  {_number(one['difference'], '+7.4f')}{between}")
+        lines.append(f"{'  ' + name:{width}}{numbers}  {number(one['difference'], '+7.4f')}{between}")
     return lines
-
-
-def _number(value: float | None, style: str) -> str:
-    return "      -" if value is None or math.isnan(value) else format(value, style)
-
-
-def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)

@@ -10,6 +10,7 @@ from torch import Tensor
 from datamodules.detection_dataset import DetectionDataset
 from detector.drawing import GROUND_TRUTH_COLOR, draw_boxes, draw_detections, save_picture, scale_to
 from detector.errors import InputError, printable
+from experiments.output import writing
 from experiments.results.runs import Run
 from experiments.results.scored_runs import ScoredRun, data_module
 
@@ -64,10 +65,8 @@ def draw_images(
             continue
         gap = torch.full((3, sides[0].shape[1], GAP), 255, dtype=torch.uint8)
         path = Path(folder) / f"{rank:02}_{stem}.jpg"
-        try:
+        with writing(f"--output {folder}"):
             save_picture(torch.cat([sides[0], gap, sides[1]], dim=2), path)
-        except OSError as error:
-            raise InputError(f"--output {folder}: cannot be written ({error.strerror})") from error
         paths.append(str(path))
     return paths, notes
 

@@ -1,6 +1,5 @@
 """`frcnn evaluate`: score the detections of any detector on annotated splits. Images are not needed."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,7 +17,7 @@ from detector.metrics.detection_ap import EvaluatedSplit, average_precisions_by_
 from detector.metrics.error_breakdown import KINDS, break_down_errors
 from detector.metrics.proposal_recall import ProposalRecall
 from detector.metrics.voc_ap import Detections
-from experiments.output import without_nan
+from experiments.output import json_text, number
 from experiments.results.error_plot import plot_error_breakdown
 from experiments.results.files import read_proposals, read_results
 from experiments.results.options import EvaluateOptions
@@ -49,7 +48,7 @@ def evaluate(options: EvaluateOptions) -> None:
     documents = [_document(options, truth, path, split, other) | recall for path, split in splits]
     if options.format == "json":
         document = documents[0] if len(documents) == 1 else {"evaluations": documents}
-        print(json.dumps(without_nan(document), indent=2, allow_nan=False))
+        print(json_text(document))
     else:
         print("\n\n".join(_table(truth, document) for document in documents))
 
@@ -191,9 +190,9 @@ def _table(truth: SplitTruth, document: Mapping[str, Any]) -> str:
     header += f"   {'difference':>10}   {'95 % interval':>18}   better in" if compare else ""
     lines.append(header)
     for name in names:
-        line = f"{name:{width}}  {_number(document[name])}"
+        line = f"{name:{width}}  {number(document[name], '6.4f', 'nan')}"
         if name in intervals:
-            line += f"   {_number(intervals[name][0])} .. {_number(intervals[name][1])}"
+            line += f"   {number(intervals[name][0], '6.4f', 'nan')} .. {number(intervals[name][1], '6.4f', 'nan')}"
         if name in compare:
             one = compare[name]
             line += f"   {one['difference']:+10.4f}   {one['low']:+8.4f} .. {one['high']:+.4f}"
@@ -220,9 +219,6 @@ def _breakdown_lines(breakdown: Mapping[str, Any]) -> list[str]:
     lines = ["AP50_voc gained by correcting one kind of error alone (number of errors)"]
     lines.append(" " * width + "".join(f"{kind:>18}" for kind in KINDS))
     for name, cells in rows:
-        lines.append(f"{name:{width}}" + "".join(f"{_number(gain):>9} {f'({count})':>8}" for gain, count in cells))
+        gains = (f"{number(gain, '9.4f', 'nan')} {f'({count})':>8}" for gain, count in cells)
+        lines.append(f"{name:{width}}" + "".join(gains))
     return lines
-
-
-def _number(value: float) -> str:
-    return "   nan" if math.isnan(value) else f"{value:6.4f}"

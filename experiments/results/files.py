@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from datamodules.voc.ground_truth import SplitTruth
-from detector.errors import InputError
+from detector.errors import InputError, brief, listed, shortened
+from detector.files import write_whole
 from detector.metrics.voc_ap import Detections
+from experiments.output import writing
 
 Row = tuple[int, int, float, float, float, float, float]  # image, label, score, x1, y1, x2, y2
 
@@ -136,7 +138,7 @@ def _coco_rows(path: Path, truth: SplitTruth, with_classes: bool) -> Iterator[Ro
         if label is None:
             problems.add(
                 "unknown classes",
-                f"entry {index} is of class {_shown(category)}; there are {_listed(truth.class_names)}, or the numbers "
+                f"entry {index} is of class {_shown(category)}; there are {listed(truth.class_names)}, or the numbers "
                 f"1 to {len(truth.class_names)}",
             )
             continue
@@ -167,7 +169,7 @@ def _load(path: Path) -> list[Any]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file of COCO results, nor folder of devkit files") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as text ({' '.join(str(error).split())})") from error
+        raise InputError(f"{path}: cannot be read as text ({brief(error)})") from error
     try:
         entries = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -190,7 +192,7 @@ def _devkit_rows(folder: Path, truth: SplitTruth) -> Iterator[Row]:
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: cannot be read as text ({' '.join(str(error).split())})") from error
+            raise InputError(f"{path}: cannot be read as text ({brief(error)})") from error
         for index, line in enumerate(lines):
             name, *fields = line.split() or [""]
             try:
@@ -218,7 +220,7 @@ def _devkit_files(folder: Path, class_names: Sequence[str]) -> dict[int, Path]:
     for path in sorted(folder.glob("*_det_*.txt")):
         matching = [label for label, name in enumerate(class_names, start=1) if path.stem.endswith(f"_{name}")]
         if not matching:
-            raise InputError(f"{path}: its name ends with no known class; there are {_listed(class_names)}")
+            raise InputError(f"{path}: its name ends with no known class; there are {listed(class_names)}")
         label = max(matching, key=lambda label: len(class_names[label - 1]))
         if label in files:
             raise InputError(f"{path}: {files[label].name} is of the class {class_names[label - 1]} too; keep one")
@@ -247,12 +249,9 @@ def write_devkit_results(results: Sequence[Mapping[str, Any]], class_names: Sequ
         stem = os.path.splitext(os.path.basename(result["file_name"]))[0]
         lines[result["category_name"]].append(f"{stem} {result['score']:.9g} {box}\n")
     target = Path(folder)
-    try:
-        target.mkdir(parents=True, exist_ok=True)
+    with writing(f"{target}: devkit files"):
         for name, text in lines.items():
-            (target / f"comp4_det_test_{name}.txt").write_text("".join(text), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{target}: devkit files cannot be written there ({error.strerror})") from error
+            write_whole(target / f"comp4_det_test_{name}.txt", "".join(text).encode())
 
 
 def _is_number(value: object) -> bool:
@@ -261,9 +260,4 @@ def _is_number(value: object) -> bool:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _listed(names: Sequence[str], limit: int = 8) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return shortened(repr(value), 80)

@@ -16,7 +16,8 @@ from typing import Any
 
 import yaml
 
-from detector.errors import InputError
+from detector.errors import InputError, listed
+from experiments.output import option_text
 
 STATUSES = ("done", "running", "failed", "interrupted", "unfinished", "pending", "missing")
 """Of a run: `missing` has no folder yet; `unfinished` is an ordinary run without final numbers, at work or stopped."""
@@ -180,7 +181,7 @@ def _planned_cells(folder: Path, plan: Mapping[str, Any]) -> Iterator[RunGroup]:
     for entry in plan["cells"]:
         groups.setdefault(_without_seed(entry["name"]), []).append(entry)
     for name, entries in groups.items():
-        axes = {axis: _label(value) for axis, value in entries[0]["axes"].items() if axis != "seed"}
+        axes = {axis: option_text(value) for axis, value in entries[0]["axes"].items() if axis != "seed"}
         # By name, because the whole grid may have been moved since.
         runs = tuple(
             _planned_run(folder / Path(entry["folder"]).name, entry.get("seed"), _planned_config(plan, entry))
@@ -261,12 +262,12 @@ def _baseline(folder: Path, cells: Sequence[RunGroup], wanted: Any) -> RunGroup 
     if wanted is None:
         return None
     if isinstance(wanted, Mapping):
-        wanted = ",".join(f"{axis}={_label(value)}" for axis, value in wanted.items())
+        wanted = ",".join(f"{axis}={option_text(value)}" for axis, value in wanted.items())
     name = _without_seed(str(wanted))
     for cell in cells:
         if name in (cell.name, ",".join(f"{axis}={label}" for axis, label in cell.axes.items())):
             return cell
-    names = _listed([cell.name for cell in cells])
+    names = listed([cell.name for cell in cells])
     raise InputError(f"{folder}: no cell {name!r} to be the baseline; there are {names}")
 
 
@@ -283,7 +284,7 @@ def _ordinary_cells(folder: Path) -> list[RunGroup]:
     for run in runs:
         options = _compared(run.config or {})
         groups.setdefault((_experiment(run), json.dumps(options, sort_keys=True, default=str)), []).append(run)
-    labels = [{key: _label(value) for key, value in json.loads(text).items()} for _, text in groups]
+    labels = [{key: option_text(value) for key, value in json.loads(text).items()} for _, text in groups]
     keys = sorted({key for label in labels for key in label})
     differing = [key for key in keys if len({label.get(key) for label in labels}) > 1]
     experiments = [experiment for experiment, _ in groups]
@@ -366,18 +367,10 @@ def _read_json(path: Path) -> dict[str, Any] | str:
     return content if isinstance(content, dict) else f"holds a JSON {type(content).__name__}, not an object"
 
 
-def _label(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
 def _one_line(text: str, limit: int = 300) -> str:
     """The end of a log says the most."""
     text = " ".join(text.split())
     return text if len(text) <= limit else "..." + text[3 - limit :]
-
-
-def _listed(names: Sequence[str], limit: int = 8) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def metric_value(run: Run, name: str, part: str) -> float | None:

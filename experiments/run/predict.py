@@ -22,6 +22,7 @@ from detector.errors import InputError, printable
 from detector.files import write_json
 from detector.metrics.coco_results import coco_results
 from detector.training.lightning_module import FasterRCNNModule
+from experiments.output import writing
 from experiments.run.host_memory import keep_freed_memory
 from experiments.run.options import PredictOptions
 from experiments.run.precision import check_precision, resolve_precision
@@ -119,7 +120,8 @@ def predict(options: PredictOptions) -> int:
     finally:
         left_out = found.left_out | files.left_out | drawing.unsaved
         if ended or drawing.done:
-            _write(target / PREDICTIONS, drawing.results)
+            with writing(str(target / PREDICTIONS)):
+                write_json(target / PREDICTIONS, drawing.results, indent=None)
         _say_what_is_left_out(left_out, found.folder)
         if not ended:
             kept = f"; {PREDICTIONS} holds these" if drawing.done else ""
@@ -161,13 +163,6 @@ def _trainer(options: PredictOptions, drawing: DrawPredictions) -> pl.Trainer:
         )
     except (ValueError, MisconfigurationException) as error:
         raise InputError(f"--accelerator {options.accelerator} and --precision {options.precision}: {error}") from error
-
-
-def _write(path: Path, results: list[dict[str, Any]]) -> None:
-    try:
-        write_json(path, results, indent=None)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _say_what_is_left_out(left_out: Mapping[str, str], folder: Path) -> None:

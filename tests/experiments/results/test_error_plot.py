@@ -19,5 +19,5 @@ def test_plot_is_an_image_and_names_classes_without_objects(tmp_path: Path) -> N
     text = (tmp_path / "new" / "errors.svg").read_text()
     assert text.rstrip().endswith("</svg>")
     assert all(f"<!-- {word} -->" in text for word in ("a title", "cat (0.0)", "dog (nan)", "localisation", "100.0"))
-    with pytest.raises(InputError, match=r"errors\.docx: cannot be written"):
+    with pytest.raises(InputError, match=r"errors\.docx: the file must end with"):
         plot_error_breakdown(errors, ["cat", "dog"], tmp_path / "errors.docx", "a title")
