@@ -10,15 +10,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import yaml
 from rich.console import Console
 from rich.table import Table
 
+from experiments.benchmark.measuring import median_times, this_device
 from experiments.benchmark.models import OBJECTS, build_network, chosen_networks, make_images
-from experiments.benchmark.programs import Setting, our_program, ready, run_in_turn, this_device
+from experiments.benchmark.programs import Setting, our_program, ready
 from experiments.run.folder import choose_run_folder
 from experiments.run.precision import automatic_precision
 
@@ -76,11 +76,10 @@ def expectation(config: Path) -> str:
 
 def _seconds_per_step(config: Path, batch_size: int, precision: str) -> float:
     ((_, options),) = chosen_networks(None, str(config))
-    setting = Setting("train", this_device(), repeats=1)
+    setting = Setting("train")
     batch = make_images(options.size, batch_size, OBJECTS, setting.device)
     program = our_program(ready(build_network(options, batch)[0], setting), batch, precision, setting)
-    run_in_turn([program], setting.device, repeats=5, seconds=1.0)
-    return median(program.times) / 1000
+    return median_times([program], setting.device, repeats=5, seconds=1.0)[0] / 1000
 
 
 def check(metrics: dict[str, Any]) -> int:

@@ -6,14 +6,12 @@ torchvision's reference scripts in the loader. So there are two kinds of cases: 
 augmentation (uint8, both alike), and batches that are resized, normalised and padded, whoever does it.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any, Final
 
 import torch
@@ -29,7 +27,9 @@ from datamodules.voc.format import read_split
 from datamodules.voc.layout import check_root, find_split, is_plain
 from detector.errors import InputError
 from detector.image_batch import ImageConfig, make_batch
-from experiments.benchmark.cases import Benchmark, Case, processor
+from experiments.benchmark.cases import Benchmark, Case
+from experiments.benchmark.measuring import median_times, milliseconds, processor, this_device
+from experiments.benchmark.options import LoaderOptions
 
 PEER: Final = "torchvision VOCDetection"
 
@@ -38,11 +38,11 @@ PEER: Final = "torchvision VOCDetection"
 class DataCase:
     """One comparison.
 
-    Args:
-        name: what is compared.
-        augmentation: of both.
-        batch: deliver resized, normalised and padded batches rather than images.
-        cache: what our loader keeps; the peer keeps nothing.
+    Attributes:
+        name: What is compared.
+        augmentation: Of both.
+        batch: Deliver resized, normalised and padded batches rather than images.
+        cache: What our loader keeps; the peer keeps nothing.
     """
 
     name: str
@@ -60,39 +60,28 @@ CASES: Final = (
 )
 
 
-def benchmark_data(
-    root: str, train_splits: list[str], images: int = 500, batch_size: int = 4, workers: int = 2, repeats: int = 5
-) -> Benchmark:
-    """Time epochs of both loaders over the first `images` images of a split, one after the other; medians.
+def benchmark_data(options: LoaderOptions) -> Benchmark:
+    """Time epochs of both loaders over the first images of a split, one after the other; medians.
 
     The workers of both are started and the files read once before.
 
     Raises:
-        InputError: A number out of range, or a root that holds no VOC year with this split.
+        InputError: A root that holds no VOC year with this split, or fewer images than a batch.
     """
-    for name, value, least in (
-        ("images", images, 1),
-        ("batch_size", batch_size, 1),
-        ("workers", workers, 0),
-        ("repeats", repeats, 1),
-    ):
-        if value < least:
-            raise InputError(f"--{name} {value}: must be at least {least}")
+    root, splits, batch_size = Path(options.data.root), options.data.train_splits or [], options.batch_size
     with tempfile.TemporaryDirectory() as folder:
-        count = _link_devkit(Path(root).expanduser(), train_splits, Path(folder), images)
+        count = _link_devkit(root.expanduser(), splits, Path(folder), options.images)
         if count < batch_size:
             raise InputError(f"--batch_size {batch_size}: the splits hold {count} images")
-        cases = [_run(case, folder, batch_size, workers, repeats) for case in CASES]
-    return Benchmark(
-        f"loading {count} images of {train_splits[0]}, per image; batches of {batch_size}, {workers} worker processes",
-        f"cpu: {processor()}; resized on {_device()}",
-        cases,
-        ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless"),
-    )
+        cases = [_run(case, folder, options) for case in CASES]
+    how = f"batches of {batch_size}, {options.workers} worker processes"
+    title = f"loading {count} images of {splits[0]}, per image; {how}"
+    packages = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless")
+    return Benchmark(title, f"cpu: {processor()}; resized on {this_device()}", packages, cases=cases)
 
 
 def _link_devkit(root: Path, splits: Sequence[str], folder: Path, images: int) -> int:
-    """A devkit at `folder`/VOCdevkit/VOC2012 with the first images of a split as `train`; returns how many."""
+    """Make a devkit at `folder`/VOCdevkit/VOC2012 with the first images of a split as `train`; return how many."""
     check_root(root)
     if is_plain(root) or len(splits) != 1:
         raise InputError(
@@ -108,51 +97,30 @@ def _link_devkit(root: Path, splits: Sequence[str], folder: Path, images: int) -
     return len(names)
 
 
-def _run(case: DataCase, folder: str, batch_size: int, workers: int, repeats: int) -> Case:
+def _run(case: DataCase, folder: str, options: LoaderOptions) -> Case:
+    device, batch_size, workers = this_device(), options.batch_size, options.workers
     ours, dataset = _our_loader(case, folder, batch_size, workers)
     peer = _peer_loader(case, folder, batch_size, workers)
-    device = _device()
-    finish: Callable[[Any], object] = _to_batch if case.batch else _nothing
-    deliver: Callable[[Any], object] = (lambda batch: batch[0].to(device)) if case.batch else _nothing
-    for epochs, step in ((ours, finish), (peer, deliver)):
-        _time_epoch(epochs, step)  # starts the workers, reads the files, fills the cache
-    times: dict[str, list[float]] = {"ours": [], "peer": []}
-    for _ in range(repeats):
-        times["ours"].append(_time_epoch(ours, finish))
-        times["peer"].append(_time_epoch(peer, deliver))
-    return Case(
-        case.name,
-        median(times["ours"]),
-        median(times["peer"]),
-        _parts(dataset),
-        PEER,
-        ours_per_s=1000 / median(times["ours"]),
-        peer_per_s=1000 / median(times["peer"]),
-    )
+
+    def deliver(batch: Any) -> None:
+        batch[0].to(device)
+
+    epochs = [partial(_load, ours, _to_batch), partial(_load, peer, deliver)]
+    if not case.batch:
+        epochs = [partial(_load, ours), partial(_load, peer)]
+    images = len(dataset) // batch_size * batch_size
+    ours_ms, peer_ms = (time / images for time in median_times(epochs, device, options.repeats))
+    return Case(case.name, ours_ms, peer_ms, _parts(dataset), PEER, number=1)
 
 
-def _nothing(batch: Any) -> None:
-    pass
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _to_batch(batch: Any) -> object:
-    device = _device()
-    return make_batch([image.to(device) for image in batch[0]], ImageConfig(), training=True)
-
-
-def _time_epoch(epochs: Iterable[Any], step: Callable[[Any], object]) -> float:
-    """Milliseconds per image of one epoch."""
-    start, images = perf_counter(), 0
-    for batch in epochs:
+def _load(epoch: Iterable[Any], step: Callable[[Any], object] = len) -> None:
+    for batch in epoch:
         step(batch)
-        images += len(batch[1])
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return 1000 * (perf_counter() - start) / images
+
+
+def _to_batch(batch: Any) -> Any:
+    device = this_device()
+    return make_batch([image.to(device) for image in batch[0]], ImageConfig(), training=True)
 
 
 class _Epochs:
@@ -198,13 +166,11 @@ def _peer_loader(case: DataCase, folder: str, batch_size: int, workers: int) -> 
 
 def _peer_transforms(case: DataCase) -> list[Any]:
     ranges = {name: tuple(values) for name, values in ColorJitter().ranges.items()}
-    steps: list[Any] = [v2.ToImage()]
-    if case.augmentation == "ssd_crop":
-        steps += [v2.RandomIoUCrop()]
-    steps += [v2.RandomHorizontalFlip(0.5)]
+    crop = case.augmentation == "ssd_crop"
+    steps: list[Any] = [v2.ToImage(), *([v2.RandomIoUCrop()] if crop else []), v2.RandomHorizontalFlip(0.5)]
     if case.augmentation in ("photometric", "ssd_crop"):
         steps += [v2.RandomApply([v2.ColorJitter(**ranges)], p=0.8)]
-    if case.augmentation == "ssd_crop":
+    if crop:
         steps += [v2.SanitizeBoundingBoxes()]
     if case.batch:
         image = ImageConfig()
@@ -218,23 +184,18 @@ def _lists(samples: list[Any]) -> tuple[list[Any], list[Any]]:
 
 
 def _pad(samples: list[Any]) -> tuple[torch.Tensor, list[Any]]:
-    """As torchvision's detectors: zeros at the right and bottom, to a multiple of 32."""
-    sizes = [image.shape[-2:] for image, _ in samples]
-    height, width = (-(-max(sides) // 32) * 32 for sides in zip(*sizes, strict=True))
-    batch = torch.zeros(len(samples), 3, height, width)
-    for slot, (image, _) in zip(batch, samples, strict=True):
-        slot[:, : image.shape[-2], : image.shape[-1]] = image
-    return batch, [target for _, target in samples]
+    """Return a batch as torchvision's detectors make it: zeros at the right and bottom, to a multiple of 32."""
+    images, targets = _lists(samples)
+    height, width = (-(-max(sides) // 32) * 32 for sides in zip(*(image.shape[-2:] for image in images), strict=True))
+    padded = [v2.functional.pad(image, [0, 0, width - image.shape[-1], height - image.shape[-2]]) for image in images]
+    return torch.stack(padded), targets
 
 
 def _parts(dataset: DetectionDataset, images: int = 60) -> dict[str, float]:
-    """Shares of one sample's time without workers, median of each part."""
+    """Return the shares of one sample's time without workers, median of each part."""
     decode, whole = [], []
     for index in range(min(images, len(dataset))):
-        start = perf_counter()
-        dataset.read(index)
-        decode.append(perf_counter() - start)
-        dataset[1, index]
-        whole.append(perf_counter() - start - decode[-1])
+        decode.append(milliseconds(partial(dataset.read, index)))
+        whole.append(milliseconds(partial(dataset.__getitem__, (1, index))))
     share = min(1.0, median(decode) / median(whole))
     return {"read and decode": share, "augment": 1 - share}

@@ -4,8 +4,6 @@ Random weights are made like trained ones where that costs time: batch norm has 
 background's score is such that about `CANDIDATES` boxes of an image pass the score threshold.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +42,13 @@ class NetworkOptions:
     difficult: Literal["drop", "keep", "ignore"] = "drop"
 
 
+CONFIGS: Final[dict[str, Any]] = {
+    "backbone": BackboneConfig,
+    "anchors": AnchorConfig,
+    "rpn": RPNConfig,
+    "roi": RoIConfig,
+    "image": ImageConfig,
+}
 NETWORKS: Final[dict[str, tuple[int, int]]] = {
     "vgg16": (600, 800),
     "resnet50_fpn": (600, 800),
@@ -110,20 +115,11 @@ def chosen_networks(
     from experiments.options import OptionsCLI
 
     parsed = OptionsCLI(["--config", config, *(f"--{option}" for option in options)], prog="frcnn benchmark").config
-    model = parsed.model
-    image = ImageConfig(**model.image.as_dict())
+    parts = {name: kind(**parsed.model[name].as_dict()) for name, kind in CONFIGS.items()}
+    image: ImageConfig = parts["image"]
     shortest = image.shortest_side[-1]
-    size = (shortest, min(image.longest_side, shortest * 4 // 3))
-    chosen = NetworkOptions(
-        size,
-        BackboneConfig(**model.backbone.as_dict()),
-        AnchorConfig(**model.anchors.as_dict()),
-        RPNConfig(**model.rpn.as_dict()),
-        RoIConfig(**model.roi.as_dict()),
-        image,
-        model.difficult,
-    )
-    return [(Path(config).stem, chosen)]
+    own = (shortest, min(image.longest_side, shortest * 4 // 3))
+    return [(Path(config).stem, NetworkOptions(own, difficult=parsed.model.difficult, **parts))]
 
 
 def make_images(size: tuple[int, int], number: int, objects: int, device: torch.device) -> Batch:

@@ -84,11 +84,16 @@ class LoaderOptions(FormatOptions):
         repeats: Epochs of each, in turn.
     """
 
+    kind: ClassVar = "data"
     data: DataOptions = field(metadata=some_of(required=("root", "train_splits")))
     images: int = 500
     batch_size: int = 4
     workers: int = 2
     repeats: int = 5
+
+    def __post_init__(self) -> None:
+        """Check all numbers."""
+        _check_least(self, images=1, batch_size=1, workers=0, repeats=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +106,17 @@ class MetricsOptions(FormatOptions):
         repeats: Of our metrics; the peer runs once.
     """
 
+    kind: ClassVar = "evaluate"
     images: int = 4952
     detections: int = 100
     repeats: int = 3
+
+    def __post_init__(self) -> None:
+        """Check all numbers."""
+        _check_least(self, images=1, detections=1, repeats=1)
+
+
+def _check_least(options: object, **least: int) -> None:
+    for name, low in least.items():
+        if getattr(options, name) < low:
+            raise InputError(f"--{name} {getattr(options, name)}: must be at least {low}")

@@ -1,26 +1,22 @@
 """Processes of a benchmark's own: started afresh, ended together, and never waited for without end."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from time import monotonic
-from typing import Any, Final
-
-GRACE: Final = 1.0
-"""Seconds in which further failures are waited for: the first to be heard of may be but a consequence."""
+from typing import Any
 
 
 class ProcessFailed(RuntimeError):
     """A process failed or took too long; the message is one line."""
 
 
-def run_processes(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], seconds: float) -> list[Any]:
+def run_processes(
+    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], seconds: float | None = None
+) -> list[Any]:
     """Run `function(*arguments)` in one new process for each tuple, all at the same time, and return what they return.
 
     All end with the first that fails, and with this process.
@@ -34,53 +30,42 @@ def run_processes(function: Callable[..., Any], arguments: Sequence[tuple[Any, .
         ProcessFailed: One raised something, died, or took longer.
     """
     context = multiprocessing.get_context("spawn")
-    processes: list[BaseProcess] = []
-    pipes: list[Connection] = []
+    pipes = [context.Pipe(duplex=False) for _ in arguments]
+    processes = [
+        context.Process(target=_work, args=(sender, function, own), daemon=True)
+        for (_, sender), own in zip(pipes, arguments, strict=True)
+    ]
+    results: dict[int, Any] = {}
+    end = None if seconds is None else monotonic() + seconds
     try:
-        for own in arguments:
-            receiver, sender = context.Pipe(duplex=False)
-            process: BaseProcess = context.Process(target=_work, args=(sender, function, own), daemon=True)
+        for process, (_, sender) in zip(processes, pipes, strict=True):
             process.start()
             sender.close()  # so that the end of the process is the end of the pipe
-            processes.append(process)
-            pipes.append(receiver)
-        return _results(processes, pipes, seconds)
+        while len(results) < len(processes):
+            pending = {pipe: number for number, (pipe, _) in enumerate(pipes) if number not in results}
+            heard = wait(pending, None if end is None else max(0.0, end - monotonic()))
+            if not heard:
+                raise ProcessFailed(f"{_name(min(pending.values()), processes)} took longer than {seconds:g} s")
+            for pipe in heard:
+                number = pending[pipe]  # type: ignore[index]
+                try:
+                    failed, results[number] = pipes[number][0].recv()
+                except EOFError:
+                    processes[number].join()
+                    failed, results[number] = True, _ending(processes[number].exitcode)
+                if failed:
+                    raise ProcessFailed(f"{_name(number, processes)} {results[number]}")
+        return [results[number] for number in range(len(processes))]
     finally:
-        for process in processes:
+        started = [process for process in processes if process.pid is not None]
+        for process in started:
             process.kill()
-        for process in processes:
+        for process in started:
             process.join()
 
 
-def _results(processes: Sequence[BaseProcess], pipes: Sequence[Connection], seconds: float) -> list[Any]:
-    results: dict[int, Any] = {}
-    failures: list[tuple[bool, str]] = []  # whether the process died without a word, and what happened
-    pending = set(range(len(pipes)))
-    end = monotonic() + seconds
-    while pending:
-        heard = wait([pipes[number] for number in pending], max(0.0, end - monotonic()))
-        if not heard:
-            break
-        for number in [number for number in sorted(pending) if pipes[number] in heard]:
-            pending.remove(number)
-            who = f"process {number + 1} of {len(pipes)}"
-            try:
-                failed, value = pipes[number].recv()
-            except EOFError:
-                processes[number].join()
-                failures.append((True, f"{who} {_ending(processes[number].exitcode)}"))
-                continue
-            if failed:
-                failures.append((False, f"{who} failed: {value}"))
-            else:
-                results[number] = value
-        if failures:
-            end = min(end, monotonic() + GRACE)
-    if failures:
-        raise ProcessFailed(max(failures, key=lambda failure: failure[0])[1])
-    if pending:
-        raise ProcessFailed(f"process {min(pending) + 1} of {len(pipes)} took longer than {seconds:g} s")
-    return [results[number] for number in range(len(pipes))]
+def _name(number: int, processes: Sequence[object]) -> str:
+    return f"process {number + 1} of {len(processes)}"
 
 
 def _ending(code: int | None) -> str:
@@ -91,14 +76,14 @@ def _ending(code: int | None) -> str:
 
 
 def _work(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """In the new process: call, and send (whether it failed, result or one line)."""
+    """Call in the new process, and send whether it failed, and the result or the end of a line that says why."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         answer = False, function(*arguments)
     except BaseException as error:
         lines = str(error).strip().splitlines() or [""]
-        pipe.send((True, f"{type(error).__name__}: {lines[0]}".rstrip(": ")))
+        pipe.send((True, f"failed: {type(error).__name__}: {lines[0]}".rstrip(": ")))
         os._exit(1)  # at once: an orderly end may wait for processes that wait for this one
     pipe.send(answer)
 

@@ -1,71 +1,92 @@
 """What `frcnn benchmark train|infer` times: a training step or an inference, of our detector and of torchvision's."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from time import perf_counter
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
 from detector.training.compilation import compile_networks
 from detector.training.optimization import OptimizerConfig, build_optimizer, parameter_groups
-from experiments.benchmark.cases import processor
+from experiments.benchmark.measuring import this_device
 from experiments.benchmark.models import Batch
-from experiments.benchmark.step_parts import synchronize
+from experiments.benchmark.options import InferOptions, TrainOptions
 from experiments.run.host_memory import keep_freed_memory
+from experiments.run.precision import native_precisions, say_cost
 
 Kind = Literal["train", "infer"]
 DTYPES: Final = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+SWEPT: Final = {"cpu": (1, 2, 4, 8), "cuda": (1, 2, 4, 8, 16)}
+"""Images per step of a sweep over them."""
+PACKAGES: Final = ("torch", "torchvision", "numpy")
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How the networks are run.
+    """What is run, and how often.
 
     Args:
         kind: Training steps or inferences.
-        device: Of both networks.
+        batch_sizes: Images per step.
+        precisions: As Lightning names them.
         repeats: Timed rounds; of each, the median counts.
         compile: Whether ours is compiled.
+        time_limit: Seconds for processes that are started.
+        device: Of all networks; by default the first GPU, or the CPU.
+
+    Raises:
+        InputError: A number out of range, or an unknown precision.
     """
 
     kind: Kind
-    device: torch.device
-    repeats: int
+    batch_sizes: Sequence[int] = (1,)
+    precisions: Sequence[str] = ("32-true",)
+    repeats: int = 5
     compile: bool = False
+    time_limit: float = 900
+    device: torch.device = field(default_factory=this_device)
+
+    def __post_init__(self) -> None:
+        """Check all values."""
+        if self.repeats < 1 or not self.batch_sizes or min(self.batch_sizes) < 1:
+            raise InputError(f"--repeats {self.repeats} and --batch_sizes {list(self.batch_sizes)}: must be at least 1")
+        for precision in self.precisions:
+            if precision not in DTYPES:
+                raise InputError(f"--precisions: {precision!r} is none of {', '.join(DTYPES)}")
+
+    @property
+    def step(self) -> str:
+        """What is timed, for titles."""
+        return "one training step" if self.kind == "train" else "one inference"
 
 
-@dataclass
-class Program:
-    """A network that can be run on a batch again and again, and its times in milliseconds."""
-
-    run: Callable[[], object]
-    times: list[float] = field(default_factory=list)
-
-
-def check_numbers(batch_sizes: Sequence[int], precisions: Sequence[str], repeats: int) -> None:
-    """Raises:
-    InputError: A number below 1, or an unknown precision."""
-    if repeats < 1 or not batch_sizes or min(batch_sizes) < 1:
-        raise InputError(f"--repeats {repeats} and --batch_sizes {list(batch_sizes)}: must be at least 1")
-    for precision in precisions:
-        if precision not in DTYPES:
-            raise InputError(f"--precisions: {precision!r} is none of {', '.join(DTYPES)}")
-
-
-def this_device() -> torch.device:
-    """The first GPU, or the CPU where there is none."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def chosen_setting(options: InferOptions) -> Setting:
+    """Return what the options say, and what follows where they say nothing; tell what emulated precisions cost."""
+    device = this_device()
+    native = native_precisions(device.type)
+    for precision in options.precisions or ():
+        say_cost(precision, device.type, "auto", f"--precisions {native[-1]}")
+    compared = options.sweep is None and not (isinstance(options, TrainOptions) and options.devices is not None)
+    sizes = SWEPT[device.type] if options.sweep == "batch_size" else (1, 4) if compared else (1,)
+    return Setting(
+        options.kind,
+        options.batch_sizes or sizes,
+        options.precisions or (native if compared else ("32-true",)),
+        options.repeats,
+        options.compile,
+        options.time_limit,
+        device,
+    )
 
 
 def ready(model: FasterRCNN, setting: Setting) -> FasterRCNN:
-    """Our detector on the device, in training or evaluation, compiled if it is to be; the process keeps freed memory,
-    as those of `frcnn fit` do."""
+    """Return our detector on the device, in training or evaluation, compiled if it is to be.
+
+    The process keeps freed memory, as those of `frcnn fit` do.
+    """
     keep_freed_memory(setting.device)
     model = model.to(setting.device).train(setting.kind == "train")
     if setting.compile:
@@ -74,93 +95,55 @@ def ready(model: FasterRCNN, setting: Setting) -> FasterRCNN:
     return model
 
 
-def our_program(model: FasterRCNN, batch: Batch, precision: str, setting: Setting) -> Program:
-    """A training step, or an inference, of our detector."""
+def our_program(model: FasterRCNN, batch: Batch, precision: str, setting: Setting) -> Callable[[], object]:
+    """Return a training step, or an inference, of our detector."""
     images, targets = batch
     if setting.kind == "infer":
+        return _inference(lambda: model(images), precision, setting.device)
+    return training_step(lambda: model.losses(images, targets)["loss"], our_optimizer(model), precision, setting.device)
 
-        def infer() -> object:
-            with torch.inference_mode(), autocast(precision, setting.device):
-                return model(images)
 
-        return Program(infer)
-    optimizer = our_optimizer(model)
-
-    def step() -> None:
-        with autocast(precision, setting.device):
-            loss = model.losses(images, targets)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return Program(step)
+def peer_program(peer: nn.Module, batch: Batch, precision: str, setting: Setting) -> Callable[[], object]:
+    """Return the same of torchvision's detector, which takes the images in 0..1."""
+    peer.to(setting.device).train(setting.kind == "train")
+    images, targets = batch
+    if setting.kind == "infer":
+        return _inference(lambda: peer(images), precision, setting.device)
+    trained = [parameter for parameter in peer.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1e-8, momentum=0.9, weight_decay=0.0005)
+    return training_step(lambda: sum(peer(images, targets).values()), optimizer, precision, setting.device)
 
 
 def our_optimizer(model: FasterRCNN) -> torch.optim.Optimizer:
-    """SGD as in training, with so small a learning rate that the weights stay what they are."""
+    """Return SGD as in training, with so small a learning rate that the weights stay what they are."""
     config = OptimizerConfig(lr=1e-8)
     return build_optimizer(parameter_groups(model, [], config), config)
 
 
-def peer_images(images: Sequence[Tensor]) -> list[Tensor]:
-    """Images as torchvision's detectors take them, in 0..1; those that are so already stay."""
-    return [image.float() / 255 if image.dtype == torch.uint8 else image for image in images]
-
-
-def peer_program(peer: nn.Module, batch: Batch, precision: str, setting: Setting) -> Program:
-    """The same of torchvision's detector."""
-    images = peer_images(batch[0])
-    if setting.kind == "infer":
-
-        def infer() -> object:
-            with torch.inference_mode(), autocast(precision, setting.device):
-                return peer(images)
-
-        return Program(infer)
-    trained = [parameter for parameter in peer.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=1e-8, momentum=0.9, weight_decay=0.0005)
+def training_step(
+    loss: Callable[[], Any], optimizer: torch.optim.Optimizer, precision: str, device: torch.device
+) -> Callable[[], object]:
+    """Return a training step on a loss, as Lightning runs it in this precision."""
 
     def step() -> None:
-        with autocast(precision, setting.device):
-            loss = sum(peer(images, batch[1]).values())
+        with autocast(precision, device):
+            value = loss()
         optimizer.zero_grad()
-        loss.backward()
+        value.backward()
         optimizer.step()
 
-    return Program(step)
+    return step
+
+
+def _inference(detect: Callable[[], object], precision: str, device: torch.device) -> Callable[[], object]:
+    def infer() -> object:
+        with torch.inference_mode(), autocast(precision, device):
+            return detect()
+
+    return infer
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:
-    """The context in which Lightning runs a step of this precision."""
+    """Return the context in which Lightning runs a step of this precision."""
     dtype = DTYPES[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
-
-
-def run_in_turn(programs: Sequence[Program], device: torch.device, repeats: int, seconds: float = 3.0) -> None:
-    """Time all programs one after the other, round by round, after one round of warm-up, or two short ones.
-
-    There are `repeats` rounds, or more where they are short: up to five times as many, until all took `seconds`.
-    """
-    for _ in range(2):
-        start = perf_counter()
-        for program in programs:
-            program.run()
-        synchronize(device)
-        one_round = perf_counter() - start
-        if one_round > 2 * seconds:
-            break
-    rounds = max(repeats, min(5 * repeats, int(seconds / one_round)))
-    for number in range(rounds):
-        order = programs if number % 2 == 0 else programs[::-1]
-        for program in order:
-            synchronize(device)
-            start = perf_counter()
-            program.run()
-            synchronize(device)
-            program.times.append(1000 * (perf_counter() - start))
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f"cuda: {torch.cuda.get_device_name(device)}"
-    return f"cpu: {processor()}, {torch.get_num_threads()} threads"

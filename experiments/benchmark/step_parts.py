@@ -4,11 +4,7 @@ A training step is cut where its parts meet: the backward pass of each part runs
 next one gave. The sum of the parts is the same step, and the same gradients.
 """
 
-from __future__ import annotations
-
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from time import perf_counter
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
@@ -17,6 +13,7 @@ from torch import Tensor
 from detector.faster_rcnn import FasterRCNN
 from detector.image_batch import ground_truth, make_batch, to_original
 from detector.rpn import RPNOutput
+from experiments.benchmark.measuring import Clock, Parts
 
 IMAGES, BACKBONE, RPN_HEAD = "resize and pad images", "backbone", "rpn head"
 TARGETS: Final = "anchors, matching, sampling"
@@ -25,29 +22,6 @@ LOSSES, OPTIMIZER, DETECTIONS = "losses", "optimiser", "detections and NMS"
 
 NETWORK_PARTS: Final = (BACKBONE, BOX_HEAD)
 """The parts that any detector with these layers has to run; all others are the detector's own."""
-
-
-class Clock:
-    """Milliseconds by part. On a GPU each part is waited for."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.times: dict[str, float] = {}
-        self._device = device
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        """Add the time of the block to a part."""
-        synchronize(self._device)
-        start = perf_counter()
-        yield
-        synchronize(self._device)
-        self.times[part] = self.times.get(part, 0.0) + 1000 * (perf_counter() - start)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until a GPU has done what it was asked to."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _leaf(tensor: Tensor) -> Tensor:
@@ -67,8 +41,8 @@ def training_parts(
     targets: Sequence[dict[str, Any]],
     optimizer: torch.optim.Optimizer,
     autocast: torch.autocast,
-) -> dict[str, float]:
-    """Milliseconds of each part of one training step, which changes the weights as any other."""
+) -> Parts:
+    """Return the milliseconds of each part of one training step, which changes the weights as any other."""
     clock = Clock(images[0].device)
     optimizer.zero_grad()
     with autocast:
@@ -113,8 +87,8 @@ def training_parts(
     return clock.times
 
 
-def inference_parts(model: FasterRCNN, images: Sequence[Tensor], autocast: torch.autocast) -> dict[str, float]:
-    """Milliseconds of each part of one inference."""
+def inference_parts(model: FasterRCNN, images: Sequence[Tensor], autocast: torch.autocast) -> Parts:
+    """Return the milliseconds of each part of one inference."""
     clock = Clock(images[0].device)
     with torch.inference_mode(), autocast:
         with clock(IMAGES):

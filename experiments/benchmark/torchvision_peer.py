@@ -5,8 +5,6 @@ sizes. Its conventions are those of `recipes/torchvision_resnet50_fpn.yaml`; a d
 with the nearest that torchvision has.
 """
 
-from __future__ import annotations
-
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -21,8 +19,11 @@ from detector.backbones.base import BackboneConfig
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
 from detector.foreign_checkpoints import torchvision_name
+from experiments.benchmark.models import Batch
 
 NAME = "torchvision"
+LEVELS = {"resnet": ("layer1", "layer2", "layer3", "layer4"), "mobilenet_v2": ("3", "6", "13", "18")}
+"""Of torchvision's classification networks, the layers at whose ends the levels of a pyramid are taken."""
 
 
 class PooledLayers(nn.Module):
@@ -33,19 +34,19 @@ class PooledLayers(nn.Module):
         self.layers = layers
 
     def forward(self, pooled: Tensor) -> Tensor:
-        """The mean over the cells."""
+        """Return the mean over the cells."""
         features: Tensor = self.layers(pooled)
         return features.mean((2, 3))
 
 
 def build_peer(ours: FasterRCNN, backbone: BackboneConfig) -> nn.Module:
-    """torchvision's detector like `ours`, which was built from `backbone`, with its weights and frozen layers.
+    """Return torchvision's detector like `ours`, which was built from `backbone`, with its weights and frozen layers.
 
     Raises:
         InputError: torchvision has no such backbone or cannot be given these options.
     """
-    trunk, box_head, pool_size = _network(ours, backbone)
-    levels = len(ours.backbone.strides)
+    trunk, box_head = _network(ours, backbone)
+    levels, pool_size = len(ours.backbone.strides), ours.roi_heads.box_head.pool_size
     rpn, roi, image = ours.rpn.config, ours.roi_heads.config, ours.image_config
     for key, value, impossible in (
         ("rpn.objectness", rpn.objectness, rpn.objectness == "softmax"),
@@ -90,46 +91,42 @@ def build_peer(ours: FasterRCNN, backbone: BackboneConfig) -> nn.Module:
     return peer
 
 
-def _network(ours: FasterRCNN, config: BackboneConfig) -> tuple[nn.Module, nn.Module, int]:
-    """torchvision's trunk and box head, and the side of the pooled features."""
-    name, _, kind = config.name.partition("_")
-    pool_size = ours.roi_heads.box_head.pool_size
-    norm = FrozenBatchNorm2d if config.norm == "frozen" else nn.BatchNorm2d
-    fpn_head = TwoMLPHead(ours.backbone.out_channels * pool_size**2, ours.roi_heads.box_head.out_channels)
+def _network(ours: FasterRCNN, config: BackboneConfig) -> tuple[nn.Module, nn.Module]:
+    """Return torchvision's trunk and box head."""
     if config.box_head != "two_fc" or config.fpn_norm != "none":
         raise InputError("--peer torchvision: is built with --model.backbone.box_head two_fc and fpn_norm none only")
-    if config.name == "vgg16":
+    trunk: nn.Module
+    name, norm = config.name, FrozenBatchNorm2d if config.norm == "frozen" else nn.BatchNorm2d
+    if name == "vgg16":
         vgg = torchvision.models.vgg16(weights=None, dropout=config.dropout)
         trunk = nn.Sequential(*list(vgg.features)[:-1])
         trunk.out_channels = 512  # type: ignore[assignment]
-        return trunk, nn.Sequential(nn.Flatten(), *list(vgg.classifier)[:-1]), pool_size
-    if name.startswith("resnet"):
-        resnet = getattr(torchvision.models, name)(weights=None, norm_layer=norm)
-        if kind == "fpn":
-            layers = {f"layer{number + 1}": str(number) for number in range(4)}
-            return _pyramid(resnet, layers, ours), fpn_head, pool_size
-    if config.name.startswith("mobilenet_v2"):
+        return trunk, nn.Sequential(nn.Flatten(), *list(vgg.classifier)[:-1])
+    if name == "mobilenet_v2_c4" and config.box_head_stride == 2:
         features = torchvision.models.mobilenet_v2(weights=None, norm_layer=norm).features
-        if kind == "v2_fpn":
-            layers = {"3": "0", "6": "1", "13": "2", "18": "3"}
-            return _pyramid(features, layers, ours), fpn_head, pool_size
-        if kind == "v2_c4" and config.box_head_stride == 2:
-            trunk = features[:14]
-            trunk.out_channels = 96
-            return trunk, PooledLayers(features[14:]), pool_size
-    raise InputError(
-        f"--peer torchvision: is not built for --model.backbone.name {config.name}; it is for vgg16, resnet*_fpn, "
-        "mobilenet_v2_c4 and mobilenet_v2_fpn"
-    )
+        trunk = features[:14]
+        trunk.out_channels = 96  # type: ignore[assignment]
+        return trunk, PooledLayers(features[14:])
+    levels = next((LEVELS[kind] for kind in LEVELS if name.startswith(kind) and name.endswith("_fpn")), None)
+    if levels is None:
+        raise InputError(
+            f"--peer torchvision: is not built for --model.backbone.name {name}; it is for vgg16, resnet*_fpn, "
+            "mobilenet_v2_c4 and mobilenet_v2_fpn"
+        )
+    body = torchvision.models.get_model(name.removesuffix("_fpn"), weights=None, norm_layer=norm)
+    layers = {level: str(number) for number, level in enumerate(levels)}
+    channels, width = list(ours.backbone.body.channels), ours.backbone.out_channels
+    trunk = BackboneWithFPN(getattr(body, "features", body), layers, channels, width, LastLevelMaxPool())
+    return trunk, TwoMLPHead(width * ours.roi_heads.box_head.pool_size**2, ours.roi_heads.box_head.out_channels)
 
 
-def _pyramid(body: nn.Module, layers: dict[str, str], ours: FasterRCNN) -> BackboneWithFPN:
-    channels = list(ours.backbone.body.channels)
-    return BackboneWithFPN(body, layers, channels, ours.backbone.out_channels, LastLevelMaxPool())
+def peer_batch(batch: Batch) -> Batch:
+    """Return the batch as torchvision's detectors take it, with images in 0..1."""
+    return [image.float() / 255 for image in batch[0]], batch[1]
 
 
 def _copy_weights(ours: FasterRCNN, peer: nn.Module) -> None:
-    """All of ours, and zeros for the boxes of the background, which only torchvision predicts."""
+    """Copy all of ours, and zeros for the boxes of the background, which only torchvision predicts."""
     state = ours.state_dict()
     shapes = len(ours.rpn.anchor_generator.config.aspect_ratios)
     if ours.rpn.anchor_generator.config.order == "scale_major" and shapes > 1:

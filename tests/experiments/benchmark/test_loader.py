@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments.benchmark.loader import CASES, _link_devkit, _our_loader, _peer_loader, _time_epoch, _to_batch
+from experiments.arguments import DataOptions
+from experiments.benchmark.loader import CASES, _link_devkit, _our_loader, _peer_loader, _run, _to_batch
+from experiments.benchmark.options import LoaderOptions
 
 SHARED = Path(os.environ.get("FRCNN_SHARED_DATA") or Path(__file__).resolve().parents[4] / "shared" / "data")
 
@@ -65,10 +67,14 @@ def test_json(devkit, frcnn, tmp_path):
     assert document["versions"]["torchvision"] and "cpu" in document["device"]
 
 
-def test_time_is_that_of_one_image(monkeypatch):
-    ticks = iter([10.0, 10.6])
-    monkeypatch.setattr("experiments.benchmark.loader.perf_counter", lambda: next(ticks))
-    assert _time_epoch([("images", [0, 1]), ("images", [2])], lambda batch: None) == pytest.approx(200)
+@pytest.mark.real_data
+def test_time_is_that_of_one_image(devkit, tmp_path, monkeypatch):
+    """As if an epoch of ours took 600 ms, and one of the peer 900 ms, of two batches of two and an image left over."""
+    monkeypatch.setattr("experiments.benchmark.loader.median_times", lambda epochs, device, repeats: [600.0, 900.0])
+    assert _link_devkit(devkit, ["2012_train"], tmp_path, 5) == 5
+    data = DataOptions(root=str(devkit), train_splits=["2012_train"])
+    case = _run(CASES[0], str(tmp_path), LoaderOptions(data=data, batch_size=2, workers=0))
+    assert (case.ours_ms, case.peer_ms, case.ours_per_s) == (150, 225, pytest.approx(1000 / 150))
 
 
 def test_bad_options(frcnn, mini_voc, tmp_path):
