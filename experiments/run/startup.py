@@ -8,10 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from importlib import import_module
 from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import Any
 
 
 @contextlib.contextmanager
@@ -36,34 +37,57 @@ def quick_imports() -> Iterator[None]:
 
 
 class _Torchmetrics(MetaPathFinder):
-    """Lets torchmetrics be imported without `scipy.signal`, half a second of imports for nothing.
-
-    Version 1.9 gives it an old name, for a package that is not used here, and has no other use of it until a metric of
-    sound is called. So it finds a stand-in that has the name, and whoever asks later imports the module itself.
-    """
+    """Lets torchmetrics be imported without what only others need: `scipy.signal` and matplotlib, 0.7 s of imports."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != "torchmetrics":
-            return None
-        sys.meta_path.remove(self)
-        spec = find_spec(fullname)
-        if spec is not None and spec.loader is not None and "scipy.signal" not in sys.modules:
-            spec.loader.exec_module = partial(_execute, spec.loader.exec_module)  # type: ignore[method-assign]
+        """Find its two modules that ask for them, to be executed in another way."""
+        ways = {"torchmetrics": _without_scipy_signal, "torchmetrics.utilities.plot": _without_matplotlib}
+        spec = PathFinder.find_spec(fullname, path) if fullname in ways else None
+        if spec is not None and spec.loader is not None:
+            spec.loader.exec_module = partial(ways[fullname], spec.loader.exec_module)  # type: ignore[method-assign]
         return spec
 
 
-def _execute(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
+def _without_scipy_signal(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
+    """Let it find a stand-in; whoever asks later imports the module itself.
+
+    Version 1.9 gives it an old name, for a package that is not used here, and has no other use of it until a metric of
+    sound is called.
+    """
     name = "scipy.signal"
     stand_in = ModuleType(name)
     vars(stand_in)["hamming"] = None
-    sys.modules[name] = stand_in
+    found = sys.modules.setdefault(name, stand_in)
     try:
         execute(module)
     finally:
-        if sys.modules.get(name) is stand_in:
+        if found is stand_in:
             del sys.modules[name]
+
+
+def _without_matplotlib(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
+    """Import matplotlib when a metric is plotted, not before."""
+    from torchmetrics.utilities import imports
+
+    known = vars(imports).get("_MATPLOTLIB_AVAILABLE", False)
+    vars(imports)["_MATPLOTLIB_AVAILABLE"] = False
+    try:
+        execute(module)
+    finally:
+        vars(imports)["_MATPLOTLIB_AVAILABLE"] = vars(module)["_MATPLOTLIB_AVAILABLE"] = known
+        vars(module).update(matplotlib=_Later("matplotlib"), plt=_Later("matplotlib.pyplot"))
+
+
+class _Later:
+    """A module that is imported when something in it is asked for."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(import_module(self._name), name)
 
 
 def run_process(command: Callable[[], int]) -> int:

@@ -52,7 +52,7 @@ class Last:
         print("freed")
 def report():
     unneeded = {"albumentations", "tensorboard", "pycocotools", "faster_coco_eval", "pandas", "transformers", "ray"}
-    unneeded |= {"scipy.signal"}
+    unneeded |= {"scipy.signal", "matplotlib"}
     print(sorted(unneeded & set(sys.modules)), gc.isenabled(), gc.get_freeze_count() > 100_000)
 from experiments.cli import main
 sys.argv[1:] = ["fit", "--model.rpn.misspelt", "1"]
@@ -164,6 +164,12 @@ with quick_imports():
 before = "scipy.signal" in sys.modules
 import scipy.signal
 print(before, scipy.signal.find_peaks([0, 1, 0, 2, 0])[0].tolist())
+print("matplotlib" in sys.modules)
+metric = torchmetrics.MeanMetric()
+metric.update(3.0)
+figure, axes = metric.plot()
+import matplotlib.figure
+print(isinstance(figure, matplotlib.figure.Figure), axes.lines[0].get_ydata().tolist())
 """
     )
-    assert (ended.returncode, ended.stdout) == (0, "False [1, 3]\n"), ended.stderr
+    assert (ended.returncode, ended.stdout) == (0, "False [1, 3]\nFalse\nTrue [3.0]\n"), ended.stderr
