@@ -79,7 +79,7 @@ class AnchorAudit:
 
     @property
     def name(self) -> str:
-        """For messages: scale, ratio, sides, and its stride."""
+        """Return scale, ratio, sides and stride, for messages."""
         return (
             f"scale {self.scale:g}, ratio {self.aspect_ratio:g} ({self.width:.0f} x {self.height:.0f} pixels, "
             f"stride {self.stride})"
@@ -120,11 +120,11 @@ class AuditResult(Coverage):
 
     @property
     def warnings(self) -> list[str]:
-        """What may spoil a training, in one short line each."""
+        """List what may spoil a training, in one short line each."""
         return [*_dead_anchors(self), *_neglected_objects(self)]
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: all of the above and `warnings`; None for nan."""
+        """Return all of the above and `warnings`, for JSON; None for nan."""
         values: dict[str, Any] = without_nan({**asdict(self), "warnings": self.warnings})
         return {"images": values.pop("images"), **values}
 
@@ -192,7 +192,7 @@ def audit(
 def _match(
     views: Sequence[TrainingView], anchors: AnchorConfig, strides: Sequence[int], rpn: RPNConfig
 ) -> "tuple[list[ObjectMatches], _ShapeTotals]":
-    """The anchors' matches with the objects of each view, and what is told about each shape over all of them."""
+    """Match the anchors with the objects of each view; return that, and the totals of each shape over all views."""
     matches, rows = [], _ShapeTotals()
     for view in views:
         lattices, used = view.lattices_and_windows(anchors, strides)

@@ -42,18 +42,18 @@ class AuditInput:
         )
 
     def views(self) -> list[TrainingView]:
-        """The same objects at the sizes of training."""
+        """Return the same objects at the sizes of training."""
         objects, kept = self.truth.objects, self.kept
         return training_views(self.image, self.truth.sizes, objects.box[kept], objects.image_id[kept])
 
     @property
     def kept(self) -> Any:
-        """(M,) mask: objects marked difficult only where training keeps them."""
+        """Return a mask (M,): objects marked difficult only where training keeps them."""
         return ~self.truth.objects.difficult | (self.difficult == "keep")
 
 
 def audit_input(config: Namespace) -> AuditInput:
-    """From the parsed options of `frcnn fit`: reads the annotations of the training splits.
+    """Read the annotations of the training splits that the parsed options of `frcnn fit` name.
 
     Raises:
         InputError: A bad value, or anything wrong with the dataset.

@@ -62,13 +62,13 @@ class Windows:
     last_row: Array
 
     def count(self) -> Array:
-        """Locations (N, S) within."""
+        """Count the locations (N, S) within."""
         columns = np.maximum(self.last_column - self.first_column + 1, 0)
         number: Array = columns * np.maximum(self.last_row - self.first_row + 1, 0)
         return number
 
     def take(self, rows: Array) -> "Windows":
-        """Windows of the images `rows` (M,): those of objects from those of their images."""
+        """Return the windows of the images `rows` (M,), such as each object's image."""
         return Windows(self.first_column[rows], self.last_column[rows], self.first_row[rows], self.last_row[rows])
 
 
@@ -90,7 +90,7 @@ class ObjectMatches:
 
 
 def anchor_lattices(config: AnchorConfig, strides: Sequence[int], largest: tuple[int, int]) -> AnchorLattices:
-    """All lattices that cover images up to `largest`, cut out of what `AnchorGenerator` gives.
+    """Return all lattices that cover images up to `largest`, cut out of what `AnchorGenerator` gives.
 
     Raises:
         InputError: The configuration does not fit the number of levels.
@@ -117,14 +117,14 @@ def anchor_lattices(config: AnchorConfig, strides: Sequence[int], largest: tuple
 
 
 def _corners(generator: AnchorGenerator, size: tuple[int, int]) -> Array:
-    """(S, n, 4) of a feature map one cell high or wide."""
+    """Return the anchors (S, n, 4) of a feature map one cell high or wide."""
     levels = generator([size] * len(generator.strides), torch.device("cpu"))
     per_level = [level.view(-1, generator.anchors_per_location, 4).transpose(0, 1) for level in levels]
     return torch.cat(per_level).contiguous().numpy()
 
 
 def _names(config: AnchorConfig, level: int) -> list[tuple[float, float]]:
-    """(scale, aspect ratio) of a level's anchors, in their order."""
+    """Return (scale, aspect ratio) of a level's anchors, in their order."""
     scales, ratios = config.scales_of_level(level), config.aspect_ratios
     if config.order == "ratio_major":
         return [(scale, ratio) for ratio in ratios for scale in scales]
@@ -132,13 +132,13 @@ def _names(config: AnchorConfig, level: int) -> list[tuple[float, float]]:
 
 
 def all_locations(lattices: AnchorLattices, sizes: Array) -> Windows:
-    """The locations of images of `sizes` (N, 2): ceil(side / stride) rows and columns, without a batch's padding."""
+    """Return the ceil(side / stride) rows and columns of images of `sizes` (N, 2), without a batch's padding."""
     last_row, last_column = (-(-sizes[:, axis, None] // lattices.stride) - 1 for axis in (0, 1))
     return Windows(np.zeros_like(last_column), last_column, np.zeros_like(last_row), last_row)
 
 
 def legal_locations(lattices: AnchorLattices, sizes: Array) -> Windows:
-    """The locations at which an anchor does not cross the border of images of `sizes` (N, 2), as `boxes.is_inside`."""
+    """Return where an anchor does not cross the border of images of `sizes` (N, 2); see `boxes.is_inside`."""
     limits = sizes.astype(np.float32)
     shapes = range(len(lattices.level))
     count = len(sizes)
@@ -153,7 +153,7 @@ def legal_locations(lattices: AnchorLattices, sizes: Array) -> Windows:
 
 
 def best_ious(lattices: AnchorLattices, windows: Windows, boxes: Array) -> tuple[Array, Array, Array]:
-    """Best IoU of each object with each shape, and the overlaps in x and in y that give it, each (M, S) float64.
+    """Return the best IoU of each object with each shape, and its overlaps in x and in y, each (M, S) float64.
 
     Args:
         lattices: The anchors.
@@ -170,7 +170,7 @@ def best_ious(lattices: AnchorLattices, windows: Windows, boxes: Array) -> tuple
 
 
 def _best_overlap(low: Array, high: Array, stride: Array, first: Array, last: Array, interval: Array) -> Array:
-    """Longest overlap (M, S) of intervals (M, 2) with those of lattices (S, n) at indices from `first` to `last`."""
+    """Return the longest overlap (M, S) of intervals (M, 2) with those (S, n) of lattices, from `first` to `last`."""
     center = 0.5 * (low[:, 0].astype(np.float64) + high[:, 0])
     before = np.floor((interval.mean(axis=1)[:, None] - center) / stride).astype(np.int64)
     shape = np.arange(len(low))
@@ -244,7 +244,7 @@ class _Pairs:
 
 
 def _candidate_pairs(lattices: AnchorLattices, windows: Windows, boxes: Array, positive_iou: float) -> _Pairs:
-    """All that can be positive or an object's best, and little more."""
+    """Return all that can be positive or an object's best, and little more."""
     ious, overlap_x, overlap_y = best_ious(lattices, windows, boxes)
     least = np.minimum(ious.max(axis=1), positive_iou) * (1 - MARGIN)
     owner, shape = np.nonzero((ious >= least[:, None]) & (ious > 0))
@@ -266,7 +266,7 @@ def _candidate_pairs(lattices: AnchorLattices, windows: Windows, boxes: Array, p
 
 
 def _evaluate(lattices: AnchorLattices, pairs: _Pairs, boxes: Array) -> tuple[Array, Array, Array, Array, Array]:
-    """Object, shape, column, row and float32 IoU of every anchor in the rectangles of `pairs`."""
+    """Return object, shape, column, row and float32 IoU of every anchor in the rectangles of `pairs`."""
     count = pairs.count()
     pair = np.repeat(np.arange(len(count)), count)
     within = np.arange(len(pair)) - np.repeat(np.cumsum(count) - count, count)

@@ -63,7 +63,7 @@ def plot_audit(result: AuditResult, views: Sequence[TrainingView], best: Array, 
 
 
 def _histogram(axes: Any, values: Array, weight: Array, best: Array, anchors: Array, dead: Array) -> None:
-    """Objects by a positive quantity, and a line at each anchor; in the colour of dead ones where all of them are."""
+    """Draw a histogram of objects, with a line at each anchor, in the colour of dead ones where all of them are."""
     bins = _edges(np.concatenate((values, anchors)))
     groups = best >= 0.5, best < 0.5
     axes.hist(
@@ -86,14 +86,14 @@ def _histogram(axes: Any, values: Array, weight: Array, best: Array, anchors: Ar
 
 
 def _edges(values: Array) -> Array:
-    """Of bins of equal ratio that hold all values."""
+    """Return the edges of bins of equal ratio that hold all values."""
     low, high = np.log(values.min()) / np.log(BIN), np.log(values.max()) / np.log(BIN)
     edges: Array = BIN ** np.arange(np.floor(low), np.ceil(high) + 1.5)
     return edges
 
 
 def _logarithmic(axis: Any, set_scale: Any) -> None:
-    """Powers of two as plain numbers."""
+    """Show powers of two as plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     set_scale("log", base=2)

@@ -39,19 +39,19 @@ class TrainingView:
     image: Array
 
     def lattices_and_windows(self, anchors: AnchorConfig, strides: Sequence[int]) -> tuple[AnchorLattices, Windows]:
-        """All anchors, and the locations (N, S) at which they are used."""
+        """Return all anchors, and the locations (N, S) at which they are used."""
         height, width = self.sizes.max(axis=0, initial=1).tolist()
         lattices = anchor_lattices(anchors, strides, (height, width))
         locations = legal_locations if anchors.straddling == "drop" else all_locations
         return lattices, locations(lattices, self.sizes)
 
     def take(self, objects: Array) -> "TrainingView":
-        """Some objects (indices), each as if alone in its image: one size per object."""
+        """Return some objects (indices), each as if alone in its image: one size per object."""
         owners = self.image[objects]
         return TrainingView(self.sizes[owners], self.boxes[objects], np.arange(len(owners)))
 
     def best_ious(self, anchors: AnchorConfig, strides: Sequence[int]) -> Array:
-        """Best IoU (M,) of each object, float64: that of the audit up to rounding, and faster."""
+        """Return the best IoU (M,) of each object, float64: that of the audit up to rounding, and faster."""
         if not len(self.boxes):
             return np.zeros(0)
         lattices, windows = self.lattices_and_windows(anchors, strides)
@@ -61,7 +61,7 @@ class TrainingView:
 
 
 def training_views(config: ImageConfig, sizes: Array, boxes: Array, image: Array) -> list[TrainingView]:
-    """One view for each of `config.shortest_side`, which training draws with equal probability.
+    """Return one view for each of `config.shortest_side`, which training draws with equal probability.
 
     Args:
         config: Sizes after resizing.

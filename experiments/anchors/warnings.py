@@ -1,4 +1,4 @@
-"""Says at the start of a training what an anchor audit would warn of."""
+"""Warnings at the start of a training of what an anchor audit would warn of."""
 
 import logging
 import sys
