@@ -153,7 +153,7 @@ class DiskCache:
 
 
 def check_cache(kind: CacheKind, folder: str | None) -> Path | None:
-    """The folder of a cache on disk, None for the other kinds; raises InputError for bad values."""
+    """Return the folder of a cache on disk, None for the other kinds; raise InputError for bad values."""
     if kind not in CACHE_KINDS:
         raise InputError(f"--data.cache_images is {kind!r}; choose one of {', '.join(CACHE_KINDS)}")
     if kind != "disk":
@@ -172,7 +172,7 @@ def check_cache(kind: CacheKind, folder: str | None) -> Path | None:
 def make_reader(
     kind: CacheKind, files: Sequence[ImageFile], sizes: NDArray[np.int64], folder: str | None, processes: int
 ) -> ImageReader:
-    """The reader that `--data.cache_images` asks for; arguments and errors as those of the caches."""
+    """Make the reader that `--data.cache_images` asks for; arguments and errors are those of the caches."""
     place = check_cache(kind, folder)
     if kind == "memory":
         return MemoryCache(files, sizes, processes)
@@ -180,7 +180,7 @@ def make_reader(
 
 
 def available_memory() -> int | None:
-    """Bytes that can still be used, the control group's limit respected; None where the system does not tell."""
+    """Return the bytes that can still be used, within the control group's limit; None where the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

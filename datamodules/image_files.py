@@ -39,7 +39,7 @@ class FoundImages:
 
 
 def find_images(path: str | Path, ignore: Callable[[Path], bool] = lambda _: False) -> FoundImages:
-    """A file, or all images of a folder and its subfolders, also those that are linked.
+    """Find a file, or all images of a folder and its subfolders, also those that are linked.
 
     Args:
         path: The file or folder.
@@ -73,7 +73,7 @@ def find_images(path: str | Path, ignore: Callable[[Path], bool] = lambda _: Fal
 
 
 def _files(folder: Path, left_out: dict[str, str]) -> Iterator[Path]:
-    """All files below a folder; each linked folder once, so that a link to a folder above ends."""
+    """Find all files below a folder; each linked folder once, so that a link to a folder above ends."""
 
     def unreadable(error: OSError) -> None:
         left_out[str(Path(str(error.filename)).relative_to(folder))] = f"cannot be looked into ({error.strerror})"
@@ -90,7 +90,7 @@ def _files(folder: Path, left_out: dict[str, str]) -> Iterator[Path]:
 
 
 def _is_image(file: Path) -> bool:
-    """Whether a file without a suffix is an image, by its content."""
+    """Return whether a file without a suffix is an image, by its content."""
     try:
         return file.is_file() and read_header(file).width > 0
     except InputError:
@@ -120,7 +120,7 @@ class ImageFiles(IterableDataset[tuple[Tensor, Target]]):
         return len(self.file_names)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Target]]:
-        """Images uint8 (3, H, W) RGB with their targets; `image_id` is the position in `names`."""
+        """Yield images uint8 (3, H, W) RGB with their targets; `image_id` is the position in `names`."""
         for index, name in enumerate(self.file_names):
             try:
                 pixels = read_image(self.folder / name, True, self.reading)

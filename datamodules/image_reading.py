@@ -51,7 +51,7 @@ class Reading:
             raise InputError(f"--data.max_pixels {self.max_pixels}: must be at least 1")
 
     def check_size(self, path: Path, width: int, height: int) -> None:
-        """Raises InputError for an image with more pixels than `max_pixels`."""
+        """Raise InputError for an image with more pixels than `max_pixels`."""
         if width * height > self.max_pixels:
             raise InputError(
                 f"{path}: has {width} x {height} pixels, {width * height:,} in all; at most {self.max_pixels:,} are "
@@ -80,12 +80,12 @@ class ImageHeader:
 
     @property
     def upright_size(self) -> tuple[int, int]:
-        """(width, height) as shown."""
+        """Return (width, height) as shown."""
         return (self.width, self.height) if self.orientation < 5 else (self.height, self.width)
 
 
 def read_header(path: Path) -> ImageHeader:
-    """Size and orientation of an image file, without decoding it and whatever its size.
+    """Read size and orientation of an image file, without decoding it and whatever its size.
 
     Raises:
         InputError: if the file is no readable image.
@@ -108,7 +108,7 @@ _limit: int | None = None
 
 @contextmanager
 def _opened(source: Path | io.BytesIO) -> Iterator[Image.Image]:
-    """An image as Pillow opens it, without Pillow's own limit on pixels, which no option could raise."""
+    """Open an image with Pillow, without Pillow's own limit on pixels, which no option could raise."""
     global _readers, _limit
     with _pillow:
         if not _readers:
@@ -136,7 +136,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def frame(header: ImageHeader, stated: tuple[int, int]) -> tuple[tuple[int, int], bool]:
-    """The frame that boxes refer to: (width, height) of the image, and whether its orientation has to be applied.
+    """Return the frame that boxes refer to: (width, height), and whether the image's orientation has to be applied.
 
     It is the stored frame where the annotation states the size of the stored pixels and that of the upright picture
     differs, else the upright one; so upright also for half turns and mirrored pictures, which no size tells.
@@ -182,7 +182,7 @@ def read_image(path: Path, upright: bool = False, reading: Reading = USUAL) -> N
 
 
 def _decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
-    """Same pixels as Pillow's in three quarters of the time; None for whatever it refuses, which Pillow then judges."""
+    """Decode to Pillow's pixels in three quarters of its time; None for what is refused, which Pillow then judges."""
     import torch  # here, because these take seconds to import, and sizes do not need them
     from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -195,7 +195,7 @@ def _decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
 
 
 def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Stored pixels as they are shown."""
+    """Turn stored pixels so that they are as shown."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -206,7 +206,7 @@ def _turned(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Whether the file has 16 bits for each value; of colours Pillow gives the upper 8."""
+    """Return whether the file has 16 bits for each value; of colours Pillow gives the upper 8."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         return True
     tiles = getattr(image, "tile", None)
@@ -239,7 +239,7 @@ def _deep_colors(data: bytes, bits: int) -> NDArray[np.uint8]:
 
 
 def _upper_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
-    """The upper 8 of so many bits."""
+    """Return the upper 8 of so many bits."""
     low, high = int(values.min(initial=0)), int(values.max(initial=0))
     if low < 0 or high >= 2**bits:
         found = f"values {low if low < 0 else f'up to {high}'}, beyond {bits} bits"

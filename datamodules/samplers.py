@@ -64,7 +64,7 @@ class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
         self._skip = samples
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before every epoch."""
+        """Go to an epoch; Lightning calls this before every one."""
         if epoch != self.epoch:
             self._skip = 0
         self.epoch = epoch
@@ -75,7 +75,7 @@ class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
         return iter([(epoch, index) for index in mine[skip:]])
 
     def _order(self, epoch: int) -> list[int]:
-        """The images of all ranks: rank r takes positions r, r + num_replicas, ..."""
+        """Return the images of all ranks: rank r takes positions r, r + num_replicas, ..."""
         count = len(cast(Sized, self.dataset))
         order = list(range(count))
         if self.shuffle:
@@ -137,7 +137,7 @@ class AspectSampler(EpochSampler):
 
 
 def padded_share(sizes: NDArray[np.int64], batches: Iterable[Sequence[int]], multiple: int = 1) -> float:
-    """Share of all pixels of all batches that is padding, when each batch is padded to its largest height and width.
+    """Return the share of padding in all pixels, when each batch is padded to its largest height and width.
 
     Args:
         sizes: (N, 2) height and width of the images as the network sees them.
@@ -156,8 +156,10 @@ def padded_share(sizes: NDArray[np.int64], batches: Iterable[Sequence[int]], mul
 def group_by_aspect(
     plain: EpochSampler, sizes: NDArray[np.int64], batch_size: int, image: ImageConfig
 ) -> AspectSampler:
-    """The sampler that groups what `plain` shuffles; the first rank says what that saves. Arguments as those of
-    `print_saved_padding`."""
+    """Make the sampler that groups what `plain` shuffles; the first rank says what that saves.
+
+    Arguments are those of `print_saved_padding`.
+    """
     grouped = AspectSampler(
         sizes[:, 0] / sizes[:, 1], batch_size, plain.num_replicas, plain.rank, plain.seed, plain.drop_last
     )
@@ -217,7 +219,7 @@ class ShardSampler(DistributedSampler):  # type: ignore[type-arg]
 
 
 def done_so_far(trainer: pl.Trainer) -> dict[str, int]:
-    """Where training goes on: `epoch` and the number of its `batches` already done on each rank."""
+    """Return where training goes on: `epoch` and the number of its `batches` already done on each rank."""
     loop = trainer.fit_loop
     epochs: Any = loop.epoch_progress.current
     # Not `completed`: Lightning raises that only after the hook in which checkpoints are written.

@@ -39,7 +39,7 @@ class Fingerprint:
 
 
 def fingerprint(image: NDArray[np.uint8]) -> Fingerprint:
-    """The fingerprint of a picture, uint8 (H, W, 3) RGB."""
+    """Return the fingerprint of a picture, uint8 (H, W, 3) RGB."""
     grey = _grey(image)
     small = cv2.resize(grey, (9, 8), interpolation=cv2.INTER_AREA)
     bits = int.from_bytes(np.packbits(small[:, 1:] > small[:, :-1]).tobytes(), "big")
@@ -47,7 +47,7 @@ def fingerprint(image: NDArray[np.uint8]) -> Fingerprint:
 
 
 def copies(files: list[ImageFile], prints: list[Fingerprint]) -> list[list[int]]:
-    """Groups of equal pictures.
+    """Find groups of equal pictures.
 
     Args:
         files: the image files.
@@ -75,7 +75,7 @@ def copies(files: list[ImageFile], prints: list[Fingerprint]) -> list[list[int]]
 
 
 def same_pixels(first: ImageFile, second: ImageFile) -> bool:
-    """Whether two image files show the same, up to compression and scale: compared in grey at 128 x 128."""
+    """Return whether two image files show the same, up to compression and scale: compared in grey at 128 x 128."""
     try:
         one, two = (_scaled(_grey(read_image(*file)), _COMPARED) for file in (first, second))
     except InputError:
@@ -95,7 +95,7 @@ def _close(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> bool:
 
 
 def _candidates(bits: NDArray[np.uint64], rows: int = 256) -> Iterator[tuple[int, int]]:
-    """Pairs (i < j) whose hashes differ in at most `MAX_BITS` bits."""
+    """Find pairs (i < j) whose hashes differ in at most `MAX_BITS` bits."""
     # As vectors of +1 and -1: their product is 64 less twice the number of bits in which they differ.
     signs = np.unpackbits(bits[:, None].view(np.uint8), axis=1).astype(np.float32) * 2 - 1
     for start in range(0, len(signs), rows):

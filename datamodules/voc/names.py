@@ -38,22 +38,21 @@ class SplitLine(NamedTuple):
 
 
 def annotation_path(folder: Path, name: str) -> Path:
-    """The annotation of an image in a dataset folder: Annotations/<name>.xml, or with the suffix in capitals where only
-    that is there."""
+    """Return the annotation of an image: Annotations/<name>.xml, or .XML where only that is there."""
     start = f"{folder}/Annotations/{name}"
     there = (start + suffix for suffix in _XML if os.path.isfile(start + suffix))
     return Path(next(there, start + _XML[0]))
 
 
 def annotated_names(folder: Path) -> list[str]:
-    """The names of all annotations of a dataset folder, sorted; those in folders below Annotations/ with the folder."""
+    """Return the names of all annotations of a dataset folder, sorted, with their folders below Annotations/."""
     annotations = folder / "Annotations"
     paths = (path for path in annotations.rglob("*") if path.suffix in _XML and not path.name.startswith("."))
     return sorted({path.relative_to(annotations).with_suffix("").as_posix() for path in paths})
 
 
 def read_split_lines(path: Path) -> list[SplitLine]:
-    """The lines of ImageSets/Main/<split>.txt that are not blank.
+    """Read the lines of ImageSets/Main/<split>.txt that are not blank.
 
     The file is read by its byte order mark, else as UTF-8. Where that is impossible, or names something that is not
     there, it is read as GBK if every line then names an annotation: much of GBK is UTF-8 by chance.
@@ -93,7 +92,7 @@ class _Names:
         return [self._line(number, line) for number, line in stripped if line]
 
     def are_there(self, lines: Sequence[SplitLine]) -> bool:
-        """Whether there are lines, and all of them name annotations."""
+        """Return whether there are lines, and all of them name annotations."""
         return bool(lines) and all(self._there(line.name) for line in lines)
 
     def _line(self, number: int, text: str) -> SplitLine:
@@ -106,12 +105,12 @@ class _Names:
         return SplitLine(number, text, name, flag is not None)
 
     def _there(self, name: str) -> bool:
-        """Whether it is a name, and not another way to an annotation."""
+        """Return whether it is a name, and not another way to an annotation."""
         start = f"{self.folder}/Annotations/{name}"
         return not {"", ".", ".."} & set(name.split("/")) and any(os.path.isfile(start + suffix) for suffix in _XML)
 
     def _below(self, candidates: Sequence[str]) -> str | None:
-        """The only annotation in some folder below Annotations/ that has such a name."""
+        """Return the only annotation in some folder below Annotations/ that has such a name."""
         if self._by_last_part is None:
             self._by_last_part = {}
             for name in annotated_names(self.folder):
@@ -125,7 +124,7 @@ class _Names:
 
 
 def _candidates(text: str) -> Iterator[str]:
-    """What a name with a suffix, folders, or a second column may mean, the longest first; none for a plain name."""
+    """Return what a name with a suffix, folders or a second column may mean, the longest first; none if it is plain."""
     last = text.split()[-1]
     texts = [text, last] if last != text and last.lower().endswith(".xml") else [text]
     for one in texts:

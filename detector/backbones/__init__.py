@@ -48,7 +48,7 @@ def build_backbone(config: BackboneConfig, load_weights: bool = True) -> tuple[B
 
 
 def backbone_strides(name: BackboneName) -> tuple[int, ...]:
-    """Pixels per cell of a backbone's levels, fine to coarse; takes neither memory nor weights."""
+    """Return the pixels per cell of a backbone's levels, fine to coarse, without memory and weights."""
     with torch.device("meta"):
         backbone, _ = _BUILDERS[name](BackboneConfig(name=name, weights="none", frozen_stages=0, norm="batch"))
     return backbone.strides

@@ -1,4 +1,4 @@
-"""What every backbone and box head promises, their configuration, and the parts that several of them share.
+"""The interface of backbones and box heads, their configuration, and the parts that several of them share.
 
 Shapes: `B` images, `R` RoIs. Feature maps have `ceil(H / stride)` rows and `ceil(W / stride)` columns on every
 backbone.
@@ -141,7 +141,7 @@ class BackboneConfig:
 
     @property
     def random(self) -> bool:
-        """Whether the weights are left at random."""
+        """Return whether the weights are left at random."""
         return self.weights is None or self.weights.lower() in ("none", "null", "")
 
 
@@ -164,12 +164,12 @@ class Body(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]: ...
 
     def run(self, modules: Sequence[nn.Module], x: Tensor) -> Tensor:
-        """The modules of a stage, or of a part of it, one after the other."""
+        """Apply the modules of a stage, or of a part of it, one after the other."""
         return run_stage(modules, x, self.checkpoint_gradients)
 
     @abstractmethod
     def stages(self) -> list[list[nn.Module]]:
-        """The modules of each stage that can be frozen, from the image on; together they hold every parameter."""
+        """Return the modules of each stage that can be frozen, from the image on; together they hold all parameters."""
 
 
 class Backbone(nn.Module):
@@ -199,7 +199,7 @@ class Backbone(nn.Module):
 
     @property
     def roi_strides(self) -> tuple[int, ...]:
-        """Strides of the levels from which RoIs are pooled: the first levels."""
+        """Return the strides of the levels from which RoIs are pooled: the first levels."""
         return self.strides
 
     @abstractmethod
@@ -256,12 +256,12 @@ class SingleLevel(Backbone):
 
 
 def norm_layer(config: BackboneConfig) -> Callable[[int], nn.Module]:
-    """What torchvision's constructors take as `norm_layer`."""
+    """Return what torchvision's constructors take as `norm_layer`."""
     return partial(FrozenBatchNorm2d if config.norm == "frozen" else nn.BatchNorm2d, eps=config.norm_eps)
 
 
 def check_frozen_stages(count: int, stages: int) -> None:
-    """Raises InputError unless 0 <= count <= stages."""
+    """Raise InputError unless 0 <= count <= stages."""
     if not 0 <= count <= stages:
         raise InputError(
             f"--model.backbone.frozen_stages {count}: this backbone has {stages} stages, give 0 to {stages}"

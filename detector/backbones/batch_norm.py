@@ -1,5 +1,4 @@
-"""Frozen batch norm, and how it is folded into the convolution before it: the same function, without a pass over the
-activations.
+"""Frozen batch norm, and its folding into the convolution before it: the same without a pass over the activations.
 
 With constant statistics and affine parameters, `norm(conv(x, w)) = conv(x, w * scale) + shift` with one scale and shift
 per output channel. The weights themselves stay as they are (and are trained as they are): the product is made in every
@@ -50,13 +49,15 @@ class FrozenBatchNorm2d(nn.Module):
         return torch.addcmul(shift[:, None, None], x, scale[:, None, None]).to(x.dtype)
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """The norm as x * scale + shift, each (C,)."""
+        """Return the norm as x * scale + shift, each (C,)."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
     def is_ill_conditioned(self) -> bool:
-        """Whether a channel's mean is so many standard deviations from 0 that bfloat16, whose numbers are up to 1/128
-        apart, leaves little of what varies."""
+        """Return whether a channel's mean is too many standard deviations from 0 for bfloat16.
+
+        Its numbers are up to 1/128 apart, which would leave little of what varies.
+        """
         deviations = self.running_mean.abs() * (self.running_var + self.eps).rsqrt()
         return not deviations.is_meta and bool((deviations > _MOST_DEVIATIONS).any())
 
@@ -74,7 +75,7 @@ class FoldedConv2d(nn.Conv2d):
     _norm: tuple[FrozenBatchNorm2d, ...] = ()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) -> (B, out, H', W')."""
+        """Apply the convolution and the norm, (B, in, H, W) -> (B, out, H', W')."""
         weight, bias = self.weight, self.bias
         if self._norm:
             scale, shift = self._norm[0].scale_and_shift()

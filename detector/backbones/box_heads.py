@@ -71,5 +71,5 @@ BOX_HEADS: dict[str, Callable[[int, int, int], BoxHead]] = {"two_fc": TwoLayerHe
 
 
 def new_box_head(config: BackboneConfig, in_channels: int, width: int = 1024) -> BoxHead:
-    """The box head that `config.box_head` names, of its `box_head_channels` or else `width` outputs."""
+    """Build the box head that `config.box_head` names, of its `box_head_channels` or else `width` outputs."""
     return BOX_HEADS[config.box_head](config.pool_size or 7, in_channels, config.box_head_channels or width)

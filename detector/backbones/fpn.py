@@ -27,7 +27,7 @@ class FeaturePyramid(Backbone):
 
     @property
     def roi_strides(self) -> tuple[int, ...]:
-        """P2 to P5; P6 serves the RPN alone."""
+        """Return the strides of P2 to P5; P6 serves the RPN alone."""
         return self.strides[:-1]
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -40,7 +40,7 @@ class FeaturePyramid(Backbone):
 
 
 def _convolution(channels_in: int, channels: int, kernel_size: int, norm: Literal["none", "batch"]) -> nn.Module:
-    """A convolution, or a convolution without bias and batch norm, randomly initialised."""
+    """Make a convolution, or a convolution without bias and batch norm, randomly initialised."""
     convolution = Conv2d(channels_in, channels, kernel_size, padding=kernel_size // 2, bias=norm == "none")
     nn.init.kaiming_uniform_(convolution.weight, a=1)
     if convolution.bias is None:

@@ -69,14 +69,14 @@ class MobileNetV2Head(BoxHead):
 
 
 def build_mobilenet_v2_c4(config: BackboneConfig) -> tuple[SingleLevel, MobileNetV2Head]:
-    """`mobilenet_v2_c4` with random weights: stride 16, 96 channels."""
+    """Build `mobilenet_v2_c4` with random weights: stride 16, 96 channels."""
     network = _network(config)
     box_head = MobileNetV2Head(network, config.pool_size or 7, config.box_head_stride)
     return SingleLevel(MobileNetV2Body(network, depth=4)), box_head
 
 
 def build_mobilenet_v2_fpn(config: BackboneConfig) -> tuple[FeaturePyramid, BoxHead]:
-    """`mobilenet_v2_fpn` with random weights: strides 4 to 64."""
+    """Build `mobilenet_v2_fpn` with random weights: strides 4 to 64."""
     network = _network(config)
     backbone = FeaturePyramid(MobileNetV2Body(network, depth=5), config.fpn_channels, config.fpn_norm)
     return backbone, new_box_head(config, config.fpn_channels)

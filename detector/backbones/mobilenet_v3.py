@@ -50,7 +50,7 @@ class MobileNetV3Body(Body):
 
 
 def build_mobilenet_v3_large_fpn(config: BackboneConfig) -> tuple[FeaturePyramid, BoxHead]:
-    """`mobilenet_v3_large_fpn` with random weights: strides 32, 32 and 64."""
+    """Build `mobilenet_v3_large_fpn` with random weights: strides 32, 32 and 64."""
     network = torchvision.models.mobilenet_v3_large(weights=None, norm_layer=norm_layer(config))
     fold_frozen_norms(network)
     backbone = FeaturePyramid(MobileNetV3Body(network), config.fpn_channels, config.fpn_norm)

@@ -58,14 +58,14 @@ class ResNetHead(BoxHead):
 
 
 def build_resnet_c4(config: BackboneConfig) -> tuple[SingleLevel, ResNetHead]:
-    """`resnet18_c4`, `resnet50_c4` or `resnet101_c4` with random weights: stride 16, 256 (18) or 1024 channels."""
+    """Build `resnet18_c4`, `resnet50_c4` or `resnet101_c4` with random weights: stride 16, 256 or 1024 channels."""
     network = _network(config)
     pool_size = config.pool_size or (14 if config.box_head_stride == 2 else 7)
     return SingleLevel(ResNetBody(network, depth=3)), ResNetHead(network, pool_size, config.box_head_stride)
 
 
 def build_resnet_fpn(config: BackboneConfig) -> tuple[FeaturePyramid, BoxHead]:
-    """`resnet18_fpn`, `resnet50_fpn` or `resnet101_fpn` with random weights: strides 4 to 64."""
+    """Build `resnet18_fpn`, `resnet50_fpn` or `resnet101_fpn` with random weights: strides 4 to 64."""
     backbone = FeaturePyramid(ResNetBody(_network(config), depth=4), config.fpn_channels, config.fpn_norm)
     return backbone, new_box_head(config, config.fpn_channels)
 
@@ -82,7 +82,7 @@ def _network(config: BackboneConfig) -> ResNet:
 
 
 def _channels(layer: nn.Module) -> int:
-    """Output channels of a layer: those of the last convolution of its last block."""
+    """Return the output channels of a layer: those of the last convolution of its last block."""
     return [module for module in layer.modules() if isinstance(module, nn.Conv2d)][-1].out_channels
 
 

@@ -62,7 +62,7 @@ class SmallBody(Body):
 
 
 def build_small_c4(config: BackboneConfig) -> tuple[SingleLevel, BoxHead]:
-    """`small_c4` with random weights."""
+    """Build `small_c4` with random weights."""
     backbone = SingleLevel(SmallBody())
     return backbone, new_box_head(config, backbone.out_channels, width=256)
 

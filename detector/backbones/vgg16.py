@@ -1,5 +1,7 @@
-"""VGG-16 as in the paper (section 3.1): 13 convolutions of stride 16, and fc6, fc7 as the box head; or with batch
-norm."""
+"""VGG-16 as in the paper (section 3.1): 13 convolutions of stride 16, and fc6, fc7 as the box head.
+
+Batch norm may follow each convolution.
+"""
 
 from collections.abc import Callable
 
@@ -82,7 +84,7 @@ class VGG16Head(BoxHead):
 
 
 def build_vgg16(config: BackboneConfig) -> tuple[SingleLevel, VGG16Head]:
-    """`vgg16` or `vgg16_bn` with random weights."""
+    """Build `vgg16` or `vgg16_bn` with random weights."""
     body = VGG16Body(norm_layer(config) if config.name == "vgg16_bn" else None)
     fold_frozen_norms(body)
     return SingleLevel(body), VGG16Head(config.pool_size or 7, config.dropout)

@@ -304,6 +304,15 @@ def test_straddling_anchors_are_dropped_or_kept() -> None:
         assert len(negatives) == sampled - 1
 
 
+@pytest.mark.parametrize(("straddling", "best"), [("drop", 8), ("keep", 12)])
+def test_an_objects_best_anchor_is_the_best_of_those_that_are_used(straddling: Any, best: int) -> None:
+    """Its IoU is 6/26 with an anchor within the image, and 10/22 with the one below, which straddles the border."""
+    rpn = network(AnchorConfig([1], [1], straddling=straddling))
+    output = random_output(rpn, 1, (4, 4))
+    objects = [truth([0.0, 42.0, 16.0, 58.0])]
+    assert rpn.sample_anchors(output, image_batch((60, 64)), objects, "drop")[0].positives.tolist() == [best]
+
+
 @pytest.mark.parametrize("boxes", [[], [[3.0, 4.0, 40.0, 30.0]]])
 @pytest.mark.parametrize("straddling", ["drop", "keep"])
 @pytest.mark.parametrize("objectness", ["sigmoid", "softmax"])

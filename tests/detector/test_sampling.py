@@ -146,6 +146,9 @@ def test_treatments_of_difficult_objects() -> None:
         assert kinds_of("drop", [0], best_per_object) == [NEGATIVE] * 5
         assert kinds_of("ignore", [0], best_per_object) == [NEGATIVE, NEGATIVE, IGNORED, IGNORED, NEGATIVE]
     # What is positive for an object stays so, however much it also overlaps an ignored one; and it is that object's.
+    # From the upper bound of negatives on, which in an RPN is not the bound of positives.
+    ignored = match(strips(50, 30, 29), OBJECT, 0.7, (0.0, 0.3), False, torch.tensor([True]), "ignore")
+    assert ignored.kind.tolist() == [IGNORED, IGNORED, NEGATIVE]
     both = match(OBJECT, OBJECT.repeat(2, 1), 0.5, (0.0, 0.5), False, difficult, "ignore")
     assert (both.kind.tolist(), both.index.tolist()) == ([POSITIVE], [1])
 
