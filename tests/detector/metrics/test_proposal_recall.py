@@ -74,6 +74,9 @@ def test_sizes_are_coco_areas_and_need_300_proposals() -> None:
     assert got["proposal_AR@300_large"] == 1.0
     assert got["proposal_recall@1"] == 0.25
     assert [name for name in got if "small" in name] == ["proposal_AR@300_small"]
+    metric.reset()
+    metric.update([proposals_of([boxes[3]])], [target(0, boxes, [1] * 4)])
+    assert [values_of(metric)[f"proposal_AR@300_{size}"] for size in ("small", "medium", "large")] == [0.5, 0.5, 0.0]
 
 
 def test_default_names() -> None:
