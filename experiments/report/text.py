@@ -54,7 +54,7 @@ def table_rows(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     for cell in cells:
         row = [cell["axes"].get(axis, "") for axis in document["axes"]] + [state(cell)]
         for name in metrics:
-            row.append(_spread(cell["metrics"][name]))
+            row.append(spread(cell["metrics"][name]))
             row += [difference_text(cell, name, document)] if compared and name in differing else []
         row += [number(cell["paper"], ".4f")] if paper else []
         anchors = cell["anchors"] or {}
@@ -154,7 +154,8 @@ def _no_date(label: str) -> str:
     return f"[{label}]" if re.fullmatch(r"[\d.]+([-_][\d.]+)+", label) else label
 
 
-def _spread(metric: Mapping[str, Any]) -> str:
+def spread(metric: Mapping[str, Any]) -> str:
+    """Return the mean and the deviation of a metric, such as "0.6000 ± 0.1414"."""
     if metric["mean"] is None:
         return "-"
     return f"{metric['mean']:.4f}" + ("" if metric["std"] is None else f" ± {metric['std']:.4f}")
