@@ -21,10 +21,11 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.detection_dataset import DetectionDataset, ImageRecord, Target
+from datamodules.dataset_format import ImageRecord, Member
+from datamodules.detection_dataset import DetectionDataset, Target
 from datamodules.image_reading import USUAL, Reading, read_image
 from datamodules.problems import Problem
-from datamodules.splits import Leaks, Member
+from datamodules.splits import Leaks
 from detector.errors import InputError
 from detector.files import write_json
 
@@ -122,7 +123,7 @@ def find_cut_images(records: Iterable[ImageRecord], reading: Reading = USUAL) ->
     found: list[Problem] = []
     for record in records:
         try:
-            if not ends_properly(record.path):
+            if record.path is not None and not ends_properly(record.path):
                 read_image(record.path, record.upright, reading)
         except (InputError, OSError) as error:
             found.append(Problem(str(record.path), None, "truncated_image", str(error)))

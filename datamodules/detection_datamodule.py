@@ -4,10 +4,10 @@ and resumed runs."""
 from __future__ import annotations
 
 import os
-from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Final, cast
+from typing import cast
 
 import pytorch_lightning as pl
 import torch
@@ -17,30 +17,32 @@ from torch.utils.data import DataLoader, Sampler
 from datamodules.augmentation.recipes import Augmentation, build_augmentation
 from datamodules.bad_data import NextImageInstead, OnError, Policy
 from datamodules.batches import Batch, collate, limit_threads
-from datamodules.detection_dataset import DetectionDataset, ImageRecord, Target
-from datamodules.file_cache import FileCache, FileStore
+from datamodules.checks import check_classes
+from datamodules.dataset_format import DatasetFormat, ImageRecord, Member
+from datamodules.detection_dataset import DetectionDataset, Target
+from datamodules.ground_truth import SplitTruth, truth_of
 from datamodules.image_cache import CacheKind, check_cache, make_reader
 from datamodules.image_reading import Reading
 from datamodules.problems import Problem
 from datamodules.samplers import EpochSampler, ShardSampler, done_so_far, go_on, group_by_aspect
-from datamodules.splits import Leaks, Member, divide, find_leaks, keep_lists, read_lists
+from datamodules.splits import Leaks, Splits
 from detector.errors import InputError
 from detector.image_batch import ImageConfig
 from detector.training.lightning_private import start_new_epoch
 
-__all__ = ["PARTS", "Batch", "DetectionDataModule", "collate"]
-
-PARTS: Final = ("train", "val", "test")
+__all__ = ["Batch", "DetectionDataModule", "collate"]
 
 
 class DetectionDataModule(pl.LightningDataModule):
-    """Data loaders over images and boxes. A format derives from this, says where its images and annotations are, and
-    calls `_set_class_names` at the end of its construction. A run that has a folder sets `splits_folder`, where the
-    lists of made splits are kept and looked for, and `report_folder`, for the list of what `on_error` skips.
+    """Data loaders over images and boxes, exact under workers, ranks and resumed runs.
+
+    A run that has a folder sets `splits_folder`, where the lists of made splits are kept and looked for, and
+    `report_folder`, for the list of what `on_error` skips.
 
     Args:
-        root: Folder of the dataset.
+        format: Where the images and annotations are, and how they are read.
         split_names: Splits by part ("train", "val", "test"), in the format's own terms.
+        class_names: Class names in label order; default: those of the format.
         augmentation: Training augmentation: none, flip, photometric, ssd_crop, multiscale, mosaic, mixup,
             copy_paste_boxes, or a list of class paths of albumentations with their arguments:
             [{class_path: albumentations.HorizontalFlip, init_args: {p: 0.5}}].
@@ -74,17 +76,14 @@ class DetectionDataModule(pl.LightningDataModule):
         max_pixels: Images with more pixels (width x height) are refused, before they are decoded.
 
     Raises:
-        InputError: for bad values; `setup` raises it for anything wrong with the files.
+        InputError: For bad values; `setup` raises it for anything wrong with the files.
     """
-
-    class_names: list[str]
-    cache_kind: ClassVar[type[FileCache]] = FileCache
-    """What is kept of the files that were read."""
 
     def __init__(
         self,
-        root: str,
+        format: DatasetFormat,
         split_names: Mapping[str, list[str]],
+        class_names: list[str] | None = None,
         augmentation: Augmentation = "flip",
         batch_size: int = 2,
         eval_batch_size: int | None = None,
@@ -106,91 +105,39 @@ class DetectionDataModule(pl.LightningDataModule):
         self.save_hyperparameters({"bit_depth": bit_depth}, logger=False)  # into checkpoints, for `frcnn predict`
         # Fewer evaluation images than ranks leave a rank without any, which Lightning refuses unless told so.
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        self.root = Path(root).expanduser()
-        self.split_names = {part: list(split_names.get(part, [])) for part in PARTS}
+        self.format = format
+        self.format.read_by(annotation_cache, self.reading)
         self.augmentation = augmentation
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers = num_workers
         self.seed = int(os.environ.get("PL_GLOBAL_SEED", "0")) if seed is None else seed
-        self.val_fraction = val_fraction
-        self.split_seed = split_seed
-        self.splits_folder: Path | None = None
         self.on_error = on_error
         self.report_folder: Path | None = None
-        self.allow_overlap = allow_overlap
         self.group_by_aspect = group_by_aspect
         self.cache_images = cache_images
         self.image_cache_dir = image_cache_dir
-        self._check_values()
-        self._store: FileStore[FileCache] = FileStore(self.cache_kind, annotation_cache, self.reading)
-        self._made: dict[str, list[Member]] = {}
-        self._new_lists: dict[str, list[str]] = {}
-        self._datasets: dict[str, DetectionDataset] = {}
-        self._resume: dict[str, int] = {}
-
-    # ---- what a format says ----
-
-    @abstractmethod
-    def _find_class_names(self) -> list[str]:
-        """The classes where none are given, in label order."""
-
-    @abstractmethod
-    def _check_root(self) -> None:
-        """Raise InputError unless the dataset is there."""
-
-    @abstractmethod
-    def _list_images(self, part: str, missing_ok: bool = False) -> list[Member]:
-        """The images that the splits of "train", "val" or "test" name, in order.
-
-        Args:
-            part: its splits are `self.split_names[part]`; none: no images.
-            missing_ok: leave out splits that are not there instead of raising InputError.
-        """
-
-    @abstractmethod
-    def _list_annotated(self) -> list[Member]:
-        """All annotated images, to be divided where no splits are named."""
-
-    @abstractmethod
-    def _read_members(self, members: Sequence[Member]) -> tuple[list[ImageRecord], list[Problem]]:
-        """The images that can be used, in order, with those of their objects that can, and all that is wrong."""
-
-    def _category_ids(self, part: str) -> Sequence[int | str] | None:
-        """What the files of "val" or "test" call the classes, in label order; None: 1..C, and images by position."""
-        return None
-
-    def _forget(self) -> None:
-        """Free what was only needed for reading."""
-        self._store.forget()
-
-    # ---- what is common ----
-
-    def _check_values(self) -> None:
         for key, least in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0), ("seed", 0)):
             if getattr(self, key) < least:
                 raise InputError(f"--data.{key} is {getattr(self, key)}; it must be at least {least}")
-        if self.val_fraction is None:
-            for part in ("train", "val"):
-                if not self.split_names[part]:
-                    raise InputError(
-                        f"--data.{part}_splits is empty; name at least one split, or have splits made, for example by "
-                        "--data.val_fraction 0.2"
-                    )
-        elif not 0 < self.val_fraction < 1:
-            raise InputError(f"--data.val_fraction is {self.val_fraction}; it must be between 0 and 1")
-        elif self.split_names["val"]:
-            raise InputError(
-                "--data.val_fraction takes images to validate on from those to train on, but --data.val_splits is "
-                f"[{', '.join(self.split_names['val'])}]; give one of the two"
-            )
-        build_augmentation(self.augmentation)
-        check_cache(self.cache_images, self.image_cache_dir)
+        self.splits = Splits(format, split_names, val_fraction, split_seed, allow_overlap)
+        build_augmentation(augmentation)
+        check_cache(cache_images, image_cache_dir)
+        self.class_names = list(
+            class_names or format.class_names(self.splits.all_names, everything=not self.splits.names["train"])
+        )
+        check_classes(self.class_names)
+        self._datasets: dict[str, DetectionDataset] = {}
+        self._resume: dict[str, int] = {}
 
-    def _set_class_names(self, given: list[str] | None) -> None:
-        self.class_names = list(given) if given else self._find_class_names()
-        if len(set(self.class_names)) < len(self.class_names):
-            raise InputError(f"--data.class_names names a class twice: {', '.join(self.class_names)}")
+    @property
+    def splits_folder(self) -> Path | None:
+        """Where the lists of made splits are kept and looked for."""
+        return self.splits.folder
+
+    @splits_folder.setter
+    def splits_folder(self, folder: Path | None) -> None:
+        self.splits.folder = folder
 
     def setup(self, stage: str | None = None) -> None:
         """Read and check all annotations that the stage ("fit", "validate", "test"; None: all) needs.
@@ -199,28 +146,17 @@ class DetectionDataModule(pl.LightningDataModule):
             InputError: Anything wrong with the files; for "fit", "test" and None also images that are in more than one
                 of the train, val and test splits, unless `allow_overlap`.
         """
-        self._check_root()
+        self.format.check_root()
         parts = {"fit": ["train", "val"], "validate": ["val"], "test": ["test"], "predict": []}
-        wanted = [part for part in (parts[stage] if stage else self._given()) if part not in self._datasets]
-        leaks = Leaks()
+        wanted = [part for part in (parts[stage] if stage else self.splits.given) if part not in self._datasets]
         # With `skip` also before a validation, so that it is on the same images as in the training.
-        if not self.allow_overlap and (stage in (None, "fit", "test") or self.on_error == "skip"):
-            leaks = find_leaks({part: self._members(part, missing_ok=True) for part in self._given()})
+        overlap_counts = stage in (None, "fit", "test") or self.on_error == "skip"
+        leaks = self.splits.leaks() if overlap_counts else Leaks()
         reports = {"validate": "data_problems_validate.json", "test": "data_problems_test.json"}
         self._read_parts(wanted, leaks, True, reports.get(stage or "", "data_problems.json"))
-        if self._new_lists:  # not before all else is well: a failed start leaves no run folder
-            keep_lists(self.splits_folder, self._new_lists, self._made_by)
-            self._new_lists = {}
-        if stage is None or set(self._datasets) >= set(self._given()):
-            self._forget()
-
-    def _given(self) -> list[str]:
-        """The parts that there are."""
-        return [
-            part
-            for part, names in self.split_names.items()
-            if names or (self.val_fraction is not None and part in ("train", "val"))
-        ]
+        self.splits.keep()  # not before all else is well: a failed start leaves no run folder
+        if stage is None or set(self._datasets) >= set(self.splits.given):
+            self.format.forget()
 
     def _dataset(self, part: str) -> DetectionDataset:
         if part not in self._datasets:
@@ -235,66 +171,63 @@ class DetectionDataModule(pl.LightningDataModule):
         report: str = "data_problems.json",
     ) -> None:
         """Make the datasets of parts, or raise InputError with all that is wrong."""
-        folder = self.report_folder
-        where = folder / report if folder is not None else None
+        where = self.report_folder / report if self.report_folder is not None else None
         policy = Policy(self.on_error, look_for_cut_images, where, self.reading)
-        members = {part: self._members(part) for part in parts}
-        for part, records in policy.apply(members, self._read_members, leaks or Leaks()).items():
-            if part not in self._given():
+        members = {part: self.splits.members(part) for part in parts}
+        for part, records in policy.apply(members, self._read, leaks or Leaks()).items():
+            if part not in self.splits.given:
                 raise InputError(f"no {part} splits are given; set --data.{part}_splits")
             augmentation = build_augmentation(self.augmentation) if part == "train" else None
-            ids = self._category_ids(part) if part != "train" else None
-            self._datasets[part] = DetectionDataset(
-                records, self.class_names, augmentation, self.seed, self.reading, ids
-            )
+            ids = None if part == "train" else self.format.category_ids(self.splits.sources(part), self.class_names)
+            dataset = DetectionDataset(records, self.class_names, augmentation, self.seed, self.reading, ids)
+            self._datasets[part] = dataset
             if part == "train":
-                self._cache_images(self._datasets[part])
+                processes = self.trainer.num_devices if self.trainer is not None else 1
+                files, sizes = dataset.files, dataset.sizes
+                dataset.read = make_reader(self.cache_images, files, sizes, self.image_cache_dir, processes)
 
-    def _cache_images(self, dataset: DetectionDataset) -> None:
-        processes = self.trainer.num_devices if self.trainer is not None else 1
-        dataset.read = make_reader(self.cache_images, dataset.files, dataset.sizes, self.image_cache_dir, processes)
+    def _read(self, members: Sequence[Member]) -> tuple[list[ImageRecord], list[Problem]]:
+        """Return the images that can be used, in order, and all that is wrong."""
+        records: list[ImageRecord] = []
+        problems: list[Problem] = []
+        seen: set[Path | None] = set()
+        for member, record in zip(members, self.format.read(members, self.class_names), strict=True):
+            problems += record.problems
+            if record.usable and record.path in seen:
+                text = f"{member.source}: names {record.name}, which another of the splits names too"
+                problems.append(Problem(str(member.source), None, "named_twice", text))
+            elif record.usable:
+                seen.add(record.path)
+                records.append(record)
+        return records, problems
 
-    def _members(self, part: str, missing_ok: bool = False) -> list[Member]:
-        """The images of a part, made or listed."""
-        if self.val_fraction is None or part == "test":
-            return self._list_images(part, missing_ok)
-        if not self._made:
-            self._made = self._divide(self.val_fraction)
-        return self._made[part]
+    def ground_truth(self, part: str) -> SplitTruth:
+        """Return the objects of "train", "val" or "test" as arrays; the images need not be there.
 
-    def _divide(self, val_fraction: float) -> dict[str, list[Member]]:
-        """Images to train and to validate on: as this run had them before, else made now."""
-        images = {member.name: member for member in self._to_divide()}
-        folder = self.splits_folder
-        lists = read_lists(folder, self._made_by) if folder is not None else None
-        if lists is None:
-            train, val = divide(list(images), val_fraction, self.split_seed)
-            lists = self._new_lists = {"train": train, "val": val}
-        gone = [name for names in lists.values() for name in names if name not in images]
-        if gone:
-            raise InputError(f"{folder}: {len(gone)} images of this run's splits ({gone[0]}) are not in the dataset")
-        return {part: [images[name] for name in names] for part, names in lists.items()}
-
-    @property
-    def _made_by(self) -> dict[str, float | None]:
-        return {"val_fraction": self.val_fraction, "split_seed": self.split_seed}
-
-    def _to_divide(self) -> list[Member]:
-        if self.split_names["train"]:
-            return self._list_images("train")
-        tested = {(member.folder, member.stem) for member in self._list_images("test", missing_ok=True)}
-        return [member for member in self._list_annotated() if (member.folder, member.stem) not in tested]
+        Raises:
+            InputError: As `read_ground_truth`.
+        """
+        self.format.check_root()
+        if part not in self.splits.given:
+            raise InputError(f"no {part} splits are given; set --data.{part}_splits")
+        names = self.splits.names[part] or [part]
+        where = f"--data.{part}_splits [{', '.join(names)}]"
+        sources, members, skip = self.splits.sources(part), self.splits.members(part), self.on_error == "skip"
+        return replace(truth_of(self.format, sources, members, self.class_names, where, skip), splits=tuple(names))
 
     @property
     def train_dataset(self) -> DetectionDataset:
+        """The images of the train splits."""
         return self._dataset("train")
 
     @property
     def val_dataset(self) -> DetectionDataset:
+        """The images of the val splits."""
         return self._dataset("val")
 
     @property
     def test_dataset(self) -> DetectionDataset:
+        """The images of the test splits."""
         return self._dataset("test")
 
     @property

@@ -7,7 +7,6 @@ Shape legend: `G` objects of an image, `H`, `W` its size in pixels, in the frame
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import NotRequired, TypedDict
@@ -21,6 +20,8 @@ from torch.utils.data import Dataset
 
 from datamodules.augmentation.recipes import Recipe
 from datamodules.augmentation.samples import Sample
+from datamodules.dataset_format import Id, ImageRecord
+from datamodules.ground_truth import objects_of
 from datamodules.image_cache import Decoder, ImageFile, ImageReader
 from datamodules.image_reading import USUAL, Reading, read_header
 from detector.errors import InputError
@@ -39,38 +40,19 @@ class Target(TypedDict):
     scale: NotRequired[float]
 
 
-@dataclass(frozen=True, eq=False)
-class ImageRecord:
-    """One image and its objects, as a format's reader gives them to `DetectionDataset`.
-
-    Args:
-        path: the image file.
-        name: what results call the image.
-        boxes: float32 (G, 4) xyxy pixels, clipped to the image, of positive area.
-        labels: int64 (G,) in 1..C.
-        difficult: bool (G,).
-        upright: apply the EXIF orientation; without it the boxes refer to the stored pixels.
-        size: (width, height) in that frame, where the reader knows it.
-        result_id: what results of detections call the image; None: its position.
-    """
-
-    path: Path
-    name: str
-    boxes: NDArray[np.float32]
-    labels: NDArray[np.int64]
-    difficult: NDArray[np.bool_]
-    upright: bool = False
-    size: tuple[int, int] | None = None
-    result_id: int | str | None = None
-
-
 def _size(record: ImageRecord) -> tuple[int, int]:
-    """(height, width)."""
-    if record.size is not None:
+    """Return (height, width)."""
+    if min(record.size) > 0:
         return record.size[1], record.size[0]
-    header = read_header(record.path)
+    header = read_header(_path(record))
     width, height = header.upright_size if record.upright else (header.width, header.height)
     return height, width
+
+
+def _path(record: ImageRecord) -> Path:
+    if record.path is None:
+        raise ValueError(f"{record.name}: an image that is not there cannot be in a dataset")
+    return record.path
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
@@ -95,24 +77,23 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         augmentation: Recipe | None = None,
         seed: int = 0,
         reading: Reading = USUAL,
-        category_ids: Sequence[int | str] | None = None,
+        category_ids: Sequence[Id] | None = None,
     ) -> None:
         self.class_names = list(class_names)
         self.augmentation = augmentation
         self.seed = seed
-        self.files = [ImageFile(record.path, record.upright, reading) for record in records]
+        self.files = [ImageFile(_path(record), record.upright, reading) for record in records]
         self.read: ImageReader = Decoder(self.files)  # or a cache
         # Flat arrays instead of one object per image: forked workers then share the memory.
-        self._starts = np.cumsum([0, *(len(record.boxes) for record in records)])
-        self._boxes = np.concatenate([np.zeros((0, 4), np.float32), *(record.boxes for record in records)])
-        self._labels = np.concatenate([np.zeros(0, np.int64), *(record.labels for record in records)])
-        self._difficult = np.concatenate([np.zeros(0, np.bool_), *(record.difficult for record in records)])
+        objects = objects_of(records, class_names)
+        self._starts = np.searchsorted(objects.image_id, np.arange(len(records) + 1))
+        self._boxes, self._labels, self._difficult = objects.box, objects.label, objects.difficult
         self.sizes = np.array([_size(record) for record in records], np.int64).reshape(-1, 2)  # height, width
         self.file_names: list[str] = [record.name for record in records]
         self.category_ids = category_ids
-        self.image_ids: list[int | str] | None = None
+        self.image_ids: list[Id] | None = None
         if category_ids is not None:
-            given = enumerate(record.result_id for record in records)
+            given = enumerate(record.stated.result_id for record in records)
             self.image_ids = [index if number is None else number for index, number in given]
 
     def __len__(self) -> int:

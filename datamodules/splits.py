@@ -1,48 +1,156 @@
-"""Training and validation splits made with a seed, and images that are in two splits."""
+"""Which images are trained on, validated on and tested on: named splits, splits made with a seed, images in two."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
+from datamodules.dataset_format import DatasetFormat, Member
 from datamodules.problems import Problem
 from detector.errors import InputError, brief
 from detector.files import write_json, write_whole
 
+PARTS: Final = ("train", "val", "test")
 MADE_BY: Final = "made_by.json"  # written last: where it is, the lists beside it are whole
 
 
-@dataclass(frozen=True)
-class Member:
-    """An image as a split names it.
+class Splits:
+    """The images of each part ("train", "val", "test") of a dataset.
 
     Args:
-        name: its name within the dataset, as lists of made splits hold it.
-        folder: the dataset's (VOC) or the image's (COCO).
-        stem: the image within the folder.
-        source: the file that names it.
+        format: Knows the dataset's own splits.
+        names: Names of these by part.
+        val_fraction: Share of the images to validate on where no split is named for that.
+        split_seed: Another one divides the images otherwise.
+        allow_overlap: Accept images that are in two parts.
+
+    Attributes:
+        folder: Where a run keeps the lists of made splits, and looks for them.
+
+    Raises:
+        InputError: The values contradict each other.
     """
 
-    name: str
-    folder: Path
-    stem: str
-    source: Path
+    def __init__(
+        self,
+        format: DatasetFormat,
+        names: Mapping[str, Sequence[str]],
+        val_fraction: float | None = None,
+        split_seed: int = 0,
+        allow_overlap: bool = False,
+    ) -> None:
+        self.format = format
+        self.names = {part: list(names.get(part, [])) for part in PARTS}
+        self.made_by = {"val_fraction": val_fraction, "split_seed": split_seed}
+        self.val_fraction = val_fraction
+        self.split_seed = split_seed
+        self.allow_overlap = allow_overlap
+        self.folder: Path | None = None
+        self._made: dict[str, list[Member]] = {}
+        self._new_lists: dict[str, list[str]] = {}
+        if val_fraction is None:
+            for part in ("train", "val"):
+                if not self.names[part]:
+                    raise InputError(
+                        f"--data.{part}_splits is empty; name at least one split, or have splits made, for example by "
+                        "--data.val_fraction 0.2"
+                    )
+        elif not 0 < val_fraction < 1:
+            raise InputError(f"--data.val_fraction is {val_fraction}; it must be between 0 and 1")
+        elif self.names["val"]:
+            raise InputError(
+                "--data.val_fraction takes images to validate on from those to train on, but --data.val_splits is "
+                f"[{', '.join(self.names['val'])}]; give one of the two"
+            )
+        elif not self.names["train"] and format.needs_splits:
+            raise InputError(
+                "--data.val_fraction divides the images of --data.train_splits, which is empty; name at least one "
+                f"{format.needs_splits}"
+            )
+
+    @property
+    def given(self) -> list[str]:
+        """The parts that there are."""
+        made = ("train", "val") if self.val_fraction is not None else ()
+        return [part for part, names in self.names.items() if names or part in made]
+
+    @property
+    def all_names(self) -> list[str]:
+        """The named splits of all parts, each once."""
+        return list(dict.fromkeys(name for names in self.names.values() for name in names))
+
+    def sources(self, part: str) -> list[str]:
+        """Return the named splits that the images of a part are from."""
+        return self.names["train" if part == "val" and self.val_fraction is not None else part]
+
+    def members(self, part: str, missing_ok: bool = False) -> list[Member]:
+        """Return the images of a part, made or listed; those of splits that are not there are left out if
+        `missing_ok`."""
+        if self.val_fraction is None or part == "test":
+            return self.format.list_images(self.names[part], missing_ok)
+        if not self._made:
+            self._made = self._divide(self.val_fraction)
+        return self._made[part]
+
+    def _divide(self, val_fraction: float) -> dict[str, list[Member]]:
+        """Return images to train and to validate on: as this run had them before, else made now."""
+        images = {member.name: member for member in self._to_divide()}
+        lists = read_lists(self.folder, self.made_by) if self.folder is not None else None
+        if lists is None:
+            train, val = divide(list(images), val_fraction, self.split_seed)
+            lists = self._new_lists = {"train": train, "val": val}
+        gone = [name for names in lists.values() for name in names if name not in images]
+        if gone:
+            raise InputError(
+                f"{self.folder}: {len(gone)} images of this run's splits ({gone[0]}) are not in the dataset"
+            )
+        return {part: [images[name] for name in names] for part, names in lists.items()}
+
+    def _to_divide(self) -> list[Member]:
+        if self.names["train"]:
+            return self.format.list_images(self.names["train"])
+        tested = {(member.folder, member.stem) for member in self.format.list_images(self.names["test"], True)}
+        return [member for member in self.format.list_annotated() if (member.folder, member.stem) not in tested]
+
+    def leaks(self) -> Leaks:
+        """Return the images that are in two parts, none where that is accepted."""
+        if self.allow_overlap:
+            return Leaks()
+        return find_leaks({part: self.members(part, missing_ok=True) for part in self.given})
+
+    def keep(self) -> None:
+        """Say how many images are in each list that was made, and write the lists if there is a folder for them."""
+        if self._new_lists:
+            from pytorch_lightning.utilities import rank_zero_only  # here, because it takes seconds to import
+
+            rank_zero_only(self._keep)(self._new_lists)
+            self._new_lists = {}
+
+    def _keep(self, lists: Mapping[str, Sequence[str]]) -> None:
+        if self.folder is not None:
+            write_lists(self.folder, lists, self.made_by)
+        where = f"; the lists are in {self.folder}" if self.folder is not None else ""
+        by = ", ".join(f"{key} {value}" for key, value in self.made_by.items())
+        print(
+            f"splits made by {by}: {len(lists['train'])} images to train and {len(lists['val'])} to validate on{where}",
+            file=sys.stderr,
+        )
 
 
 def divide(names: Sequence[str], val_fraction: float, seed: int) -> tuple[list[str], list[str]]:
-    """Names -> (training, validation), each sorted; at least one name in both.
+    """Return the names to train on and to validate on, each sorted and neither empty.
 
     Names are ordered by a digest of seed and name, and the first `val_fraction` of them validate. Neither the order of
     the names nor that of the files decides anything, and another image more or less moves few of the others.
 
     Raises:
-        InputError: for fewer than two names.
+        InputError: There are fewer than two names.
     """
     if len(names) < 2:
         raise InputError(f"--data.val_fraction {val_fraction} needs at least 2 images to divide, there is {len(names)}")
@@ -59,7 +167,7 @@ def write_lists(folder: Path, lists: Mapping[str, Sequence[str]], made_by: Mappi
     """Write `<part>.txt` for each list, a name per line, and how they were made.
 
     Raises:
-        InputError: if the folder cannot be written to.
+        InputError: The folder cannot be written to.
     """
     texts = {f"{part}.txt": "".join(f"{name}\n" for name in names) for part, names in lists.items()}
     try:
@@ -70,26 +178,8 @@ def write_lists(folder: Path, lists: Mapping[str, Sequence[str]], made_by: Mappi
         raise InputError(f"{folder}: the lists of the made splits cannot be written there ({brief(error)})") from error
 
 
-def keep_lists(folder: Path | None, lists: Mapping[str, Sequence[str]], made_by: Mapping[str, object]) -> None:
-    """Say how many images are in each list, and write the lists if there is a folder for them, on one process."""
-    from pytorch_lightning.utilities import rank_zero_only  # here, because it takes seconds to import
-
-    rank_zero_only(_keep_lists)(folder, lists, made_by)
-
-
-def _keep_lists(folder: Path | None, lists: Mapping[str, Sequence[str]], made_by: Mapping[str, object]) -> None:
-    if folder is not None:
-        write_lists(folder, lists, made_by)
-    where = f"; the lists are in {folder}" if folder is not None else ""
-    by = ", ".join(f"{key} {value}" for key, value in made_by.items())
-    print(
-        f"splits made by {by}: {len(lists['train'])} images to train and {len(lists['val'])} to validate on{where}",
-        file=sys.stderr,
-    )
-
-
 def read_lists(folder: Path, made_by: Mapping[str, object]) -> dict[str, list[str]] | None:
-    """The lists "train" and "val" that a run has used before, or None where there are none.
+    """Return the lists "train" and "val" that a run has used before, or None where there are none.
 
     Raises:
         InputError: They were made otherwise than `made_by` says, or cannot be read.
@@ -112,44 +202,13 @@ def read_lists(folder: Path, made_by: Mapping[str, object]) -> dict[str, list[st
     return lists
 
 
-def check_overlap(parts: Mapping[str, Sequence[Member]]) -> None:
-    """Check that no image is in two parts.
-
-    Args:
-        parts: Images by what they are for: "train", "val", "test".
-
-    Raises:
-        InputError: Names two parts, how many images they share, and the first of these.
-    """
-    for first, second, shared in overlaps(parts):
-        names = ", ".join(member.stem for member in shared[:3]) + (", ..." if len(shared) > 3 else "")
-        raise InputError(
-            f"--data.{first}_splits and --data.{second}_splits share {len(shared)} images ({names}), so numbers "
-            f"on {second} would not be those of unseen images; name splits without common images, or accept it by "
-            "--data.allow_overlap true"
-        )
-
-
-def overlaps(parts: Mapping[str, Sequence[Member]]) -> Iterator[tuple[str, str, list[Member]]]:
-    """Pairs of parts that share images, with these images as the first of the two names them."""
-    folders = {member.folder for members in parts.values() for member in members}
-    resolved = {folder: folder.resolve() for folder in folders}
-    images = {
-        part: {(resolved[member.folder], member.stem): member for member in members} for part, members in parts.items()
-    }
-    for (first, ours), (second, theirs) in itertools.combinations(images.items(), 2):
-        shared = [member for key, member in ours.items() if key in theirs]
-        if shared:
-            yield first, second, shared
-
-
 @dataclass(frozen=True)
 class Leaks:
-    """Images that are in two of the parts "train", "val" and "test".
+    """Images that are in two parts.
 
     Args:
-        summary: the first two such parts, in one line.
-        problems: by part the images that a later part has too.
+        summary: The first two such parts, in one line.
+        problems: By part the images that a later part has too.
     """
 
     summary: str = ""
@@ -157,20 +216,25 @@ class Leaks:
 
 
 def find_leaks(parts: Mapping[str, Sequence[Member]]) -> Leaks:
-    """Images that are in two parts.
-
-    Args:
-        parts: images by what they are for: "train", "val", "test".
-    """
+    """Return the images that are in two parts, given by what they are for: "train", "val", "test"."""
+    folders = {member.folder for members in parts.values() for member in members}
+    resolved = {folder: folder.resolve() for folder in folders}
+    images = {
+        part: {(resolved[member.folder], member.stem): member for member in members} for part, members in parts.items()
+    }
     summary = ""
-    try:
-        check_overlap(parts)
-    except InputError as error:
-        summary = str(error)
     leaks: dict[str, dict[Member, Problem]] = {}
-    for first, second, shared in overlaps(parts):
+    for (first, ours), (second, theirs) in itertools.combinations(images.items(), 2):
+        shared = [member for key, member in ours.items() if key in theirs]
         for member in shared:
             text = f"{member.source}: names {member.stem}, which --data.{second}_splits name too"
             problem = Problem(str(member.source), None, "leak_by_name", text)
             leaks.setdefault(first, {}).setdefault(member, problem)
+        if shared and not summary:
+            names = ", ".join(member.stem for member in shared[:3]) + (", ..." if len(shared) > 3 else "")
+            summary = (
+                f"--data.{first}_splits and --data.{second}_splits share {len(shared)} images ({names}), so numbers "
+                f"on {second} would not be those of unseen images; name splits without common images, or accept it by "
+                "--data.allow_overlap true"
+            )
     return Leaks(summary, leaks)

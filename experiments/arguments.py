@@ -47,6 +47,7 @@ class DataOptions:
         train_splits: Splits, as for frcnn fit: "[2007_trainval]".
         val_splits: Splits, as for frcnn fit: "[2007_test]".
         test_splits: Splits, as for frcnn fit.
+        image_dirs: Folders of the images of COCO files, as for frcnn fit.
         class_names: Names of labels 1, 2, ...; by default the 20 VOC classes for VOC years, else those that are found.
         bit_depth: Bits of the values in 16-bit images; by default 16, or those of the training.
         max_pixels: Images with more pixels are refused, before they are decoded.
@@ -56,6 +57,7 @@ class DataOptions:
     train_splits: list[str] | None = None
     val_splits: list[str] | None = None
     test_splits: list[str] | None = None
+    image_dirs: list[str] | None = None
     class_names: list[str] | None = None
     bit_depth: int | None = None
     max_pixels: int = 178_956_970

@@ -27,8 +27,6 @@ from typing import Any, Final
 
 from datamodules.coco.values import (
     BadObjectError,
-    Box,
-    Id,
     IdTable,
     box_around,
     plain_id,
@@ -39,6 +37,7 @@ from datamodules.coco.values import (
     read_pixels,
     shown,
 )
+from datamodules.dataset_format import Id, ObjectRecord
 from datamodules.problems import Problem
 from datamodules.text_files import decode_text
 from detector.errors import InputError, brief
@@ -46,21 +45,8 @@ from detector.errors import InputError, brief
 KEYS: Final = ("images", "annotations", "categories")
 
 
-@dataclass(frozen=True)
-class CocoObject:
-    """One annotation.
-
-    Args:
-        index: position in the file's list, counted from 0.
-        category: name of its category.
-        box: (x1, y1, x2, y2), continuous pixels, as stated, also beyond the image.
-        crowd: `iscrowd`.
-    """
-
-    index: int
-    category: str
-    box: Box
-    crowd: bool
+class NoAnnotationsError(InputError):
+    """A JSON document that is whole, but not one of COCO annotations."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +57,19 @@ class CocoImage:
         file_name: as the file states it, with forward slashes.
         width: 0 where the file states none.
         height: 0 where the file states none.
-        objects: those that can be read, in the order of the file.
+        objects: Those that can be read, in the order of the file; boxes as stated, also beyond the image.
         id: as the file states it.
         problems: what is wrong with the entry and with its objects; annotations of no image are with the first one.
+        unread: The objects that cannot be read, without a box.
     """
 
     file_name: str
     width: int
     height: int
-    objects: list[CocoObject] = field(default_factory=list)
+    objects: list[ObjectRecord] = field(default_factory=list)
     id: Id = 0
     problems: list[Problem] = field(default_factory=list)
+    unread: list[ObjectRecord] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -162,7 +150,7 @@ def _read_objects(
     counts = Counter[str]()
     for index, entry in enumerate(entries):
         where = f"{path}: annotations[{index}]"
-        image: CocoImage | None = None
+        image, name = None, ""
         try:
             entry = read_mapping(entry, where)
             if isinstance(entry.get("id"), int | str):
@@ -176,20 +164,23 @@ def _read_objects(
                 text = f"{where} has category_id {shown(entry['category_id'])}, which none of categories has"
                 raise BadObjectError(text, "unknown_class")
             used.add(category.id)
-            image.objects.append(_read_object(entry, index, category.name, where, counts))
+            name = category.name
+            image.objects.append(_read_object(entry, index, name, where, counts))
         except InputError as error:
             kind = error.kind if isinstance(error, BadObjectError) else "incomplete_object"
+            if image is not None:
+                image.unread.append(ObjectRecord(index, name, None, entry.get("iscrowd") in (1, "1")))
             if image is None or image.file_name not in unusable:
                 (image or first).problems.append(Problem(str(path), index, kind, str(error)))
     return used, _notes(counts, path)
 
 
-def _read_object(entry: dict[str, Any], index: int, name: str, where: str, counts: Counter[str]) -> CocoObject:
+def _read_object(entry: dict[str, Any], index: int, name: str, where: str, counts: Counter[str]) -> ObjectRecord:
     counts["no crowd"] += "iscrowd" in entry and entry["iscrowd"] is None
     crowd = read_crowd(entry, where)
     around = box_around(entry.get("segmentation")) if not entry.get("bbox") else None
     counts["no box"] += around is not None
-    return CocoObject(index, name, around or read_box(entry, where), crowd)
+    return ObjectRecord(index, name, around or read_box(entry, where), crowd)
 
 
 def _notes(counts: Mapping[str, int], path: Path) -> tuple[str, ...]:
@@ -218,14 +209,15 @@ def _load(path: Path) -> dict[str, list[Any]]:
     except (RecursionError, ValueError) as error:  # ValueError: a number of thousands of digits
         raise InputError(f"{path}: no JSON document of annotations (nested too deep, or too large a number)") from error
     if isinstance(document, list):
-        raise InputError(
+        raise NoAnnotationsError(
             f"{path}: holds a JSON list, as files of COCO results do; annotations are an object of {', '.join(KEYS)}"
         )
     document = read_mapping(document, str(path))
     for key in KEYS:
         if not isinstance(document.get(key), list):
             state = "has no" if key not in document else f"has {shown(document[key])} as"
-            raise InputError(f"{path}: {state} {key}; COCO annotations are an object of the lists {', '.join(KEYS)}")
+            kind = InputError if key in document else NoAnnotationsError
+            raise kind(f"{path}: {state} {key}; COCO annotations are an object of the lists {', '.join(KEYS)}")
     if not document["images"]:
         raise InputError(f"{path}: its list of images is empty")
     return document

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, Generic, TypeVar
 
+from datamodules.dataset_format import Box, Id
 from datamodules.problems import Kind
 from detector.errors import InputError, shortened
 
@@ -14,8 +15,6 @@ MAX_PIXELS: Final = 10**9  # along a side; whatever is beyond is no coordinate
 _WHOLE = re.compile(r"\s*[+-]?\d{1,18}\s*")
 _NUMBER = re.compile(r"\s*[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?\s*")
 
-Id = int | str  # as the file states it, but for a float such as 7.0, which is 7
-Box = tuple[float, float, float, float]
 Found = TypeVar("Found")
 
 

@@ -1,7 +1,7 @@
-"""What is wrong with a dataset in VOC format, file by file, and what is in it: `examine`.
+"""What is wrong with a dataset, file by file, and what is in it: `examine`.
 
-Each image is checked as a training checks it (`voc.check`), but decoded whole, and files that no split names are looked
-at too. Then come the questions about many images at once: splits, copies, classes.
+Each image is checked as a training checks it, but decoded whole, and files that no split names are looked at too. Then
+come the questions about many images at once: splits, copies, classes.
 """
 
 from __future__ import annotations
@@ -9,23 +9,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datamodules.checks import similar_classes
+from datamodules.checks import check_classes, similar_classes
+from datamodules.dataset_format import DatasetFormat, ImageRecord, Member
 from datamodules.doctor.near_duplicates import Fingerprint, copies, fingerprint
-from datamodules.doctor.splits import PARTS, ImageKey, SplitTable, UsedSplit, read_split_table, split_problems
+from datamodules.doctor.splits import ImageKey, SplitTable, UsedSplit, read_split_table, split_problems
 from datamodules.image_cache import ImageFile
-from datamodules.image_reading import USUAL, Reading, read_header, read_image
+from datamodules.image_reading import read_header, read_image
 from datamodules.parallel import map_files
 from datamodules.problems import Problem
-from datamodules.voc.check import CheckedImage, check_image
-from datamodules.voc.format import IMAGE_SUFFIXES
-from datamodules.voc.layout import VOC_CLASSES, annotated_members, check_root, dataset_folders, is_plain
-from datamodules.voc.names import annotation_path
+from datamodules.splits import PARTS
 from detector.errors import InputError
 
 PARALLEL_FROM = 64  # images, which are decoded
@@ -36,44 +33,38 @@ class DoctorOptions:
     """What to examine.
 
     Args:
-        root: as `--data.root` of a training.
-        splits: splits by part ("train", "val", "test"); none: everything, with the parts of splits by their names.
-        class_names: the known classes; None: the 20 VOC classes for VOC years, else those found.
-        images: whether images are expected and looked at.
-        reading: how image files are read.
+        format: The dataset.
+        splits: Splits by part ("train", "val", "test"); none: everything, with the parts of splits by their names.
+        class_names: The known classes; None: those that the format has by definition, else those found.
+        images: Whether images are expected and looked at.
     """
 
-    root: Path
+    format: DatasetFormat
     splits: Mapping[str, Sequence[str]] = field(default_factory=dict)
     class_names: Sequence[str] | None = None
     images: bool = True
-    reading: Reading = USUAL
 
 
 @dataclass(frozen=True, eq=False)
 class Examined:
-    """One image: what a training would find, and what it looks like (None if it was not decoded).
+    """One annotated image: what a training would find, and what it looks like.
 
     Args:
-        member: which one.
-        image: what a training would find.
-        print: what it looks like.
-        brightest: of an image of 16-bit values the largest one as it is decoded, in 0..255.
+        member: Which one.
+        record: What a training would find.
+        print: What it looks like; None if it was not decoded.
+        brightest: Of an image of 16-bit values the largest one as it is decoded, in 0..255.
     """
 
-    member: ImageKey
-    image: CheckedImage
-    print: Fingerprint | None
+    member: Member
+    record: ImageRecord
+    print: Fingerprint | None = None
     brightest: int | None = None
 
     @property
-    def file(self) -> Path:
-        """The file by which problems of the image as a whole name it."""
-        return self.image.path or self.annotation
-
-    @property
-    def annotation(self) -> Path:
-        return annotation_path(self.member.folder, self.member.stem)
+    def image(self) -> ImageKey:
+        """Which image it is, whatever annotation it was read from."""
+        return ImageKey(self.member.folder, self.member.stem)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,152 +99,158 @@ class Report:
 def examine(options: DoctorOptions) -> Report:
     """Examine a dataset.
 
-    Args:
-        options: what.
-
     Raises:
         InputError: There is no dataset, or a split that is asked for does not exist.
     """
-    root = options.root.expanduser()
-    check_root(root)
-    known = options.class_names
-    if known is not None and len(set(known)) < len(known):
-        raise InputError(f"--data.class_names names a class twice: {', '.join(known)}")
-    if known is None and not is_plain(root):
-        known = VOC_CLASSES
-    table = read_split_table(root, options.splits)
-    splits_of = table.by_member()
-    folders = dataset_folders(root)
-    stored = {folder: _images_in(folder) if options.images else set() for folder in folders}
-    without = [folder for folder in folders if not stored[folder]]
-    there = {ImageKey(folder, stem) for folder in folders for stem in stored[folder]}
-    there |= {ImageKey(folder, member.stem) for folder in folders for member in annotated_members(folder)}
-    members = sorted(splits_of if table.chosen else there.union(splits_of))
-    jobs = [(member, member.folder not in without) for member in members]
-    examine_one = partial(_examine_one, class_names=known, reading=options.reading)
-    found = map_files(examine_one, jobs, "examining", parallel_from=PARALLEL_FROM)
-    problems = [
-        *(problem for one in found for problem in _problems_of(one, not table.splits or one.member in splits_of)),
-        *(_no_images(folder) for folder in without if options.images),
-        *split_problems(table, {one.member: one.file for one in found}),
-        *_copies(found, splits_of, options.reading),
-        *_dark_images(root, found, options.reading.bit_depth),
-    ]
-    report = _report(found, table, known)
-    problems += _class_problems(root, found, report, known)
+    format = options.format
+    format.check_root()
+    check_classes(options.class_names or ())
+    known = options.class_names or format.fixed_classes
+    table = read_split_table(format, options.splits)
+    splits_of = table.by_image()
+    found = _examine_images(options, known, table)
+    first: dict[ImageKey, Examined] = {}
+    for one in found:
+        first.setdefault(one.image, one)
+    images = list(first.values())
+    problems = [problem for one in found for problem in _problems_of(one, not table.splits or one.image in splits_of)]
+    if options.images:
+        for folder in format.empty_folders(one.member for one in images):
+            # One line, not one for each image.
+            problems = [
+                problem
+                for problem in problems
+                if problem.kind != "missing_image" or not Path(problem.file).is_relative_to(folder)
+            ]
+            text = f"{folder}: holds no image, so none was looked at (--no_images examines the annotations alone)"
+            problems.append(Problem(str(folder), None, "missing_image", text))
+    problems += split_problems(table, {one.image: one.record.path or one.record.stated.file for one in images})
+    problems += _copies(images, splits_of, format)
+    problems += _dark_images(images, format)
+    names = known or format.stated_classes([split.label for split in table.splits if split.members])
+    report = _report(images, table, names)
+    problems += _class_problems(found, report, format.root, names, similar=known is None)
+    problems = list(dict.fromkeys(problems))
     order = {file: index for index, file in enumerate(sorted({problem.file for problem in problems}))}
     problems.sort(key=lambda problem: (order[problem.file], -1 if problem.object is None else problem.object))
     return replace(report, problems=problems)
 
 
-def _images_in(folder: Path) -> set[str]:
-    """Names without suffix of the files in a dataset folder's JPEGImages/."""
-    images = folder / "JPEGImages"
-    paths = [path.relative_to(images) for path in images.rglob("*") if path.suffix in IMAGE_SUFFIXES]
-    return {path.with_suffix("").as_posix() for path in paths if not path.name.startswith(".")}
+def _examine_images(options: DoctorOptions, known: Sequence[str] | None, table: SplitTable) -> list[Examined]:
+    """Read all annotations, each once, and decode all images, each once."""
+    format = options.format
+    members: dict[tuple[ImageKey, Path | None], Member] = {}
+    for member in (member for split in table.splits for member in split.members):
+        key = ImageKey(member.folder, member.stem)
+        members.setdefault((key, member.source if format.own_annotations else None), member)
+    chosen = list(members.values())
+    if not table.chosen:
+        chosen = sorted([*chosen, *format.list_others(chosen, options.images)], key=lambda one: (one.folder, one.stem))
+    records = format.read(chosen, known, options.images)
+    files: dict[ImageFile, None] = {}
+    for record in records:
+        if record.path is not None and not any(problem.kind == "unreadable_image" for problem in record.problems):
+            files[ImageFile(record.path, record.upright, format.reading)] = None
+    decoded = dict(zip(files, map_files(_decode, list(files), "examining", parallel_from=PARALLEL_FROM), strict=True))
+    found: list[Examined] = []
+    for member, record in zip(chosen, records, strict=True):
+        seen = decoded.get(ImageFile(record.path, record.upright, format.reading)) if record.path is not None else None
+        if isinstance(seen, InputError):
+            problem = Problem(str(record.path), None, "truncated_image", str(seen))
+            found.append(Examined(member, replace(record, problems=[*record.problems, problem])))
+        else:
+            found.append(Examined(member, record, *(seen or ())))
+    return found
 
 
-def _examine_one(job: tuple[ImageKey, bool], class_names: Sequence[str] | None, reading: Reading) -> Examined:
-    member, look = job
-    image = check_image(member.folder, member.stem, class_names, look, reading)
-    if image.path is None or any(problem.kind == "unreadable_image" for problem in image.problems):
-        return Examined(member, image, None)
+def _decode(file: ImageFile) -> tuple[Fingerprint, int | None] | InputError:
     try:
-        pixels = read_image(image.path, image.upright, reading)
-        brightest = int(pixels.max()) if read_header(image.path).deep else None
-        return Examined(member, image, fingerprint(pixels), brightest)
+        pixels = read_image(*file)
+        return fingerprint(pixels), int(pixels.max()) if read_header(file.path).deep else None
     except InputError as error:
-        problem = Problem(str(image.path), None, "truncated_image", str(error))
-        return Examined(member, replace(image, problems=(*image.problems, problem)), None)
+        return error
 
 
 def _problems_of(one: Examined, used: bool) -> list[Problem]:
-    return list(one.image.problems) if used else [replace(problem, used=False) for problem in one.image.problems]
+    return list(one.record.problems) if used else [replace(problem, used=False) for problem in one.record.problems]
 
 
-def _no_images(folder: Path) -> Problem:
-    place = folder / "JPEGImages"
-    text = f"{place}: holds no image, so none was looked at (--no_images examines the annotations alone)"
-    return Problem(str(place), None, "missing_image", text)
-
-
-def _dark_images(root: Path, found: Sequence[Examined], bit_depth: int) -> Iterator[Problem]:
-    """Values of 16 bits that use less than half of their range: those of a camera of fewer bits, most often."""
+def _dark_images(found: Sequence[Examined], format: DatasetFormat) -> Iterator[Problem]:
+    """Yield one problem for 16-bit values that use less than half of their range: those of fewer bits, most often."""
     levels = [one.brightest for one in found if one.brightest is not None]
     if not levels or max(levels) >= 128:
         return
+    bit_depth = format.reading.bit_depth
     needed = bit_depth - 8 + max(levels).bit_length()
     likely = next(bits for bits in (8, 10, 12, 14, 16) if bits >= needed)
     text = (
-        f"{root}: all values of its {len(levels)} images of 16 bits are below {2**needed}, less than half of the range "
-        f"of {bit_depth} bits; --data.bit_depth {likely} makes use of it, if the camera has {likely} bits"
+        f"{format.root}: all values of its {len(levels)} images of 16 bits are below {2**needed}, less than half of "
+        f"the range of {bit_depth} bits; --data.bit_depth {likely} makes use of it, if the camera has {likely} bits"
     )
-    yield Problem(str(root), None, "dark_images", text)
+    yield Problem(str(format.root), None, "dark_images", text)
 
 
 def _copies(
-    found: Sequence[Examined], splits_of: Mapping[ImageKey, Sequence[UsedSplit]], reading: Reading
+    found: Sequence[Examined], splits_of: Mapping[ImageKey, Sequence[UsedSplit]], format: DatasetFormat
 ) -> Iterator[Problem]:
-    """Pictures with equal content: a leak if they are in splits that must not share images, else a duplicate.
+    """Yield pictures with equal content: a leak if they are in splits that must not share images, else a duplicate.
 
-    Of a leak the file of the training split is named, as the one to leave out."""
+    Of a leak the file of the training split is named, as the one to leave out.
+    """
 
     def rank(index: int) -> int:
-        parts = [PARTS.index(part) for split in splits_of.get(seen[index][0].member, []) for part in split.parts]
+        parts = [PARTS.index(part) for split in splits_of.get(seen[index][0].image, []) for part in split.parts]
         return -max(parts, default=-1)
 
-    seen = [(one, one.image.path, one.print) for one in found if one.image.path is not None and one.print is not None]
-    files = [ImageFile(path, one.image.upright, reading) for one, path, _ in seen]
+    seen = [(one, one.record.path, one.print) for one in found if one.record.path is not None and one.print is not None]
+    files = [ImageFile(path, one.record.upright, format.reading) for one, path, _ in seen]
     for group in copies(files, [print_ for _, _, print_ in seen]):
         group.sort(key=rank)
         for position, index in enumerate(group[1:], start=1):
             one, path, _ = seen[index]
-            mine = splits_of.get(one.member, [])
-            others = [seen[other][0] for other in group[:position]]
+            others = [seen[other] for other in group[:position]]
             leaks = [
                 (other, theirs.label, split.label)
-                for other in others
-                for theirs in splits_of.get(other.member, [])
-                for split in mine
+                for earlier, other, _ in others
+                for theirs in splits_of.get(earlier.image, [])
+                for split in splits_of.get(one.image, [])
                 if split.excludes(theirs)
             ]
             if leaks:
                 other, theirs_label, label = leaks[0]
-                text = f"{path}: shows what {other.file} shows; the one is in {label}, the other in {theirs_label}"
+                text = f"{path}: shows what {other} shows; the one is in {label}, the other in {theirs_label}"
                 yield Problem(str(path), None, "leak_by_content", text)
             else:
-                yield Problem(str(path), None, "duplicate_image", f"{path}: shows what {others[0].file} shows")
+                yield Problem(str(path), None, "duplicate_image", f"{path}: shows what {others[0][1]} shows")
 
 
 def _class_problems(
-    root: Path, found: Sequence[Examined], report: Report, known: Sequence[str] | None
+    found: Sequence[Examined], report: Report, root: Path, names: Sequence[str], similar: bool
 ) -> Iterator[Problem]:
-    for name in known or ():
+    for name in names:
         if not report.classes.get(name):
-            text = f"{root}: no object of the class {name!r}"
-            yield Problem(str(root), None, "class_without_objects", text)
-    similar = {} if known is not None else similar_classes(report.classes)
-    for one in found if similar else ():
-        for item in one.image.objects:
-            if item.name in similar:
-                path = one.annotation
-                text = f"{path}: object {item.index} is of the class {item.name!r}, like {similar[item.name]!r}"
-                yield Problem(str(path), item.index, "similar_class", text)
+            yield Problem(str(root), None, "class_without_objects", f"{root}: no object of the class {name!r}")
+    alike = similar_classes(report.classes) if similar else {}
+    for one in found if alike else ():
+        for item in one.record.objects:
+            if item.name in alike:
+                text = f"is of the class {item.name!r}, like {alike[item.name]!r}"
+                yield one.record.stated.problem("similar_class", text, item, named=False)
 
 
-def _report(found: Sequence[Examined], table: SplitTable, known: Sequence[str] | None) -> Report:
+def _report(found: Sequence[Examined], table: SplitTable, known: Sequence[str]) -> Report:
     classes, difficult, class_images = Counter[str](), Counter[str](), Counter[str]()
-    for one in found:
-        classes.update(item.name for item in one.image.objects if item.name)
-        difficult.update(item.name for item in one.image.objects if item.name and item.difficult)
-        class_images.update({item.name for item in one.image.objects if item.name})
-    names = [*(known or ()), *sorted(set(classes) - set(known or ()))]
-    boxes = [item.box for one in found for item in one.image.objects if item.box is not None]
+    objects = [(one.member, item) for one in found for item in one.record.objects]
+    classes.update(item.name for _, item in objects if item.name)
+    difficult.update(item.name for _, item in objects if item.name and item.difficult)
+    class_images.update(name for _, name in {(member, item.name) for member, item in objects if item.name})
+    names = [*known, *sorted(set(classes) - set(known))]
+    boxes = [item.box for _, item in objects if item.box is not None]
     return Report(
-        images=sum(one.image.annotated for one in found),
-        objects=sum(len(one.image.objects) for one in found),
-        image_files=sum(one.image.path is not None for one in found),
-        empty=sum(problem.kind == "empty_image" for one in found for problem in one.image.problems),
+        images=sum(one.record.stated.annotated for one in found),
+        objects=len(objects),
+        image_files=sum(one.record.path is not None for one in found),
+        empty=sum(problem.kind == "empty_image" for one in found for problem in one.record.problems),
         classes={name: classes[name] for name in names},
         difficult={name: difficult[name] for name in names},
         class_images={name: class_images[name] for name in names},

@@ -1,16 +1,13 @@
-"""Where the files of a dataset in VOC format are, and which splits share images."""
+"""Where the files of a dataset in VOC format are."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from datamodules.splits import Member
-from datamodules.voc.format import IMAGE_SUFFIXES, read_split
-from datamodules.voc.names import annotated_names, annotation_path
+from datamodules.voc.format import IMAGE_SUFFIXES
 from detector.errors import InputError
 
 VOC_CLASSES: Final = (
@@ -26,8 +23,8 @@ class Split:
     """A split of one dataset folder.
 
     Args:
-        folder: holds JPEGImages/, Annotations/ and ImageSets/Main/.
-        name: the split file's stem, e.g. "trainval".
+        folder: Holds JPEGImages/, Annotations/ and ImageSets/Main/.
+        name: The split file's stem, e.g. "trainval".
     """
 
     folder: Path
@@ -35,25 +32,17 @@ class Split:
 
     @property
     def path(self) -> Path:
+        """The split file."""
         return self.folder / "ImageSets" / "Main" / f"{self.name}.txt"
-
-    def annotation_path(self, stem: str) -> Path:
-        return annotation_path(self.folder, stem)
 
 
 def is_plain(root: Path) -> bool:
-    """Whether `root` is itself a dataset folder rather than one that holds VOC<year>/."""
+    """Return whether `root` is itself a dataset folder rather than one that holds VOC<year>/."""
     return (root / "ImageSets" / "Main").is_dir() or (root / "Annotations").is_dir()
 
 
-def years_in(root: Path) -> list[str]:
-    """The years whose VOC<year>/ is in `root` or in `root`/VOCdevkit."""
-    folders = [*root.glob("VOC[0-9][0-9][0-9][0-9]"), *root.glob("VOCdevkit/VOC[0-9][0-9][0-9][0-9]")]
-    return sorted({folder.name.removeprefix("VOC") for folder in folders})
-
-
 def dataset_folders(root: Path) -> list[Path]:
-    """`root` itself if it is a dataset folder, else its VOC<year>/, in `root` or in `root`/VOCdevkit."""
+    """Return `root` itself if it is a dataset folder, else its VOC<year>/, in `root` or in `root`/VOCdevkit."""
     if is_plain(root):
         return [root]
     folders = [*root.glob("VOC[0-9][0-9][0-9][0-9]"), *root.glob("VOCdevkit/VOC[0-9][0-9][0-9][0-9]")]
@@ -61,20 +50,20 @@ def dataset_folders(root: Path) -> list[Path]:
 
 
 def check_root(root: Path) -> None:
-    """Raises InputError unless `root` is, or holds, a dataset folder."""
+    """Raise InputError unless `root` is, or holds, a dataset folder."""
     if not root.is_dir():
         raise InputError(
             f"--data.root {root}: no such folder; `frcnn mini-voc OUT_DIR` writes a small synthetic dataset, "
             "--data.download true fetches VOC years"
         )
-    if not is_plain(root) and not years_in(root):
+    if not dataset_folders(root):
         raise InputError(
             f"--data.root {root}: holds neither VOC<year>/ nor JPEGImages/, Annotations/ and ImageSets/Main/"
         )
 
 
 def find_split(root: Path, name: str) -> Split:
-    """The split that `name` means in `root`: a plain name in a dataset folder, else <year>_<split>.
+    """Return the split that `name` means in `root`: a plain name in a dataset folder, else <year>_<split>.
 
     Raises:
         InputError: `root` holds years and the name has none. Whether the split file is there is not looked at.
@@ -83,7 +72,7 @@ def find_split(root: Path, name: str) -> Split:
         return Split(root, name)
     match = _YEAR_SPLIT.fullmatch(name)
     if match is None:
-        years = ", ".join(years_in(root)) or "none yet"
+        years = ", ".join(sorted({folder.name.removeprefix("VOC") for folder in dataset_folders(root)})) or "none yet"
         raise InputError(f"split {name!r}: write <year>_<split>, such as 2007_{name} (years in {root}: {years})")
     year, rest = match.groups()
     splits = [Split(folder / f"VOC{year}", rest) for folder in (root, root / "VOCdevkit")]
@@ -91,38 +80,19 @@ def find_split(root: Path, name: str) -> Split:
     return next(iter(with_file or [split for split in splits if split.folder.is_dir()]), splits[-1])
 
 
-def members_of(split: Split, plain: bool) -> list[Member]:
-    """The images that a split file names.
-
-    Raises:
-        InputError: as `read_split`.
-    """
-    return _members(split.folder, read_split(split.path), split.path, plain)
-
-
-def annotated_members(folder: Path) -> list[Member]:
-    """All images with an annotation in a dataset folder, by name."""
-    return _members(folder, annotated_names(folder), folder / "Annotations", plain=True)
-
-
-def _members(folder: Path, stems: Sequence[str], source: Path, plain: bool) -> list[Member]:
-    # Years hold equal names of different images.
-    return [Member(stem if plain else f"{folder.name}/{stem}", folder, stem, source) for stem in stems]
-
-
 def find_image(folder: Path, stem: str, stated: str = "") -> Path:
-    """The image `stem` in `folder`/JPEGImages, .jpg before other suffixes, which may be in capitals.
+    """Return the image `stem` in `folder`/JPEGImages, .jpg before other suffixes, which may be in capitals.
 
     Args:
-        folder: of the dataset.
-        stem: name of the annotation file, which is what counts.
-        stated: the file name that the annotation states, which is only mentioned.
+        folder: Of the dataset.
+        stem: Name of the annotation file, which is what counts.
+        stated: The file name that the annotation states, which is only mentioned.
 
     Raises:
-        InputError: if there is none.
+        InputError: There is none.
     """
     images = folder / "JPEGImages"
-    for suffix in IMAGE_SUFFIXES:
+    for suffix in IMAGE_SUFFIXES if images.is_dir() else ():
         path = images / f"{stem}{suffix}"
         if path.is_file():
             return path

@@ -1,100 +1,225 @@
-"""The images of splits in VOC format, read and checked."""
+"""VOCFormat: the images and annotations of a dataset in PASCAL VOC format, found, read and judged."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import ClassVar
 
-import numpy as np
-
-from datamodules.detection_dataset import ImageRecord
-from datamodules.file_cache import FileStore
-from datamodules.image_reading import ImageHeader
-from datamodules.problems import Problem
-from datamodules.splits import Member
+from datamodules.checks import judge
+from datamodules.dataset_format import DatasetFormat, ImageRecord, Member, ObjectRecord, Stated
+from datamodules.file_cache import FileCache, FileStore
+from datamodules.problems import Kind, Problem
 from datamodules.voc.annotation_cache import AnnotationCache
-from datamodules.voc.check import CheckedImage, Objects, judge, read_loosely
-from datamodules.voc.format import Annotation, VOCObject
-from datamodules.voc.layout import find_image
-from datamodules.voc.names import annotation_path
-from detector.errors import InputError
+from datamodules.voc.format import (
+    IMAGE_SUFFIXES,
+    Annotation,
+    NegativeBoxError,
+    UnreadObject,
+    VOCObject,
+    parse_annotation_loosely,
+    read_annotation_bytes,
+    read_split,
+    read_split_names,
+)
+from datamodules.voc.layout import VOC_CLASSES, check_root, dataset_folders, find_image, find_split, is_plain
+from datamodules.voc.names import annotated_names, annotation_path, read_split_lines
+from detector.errors import InputError, listed, shortened
 
 
-def read_members(
-    members: Sequence[Member], class_names: Sequence[str], store: FileStore[AnnotationCache]
-) -> tuple[list[ImageRecord], list[Problem]]:
-    """Read and check the annotations of images.
+class VOCFormat(DatasetFormat):
+    """A dataset in PASCAL VOC format: VOC<year>/ folders, or one dataset folder."""
 
-    Args:
-        members: the images, in order.
-        class_names: names of the classes; the label of class i is i + 1.
-        store: what is known from earlier.
+    cache_kind: ClassVar[type[FileCache]] = AnnotationCache
+    store: FileStore[AnnotationCache]
 
-    Returns:
-        The images that can be used, with those of their objects that can, and all that is wrong: a missing or bad file,
-        an unknown class, a box outside its image, a second naming, and whatever else `frcnn doctor` finds in one image.
-    """
-    labels = {name: index + 1 for index, name in enumerate(class_names)}
-    records: list[ImageRecord] = []
-    problems: list[Problem] = []
-    seen: set[Path] = set()
-    for folder, group in groupby(members, key=lambda member: member.folder):
-        these = list(group)
-        annotations = store.of(folder).annotations([member.stem for member in these])
-        images = {member.stem: _find(member, annotations[member.stem]) for member in these}
-        headers = store.of(folder).headers(path for path in images.values() if isinstance(path, Path))
-        for member in these:
-            path = annotation_path(folder, member.stem)
-            image = images[member.stem]
-            header = headers[image] if isinstance(image, Path) else None
-            read = _with_all_objects(path, annotations[member.stem])
-            checked = judge(path, folder / "JPEGImages" / f"{member.stem}.jpg", read, image, header, class_names)
-            problems += checked.problems
-            if not isinstance(image, Path) or not checked.usable:
-                continue
-            if image in seen:
-                text = f"{member.source}: names {image.name}, which another of the splits names too"
-                problems.append(Problem(str(member.source), None, "named_twice", text))
-                continue
-            seen.add(image)
-            name = image.relative_to(folder / "JPEGImages").as_posix()
-            records.append(_record(image, name, checked, labels, header))
-    return records, problems
+    @property
+    def plain(self) -> bool:
+        """Whether the root is itself a dataset folder."""
+        return is_plain(self.root)
+
+    @property
+    def needs_splits(self) -> str:  # type: ignore[override]
+        """Years have several lists of images each."""
+        return "" if self.plain else "split, such as 2007_trainval"
+
+    @property
+    def fixed_classes(self) -> Sequence[str] | None:  # type: ignore[override]
+        """The 20 VOC classes for VOC years."""
+        return None if self.plain else VOC_CLASSES
+
+    def check_root(self) -> None:
+        """Raise InputError unless the root is, or holds, a dataset folder."""
+        check_root(self.root)
+
+    def class_names(self, splits: Sequence[str], everything: bool = False) -> list[str]:
+        """Return the 20 VOC classes for VOC years, else the sorted names found in annotations."""
+        files = [find_split(self.root, name) for name in splits]
+        if not self.plain:
+            return list(VOC_CLASSES)
+        stems = {stem for split in files for stem in read_split(split.path)}
+        stems |= set(annotated_names(self.root)) if everything else set()
+        annotations = self.store.of(self.root).annotations(sorted(stems))
+        found: set[str] = set()
+        for stem, annotation in annotations.items():
+            read = _loosely(annotation_path(self.root, stem), annotation)
+            if not isinstance(read, InputError):
+                found |= {item.name for item in read[1] if isinstance(item, VOCObject)}
+        if not found:
+            raise _no_classes(self.root, [split.path for split in files], annotations)
+        return sorted(found)
+
+    def list_images(self, splits: Sequence[str], missing_ok: bool = False) -> list[Member]:
+        """Return the images that split files name, in order."""
+        files = [find_split(self.root, name) for name in splits]
+        there = [split for split in files if split.path.is_file() or not missing_ok]
+        return [member for split in there for member in self._members(split.folder, read_split(split.path), split.path)]
+
+    def list_annotated(self) -> list[Member]:
+        """Return all images with an annotation, by name."""
+        return [
+            member
+            for folder in dataset_folders(self.root)
+            for member in self._members(folder, annotated_names(folder), folder / "Annotations")
+        ]
+
+    def _members(self, folder: Path, stems: Iterable[str], source: Path) -> list[Member]:
+        # Years hold equal names of different images.
+        above = "" if self.plain else f"{folder.name}/"
+        return [Member(f"{above}{stem}", folder, stem, source) for stem in stems]
+
+    def read(
+        self, members: Sequence[Member], class_names: Sequence[str] | None, look: bool = True
+    ) -> list[ImageRecord]:
+        """Read and judge annotations and the headers of images, both by way of what is kept of them."""
+        records: list[ImageRecord] = []
+        for folder, group in groupby(members, key=lambda member: member.folder):
+            stems = [member.stem for member in group]
+            place = folder / "JPEGImages"
+            annotations = self.store.of(folder).annotations(stems)
+            stated = {stem: _stated(annotation_path(folder, stem), annotations[stem]) for stem in stems}
+            images: dict[str, Path] = {}
+            for stem, (one, file_name) in stated.items() if look else ():
+                try:
+                    images[stem] = find_image(folder, stem, file_name)
+                except InputError as error:
+                    one.problems.append(Problem(f"{place / stem}.jpg", None, "missing_image", str(error)))
+            headers = self.store.of(folder).headers(images.values())
+            for stem in stems:
+                path = images.get(stem)
+                name = f"{stem}.jpg" if path is None else path.relative_to(place).as_posix()
+                records.append(judge(stated[stem][0], name, path, headers[path] if path else None, class_names))
+        return records
+
+    def all_splits(self) -> list[str]:
+        """Return the names of all split files but those of single classes ("name  1", "name -1")."""
+        return [
+            ("" if self.plain else f"{folder.name.removeprefix('VOC')}_") + path.stem
+            for folder in dataset_folders(self.root)
+            for path in sorted((folder / "ImageSets" / "Main").glob("*.txt"))
+            if not _is_of_one_class(path)
+        ]
+
+    def split_file(self, split: str) -> Path:
+        """Return the file of a split."""
+        return find_split(self.root, split).path
+
+    def list_as_named(self, split: str) -> list[Member]:
+        """Return the images of a split as often as its file names them."""
+        file = find_split(self.root, split)
+        return self._members(file.folder, read_split_names(file.path) or read_split(file.path), file.path)
+
+    def list_others(self, members: Iterable[Member], look: bool) -> list[Member]:
+        """Return the annotations that are not among `members`, and the images if `look`."""
+        known = {(member.folder, member.stem) for member in members}
+        others: list[Member] = []
+        for folder in dataset_folders(self.root):
+            stems = {*annotated_names(folder), *(_images_in(folder) if look else ())}
+            others += self._members(folder, sorted(stems), folder / "Annotations")
+        return [member for member in others if (member.folder, member.stem) not in known]
+
+    def empty_folders(self, members: Iterable[Member]) -> list[Path]:
+        """Return the JPEGImages/ that hold no image."""
+        return [folder / "JPEGImages" for folder in dataset_folders(self.root) if not _images_in(folder)]
 
 
-def readable_objects(folder: Path, stem: str, annotation: Annotation | InputError) -> list[VOCObject]:
-    """The objects of an annotation in which nothing is wrong that could be seen without its image."""
-    read = _with_all_objects(annotation_path(folder, stem), annotation)
-    return [] if isinstance(read, InputError) else [item for item in read[1] if isinstance(item, VOCObject)]
-
-
-def _find(member: Member, annotation: Annotation | InputError) -> Path | InputError:
+def _loosely(
+    path: Path, annotation: Annotation | InputError
+) -> tuple[Annotation, Sequence[VOCObject | UnreadObject]] | InputError:
+    """Return an annotation and all its objects. One in which something is wrong is not kept, so it is read again."""
+    if isinstance(annotation, Annotation):
+        return annotation, annotation.objects
     try:
-        stated = annotation.file_name if isinstance(annotation, Annotation) else ""
-        return find_image(member.folder, member.stem, stated)
+        return parse_annotation_loosely(read_annotation_bytes(path), path)
     except InputError as error:
         return error
 
 
-def _with_all_objects(path: Path, annotation: Annotation | InputError) -> tuple[Annotation, Objects] | InputError:
-    """An annotation in which something is wrong is not kept, so it is read again."""
-    return read_loosely(path) if isinstance(annotation, InputError) else (annotation, annotation.objects)
+def _stated(path: Path, annotation: Annotation | InputError) -> tuple[Stated, str]:
+    """Return what an annotation states, and the file name that it states for its image."""
+    read = _loosely(path, annotation)
+    if isinstance(read, InputError):
+        there = path.exists()
+        kind: Kind = "unreadable_annotation" if there else "missing_annotation"
+        return Stated(path, "object {}", problems=[Problem(str(path), None, kind, str(read))], annotated=there), ""
+    whole, objects = read
+    found = [
+        ObjectRecord(index, item.name, item.box if isinstance(item, VOCObject) else None, item.difficult)
+        for index, item in enumerate(objects)
+    ]
+    stated = Stated(path, "object {}", (whole.width, whole.height), found)
+    name = whole.file_name.replace("\\", "/").rsplit("/", 1)[-1]
+    if path.stem not in (name, Path(name).stem):
+        text = f"states the file name {shortened(whole.file_name)}, not its own"
+        stated.problems.append(stated.problem("file_name_mismatch", text))
+    for index, item in enumerate(objects):
+        if isinstance(item, UnreadObject):
+            kind = "negative_box" if isinstance(item.error, NegativeBoxError) else "incomplete_object"
+            stated.problems.append(Problem(str(path), index, kind, str(item.error)))
+    return stated, whole.file_name
 
 
-def _record(
-    image: Path, name: str, checked: CheckedImage, labels: dict[str, int], header: ImageHeader | InputError | None
-) -> ImageRecord:
-    size = None
-    if isinstance(header, ImageHeader):
-        size = header.upright_size if checked.upright else (header.width, header.height)
-    objects = [(item, item.box) for item in checked.objects if item.box is not None]
-    return ImageRecord(
-        path=image,
-        name=name,
-        boxes=np.array([box for _, box in objects], dtype=np.float32).reshape(-1, 4),
-        labels=np.array([labels[item.name] for item, _ in objects], dtype=np.int64),
-        difficult=np.array([item.difficult for item, _ in objects], dtype=np.bool_),
-        upright=checked.upright,
-        size=size,
-    )
+def _images_in(folder: Path) -> set[str]:
+    """Return the names without suffix of the files in a dataset folder's JPEGImages/."""
+    images = folder / "JPEGImages"
+    paths = [path.relative_to(images) for path in images.rglob("*") if path.suffix in IMAGE_SUFFIXES]
+    return {path.with_suffix("").as_posix() for path in paths if not path.name.startswith(".")}
+
+
+def _is_of_one_class(path: Path) -> bool:
+    """Return whether all lines state whether the image shows the class of the file."""
+    try:
+        lines = read_split_lines(path)
+    except InputError:
+        return False
+    return bool(lines) and all(line.flagged for line in lines)
+
+
+def _no_classes(
+    folder: Path, split_files: Sequence[Path], annotations: Mapping[str, Annotation | InputError]
+) -> InputError:
+    """Return the error to raise where no annotation names an object: the first true cause.
+
+    Args:
+        folder: The dataset folder.
+        split_files: Those whose images the annotations are of; none: all annotations of the folder.
+        annotations: By name, each read or the reason why it was not.
+    """
+    there = [f"{name}.xml" for name in annotated_names(folder)]
+    for path in split_files:
+        for line in read_split_lines(path):
+            if not annotation_path(folder, line.name).is_file():
+                return InputError(
+                    f"{path}: line {line.number} is {shortened(line.text)!r}, but there is no "
+                    f"{annotation_path(folder, line.name)}; {folder / 'Annotations'} holds "
+                    f"{listed(there, 3) or 'no XML file'}"
+                )
+            found = annotations.get(line.name)
+            if isinstance(found, InputError):
+                return found
+    if not there:
+        return InputError(f"{folder / 'Annotations'}: holds no XML file, so there are no images to train on")
+    bad = next((one for one in annotations.values() if isinstance(one, InputError)), None)
+    where = "of the splits " if split_files else ""
+    return bad or InputError(f"{folder}: no annotation {where}names an object, so there are no classes")

@@ -5,14 +5,14 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from datamodules.voc.ground_truth import SplitTruth, read_ground_truth
+from datamodules.ground_truth import SplitTruth, read_ground_truth
 from detector.anchors import AnchorConfig, AnchorGenerator
 from detector.backbones import backbone_strides
-from detector.errors import InputError
 from detector.image_batch import ImageConfig
 from detector.rpn import RPNConfig
 from experiments.anchors.audit import AuditResult, audit
 from experiments.anchors.views import TrainingView, training_views
+from experiments.dataset.formats import dataset_format
 
 
 @dataclass(frozen=True)
@@ -58,18 +58,16 @@ def audit_input(config: Namespace) -> AuditInput:
     Raises:
         InputError: A bad value, or anything wrong with the dataset.
     """
-    data_format = config.get("data_format", "voc")
-    if data_format != "voc":
-        raise InputError(f"--data_format {data_format}: the audit of anchors reads datasets in VOC format only")
     model, data = config.model, config.data.get("init_args", config.data)
     anchors = AnchorConfig(**model.anchors.as_dict())
     strides = backbone_strides(model.backbone.name)
     AnchorGenerator(anchors, strides)  # refuses lists that do not fit the levels, before files are read
+    format = dataset_format(config.get("data_format", "voc"), data.root, data.get("image_dirs"))
     return AuditInput(
         anchors,
         strides,
         ImageConfig(**model.image.as_dict()),
         RPNConfig(**model.rpn.as_dict()),
         model.difficult,
-        read_ground_truth(data.root, data.train_splits, data.class_names, "--data.train_splits"),
+        read_ground_truth(format, data.train_splits, data.class_names, "--data.train_splits"),
     )

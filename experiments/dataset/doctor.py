@@ -14,6 +14,7 @@ from datamodules.doctor.examine import DoctorOptions, Report, examine
 from datamodules.image_reading import Reading
 from datamodules.problems import KINDS
 from detector.errors import printable
+from experiments.dataset.formats import dataset_format
 from experiments.dataset.options import CheckDatasetOptions
 from experiments.output import json_text, percent, save_plot
 
@@ -36,7 +37,8 @@ def doctor(options: CheckDatasetOptions) -> int:
     given = {"train": data.train_splits, "val": data.val_splits, "test": data.test_splits}
     splits = {part: names for part, names in given.items() if names}
     reading = Reading(16 if data.bit_depth is None else data.bit_depth, data.max_pixels)
-    examined = DoctorOptions(Path(options.root), splits, data.class_names, not options.no_images, reading)
+    format = dataset_format(options.data_format, options.root, data.image_dirs, reading)
+    examined = DoctorOptions(format, splits, data.class_names, not options.no_images)
     report = examine(examined)
     if options.plot is not None:
         plot_report(report, options.plot, options.root)
@@ -52,7 +54,7 @@ def document_of(report: Report, options: DoctorOptions) -> dict[str, Any]:
     sizes, ratios = _sizes_and_ratios(report)
     kinds = Counter(problem.kind for problem in report.problems)
     return {
-        "dataset": str(options.root),
+        "dataset": str(options.format.root),
         "images": report.images,
         "objects": report.objects,
         "difficult": sum(report.difficult.values()),
@@ -86,7 +88,7 @@ def _print_report(report: Report, options: DoctorOptions) -> None:
     console = Console(highlight=False)
     _say(
         console,
-        f"{options.root}: {report.images} images ({report.empty} without objects), {report.objects} objects "
+        f"{options.format.root}: {report.images} images ({report.empty} without objects), {report.objects} objects "
         f"({sum(report.difficult.values())} difficult), {len(report.classes)} classes",
     )
     if report.splits:

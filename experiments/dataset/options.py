@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 
 from detector.errors import InputError
-from experiments.arguments import DataOptions, FormatOptions, PlotOptions, positional, some_of
+from experiments.arguments import DataFormatOptions, DataOptions, FormatOptions, PlotOptions, positional, some_of
 
 MOST_PICTURES = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckDatasetOptions(FormatOptions, PlotOptions):
-    """Say what is wrong with a dataset in VOC format, what each problem does to a training, and what is in it.
+class CheckDatasetOptions(DataFormatOptions, FormatOptions, PlotOptions):
+    """Say what is wrong with a dataset, what each problem does to a training, and what is in it.
 
     Exit status 1 if something would stop a training. Where splits are given only these are examined, else all files of
     the dataset; which splits must not share images is then told from their names (train, trainval, val, test).
@@ -25,7 +25,9 @@ class CheckDatasetOptions(FormatOptions, PlotOptions):
     root: str = field(metadata=positional("DATASET_DIR"))
     data: DataOptions = field(
         default_factory=DataOptions,
-        metadata=some_of("train_splits", "val_splits", "test_splits", "class_names", "bit_depth", "max_pixels"),
+        metadata=some_of(
+            *("train_splits", "val_splits", "test_splits", "image_dirs", "class_names", "bit_depth", "max_pixels")
+        ),
     )
     no_images: bool = False
 

@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from datamodules.voc.ground_truth import SplitTruth, read_ground_truth
+from datamodules.ground_truth import SplitTruth, read_ground_truth
 from detector.metrics.bootstrap import Samples, bootstrap, interval, share_above_zero
 from detector.metrics.class_subset import chosen_classes, of_classes
 from detector.metrics.detection_ap import EvaluatedSplit, average_precisions_by_name
 from detector.metrics.error_breakdown import KINDS, break_down_errors
 from detector.metrics.proposal_recall import ProposalRecall
 from detector.metrics.voc_ap import Detections
+from experiments.dataset.formats import dataset_format
 from experiments.output import json_text, number
 from experiments.results.error_plot import plot_error_breakdown
 from experiments.results.files import read_proposals, read_results
@@ -35,7 +36,9 @@ def evaluate(options: EvaluateOptions) -> None:
         InputError: Anything wrong with the dataset, the files or the options.
     """
     data = options.data
-    whole = read_ground_truth(data.root, data.val_splits or [], data.class_names)
+    whole = read_ground_truth(
+        dataset_format(options.data_format, data.root, data.image_dirs), data.val_splits or [], data.class_names
+    )
     truth = whole if options.classes is None else _of_classes(whole, options.classes)
 
     def read(path: str) -> EvaluatedSplit:

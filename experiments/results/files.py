@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.voc.ground_truth import SplitTruth
+from datamodules.ground_truth import SplitTruth
 from detector.errors import InputError, brief, listed, shortened
 from detector.files import write_whole
 from detector.metrics.voc_ap import Detections
@@ -43,10 +43,10 @@ class ImageFinder:
 
     A text is an image's file name or its name without suffix, with or without folders before it. A number is the number
     that the name reads as, such as 7 for 000007 or 2008000008 for 2008_000008; where not all names are numbers, it is
-    the position in the split.
+    the position in the split. Where the dataset's files give ids, these count instead.
     """
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, names: Sequence[str], ids: Sequence[int | str] | None = None) -> None:
         self._by_name = {name: position for position, name in enumerate(names)}
         last = [name.rsplit("/", 1)[-1] for name in names]
         counts = Counter(last)
@@ -55,9 +55,8 @@ class ImageFinder:
                 self._by_name.setdefault(name, position)
         numbers = [int(name.replace("_", "")) if re.fullmatch(r"[0-9_]*[0-9]", name) else -1 for name in names]
         distinct = min(numbers, default=-1) >= 0 and len(set(numbers)) == len(numbers)
-        self._by_number = {
-            number: position for position, number in enumerate(numbers if distinct else range(len(names)))
-        }
+        given = ids or (numbers if distinct else range(len(names)))
+        self._by_id: dict[object, int] = {number: position for position, number in enumerate(given)}
 
     def find(self, image: object) -> int | None:
         """The image id, or None if there is no such image."""
@@ -65,10 +64,11 @@ class ImageFinder:
             whole = image.replace("\\", "/")
             base = whole.rsplit("/", 1)[-1]
             spellings = (whole, whole.rsplit(".", 1)[0], base, base.rsplit(".", 1)[0])
-            return next((self._by_name[name] for name in spellings if name in self._by_name), None)
+            named = next((self._by_name[name] for name in spellings if name in self._by_name), None)
+            return self._by_id.get(image) if named is None else named
         if isinstance(image, float) and image.is_integer():
             image = int(image)
-        return self._by_number.get(image) if isinstance(image, int) and not isinstance(image, bool) else None
+        return self._by_id.get(image) if isinstance(image, int) and not isinstance(image, bool) else None
 
 
 def read_results(path: str | Path, truth: SplitTruth) -> Detections:
@@ -100,9 +100,10 @@ def _detections(rows: Sequence[Row]) -> Detections:
 
 def _coco_rows(path: Path, truth: SplitTruth, with_classes: bool) -> Iterator[Row]:
     entries = _load(path)
-    images = ImageFinder(truth.image_names)
+    images = ImageFinder(truth.image_names, truth.result_ids)
     labels: dict[object, int] = {name: label for label, name in enumerate(truth.class_names, start=1)}
-    labels |= {label: label for label in range(1, len(truth.class_names) + 1)}
+    numbers = truth.category_ids or range(1, len(truth.class_names) + 1)
+    labels |= {number: label for label, number in enumerate(numbers, start=1)}
     problems = Problems()
     known: dict[object, int | None] = {}
     partners: dict[tuple[str, object], object] = {}
@@ -133,13 +134,13 @@ def _coco_rows(path: Path, truth: SplitTruth, with_classes: bool) -> Iterator[Ro
                         f"entry {index} has file_name {name!r} and image_id {number!r}, but an earlier one has "
                         f"{key[0]} {key[1]!r} with {partners[key]!r}",
                     )
-        category = entry.get("category_name", entry.get("category_id")) if with_classes else 1
+        category = entry.get("category_name", entry.get("category_id")) if with_classes else truth.class_names[0]
         label = labels.get(category) if isinstance(category, str | int) else None
         if label is None:
             problems.add(
                 "unknown classes",
                 f"entry {index} is of class {_shown(category)}; there are {listed(truth.class_names)}, or the numbers "
-                f"1 to {len(truth.class_names)}",
+                f"{listed([str(number) for number in numbers]) if truth.category_ids else f'1 to {len(numbers)}'}",
             )
             continue
         row = _numbers(entry, index, problems)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from detector.errors import InputError
 from experiments.arguments import (
+    DataFormatOptions,
     DataOptions,
     FormatOptions,
     PlotOptions,
@@ -17,7 +18,7 @@ from experiments.arguments import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateOptions(FormatOptions, ResampleOptions, PlotOptions):
+class EvaluateOptions(DataFormatOptions, FormatOptions, ResampleOptions, PlotOptions):
     """Score detections, of any detector, against the annotations of splits. Images are not needed.
 
     Args:
@@ -33,7 +34,7 @@ class EvaluateOptions(FormatOptions, ResampleOptions, PlotOptions):
     """
 
     predictions: list[str] = field(metadata=positional("PREDICTIONS"))
-    data: DataOptions = field(metadata=some_of("class_names", required=("root", "val_splits")))
+    data: DataOptions = field(metadata=some_of("image_dirs", "class_names", required=("root", "val_splits")))
     classes: list[str] | None = None
     bootstrap: int | None = None
     compare: str | None = None

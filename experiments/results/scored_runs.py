@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 
 from datamodules.detection_datamodule import DetectionDataModule
-from datamodules.voc.ground_truth import SplitTruth, read_ground_truth
+from datamodules.ground_truth import SplitTruth
 from detector.errors import InputError
 from detector.metrics.bootstrap import Samples
 from detector.metrics.detection_ap import EvaluatedSplit, average_precisions_by_name
-from detector.metrics.voc_ap import GroundTruth
 from experiments.options import DATA_FORMATS
 from experiments.results.evaluate import evaluated_split, paired_differences, resample
 from experiments.results.files import read_results
@@ -97,30 +96,8 @@ class Scorer:
         if options.get("val_fraction") is not None:
             key += str(run.folder)  # each run keeps its own lists of made splits
         if key not in self._truths:
-            self._truths[key] = self._read(run, options)
+            self._truths[key] = data_module(run).ground_truth(self.part)
         return self._truths[key]
-
-    def _read(self, run: Run, options: Mapping[str, Any]) -> SplitTruth:
-        splits = options.get(f"{self.part}_splits") or []
-        if data_format(run) == "voc" and (self.part == "test" or options.get("val_fraction") is None):
-            return read_ground_truth(
-                options["root"], splits, options.get("class_names"), f"--data.{self.part}_splits"
-            )  # needs no images
-        data = data_module(run)
-        dataset = data.val_dataset if self.part == "val" else data.test_dataset
-        targets = [dataset.target(index) for index in range(len(dataset))]
-        counts = [len(target["boxes"]) for target in targets]
-        objects = GroundTruth(
-            image_id=np.repeat(np.arange(len(targets)), counts),
-            label=np.concatenate([np.zeros(0, np.int64), *(target["labels"].numpy() for target in targets)]),
-            box=np.concatenate([np.zeros((0, 4), np.float32), *(target["boxes"].numpy() for target in targets)]),
-            difficult=np.concatenate([np.zeros(0, np.bool_), *(target["difficult"].numpy() for target in targets)]),
-        )
-        names = tuple(name.rsplit("/", 1)[-1].rsplit(".", 1)[0] for name in dataset.file_names)
-        if len(set(names)) < len(names):  # in several folders
-            names = tuple(dataset.file_names)
-        sizes = np.zeros((len(names), 2), np.int64)  # boxes are clipped already
-        return SplitTruth(tuple(splits) or (self.part,), names, tuple(dataset.class_names), objects, sizes)
 
 
 def average(runs: Sequence[ScoredRun]) -> ScoredRun:

@@ -13,6 +13,7 @@ from datamodules.doctor.examine import DoctorOptions, examine
 from datamodules.image_cache import DiskCache, ImageFile
 from datamodules.image_reading import Reading, read_header, read_image
 from datamodules.voc.datamodule import VOCDataModule
+from datamodules.voc.reader import VOCFormat
 from detector.errors import InputError, printable
 
 TWELVE = Reading(bit_depth=12)
@@ -109,7 +110,7 @@ def noise(seed: int, top: int) -> np.ndarray:
 
 
 def dark(root: Path, bit_depth: int = 16) -> list[str]:
-    report = examine(DoctorOptions(root, reading=Reading(bit_depth)))
+    report = examine(DoctorOptions(VOCFormat(root, reading=Reading(bit_depth))))
     return [problem.message for problem in report.problems if problem.kind == "dark_images"]
 
 
@@ -218,7 +219,7 @@ def test_a_training_names_large_images_before_its_first_step_also_when_their_hea
 
 def test_the_doctor_names_large_images(tmp_path):
     root = dataset(tmp_path / "d", [noise(0, 40000), np.zeros((60, 70), np.uint16)])
-    report = examine(DoctorOptions(root, reading=Reading(max_pixels=3000)))
+    report = examine(DoctorOptions(VOCFormat(root, reading=Reading(max_pixels=3000))))
     found = [problem.message for problem in report.problems if problem.kind == "unreadable_image"]
     assert len(found) == 1 and "1.png: has 70 x 60 pixels" in found[0]
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.detection_dataset import DetectionDataset, ImageRecord
+from datamodules.dataset_format import ImageRecord, ObjectRecord
+from datamodules.detection_dataset import DetectionDataset
 
 
-def record(path, size=None, upright=False) -> ImageRecord:
-    boxes, labels = np.array([[1, 2, 5, 9]], np.float32), np.array([1])
-    return ImageRecord(path, path.name, boxes, labels, np.array([False]), upright, size)
+def record(path, size=(0, 0), upright=False) -> ImageRecord:
+    return ImageRecord(path, path.name, [ObjectRecord(0, "cat", (1, 2, 5, 9))], upright, size)
 
 
 @pytest.fixture

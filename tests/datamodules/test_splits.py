@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from datamodules.splits import Member, check_overlap, divide, read_lists, write_lists
+from datamodules.dataset_format import Member
+from datamodules.splits import divide, find_leaks, read_lists, write_lists
 from detector.errors import InputError
 
 NAMES = [f"img {number}" for number in range(50)]
@@ -64,6 +65,7 @@ def test_overlap_is_of_images_not_of_names(tmp_path: Path):
         folder.mkdir()
     (tmp_path / "link").symlink_to(ours)
     train = [Member("1", ours, "1", ours), Member("2", ours, "2", ours)]
-    check_overlap({"train": train, "val": [Member("1", theirs, "1", theirs)]})
-    with pytest.raises(InputError, match=r"train_splits and --data\.val_splits share 1 images \(2\)"):
-        check_overlap({"train": train, "val": [Member("2", tmp_path / "link", "2", ours)]})
+    assert find_leaks({"train": train, "val": [Member("1", theirs, "1", theirs)]}).problems == {}
+    leaks = find_leaks({"train": train, "val": [Member("2", tmp_path / "link", "2", ours)]})
+    assert "train_splits and --data.val_splits share 1 images (2)" in leaks.summary
+    assert list(leaks.problems["train"]) == train[1:]

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from datamodules.coco.format import CocoFile, CocoImage, CocoObject, read_coco
+from datamodules.coco.format import CocoFile, CocoImage, read_coco
+from datamodules.dataset_format import ObjectRecord
 from detector.errors import InputError
 
 
@@ -35,10 +36,10 @@ def test_images_with_their_objects(tmp_path):
     file = read_coco(write(tmp_path, document()))
     assert [(one.name, one.id) for one in file.categories] == [("cat", 3), ("dog", 18), ("unused", 90)]  # by id
     assert list(file.images) == ["a b.jpg", "sub/b.png", "empty.jpg"]
-    assert file.images["a b.jpg"] == CocoImage("a b.jpg", 64, 48, [CocoObject(1, "cat", (0, 0, 64, 48), True)], 40)
+    assert file.images["a b.jpg"] == CocoImage("a b.jpg", 64, 48, [ObjectRecord(1, "cat", (0, 0, 64, 48), True)], 40)
     assert file.images["sub/b.png"].objects == [
-        CocoObject(0, "dog", (1.5, 2, 11.75, 22), False),
-        CocoObject(2, "cat", (-4, 0, 1, 1), False),
+        ObjectRecord(0, "dog", (1.5, 2, 11.75, 22), False),
+        ObjectRecord(2, "cat", (-4, 0, 1, 1), False),
     ]
     assert (file.images["sub/b.png"].width, file.images["empty.jpg"].objects) == (0, [])
 
@@ -189,11 +190,11 @@ def test_what_can_mean_one_thing_only_is_read(tmp_path):
     first, second, third = file.images.values()
     assert (first.id, first.width, first.height) == ("40", 64, 48)  # ids as they are written
     assert first.objects == [
-        CocoObject(0, "dog", (0, 1.5, 10, 21.75), True),
-        CocoObject(2, "5", (1, 2, 4, 6), False),
+        ObjectRecord(0, "dog", (0, 1.5, 10, 21.75), True),
+        ObjectRecord(2, "5", (1, 2, 4, 6), False),
     ]
-    assert second.objects == [CocoObject(1, "5", (1, 2, 4, 6), True)]
-    assert third.objects == [CocoObject(3, "unused", (1, 2, 4, 6), False)]
+    assert second.objects == [ObjectRecord(1, "5", (1, 2, 4, 6), True)]
+    assert third.objects == [ObjectRecord(3, "unused", (1, 2, 4, 6), False)]
     assert [note.partition(": ")[2] for note in file.notes] == ["1 annotations with iscrowd null are read as with 0"]
 
 

@@ -13,6 +13,7 @@ from datamodules.image_cache import ImageFile
 from datamodules.problems import CONSEQUENCES, KINDS
 from datamodules.voc.format import Annotation, VOCObject, write_annotation
 from datamodules.voc.layout import VOC_CLASSES
+from datamodules.voc.reader import VOCFormat
 from detector.errors import InputError
 
 
@@ -24,7 +25,7 @@ def _found(report, root):
 
 def test_finds_one_of_each_defect_and_nothing_else(broken_dataset):
     root = broken_dataset.root
-    report = examine(DoctorOptions(root, class_names=broken_dataset.class_names))
+    report = examine(DoctorOptions(VOCFormat(root), class_names=broken_dataset.class_names))
     assert _found(report, root) == Counter(broken_dataset.problems)
     kinds = {kind for _, _, kind in broken_dataset.problems}
     assert set(KINDS) - kinds == {"unknown_size", "similar_class", "dark_images"}  # tested below
@@ -36,7 +37,9 @@ def test_finds_one_of_each_defect_and_nothing_else(broken_dataset):
 
 def test_chosen_splits_are_all_that_is_examined(broken_dataset):
     root = broken_dataset.root
-    options = DoctorOptions(root, {"train": ["train"], "val": ["val"]}, class_names=broken_dataset.class_names)
+    options = DoctorOptions(
+        VOCFormat(root), {"train": ["train"], "val": ["val"]}, class_names=broken_dataset.class_names
+    )
     report = examine(options)
     missing = {item for item in broken_dataset.problems if item[2] in ("unusable_split", "named_twice", "not_in_split")}
     assert _found(report, root) == Counter(broken_dataset.problems - missing)
@@ -47,7 +50,7 @@ def test_chosen_splits_are_all_that_is_examined(broken_dataset):
 
 
 def test_messages_name_what_is_wrong(broken_dataset):
-    report = examine(DoctorOptions(broken_dataset.root, class_names=broken_dataset.class_names))
+    report = examine(DoctorOptions(VOCFormat(broken_dataset.root), class_names=broken_dataset.class_names))
     for problem in report.problems:
         assert problem.file in problem.message and "\n" not in problem.message
         assert problem.object is None or f"object {problem.object}" in problem.message
@@ -65,7 +68,7 @@ def test_every_kind_has_a_consequence():
 
 
 def test_a_healthy_dataset_has_no_problems(mini_voc):
-    report = examine(DoctorOptions(mini_voc))
+    report = examine(DoctorOptions(VOCFormat(mini_voc)))
     assert report.problems == []
     assert report.splits == {"odd": 7, "test": 4, "train": 12, "trainval": 16, "val": 4}
     assert (report.images, report.image_files, report.empty) == (20, 20, 0)
@@ -73,7 +76,7 @@ def test_a_healthy_dataset_has_no_problems(mini_voc):
 
 def test_processes_change_nothing(broken_dataset, monkeypatch):
     monkeypatch.setattr("datamodules.doctor.examine.PARALLEL_FROM", 1)
-    options = DoctorOptions(broken_dataset.root, class_names=broken_dataset.class_names)
+    options = DoctorOptions(VOCFormat(broken_dataset.root), class_names=broken_dataset.class_names)
     assert _found(examine(options), broken_dataset.root) == Counter(broken_dataset.problems)
 
 
@@ -99,7 +102,7 @@ def _cat(name="cat", box=(2.0, 3.0, 12.0, 9.0), **flags) -> VOCObject:
 
 def test_counts(tmp_path):
     objects = {"a": [_cat(), _cat("dog", difficult=True), _cat("dog", (1.0, 1.0, 5.0, 5.0))], "b": [], "c": [_cat()]}
-    report = examine(DoctorOptions(_dataset(tmp_path, objects, train=["a", "b"], val=["c"])))
+    report = examine(DoctorOptions(VOCFormat(_dataset(tmp_path, objects, train=["a", "b"], val=["c"]))))
     assert report.classes == {"cat": 2, "dog": 2} and report.difficult == {"cat": 0, "dog": 1}
     assert report.class_images == {"cat": 2, "dog": 1}
     assert (report.images, report.objects, report.empty) == (3, 4, 1)
@@ -109,7 +112,7 @@ def test_counts(tmp_path):
 def test_classes_that_look_like_spellings_of_another(tmp_path):
     objects = {f"i{n:02}": [_cat("person"), _cat("car")] for n in range(12)}
     objects["i03"] = [_cat("Person"), _cat("perzon"), _cat("cat")]
-    report = examine(DoctorOptions(_dataset(tmp_path, objects, train=list(objects))))
+    report = examine(DoctorOptions(VOCFormat(_dataset(tmp_path, objects, train=list(objects)))))
     assert _found(report, tmp_path) == Counter(
         {("Annotations/i03.xml", 0, "similar_class"): 1, ("Annotations/i03.xml", 1, "similar_class"): 1}
     )
@@ -155,13 +158,13 @@ def test_leaks_follow_what_splits_are_for(tmp_path):
         "rest": ["g", "h"],
     }
     folder = _dataset(tmp_path, {stem: [_cat()] for stem in stems}, **splits)
-    report = examine(DoctorOptions(folder))
+    report = examine(DoctorOptions(VOCFormat(folder)))
     assert _found(report, folder) == Counter([("ImageSets/Main/trainval.txt", None, "leak_by_name")])
     assert "names e, which is in test and val too" in report.problems[0].message
     assert "cat_train" not in report.splits
-    chosen = examine(DoctorOptions(folder, {"train": ["train"], "test": ["first_fold"]}))
+    chosen = examine(DoctorOptions(VOCFormat(folder), {"train": ["train"], "test": ["first_fold"]}))
     assert _found(chosen, folder) == Counter([("ImageSets/Main/train.txt", None, "leak_by_name")])
-    again = examine(DoctorOptions(folder, {"train": ["train", "first_fold"], "val": ["val"]}))
+    again = examine(DoctorOptions(VOCFormat(folder), {"train": ["train", "first_fold"], "val": ["val"]}))
     assert _found(again, folder) == Counter([("ImageSets/Main/first_fold.txt", None, "named_twice")])
 
 
@@ -172,7 +175,9 @@ def test_years_are_told_apart(tmp_path):
         )
         (tmp_path / year / "JPEGImages" / "a.jpg").unlink()
     _dataset(tmp_path / "VOC2007", {"b": [_cat()]}, images=False)
-    report = examine(DoctorOptions(tmp_path, {"train": ["2012_trainval"], "val": ["2007_trainval"]}, images=False))
+    report = examine(
+        DoctorOptions(VOCFormat(tmp_path), {"train": ["2012_trainval"], "val": ["2007_trainval"]}, images=False)
+    )
     found = _found(report, tmp_path)
     assert {item for item in found if item[2] != "class_without_objects"} == {
         ("VOC2007/Annotations/a.xml", 1, "unknown_class"),
@@ -189,8 +194,8 @@ def test_without_images(tmp_path):
     path = folder / "Annotations" / "b.xml"
     path.write_text(path.read_text().replace("<width>40</width>", ""))
     expected = [("Annotations/a.xml", 0, "box_partly_outside"), ("Annotations/b.xml", None, "unknown_size")]
-    assert _found(examine(DoctorOptions(folder, images=False)), folder) == Counter(expected)
-    report = examine(DoctorOptions(folder))  # one line, not one for each image
+    assert _found(examine(DoctorOptions(VOCFormat(folder), images=False)), folder) == Counter(expected)
+    report = examine(DoctorOptions(VOCFormat(folder)))  # one line, not one for each image
     assert _found(report, folder) == Counter([*expected, ("JPEGImages", None, "missing_image")])
     assert [problem.kind for problem in report.problems if problem.breaks] == ["missing_image"]
 
@@ -198,20 +203,20 @@ def test_without_images(tmp_path):
 def test_files_that_no_split_names_break_nothing(tmp_path):
     folder = _dataset(tmp_path, {"a": [_cat()], "b": [_cat()]}, train=["a"])
     (folder / "JPEGImages" / "b.jpg").write_text("no image")
-    report = examine(DoctorOptions(folder))
+    report = examine(DoctorOptions(VOCFormat(folder)))
     assert _found(report, folder) == Counter(
         [("JPEGImages/b.jpg", None, "unreadable_image"), ("JPEGImages/b.jpg", None, "not_in_split")]
     )
     assert not any(problem.breaks for problem in report.problems)
     (folder / "ImageSets" / "Main" / "train.txt").unlink()  # splits are yet to be made, of all that is annotated
-    report = examine(DoctorOptions(folder))
+    report = examine(DoctorOptions(VOCFormat(folder)))
     assert [(problem.kind, problem.breaks) for problem in report.problems] == [("unreadable_image", True)]
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"root": "nowhere"}, "nowhere"),
+        ({"format": VOCFormat("nowhere")}, "nowhere"),
         ({"splits": {"train": ["trian"]}}, "trian.txt.*holds train"),
         ({"class_names": ["cat", "cat"]}, "twice"),
     ],
@@ -219,7 +224,7 @@ def test_files_that_no_split_names_break_nothing(tmp_path):
 def test_bad_usage(tmp_path, options, words):
     folder = _dataset(tmp_path, {"a": [_cat()]}, train=["a"])
     with pytest.raises(InputError, match=words):
-        examine(DoctorOptions(**{"root": folder} | {k: Path(v) if k == "root" else v for k, v in options.items()}))
+        examine(DoctorOptions(**{"format": VOCFormat(folder)} | options))
 
 
 # ---- copies ----

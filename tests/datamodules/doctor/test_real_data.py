@@ -10,6 +10,7 @@ import pytest
 
 from datamodules.doctor.examine import DoctorOptions, examine
 from datamodules.voc.layout import VOC_CLASSES
+from datamodules.voc.reader import VOCFormat
 
 ROOT = Path(__file__).resolve().parents[3]
 SHARED = Path(os.environ.get("FRCNN_SHARED_DATA") or ROOT.parent / "shared" / "data")
@@ -47,12 +48,12 @@ def _check_counts(report, objects, difficult):
 
 def test_all_annotations_of_voc2007(tmp_path):
     devkit = _unpacked("voc2007-annotations.tar.xz", tmp_path)
-    report = examine(DoctorOptions(devkit, images=False))
+    report = examine(DoctorOptions(VOCFormat(devkit), images=False))
     _check_counts(report, *_independent_count(devkit / "VOC2007" / "Annotations"))
     assert (report.images, report.objects, sum(report.difficult.values())) == (9963, 30638, 5999)
     assert report.splits == {"2007_test": 4952, "2007_train": 2501, "2007_trainval": 5011, "2007_val": 2510}
     assert report.problems == []
-    trainval = examine(DoctorOptions(devkit, {"train": ["2007_trainval"]}, images=False))
+    trainval = examine(DoctorOptions(VOCFormat(devkit), {"train": ["2007_trainval"]}, images=False))
     # As the dataset's authors state them (Everingham et al. 2010, table 2): with and without difficult objects.
     assert (trainval.images, trainval.objects, trainval.objects - sum(trainval.difficult.values())) == (
         *(5011, 15662, 12608),
@@ -61,7 +62,7 @@ def test_all_annotations_of_voc2007(tmp_path):
 
 def test_voc2012_subset(tmp_path):
     devkit = _unpacked("voc2012-subset.tar", tmp_path)
-    report = examine(DoctorOptions(devkit))
+    report = examine(DoctorOptions(VOCFormat(devkit)))
     _check_counts(report, *_independent_count(devkit / "VOC2012" / "Annotations"))
     assert (report.images, report.image_files, report.empty) == (964, 964, 0)
     assert report.problems == []  # no two of its pictures are taken for copies either

@@ -180,7 +180,7 @@ def test_parts_that_share_images_are_refused(plain, splits, words, stage, write_
     assert "--data.allow_overlap true" in str(caught.value) and "\n" not in str(caught.value)
     voc_data(plain, allow_overlap=False, **splits).setup("validate")
     data = voc_data(plain, allow_overlap=True, **splits)
-    if stage == "fit" or data.split_names["test"]:
+    if stage == "fit" or data.splits.names["test"]:
         data.setup(stage)
 
 

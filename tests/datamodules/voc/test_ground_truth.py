@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules.ground_truth import read_ground_truth
 from datamodules.voc.datamodule import VOCDataModule
 from datamodules.voc.format import Annotation, VOCObject, write_annotation
-from datamodules.voc.ground_truth import read_ground_truth
 from datamodules.voc.layout import VOC_CLASSES
+from datamodules.voc.reader import VOCFormat
 from detector.errors import InputError
 
 
@@ -35,7 +36,7 @@ def plain(tmp_path: Path) -> Path:
 
 
 def test_objects_of_a_split_without_images(plain: Path) -> None:
-    truth = read_ground_truth(plain, ["val"])
+    truth = read_ground_truth(VOCFormat(plain), ["val"])
     assert truth.image_names == ("b", "a", "c")
     assert truth.image_ids.tolist() == [0, 1, 2]
     assert truth.class_names == ("bird", "cat", "dog")  # of all annotations, so that numbers do not depend on the split
@@ -44,7 +45,8 @@ def test_objects_of_a_split_without_images(plain: Path) -> None:
     assert truth.objects.box.tolist() == [[0, 0, 100, 80], [1, 2, 3, 4], [5, 6, 50, 60]]  # clipped to the stated size
     assert truth.objects.difficult.tolist() == [False, False, True]
     assert truth.sizes.tolist() == [[80, 100]] * 3  # height, width
-    assert read_ground_truth(plain, ["rest", "val"], ["dog", "cat", "bird"]).objects.label.tolist() == [3, 2, 1, 1]
+    both = read_ground_truth(VOCFormat(plain), ["rest", "val"], ["dog", "cat", "bird"])
+    assert both.objects.label.tolist() == [3, 2, 1, 1]
 
 
 def test_same_as_the_data_module_where_images_are_there(plain: Path) -> None:
@@ -52,7 +54,7 @@ def test_same_as_the_data_module_where_images_are_there(plain: Path) -> None:
     for stem, size in (("a", (40, 30)), ("b", (110, 85)), ("c", (9, 9)), ("d", (20, 20))):  # not as stated
         Image.new("RGB", size).save(plain / "JPEGImages" / f"{stem}.png")
     data = VOCDataModule(str(plain), ["rest"], ["val"], num_workers=0)
-    truth = read_ground_truth(plain, ["val"])
+    truth = read_ground_truth(VOCFormat(plain), ["val"])
     assert list(truth.class_names) == data.class_names
     assert truth.sizes.tolist() == [[85, 110], [30, 40], [9, 9]]
     for image in range(3):
@@ -67,7 +69,7 @@ def test_years(tmp_path: Path) -> None:
         folder = tmp_path / "VOCdevkit" / f"VOC{year}"
         annotate(folder, stem, VOCObject("sofa", (0.0, 0.0, 9.0, 9.0)))
         list_split(folder, "test", stem)
-    truth = read_ground_truth(tmp_path, ["2012_test", "2007_test"])
+    truth = read_ground_truth(VOCFormat(tmp_path), ["2012_test", "2007_test"])
     assert truth.image_names == ("2008_000001", "000001")
     assert truth.class_names == VOC_CLASSES
     assert truth.objects.label.tolist() == [18, 18]
@@ -80,21 +82,21 @@ def test_image_name_in_two_years_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"2007_test, 2012_test.*image 1 has the name 000001, which image 0 .* 1 names"
     ):
-        read_ground_truth(tmp_path, ["2007_test", "2012_test"])
+        read_ground_truth(VOCFormat(tmp_path), ["2007_test", "2012_test"])
 
 
 def test_what_is_wrong_is_named(plain: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"b\.xml: object 0 is of the class 'cat'.*dog \(and 1 more file"):
         annotate(plain, "a", VOCObject("bird", (0.0, 0.0, 9.0, 9.0)))
-        read_ground_truth(plain, ["val"], ["dog"])
+        read_ground_truth(VOCFormat(plain), ["val"], ["dog"])
     with pytest.raises(InputError, match=r"tset\.txt: no such split file"):
-        read_ground_truth(plain, ["tset"])
+        read_ground_truth(VOCFormat(plain), ["tset"])
     with pytest.raises(InputError, match="no such folder"):
-        read_ground_truth(tmp_path / "nowhere", ["val"])
+        read_ground_truth(VOCFormat(tmp_path / "nowhere"), ["val"])
     with pytest.raises(InputError, match="names a class twice"):
-        read_ground_truth(plain, ["val"], ["dog", "cat", "dog"])
+        read_ground_truth(VOCFormat(plain), ["val"], ["dog", "cat", "dog"])
     with pytest.raises(InputError, match="val_splits is empty"):
-        read_ground_truth(plain, [])
+        read_ground_truth(VOCFormat(plain), [])
     annotate(plain, "c", size=(0, 0))
     with pytest.raises(InputError, match=r"c\.xml: states no image size"):
-        read_ground_truth(plain, ["val"])
+        read_ground_truth(VOCFormat(plain), ["val"])

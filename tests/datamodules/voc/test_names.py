@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from datamodules.doctor.examine import DoctorOptions, examine
+from datamodules.ground_truth import read_ground_truth
 from datamodules.voc.datamodule import VOCDataModule
 from datamodules.voc.format import VOCObject, read_annotation, read_split
-from datamodules.voc.ground_truth import read_ground_truth
 from datamodules.voc.names import read_split_lines
+from datamodules.voc.reader import VOCFormat
 from detector.errors import InputError
 
 CAT = VOCObject("cat", (2.0, 3.0, 12.0, 9.0))
@@ -45,10 +46,10 @@ def check_all_readers(folder: Path, names: list[str], classes: list[str]) -> Non
     assert data.class_names == classes
     assert [Path(name).stem for name in data.train_dataset.file_names] == [name.rsplit("/", 1)[-1] for name in names]
     assert all(len(data.train_dataset.target(index)["boxes"]) == 1 for index in range(len(names)))
-    truth = read_ground_truth(folder, ["train"])
+    truth = read_ground_truth(VOCFormat(folder), ["train"])
     assert (list(truth.image_names), list(truth.class_names)) == (names, classes)
     assert len(truth.objects.box) == len(names)
-    report = examine(DoctorOptions(folder))
+    report = examine(DoctorOptions(VOCFormat(folder)))
     assert report.splits == {"train": len(names)} and list(report.classes) == classes
     assert [problem for problem in report.problems if problem.breaks] == []
 
@@ -130,7 +131,7 @@ def test_encodings_of_annotations(dataset, declared, encoding):
     (dataset / "Annotations" / "a.xml").write_bytes(XML.format(declared).encode(encoding))
     split(dataset, "a\n")
     assert read_annotation(dataset / "Annotations" / "a.xml").objects == (VOCObject("人", (2.0, 3.0, 12.0, 9.0)),)
-    check_ground_truth = read_ground_truth(dataset, ["train"], ["人"])
+    check_ground_truth = read_ground_truth(VOCFormat(dataset), ["train"], ["人"])
     assert check_ground_truth.objects.label.tolist() == [1]
     assert module(dataset).class_names == ["人"]
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.ground_truth import read_ground_truth
 from datamodules.voc.annotation_cache import AnnotationCache
 from datamodules.voc.format import Annotation
-from datamodules.voc.ground_truth import read_ground_truth
-from datamodules.voc.layout import VOC_CLASSES, annotated_members
+from datamodules.voc.layout import VOC_CLASSES
+from datamodules.voc.names import annotated_names
+from datamodules.voc.reader import VOCFormat
 
 pytestmark = pytest.mark.real_data
 ARCHIVE = "voc2007-annotations.tar.xz"
@@ -34,7 +36,7 @@ def test_every_file_is_read_and_counts_are_those_of_the_text(devkit):
     texts = {path.stem: path.read_text() for path in (voc / "Annotations").glob("*.xml")}
     assert len(texts) == 9963
     objects = {stem: re.findall(r"<object>(.*?)</object>", text, re.DOTALL) for stem, text in texts.items()}
-    stems = [member.stem for member in annotated_members(voc)]
+    stems = annotated_names(voc)
     seconds = []
     for _ in range(2):
         start = time.process_time()
@@ -63,6 +65,6 @@ def test_every_file_is_read_and_counts_are_those_of_the_text(devkit):
 def test_splits(devkit):
     """15,662 objects in trainval, 12,608 of them not difficult; 14,976 in test, 2,945 of them difficult."""
     for split, images, objects, difficult in (("trainval", 5011, 15662, 15662 - 12608), ("test", 4952, 14976, 2945)):
-        truth = read_ground_truth(devkit, [f"2007_{split}"])
+        truth = read_ground_truth(VOCFormat(devkit), [f"2007_{split}"])
         assert (len(truth.image_names), len(truth.objects)) == (images, objects)
         assert truth.objects.difficult.sum() == difficult

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.voc.ground_truth import SplitTruth, read_ground_truth
+from datamodules.ground_truth import SplitTruth, read_ground_truth
+from datamodules.voc.reader import VOCFormat
 from detector.metrics.bootstrap import bootstrap
 from detector.metrics.coco_ap import NAMES, evaluate_coco
 from detector.metrics.voc_ap import Detections, evaluate_voc
@@ -38,7 +39,7 @@ def truth(tmp_path_factory: pytest.TempPathFactory) -> SplitTruth:
                 stems = set((root / member.name).read_text().split())
             elif Path(member.name).stem in stems and member.name.endswith(".xml"):
                 archive.extract(member, root, filter="data")
-    return read_ground_truth(root, ["2007_test"])
+    return read_ground_truth(VOCFormat(root), ["2007_test"])
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from datamodules.voc.ground_truth import SplitTruth, read_ground_truth
+from datamodules.ground_truth import SplitTruth, read_ground_truth
+from datamodules.voc.reader import VOCFormat
 from detector.anchors import AnchorConfig
 from detector.image_batch import ImageConfig
 from detector.rpn import RPNConfig
@@ -248,7 +249,7 @@ def voc2007(tmp_path_factory: pytest.TempPathFactory) -> SplitTruth:
     folder = tmp_path_factory.mktemp("voc2007")
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(folder, filter="data")
-    return read_ground_truth(folder / "VOCdevkit", ["2007_trainval"])
+    return read_ground_truth(VOCFormat(folder / "VOCdevkit"), ["2007_trainval"])
 
 
 @pytest.mark.real_data

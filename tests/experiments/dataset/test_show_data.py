@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from datamodules.augmentation.recipes import AUGMENTATIONS
-from datamodules.detection_dataset import DetectionDataset, ImageRecord
+from datamodules.dataset_format import ImageRecord, ObjectRecord
+from datamodules.detection_dataset import DetectionDataset
 from detector.drawing import class_color
 from detector.training import lightning_module
 from experiments.dataset.show_data import CELL, GAP, TITLE, contact_sheet
@@ -50,8 +51,8 @@ def test_a_sheet_that_no_memory_holds_is_refused(frcnn, tiny_config, tmp_path):
 def test_a_strip_of_pixels_fits_into_its_place(tmp_path):
     for number, size in enumerate([(10_000, 1), (1, 10_000)]):
         Image.new("RGB", size, (90, 90, 90)).save(tmp_path / f"{number}.png")
-    box = np.array([[0, 0, 1, 1]], np.float32)
-    records = [ImageRecord(tmp_path / f"{n}.png", f"{n}.png", box, np.array([1]), np.array([False])) for n in range(2)]
+    item = ObjectRecord(0, "one", (0, 0, 1, 1))
+    records = [ImageRecord(tmp_path / f"{n}.png", f"{n}.png", [item]) for n in range(2)]
     sheet, stored, _ = contact_sheet(DetectionDataset(records, ["one"]), [0, 1], 1)
     assert stored == 2
     assert sheet.size == (2 * (CELL + GAP) + GAP, 3 * GAP + 2 * TITLE + 1 + CELL)
@@ -60,8 +61,8 @@ def test_a_strip_of_pixels_fits_into_its_place(tmp_path):
 def test_what_is_drawn_where(tmp_path):
     """A grey image with one plain and one difficult object: solid and dashed outlines in the colours of the classes."""
     Image.new("RGB", (160, 80), (90, 90, 90)).save(tmp_path / "a.png")
-    boxes = np.array([[10, 40, 40, 70], [100, 40, 140, 70]], np.float32)
-    record = ImageRecord(tmp_path / "a.png", "a.png", boxes, np.array([1, 2]), np.array([False, True]))
+    objects = [ObjectRecord(0, "one", (10, 40, 40, 70)), ObjectRecord(1, "two", (100, 40, 140, 70), difficult=True)]
+    record = ImageRecord(tmp_path / "a.png", "a.png", objects)
     dataset = DetectionDataset([record], ["one", "two"])
     sheet, stored, drawn = contact_sheet(dataset, [0], 2)
     assert (stored, drawn) == (2, 4)

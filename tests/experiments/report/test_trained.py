@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
-from datamodules.voc.ground_truth import read_ground_truth
+from datamodules.ground_truth import read_ground_truth
+from datamodules.voc.reader import VOCFormat
 from detector.metrics.bootstrap import bootstrap
 from detector.metrics.detection_ap import EvaluatedSplit, average_precisions_by_name
 from experiments.results.curves import read_curves
@@ -22,7 +23,7 @@ from experiments.results.files import read_results
 
 def score(run: Path, mini_voc: Path) -> tuple[dict[str, float], dict[str, np.ndarray]]:
     """All values and their samples, by the metrics themselves."""
-    truth = read_ground_truth(mini_voc, ["odd"])
+    truth = read_ground_truth(VOCFormat(mini_voc), ["odd"])
     found = read_results(run / "predictions.json", truth)
     values = average_precisions_by_name(EvaluatedSplit(truth.image_ids, found, truth.objects), truth.class_names)
     return values, bootstrap(found, truth.objects, truth.image_ids, truth.class_names, 200, 5)

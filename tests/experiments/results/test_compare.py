@@ -12,7 +12,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from datamodules.voc.ground_truth import read_ground_truth
+from datamodules.ground_truth import read_ground_truth
+from datamodules.voc.reader import VOCFormat
 from detector.metrics.detection_ap import EvaluatedSplit, average_precisions_by_name
 from experiments.results.files import read_results
 
@@ -38,7 +39,7 @@ def other(trained, mini_voc, tmp_path) -> Path:
     busiest = max(sorted(set(names)), key=names.count)
     (run / "predictions.json").write_text(json.dumps([entry for entry in entries if entry["file_name"] != busiest]))
     (run / "busiest.txt").write_text(busiest)
-    truth = read_ground_truth(mini_voc, ["odd"])
+    truth = read_ground_truth(VOCFormat(mini_voc), ["odd"])
     split = EvaluatedSplit(truth.image_ids, read_results(run / "predictions.json", truth), truth.objects)
     metrics = json.loads((run / "metrics.json").read_text())
     metrics |= {f"val/{name}": v for name, v in average_precisions_by_name(split, truth.class_names).items() if v == v}
@@ -102,7 +103,7 @@ def test_images_that_differ_most(compare, other, trained, mini_voc):
     (image,) = document["images"]
     busiest = (other / "busiest.txt").read_text().removesuffix(".jpg")
     assert image["name"] == busiest
-    truth = read_ground_truth(mini_voc, ["odd"])
+    truth = read_ground_truth(VOCFormat(mini_voc), ["odd"])
     number = truth.image_names.index(busiest)
     objects = int(((truth.objects.image_id == number) & ~truth.objects.difficult).sum())
     assert image["errors_b"] == {"missed": objects, "false": 0}

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datamodules.voc.ground_truth import read_ground_truth
+from datamodules.ground_truth import read_ground_truth
+from datamodules.voc.reader import VOCFormat
 
 PAIR = ("rectangle", "triangle")
 
@@ -38,7 +39,7 @@ def test_validation_of_some_classes_is_the_mean_of_their_own(frcnn, run, mini_vo
     assert "classes" not in whole
 
     # One recall from the others: of all objects that are not difficult, weighted by how many there are.
-    objects = read_ground_truth(mini_voc, ["odd"]).objects
+    objects = read_ground_truth(VOCFormat(mini_voc), ["odd"]).objects
     count = np.bincount(objects.label[~objects.difficult], minlength=7)[[3, 6]]
     recalls = [one["val/proposal_recall@300"] for one in each]
     assert pair["val/proposal_recall@300"] == pytest.approx(np.average(recalls, weights=count))

@@ -1,0 +1,217 @@
+"""What a format of datasets has to say, and the records in which it says it, before anything becomes an array."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from datamodules.file_cache import FileCache, FileStore
+from datamodules.image_reading import USUAL, Reading
+from datamodules.problems import Kind, Problem
+from detector.errors import shortened
+
+Box = tuple[float, float, float, float]
+Id = int | str  # as a file states it, but for a float such as 7.0, which is 7
+
+
+@dataclass(frozen=True)
+class Member:
+    """An image as a split names it.
+
+    Args:
+        name: Its name within the dataset, as lists of made splits hold it.
+        folder: The dataset's (VOC) or the image's (COCO).
+        stem: The image within the folder.
+        source: The file that names it.
+    """
+
+    name: str
+    folder: Path
+    stem: str
+    source: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRecord:
+    """One object of an annotation, usable or not.
+
+    Args:
+        index: Its number in the annotation file, from 0.
+        name: Class name; empty where there is none.
+        box: xyxy in pixels, as stated or, once judged, clipped to the image; None if it cannot be used.
+        difficult: Ignored by the evaluation.
+    """
+
+    index: int
+    name: str
+    box: Box | None
+    difficult: bool = False
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What an annotation states of one image, before it is judged.
+
+    Args:
+        file: The annotation file.
+        thing: What the file calls an object, such as "object {}".
+        size: (width, height) of the image; zeros where none is stated.
+        objects: All objects, those that cannot be read without a box; None if the annotation cannot be read as a whole.
+        problems: What was wrong while reading.
+        image: The image, where the file holds the annotations of several.
+        annotated: Whether there is an annotation, readable or not.
+        result_id: What results of detections call the image; None: its position.
+    """
+
+    file: Path
+    thing: str
+    size: tuple[int, int] = (0, 0)
+    objects: Sequence[ObjectRecord] | None = None
+    problems: list[Problem] = field(default_factory=list)
+    image: str = ""
+    annotated: bool = True
+    result_id: Id | None = None
+
+    def problem(self, kind: Kind, text: str, item: ObjectRecord | None = None, named: bool = True) -> Problem:
+        """Return a problem of the image, or of one of its objects, which the message names or not."""
+        if item is None:
+            return Problem(str(self.file), None, kind, f"{self.file}: {self.image}{' ' * bool(self.image)}{text}")
+        beside = f" ({shortened(item.name)}{', ' * bool(self.image)}{self.image})" if named else ""
+        message = f"{self.file}: {self.thing.format(item.index)}{beside} {text}"
+        return Problem(str(self.file), item.index, kind, message)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageRecord:
+    """One image with its objects, and everything that is wrong with it.
+
+    Args:
+        path: The image file; None if it is missing or was not looked for.
+        name: What results call the image.
+        objects: All objects of the annotation.
+        upright: Apply the EXIF orientation; without it the boxes refer to the stored pixels.
+        size: (width, height) in that frame, of the image or else as stated; zeros where neither is known.
+        problems: Everything wrong with it.
+        usable: Whether it can be trained on, perhaps without some of its objects.
+        stated: What its annotation states.
+    """
+
+    path: Path | None
+    name: str
+    objects: Sequence[ObjectRecord] = ()
+    upright: bool = False
+    size: tuple[int, int] = (0, 0)
+    problems: Sequence[Problem] = ()
+    usable: bool = True
+    stated: Stated = Stated(Path(), "object {}")
+
+
+class DatasetFormat(ABC):
+    """Where the images and annotations of a dataset are, and how they are read.
+
+    Args:
+        root: As `--data.root`.
+        annotation_cache: As `--data.annotation_cache`.
+        reading: How image files are read.
+    """
+
+    cache_kind: ClassVar[type[FileCache]] = FileCache
+    """What is kept of the files that were read."""
+    needs_splits: str = ""
+    """What has to be named, because there is no way to list all images of the dataset; empty where there is."""
+
+    def __init__(self, root: str | Path, annotation_cache: str | None = None, reading: Reading = USUAL) -> None:
+        self.root = Path(root).expanduser()
+        self.read_by(annotation_cache, reading)
+
+    def read_by(self, annotation_cache: str | None, reading: Reading) -> None:
+        """Set where what is read is kept, and how images are read."""
+        self.reading = reading
+        self.store = FileStore(self.cache_kind, annotation_cache, reading)
+
+    @abstractmethod
+    def check_root(self) -> None:
+        """Raise InputError unless the dataset is there."""
+
+    @abstractmethod
+    def class_names(self, splits: Sequence[str], everything: bool = False) -> list[str]:
+        """Return the classes where none are given, in label order.
+
+        Args:
+            splits: Names of splits.
+            everything: Look at all annotations of the dataset where splits do not state the classes.
+        """
+
+    @abstractmethod
+    def list_images(self, splits: Sequence[str], missing_ok: bool = False) -> list[Member]:
+        """Return the images that splits name, in order.
+
+        Args:
+            splits: Names of splits.
+            missing_ok: Leave out splits that are not there instead of raising InputError.
+        """
+
+    @abstractmethod
+    def list_annotated(self) -> list[Member]:
+        """Return all annotated images, to be divided where no splits are named."""
+
+    @abstractmethod
+    def read(
+        self, members: Sequence[Member], class_names: Sequence[str] | None, look: bool = True
+    ) -> list[ImageRecord]:
+        """Read and judge the annotations of images, and the headers of the images.
+
+        Args:
+            members: The images, in order.
+            class_names: The known classes; None accepts all names.
+            look: Whether the images are looked for.
+
+        Returns:
+            A record for each member, in order.
+        """
+
+    def image_names(self, members: Sequence[Member]) -> tuple[str, ...]:
+        """Return what images are called, without suffix."""
+        return tuple(member.stem for member in members)
+
+    def category_ids(self, splits: Sequence[str], class_names: Sequence[str]) -> Sequence[Id] | None:
+        """Return what the files of splits call the classes; None: 1..C, and images by position."""
+        return None
+
+    # ---- for the doctor, who looks at everything ----
+
+    fixed_classes: Sequence[str] | None = None
+    """The classes that the dataset has by definition."""
+    own_annotations: ClassVar[bool] = False
+    """Whether each split has annotations of its own, also of images that another one names."""
+
+    @abstractmethod
+    def all_splits(self) -> list[str]:
+        """Return the names of all splits that the dataset has."""
+
+    @abstractmethod
+    def split_file(self, split: str) -> Path:
+        """Return the file of a split, whether it is there or not; raise InputError where none can be meant."""
+
+    @abstractmethod
+    def list_as_named(self, split: str) -> list[Member]:
+        """Return the images of a split as often as it names them; raise InputError if its file cannot be used."""
+
+    @abstractmethod
+    def list_others(self, members: Iterable[Member], look: bool) -> list[Member]:
+        """Return the images that are there and not among `members`; those without an annotation too if `look`."""
+
+    @abstractmethod
+    def empty_folders(self, members: Iterable[Member]) -> list[Path]:
+        """Return the folders that should hold the images of `members`, and hold none at all."""
+
+    def stated_classes(self, splits: Sequence[str]) -> Sequence[str]:
+        """Return the classes that the files of splits state, with objects or without."""
+        return ()
+
+    def forget(self) -> None:
+        """Free what was only needed for reading."""
+        self.store.forget()
