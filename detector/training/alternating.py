@@ -28,10 +28,9 @@ from torch import Tensor, nn
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
 from detector.image_batch import ImageBatch, drawn_scales, ground_truth, make_batch, to_original
-from detector.rpn import RegionProposalNetwork
+from detector.training.joint import JointTraining, SchemeName
 from detector.training.lightning_private import forget_logged
 from detector.training.optimization import AveragedWeights
-from detector.training.scheme import SchemeName, TrainingScheme
 
 STEPS = (
     "the RPN with a backbone of its own",
@@ -81,15 +80,15 @@ class Proposer(nn.Module):
         self.rpn = deepcopy(model.rpn)
 
 
-class AlternatingTraining(nn.Module, TrainingScheme):
+class AlternatingTraining(nn.Module, JointTraining):
     """Four steps after one another, each of which trains some layers on its own losses and proposals.
 
     What the step at work does not train has no gradients, and fixed backbones are in evaluation mode. (A fixed RPN is
     not: its mode says how many proposals it makes, and nothing else.)
 
     Args:
-        model: The detector, with its initial weights. Held, but no submodule: a module that has both registers this
-            one after it, because `train` here has the last word on the backbone's mode.
+        model: The detector, with its initial weights. A module that has both registers this one after it, because
+            `train` here has the last word on the backbone's mode.
         config: Lengths of the steps.
 
     Attributes:
@@ -111,23 +110,13 @@ class AlternatingTraining(nn.Module, TrainingScheme):
         self._fix()
 
     @property
-    def model(self) -> FasterRCNN:
-        """The detector."""
-        return self._model[0]
-
-    @property
-    def proposing(self) -> Sequence[tuple[nn.Module, RegionProposalNetwork]]:
-        """The detector's backbone and RPN and, in steps 1 and 2, the proposer's."""
-        return [(one.backbone, one.rpn) for one in (self.model, self.proposer) if one is not None]
-
-    @property
     def detects(self) -> bool:
-        """Whether step 1 is over."""
+        """Return whether step 1 is over."""
         return self.step > 1
 
     @property
     def is_final(self) -> bool:
-        """Whether the last step is at work."""
+        """Return whether the last step is at work."""
         return self.step == len(STEPS)
 
     def train(self, mode: bool = True) -> Self:
@@ -233,12 +222,12 @@ class AlternatingTraining(nn.Module, TrainingScheme):
         if not self._is_over(trainer):
             return
         for averages in _averages(trainer):
-            averages.copy_to(module)
+            averages.on_train_end(trainer, module)
         module.zero_grad(set_to_none=True)
         while self._is_over(trainer):
             self._enter(self.step + 1)
         for averages in _averages(trainer):
-            averages.restart(trainer, module)
+            averages.setup(trainer, module, "fit")
         if isinstance(trainer.strategy, DDPStrategy):
             # DDP exchanges the gradients of the parameters that had one when it was built.
             trainer.strategy.model = module
@@ -290,7 +279,7 @@ class AlternatingTraining(nn.Module, TrainingScheme):
         self._enter(record["step"])
         if module is not None:
             for averages in _averages(module.trainer):
-                averages.restart(module.trainer, module)
+                averages.setup(module.trainer, module, "fit")
 
     def check_whole(self, path: object) -> None:
         """Raise InputError in steps 1 and 2."""
@@ -302,5 +291,6 @@ class AlternatingTraining(nn.Module, TrainingScheme):
 
 
 def _averages(trainer: pl.Trainer) -> list[AveragedWeights]:
+    """Return the averages, for which each step is a training of its own."""
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     return [callback for callback in callbacks if isinstance(callback, AveragedWeights)]

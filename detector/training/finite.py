@@ -1,7 +1,5 @@
 """A training ends at the first loss that is not finite, and no checkpoint holds weights that are not."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -70,10 +68,8 @@ class FiniteLosses(pl.Callback):
     ) -> None:
         """Look at losses and at the weights that would be saved, averaged ones included."""
         self._look(trainer)
-        averages = "current_model_state" in checkpoint
-        self._look_at_weights(trainer, checkpoint["current_model_state"] if averages else checkpoint["state_dict"])
-        if averages:
-            self._look_at_weights(trainer, checkpoint["state_dict"])
+        for key in ("current_model_state", "state_dict"):
+            self._look_at_weights(trainer, checkpoint.get(key, {}))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at losses and weights, also where nothing is saved."""
@@ -86,8 +82,7 @@ class FiniteLosses(pl.Callback):
 
     def _look(self, trainer: pl.Trainer) -> None:
         seen, self._seen = self._seen, []
-        found = first_bad(seen)
-        self._stop(trainer, found[0] if found else 0, found[1] if found else "")
+        self._stop(trainer, *(first_bad(seen) or (0, "")))
 
     def _look_at_weights(self, trainer: pl.Trainer, state: Mapping[str, Tensor]) -> None:
         name = first_not_finite(state)
@@ -108,7 +103,7 @@ class FiniteLosses(pl.Callback):
 
 
 def first_bad(seen: Sequence[Seen]) -> tuple[int, str] | None:
-    """The first batch with a loss that is not finite: its step, and a line about it. A GPU is waited for once."""
+    """Return the step of the first batch with a loss that is not finite, and a line on it; a GPU is waited for once."""
     if not seen:
         return None
     numbers = torch.cat([torch.stack([loss.float() for loss in losses.values()]) for _, _, losses in seen]).tolist()
@@ -122,7 +117,7 @@ def first_bad(seen: Sequence[Seen]) -> tuple[int, str] | None:
 
 
 def first_not_finite(state: Mapping[str, Tensor]) -> str | None:
-    """Name of the first tensor with a number that is not finite; None: there is none. A GPU is waited for once."""
+    """Return the name of the first tensor with a number that is not finite; a GPU is waited for once."""
     floats = {name: tensor for name, tensor in state.items() if tensor.is_floating_point() and tensor.numel()}
     if not floats:
         return None

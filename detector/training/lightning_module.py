@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from detector.anchors import AnchorConfig
-from detector.backbones.base import BackboneConfig
+from detector.backbones.base import Backbone, BackboneConfig
+from detector.backbones.box_heads import BoxHead
 from detector.errors import InputError
 from detector.faster_rcnn import LOSS_NAMES, Difficult, FasterRCNN
 from detector.foreign_checkpoints import load_detector
@@ -24,12 +25,12 @@ from detector.kernels.cpu_paths import CpuKernels, check_cpu_kernels, use_cpu_ke
 from detector.metrics import DetectionAP, ProposalRecall
 from detector.metrics.class_subset import chosen_classes
 from detector.roi_heads import BoxPredictor, RoIConfig
-from detector.rpn import RegionProposalNetwork, RPNConfig
+from detector.rpn import RegionProposalNetwork, RPNConfig, RPNHead
 from detector.training.alternating import AlternatingConfig, AlternatingTraining
 from detector.training.checkpoint_content import bit_depth_of, check_state, read_checkpoint
 from detector.training.compilation import CompileMode, check_compile_mode, compile_networks
 from detector.training.finite import FiniteLosses, check_finite
-from detector.training.joint import JointTraining
+from detector.training.joint import JointTraining, SchemeName
 from detector.training.lightning_private import trainer_of
 from detector.training.optimization import (
     AveragedWeights,
@@ -39,8 +40,7 @@ from detector.training.optimization import (
     parameter_groups,
     share_of_step,
 )
-from detector.training.resuming import OtherOptions, Resumption, afresh
-from detector.training.scheme import SchemeName, TrainingScheme
+from detector.training.resuming import afresh, check_resumption, let_options_count
 from detector.translated import Predictor
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
@@ -125,7 +125,7 @@ class FasterRCNNModule(pl.LightningModule):
         self.class_names = list(class_names)
         self.bit_depth = 16  # of the values in 16-bit images that it was trained on, by its checkpoint
         self.optimizer_config = optimizer
-        self._resumption: OtherOptions | None = None
+        self._other_optimizer: bool | None = None  # None: the optimiser is made by the options as they are
         self.last_losses: dict[str, Tensor] = {}
         source = replace(backbone, weights=weights or backbone.weights)  # so frozen layers are known not to be random
         load_weights = load_backbone_weights and weights is None
@@ -142,13 +142,13 @@ class FasterRCNNModule(pl.LightningModule):
         self.val_recall, self.test_recall = ProposalRecall(class_names), ProposalRecall(class_names)
 
     @property
-    def scheme(self) -> TrainingScheme:
-        """How it is trained."""
+    def scheme(self) -> JointTraining:
+        """Return the way in which it is trained."""
         return self.alternating or self._joint
 
     @classmethod
     def from_checkpoint(cls, path: str | Path) -> Self:
-        """The detector of a checkpoint, on the CPU, in evaluation mode. Reads nothing but the checkpoint.
+        """Return the detector of a checkpoint, on the CPU, in evaluation mode; nothing else is read.
 
         Raises:
             InputError: The file is missing, unreadable, not a checkpoint of this class, or of an alternating training
@@ -169,7 +169,7 @@ class FasterRCNNModule(pl.LightningModule):
 
     @classmethod
     def load_from_checkpoint(cls, *args: Any, **kwargs: Any) -> Self:
-        """Lightning's, without first reading or downloading the backbone's weights, which the checkpoint replaces.
+        """Do as Lightning does, without first reading the backbone's weights, which the checkpoint replaces.
 
         The module is in training mode; `from_checkpoint` is for detecting.
         """
@@ -177,7 +177,7 @@ class FasterRCNNModule(pl.LightningModule):
         return module
 
     def forward(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
-        """Detections of images, each (3, H, W) RGB in 0..255: see `FasterRCNN.forward`."""
+        """Return the detections of images, each (3, H, W) RGB in 0..255; see `FasterRCNN.forward`."""
         return self.scheme.detect(images)[0]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -201,7 +201,7 @@ class FasterRCNNModule(pl.LightningModule):
         check_state(path, checkpoint["state_dict"], self.state_dict())
         check_finite(path, checkpoint["state_dict"])
         if fit:
-            self._resumption = Resumption(path, checkpoint, self.hparams, self._parameter_groups())
+            self._other_optimizer = check_resumption(path, checkpoint, self.hparams, self._parameter_groups())
             if not self.optimizer_config.ema_decay and "current_model_state" in checkpoint:
                 checkpoint["state_dict"] = checkpoint["current_model_state"]  # and not the averages
 
@@ -239,15 +239,15 @@ class FasterRCNNModule(pl.LightningModule):
             compile_networks(self._compilable(), self.compile_mode, self.trainer.strategy.root_device)
 
     def _compilable(self) -> list[nn.Module]:
-        parts: list[nn.Module] = [part for backbone, rpn in self.scheme.proposing for part in (backbone, rpn.head)]
-        return [*parts, self.model.roi_heads.box_head]
+        return [part for part in self.modules() if isinstance(part, Backbone | RPNHead | BoxHead)]
 
     def on_train_start(self) -> None:
         """Begin or go on; let changed options of a resume take effect."""
         self.scheme.start()
-        if self._resumption is not None:
-            self._resumption.take_effect(self.trainer, self.optimizer_config, self.scheme.steps(self.trainer))
-            self._resumption = None
+        if self._other_optimizer is not None:
+            steps, groups = self.scheme.steps(self.trainer), self._parameter_groups()
+            let_options_count(self.trainer, groups, self.optimizer_config, steps, not self._other_optimizer)
+            self._other_optimizer = None
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Make the randomness of a step (sampling, dropout) a function of seed, step and rank.
@@ -287,14 +287,14 @@ class FasterRCNNModule(pl.LightningModule):
 
     @property
     def lr(self) -> float:
-        """The learning rate, where Lightning's `LearningRateFinder` looks for it and puts what it has found."""
+        """Return the learning rate, which Lightning's `LearningRateFinder` looks for here, and sets."""
         return self.optimizer_config.lr
 
     @lr.setter
     def lr(self, value: float) -> None:
         self.optimizer_config = replace(self.optimizer_config, lr=value)
         self.hparams["optimizer"]["lr"] = value
-        self._resumption = OtherOptions(self._parameter_groups())  # the finder alone would forget it after a step
+        self._other_optimizer = True  # the finder alone would forget it after a step
 
     def check_endless(self) -> None:
         """Check that a training that only time or early stopping ends is possible.
@@ -306,7 +306,7 @@ class FasterRCNNModule(pl.LightningModule):
         lr_factor(self.optimizer_config, math.inf)
 
     def configure_callbacks(self) -> list[pl.Callback]:
-        """A stop at losses that are not finite; averaged weights, where asked for."""
+        """Return a stop at losses that are not finite, and averaged weights where asked for."""
         if self.trainer.state.fn != "fit":
             return []
         averages = [AveragedWeights(self.optimizer_config.ema_decay)] if self.optimizer_config.ema_decay else []
@@ -325,7 +325,7 @@ class FasterRCNNModule(pl.LightningModule):
             metric.only = chosen
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Tensor]]]:
-        """`detections` of the batch; updates the metrics of the whole split."""
+        """Return the `detections` of the batch; update the metrics of the whole split."""
         return self._evaluate(batch, self.val_ap, self.val_recall)
 
     def on_validation_epoch_end(self) -> None:
@@ -333,7 +333,7 @@ class FasterRCNNModule(pl.LightningModule):
         self._log_metrics("val", self.val_ap, self.val_recall)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, list[dict[str, Tensor]]]:
-        """`detections` of the batch; updates the metrics of the whole split."""
+        """Return the `detections` of the batch; update the metrics of the whole split."""
         return self._evaluate(batch, self.test_ap, self.test_recall)
 
     def on_test_epoch_end(self) -> None:
@@ -341,9 +341,8 @@ class FasterRCNNModule(pl.LightningModule):
         self._log_metrics("test", self.test_ap, self.test_recall)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Tensor]]:
-        """Detections of the batch; targets are not looked at."""
-        detections: list[dict[str, Tensor]] = self(batch[0])
-        return detections
+        """Return the detections of the batch; targets are not looked at."""
+        return self.scheme.detect(batch[0])[0]
 
     def _evaluate(self, batch: Batch, ap: DetectionAP, recall: ProposalRecall) -> dict[str, list[dict[str, Tensor]]]:
         images, targets = batch

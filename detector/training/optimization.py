@@ -161,12 +161,8 @@ class AveragedWeights(pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Make the averages where the module will be trained, which is itself still on the CPU."""
         if stage == "fit":
-            self.restart(trainer, pl_module)
-
-    def restart(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Begin anew from the module as it is, with the parameters that it has now."""
-        self.averages = deepcopy(pl_module).to(trainer.strategy.root_device)
-        self._updates = 0
+            self.averages = deepcopy(pl_module).to(trainer.strategy.root_device)
+            self._updates = 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -186,40 +182,31 @@ class AveragedWeights(pl.Callback):
                     mean.copy_(current)
         self._updates += 1
 
+    def _pairs(self, module: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        tensors = ([*one.parameters(), *one.buffers()] for one in (self.averages, module))
+        return list(zip(*tensors, strict=True))
+
     @torch.no_grad()
-    def copy_to(self, pl_module: pl.LightningModule) -> None:
-        """Let the module go on with the averages."""
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the averages in the module."""
         for mean, current in self._pairs(pl_module):
             current.copy_(mean)
 
     @torch.no_grad()
-    def _swap(self, pl_module: pl.LightningModule) -> None:
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Swap averages and weights: the averages are validated, and the training goes on from its own weights."""
         self._validating = not self._validating
         for mean, current in self._pairs(pl_module):
             kept = mean.clone()
             mean.copy_(current)
             current.copy_(kept)
 
-    def _pairs(self, module: nn.Module) -> list[tuple[Tensor, Tensor]]:
-        tensors = ([*one.parameters(), *one.buffers()] for one in (self.averages, module))
-        return list(zip(*tensors, strict=True))
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave the averages in the module."""
-        self.copy_to(pl_module)
-
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let the averages be validated."""
-        self._swap(pl_module)
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Let the training go on from its own weights."""
-        self._swap(pl_module)
+    on_validation_epoch_end = on_validation_epoch_start
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Put the module's own weights back after an interrupt during validation."""
         if self._validating:
-            self._swap(pl_module)
+            self.on_validation_epoch_end(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step of the last update."""

@@ -23,7 +23,7 @@ NOT_READ = {"weights", "weights_predictor", "backbone.weights", "model.weights",
 
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> Changes:
-    """Options that both have, with different values: name with dots -> value before and value now."""
+    """Return the options that both have with different values: name with dots -> value before and value now."""
     changes: Changes = {}
     for key in (key for key in now if key in before):
         old, new = (list(value) if isinstance(value, tuple) else value for value in (before[key], now[key]))
@@ -35,7 +35,7 @@ def changed_options(before: Mapping[str, Any], now: Mapping[str, Any], prefix: s
 
 
 def changes_text(changes: Changes) -> str:
-    """One line on what changes, for a log."""
+    """Return one line on what changes, for a log."""
     return "; ".join(
         f"{name}: {option_text(old)} in the checkpoint, {option_text(new)} "
         + ("has no effect: its weights go on" if name in NOT_READ else "from here on")
@@ -44,24 +44,25 @@ def changes_text(changes: Changes) -> str:
 
 
 def afresh(path: object) -> str:
-    """The way out where a training cannot go on from a checkpoint, as part of a message."""
+    """Return the way out where a training cannot go on from a checkpoint, as part of a message."""
     return f"start a new training from its weights: --model.weights {path} instead of --ckpt_path"
 
 
-def check_optimizer_state(
-    path: object, checkpoint: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], changes: Changes
-) -> None:
-    """Check that an optimiser over `groups` can go on from a checkpoint's.
+def check_resumption(
+    path: object, checkpoint: Mapping[str, Any], options: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]
+) -> bool:
+    """Check that a training can go on from a checkpoint, say what changes, and return whether the optimiser's do.
 
     Args:
         path: Of the checkpoint.
-        checkpoint: Its content.
-        groups: As of `parameter_groups`.
-        changes: Options of the model that differ from the checkpoint's.
+        checkpoint: Its content, before anything of it is used.
+        options: Of the model, as they are now.
+        groups: The optimiser's, as of `parameter_groups`.
 
     Raises:
-        InputError: It holds no optimiser, one of another kind, or one of other layers.
+        InputError: The checkpoint holds no optimiser, one of another kind, or one of other layers.
     """
+    changes = changed_options(checkpoint.get("hyper_parameters", {}), options)
     if not checkpoint.get("optimizer_states") or not checkpoint.get("lr_schedulers"):
         raise InputError(f"{path}: holds weights and no state of a training, so none can go on; {afresh(path)}")
     if "optimizer.name" in changes:
@@ -76,59 +77,32 @@ def check_optimizer_state(
             f"{path}: its optimiser trains {sum(theirs.values())} tensors, with these options it would be "
             f"{sum(ours.values())}{because}; go on with the options of its run, or {afresh(path)}"
         )
+    if changes:
+        rank_zero_info(f"{path}: goes on with other options: {changes_text(changes)}")
+    return any(name.startswith("optimizer.") for name in changes)
 
 
-class OtherOptions:
-    """Options of the optimiser that are to count instead of those with which it was made.
-
-    Args:
-        groups: The optimiser's, as of `parameter_groups`.
-        other_optimizer: Whether any but the length of the schedule is another one.
-    """
-
-    def __init__(self, groups: Sequence[Mapping[str, Any]], other_optimizer: bool = True) -> None:
-        self.other_optimizer = other_optimizer
-        self.groups = [{key: value for key, value in group.items() if key != "params"} for group in groups]
-
-    def take_effect(self, trainer: pl.Trainer, config: OptimizerConfig, steps: float) -> None:
-        """Let today's options of the optimiser and its schedule, of so many steps, count; after Lightning has restored
-        both."""
-        optimizer, scheduler = trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler
-        assert isinstance(scheduler, LambdaLR)
-        if self.other_optimizer:
-            for group, options in zip(optimizer.param_groups, self.groups, strict=True):
-                group |= optimizer_options(config) | options | {"initial_lr": options["lr"]}
-            scheduler.base_lrs = [options["lr"] for options in self.groups]
-        factor = lr_factor(config, steps)
-        scheduler.lr_lambdas = [factor] * len(scheduler.base_lrs)
-        rates = [base * factor(scheduler.last_epoch) for base in scheduler.base_lrs]
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
-        scheduler._last_lr = rates
-
-
-class Resumption(OtherOptions):
-    """What a training has to do when it goes on from a checkpoint.
+def let_options_count(
+    trainer: pl.Trainer, groups: Sequence[Mapping[str, Any]], config: OptimizerConfig, steps: float, schedule_only: bool
+) -> None:
+    """Let options count instead of those with which the optimiser was made or that Lightning has restored.
 
     Args:
-        path: Of the checkpoint.
-        checkpoint: Its content, before anything of it is used.
-        options: Of the model, as they are now.
-        groups: The optimiser's, as of `parameter_groups`.
-
-    Raises:
-        InputError: See `check_optimizer_state`.
+        trainer: Has an optimiser over such groups, and its schedule.
+        groups: As of `parameter_groups`.
+        config: The options.
+        steps: Of the schedule.
+        schedule_only: Whether none but the length of the schedule may differ.
     """
-
-    def __init__(
-        self,
-        path: object,
-        checkpoint: Mapping[str, Any],
-        options: Mapping[str, Any],
-        groups: Sequence[Mapping[str, Any]],
-    ) -> None:
-        changes = changed_options(checkpoint.get("hyper_parameters", {}), options)
-        check_optimizer_state(path, checkpoint, groups, changes)
-        super().__init__(groups, any(name.startswith("optimizer.") for name in changes))
-        if changes:
-            rank_zero_info(f"{path}: goes on with other options: {changes_text(changes)}")
+    optimizer, scheduler = trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler
+    assert isinstance(scheduler, LambdaLR)
+    if not schedule_only:
+        for group, ours in zip(optimizer.param_groups, groups, strict=True):
+            group |= optimizer_options(config) | {**ours, "initial_lr": ours["lr"], "params": group["params"]}
+        scheduler.base_lrs = [ours["lr"] for ours in groups]
+    factor = lr_factor(config, steps)
+    scheduler.lr_lambdas = [factor] * len(scheduler.base_lrs)
+    rates = [base * factor(scheduler.last_epoch) for base in scheduler.base_lrs]
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates

@@ -126,7 +126,7 @@ class DetectorCLI(OptionsOfRuns):
         """Write the devkit's files, if asked to."""
         folder = self.config[self.subcommand].save_devkit_results
         if folder is not None and self.trainer.is_global_zero:
-            write_devkit_results(self.run_files.predictions, self.datamodule.class_names, folder)
+            write_devkit_results(self.run_files.predictions or [], self.datamodule.class_names, folder)
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let a checkpoint's hyperparameters win over the command line in silence."""

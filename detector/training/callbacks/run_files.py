@@ -35,6 +35,9 @@ class RunFiles(pl.Callback):
     `test_count`, `test_checkpoint` of the last test and `test_history`, the numbers of the earlier ones, oldest first.
     From the second test of a run on, a line on stderr says so before it starts.
 
+    Attributes:
+        predictions: The detections of the last validation or test, as COCO results, on rank 0.
+
     Args:
         folder: The run folder.
         axes: Of a run that is part of a grid: what varies there -> this run's value. They are the first columns of the
@@ -46,12 +49,7 @@ class RunFiles(pl.Callback):
         self.axes = dict(axes or {})
         self._progress: dict[str, int] = {}
         self._trained = False
-        self._predictions: list[dict[str, Any]] | None = None
-
-    @property
-    def predictions(self) -> list[dict[str, Any]]:
-        """The detections of the last validation or test, as COCO results; on rank 0 only."""
-        return self._predictions or []
+        self.predictions: list[dict[str, Any]] | None = None
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -87,9 +85,7 @@ class RunFiles(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write at the end of `frcnn validate`; a training writes once, at its end."""
         if trainer.state.fn == "validate":
-            self._write(trainer)
-            if self.axes:
-                self._log_hyperparameters(trainer, pl_module)
+            self.on_test_end(trainer, pl_module)
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write at the end of `frcnn test`."""
@@ -103,14 +99,13 @@ class RunFiles(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write at the end of `frcnn fit`, and log hyperparameters once, with the final metrics."""
-        if not self._trained:
-            return
-        self._write(trainer)
-        self._log_hyperparameters(trainer, pl_module)
+        if self._trained:
+            self._write(trainer)
+            self._log_hyperparameters(trainer, pl_module)
 
     def _log_hyperparameters(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         names = {*HPARAMS_METRICS, *(name.replace("val/", "test/") for name in HPARAMS_METRICS)}
-        metrics = _finite({k: v for k, v in _metrics(trainer).items() if k in names})
+        metrics = {name: v for name, v in _metrics(trainer).items() if name in names and math.isfinite(v)}
         # At the step of the last log: at 0, the default, the final numbers would bend every curve back.
         step = max(trainer.global_step - 1, 0)
         hparams = self.axes | flatten_hparams(pl_module.hparams)
@@ -128,14 +123,17 @@ class RunFiles(pl.Callback):
         if trainer.is_global_zero:
             data = loader.dataset
             ids = getattr(data, "image_ids", None), getattr(data, "category_ids", None)
-            self._predictions = coco_results(metric.results(), data.file_names, pl_module.class_names, *ids)
+            self.predictions = coco_results(metric.results(), data.file_names, pl_module.class_names, *ids)
 
     def _write(self, trainer: pl.Trainer) -> None:
         if not trainer.is_global_zero:
             return
-        if self._predictions is not None:
-            write_json(self.folder / "predictions.json", self._predictions, indent=None)
-        before, classes = self._read(), _chosen_classes(trainer)
+        if self.predictions is not None:
+            write_json(self.folder / "predictions.json", self.predictions, indent=None)
+        module = trainer.lightning_module
+        assert isinstance(module, FasterRCNNModule)
+        chosen, before = module.val_ap.only, self._read()
+        classes = None if chosen == module.val_ap.class_names else list(chosen)
         of_others = ("val/", "test/") if before.get("classes") != classes else ()
         kept = () if trainer.state.fn == "fit" else ("epoch", "step", "seed", "cpu_kernels")
         write_json(
@@ -173,16 +171,8 @@ class RunFiles(pl.Callback):
         }
 
 
-def _chosen_classes(trainer: pl.Trainer) -> list[str] | None:
-    """What the metrics are of, if not of all classes."""
-    module = trainer.lightning_module
-    assert isinstance(module, FasterRCNNModule)
-    metric = module.val_ap
-    return None if metric.only == metric.class_names else list(metric.only)
-
-
 def _completed_epochs(checkpoint: Mapping[str, Any]) -> int:
-    """As `Trainer.current_epoch` after a training that ended with this checkpoint.
+    """Return what `Trainer.current_epoch` is after a training that ended with this checkpoint.
 
     Lightning saves while it still counts the epoch as running, also after its last batch.
     """
@@ -193,7 +183,7 @@ def _completed_epochs(checkpoint: Mapping[str, Any]) -> int:
 
 
 def git_commit() -> str | None:
-    """Commit of this code, with "-dirty" where it is changed; None outside a git checkout."""
+    """Return the commit of this code, with "-dirty" where it is changed; None outside a git checkout."""
     here = Path(__file__).resolve().parents[3]
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
@@ -203,8 +193,10 @@ def git_commit() -> str | None:
 
 
 def flatten_hparams(hparams: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | int | bool]:
-    """Nested options -> one level, `a/b` keys; lists become text and None "none", which TensorBoard shows without
-    loss."""
+    """Return nested options on one level, with `a/b` keys.
+
+    Lists become text, and None "none", which TensorBoard shows without loss.
+    """
     flat: dict[str, str | float | int | bool] = {}
     for key, value in hparams.items():
         if isinstance(value, Mapping):
@@ -222,7 +214,3 @@ def _metrics(trainer: pl.Trainer) -> dict[str, float]:
         for name, value in trainer.callback_metrics.items()
         if name.startswith(("val/", "test/", "train/")) and not name.endswith(("_step", "_epoch"))
     }
-
-
-def _finite(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if math.isfinite(value)}

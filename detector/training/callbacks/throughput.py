@@ -25,16 +25,10 @@ class Throughput(pl.Callback):
         self._last = 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock of a training that goes on in the middle of an epoch, too."""
+        """Start the clock, also where a training goes on in the middle of an epoch; loading a first batch counts."""
         self._last = time.perf_counter()
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Start the clock; loading the first batch counts."""
-        self._last = time.perf_counter()
-
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Restart the clock after a validation in the middle of an epoch."""
-        self._last = time.perf_counter()
+    on_train_epoch_start = on_validation_end = on_train_start
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -58,7 +52,7 @@ class Throughput(pl.Callback):
 
 
 def peak_memory(device: torch.device) -> float:
-    """Most memory held so far, in MiB: by tensors on a GPU, else by this process."""
+    """Return the most memory held so far, in MiB: by tensors on a GPU, else by this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     import resource  # not on Windows
