@@ -176,7 +176,7 @@ class CocoFormat(DatasetFormat):
         if len(files) > 1 and (contradict or len(set(images)) < len(images)):
             self._say(
                 f"the files {', '.join(splits)} give one id to different images, or one category different ids: "
-                "predictions.json numbers images and classes by itself"
+                "results number images and classes by themselves"
             )
             return None
         free = count(1 + max((number for number in ids.values() if isinstance(number, int)), default=0))
