@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -18,8 +18,6 @@ Result = TypeVar("Result")
 PARALLEL_FROM = 1000  # items; starting processes takes longer than reading fewer files
 BAR_FROM = 300
 MAX_PROCESSES = 8
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-_PR_SET_PDEATHSIG = 1
 
 
 def map_files(
@@ -37,16 +35,20 @@ def map_files(
         return list(_watched(results, len(items), what))
 
 
-def die_with(parent: int) -> None:
-    """Let this process be killed when its parent ends, even by SIGKILL (Linux; elsewhere nothing happens).
+def end_with_parent() -> None:
+    """Let this process be killed when the one that started it ends, even by SIGKILL; both through multiprocessing.
 
-    Args:
-        parent: its process id, asked for before this process was started; it may have ended in between.
+    If it leads a process group, that is killed with it.
     """
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
+    kill = os.killpg if os.getpgrp() == os.getpid() else os.kill
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager
@@ -61,16 +63,16 @@ def _results(
     method = "fork" if sys.platform == "linux" else None
     context = multiprocessing.get_context(method)
     # Not `multiprocessing.Pool`: it ends its processes by force, and waits for ever if one of them held a lock.
-    executor = ProcessPoolExecutor(processes, context, _begin, (os.getpid(),))
+    executor = ProcessPoolExecutor(processes, context, _begin)
     try:
         yield executor.map(function, items, chunksize=max(1, min(100, len(items) // (4 * processes))))
     finally:
         executor.shutdown(cancel_futures=True)
 
 
-def _begin(parent: int) -> None:
+def _begin() -> None:
     """Interrupts are the parent's business, and its handlers no one else's; without it there is nothing to do."""
-    die_with(parent)
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.table import Table
@@ -15,11 +15,11 @@ from detector.files import write_json
 from experiments.ablation.cell_folder import CellFolder, State, shell_line
 from experiments.ablation.checks import Checks, check
 from experiments.ablation.grid import Grid, read_grid, setting_name
-from experiments.ablation.local_launcher import LocalLauncher, StopRequest
+from experiments.ablation.launcher import Launcher
+from experiments.ablation.local_launcher import LocalLauncher
 from experiments.ablation.monitor import METRICS, Monitor, mean_over_seeds, view
 from experiments.ablation.options import AblateOptions
 from experiments.ablation.plan import Plan, PlannedCell, plan
-from experiments.ablation.processes import ForkStarter, PlainStarter, Starter
 from experiments.output import json_text
 
 
@@ -33,69 +33,36 @@ def ablate(options: AblateOptions) -> int:
     slots = _slots(options)
     grid = read_grid(options.grid)
     shown = sys.stderr if options.format == "json" or options.dry_run else sys.stdout
-    starter = ForkStarter(slots[0])
-    if options.launcher == "local" and not options.dry_run and options.gpus_per_run == 1:
-        starter.prepare()  # imports while the cells are checked
-    try:
-        planned = plan(grid, options.runs_dir)
-        checks = check(planned, need_data=not options.dry_run, devices=options.gpus_per_run)
-        _print_head(planned, checks, _at_a_time(options, slots), shown)
-        if options.dry_run:
-            _print_commands(planned, slots, options.format)
-            return 0
-        folders = _prepare(planned, checks, shown)
-        return _run(options, planned, folders, slots, starter, shown)
-    finally:
-        starter.close()
-
-
-def _run(
-    options: AblateOptions,
-    planned: Plan,
-    folders: Sequence[CellFolder],
-    slots: Sequence[Mapping[str, str]],
-    starter: ForkStarter,
-    shown: TextIO,
-) -> int:
-    stop = StopRequest()
-    reason = None
+    launcher = None if options.dry_run else _launcher(options, slots)
+    planned = plan(grid, options.runs_dir)
+    checks = check(planned, need_data=launcher is not None, devices=options.gpus_per_run)
+    _print_head(planned, checks, _at_a_time(options, slots), shown)
+    if launcher is None:
+        _print_commands(planned, slots, options.format)
+        return 0
+    folders = _prepare(planned, checks, shown)
     with Monitor(planned.grid.name, folders, len(slots), shown) as monitor:
-        if options.launcher == "ray":
-            from experiments.ablation.ray_launcher import run_on_ray
-
-            run_on_ray(folders, slots[0], options.gpus_per_run, options.ray_address, monitor.tick, stop)
-        elif options.launcher == "slurm":
-            from experiments.ablation.slurm_launcher import run_on_slurm
-
-            run_on_slurm(folders, slots, options.gpus_per_run, options.slurm, monitor.tick, stop)
-        else:
-            launcher = LocalLauncher(slots, _starter(planned, starter), stop)
-            launcher.run(folders, monitor.tick)
-            reason = launcher.reason
+        launcher.run(folders, monitor.tick)
     _print_result(planned, folders, options.format)
-    if reason is not None:
-        print(f"frcnn: {planned.folder}: {reason}; free some space, then run the same command again", file=sys.stderr)
-    if stop.number is not None:
+    if launcher.reason is not None:
+        reason = f"{launcher.reason}; free some space, then run the same command again"
+        print(f"frcnn: {planned.folder}: {reason}", file=sys.stderr)
+    if launcher.signal is not None:
         print("frcnn: stopped; the same command goes on from here", file=sys.stderr)
-        return 128 + signal.SIGTERM if stop.number == signal.SIGTERM else 1
-    return int(any(folder.read().get("status") != "done" for folder in folders))
+        return 128 + signal.SIGTERM if launcher.signal == signal.SIGTERM else 1
+    return int(not all(folder.is_done for folder in folders))
 
 
-def _starter(planned: Plan, forks: ForkStarter) -> Starter:
-    """Forks only what stays one process: Lightning starts those of more devices by repeating a command line."""
-    for cell in planned.cells:
-        trainer = cell.config.trainer
-        if str(trainer.devices) not in ("auto", "1") or trainer.num_nodes > 1 or not _one_device(trainer.accelerator):
-            forks.close()
-            return PlainStarter()
-    return forks
+def _launcher(options: AblateOptions, slots: Sequence[Mapping[str, str]]) -> Launcher:
+    if options.launcher == "ray":
+        from experiments.ablation.ray_launcher import RayLauncher
 
+        return RayLauncher(slots[0], options.gpus_per_run, options.ray_address)
+    if options.launcher == "slurm":
+        from experiments.ablation.slurm_launcher import SlurmLauncher
 
-def _one_device(accelerator: Any) -> bool:
-    import torch
-
-    # Does not initialise CUDA, which would spoil forks.
-    return accelerator == "cpu" or torch.cuda.device_count() <= 1 or "CUDA_VISIBLE_DEVICES" in os.environ
+        return SlurmLauncher(slots, options.gpus_per_run, options.slurm)
+    return LocalLauncher(slots)
 
 
 def _slots(options: AblateOptions) -> list[dict[str, str]]:
@@ -118,17 +85,13 @@ def _slots(options: AblateOptions) -> list[dict[str, str]]:
 
 
 def _check_launcher(options: AblateOptions) -> None:
-    """What does not fit the launcher, and whether its engine is there."""
+    """Raise InputError for options that do not fit the launcher."""
     if options.launcher != "local" and options.gpus is not None:
         raise InputError(f"--gpus: --launcher {options.launcher} places cells itself; give --gpus_per_run")
     if options.ray_address is not None and options.launcher != "ray":
         raise InputError("--ray_address: without effect; add --launcher ray")
     if options.slurm and options.launcher != "slurm":
         raise InputError("--slurm: without effect; add --launcher slurm")
-    if options.launcher != "local" and not options.dry_run:
-        from experiments.ablation.checks import check_engine
-
-        check_engine(options.launcher, options.ray_address)
 
 
 def _at_a_time(options: AblateOptions, slots: Sequence[Mapping[str, str]]) -> str:

@@ -54,11 +54,14 @@ class CellFolder:
         """Step and last validation of a training that goes on; see `experiments.run.grid_progress`."""
         return _read_json(self.path / "cell.progress.json")
 
-    def update(self, **changes: Any) -> State:
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to do."""
+        return bool(self.read().get("status") == "done")
+
+    def update(self, **changes: Any) -> None:
         """Change some of the state; what is on disk is either the old state or the new one."""
-        state = self.read() | changes
-        write_json(self.path / "cell.json", state)
-        return state
+        write_json(self.path / "cell.json", self.read() | changes)
 
     def create(self, state: State) -> None:
         """Make the folder with its first state, unless it is there already.
@@ -102,6 +105,11 @@ class CellFolder:
         return descriptor
 
     # ---- what is left to do; for the holder of the lock ----
+
+    def finish(self, stage: str) -> tuple[str, ...] | None:
+        """Note that a command has ended well; return the arguments of the next one."""
+        self.update(finished_stages=[*self.read().get("finished_stages", []), stage])
+        return self.next_stage()
 
     def next_stage(self) -> tuple[str, ...] | None:
         """Arguments of the next `frcnn` command, which goes on where an earlier attempt stopped; None: all is done."""
@@ -166,6 +174,12 @@ class CellFolder:
         self.update(
             status=status, ended=now(), seconds=round(before + seconds, 3), exit_code=exit_code, error=error, pid=None
         )
+
+    def note_loss(self, error: str) -> None:
+        """Note that the machine of the cell went away for good, unless it runs elsewhere by now."""
+        with self.locked() as lock:
+            if lock is not None and self.read().get("status") in ("running", "pending"):
+                self.end("failed", 0, None, f"lost: {error.strip().splitlines()[-1]}"[:500])
 
     def log_tail(self) -> str:
         """The last lines of the log of the latest command."""

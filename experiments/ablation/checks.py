@@ -2,7 +2,6 @@
 
 import json
 import math
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -146,34 +145,3 @@ def _steps(config: Namespace, images: int, devices: int) -> int | None:
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
         limits.append(trainer.max_epochs * an_epoch)
     return min(limits, default=None)
-
-
-def check_engine(launcher: str, ray_address: str | None) -> None:
-    """What can be said before anything starts.
-
-    Raises:
-        InputError: The engine is not installed, or nothing answers at Ray's address.
-    """
-    try:
-        if launcher == "ray":
-            import ray  # noqa: F401
-        elif launcher == "slurm":
-            import submitit  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"--launcher {launcher}: needs {error.name}, which is not installed; "
-            f"pip install 'faster-rcnn-lightning[{launcher}]'"
-        ) from None
-    if launcher == "ray" and ray_address not in (None, "auto"):
-        _check_address(str(ray_address))
-
-
-def _check_address(address: str) -> None:
-    """Ray itself tries for minutes, then ends the process."""
-    host, _, port = address.rpartition(":")
-    if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
-        raise InputError(f"--ray_address {address}: must be HOST:PORT as `ray start --head` prints it, or auto")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except OSError as error:
-        raise InputError(f"--ray_address {address}: no Ray cluster answers ({error.strerror or error})") from None

@@ -4,19 +4,19 @@ import contextlib
 import json
 import os
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType
 
 from detector.errors import InputError
 from experiments.ablation.cell_folder import CellFolder, now, shell_line
-from experiments.ablation.processes import COMMAND, SOURCE, Job, PlainStarter, Process, Starter
+from experiments.ablation.launcher import Launcher
+from experiments.ablation.processes import PROGRAM, Job, exit_code, prepare, send, start
 from experiments.run.folder import AXES_VARIABLE
 
-Tick = Callable[[], None]
 GRACE = 120.0
 """Seconds that an interrupted command gets to finish its step and to save."""
 FULL_DISK = ("No space left on device", "Disk quota exceeded", "File too large")
@@ -26,38 +26,8 @@ LAST_MOMENTS = 5.0
 """Seconds that the process of an engine may live on after it has killed the commands that it had started."""
 
 
-class StopRequest:
-    """Whether, and how urgently, the user or the system asks to stop: SIGINT, SIGTERM or SIGHUP, counted."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.number: int | None = None
-
-    @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Take over the signals; only the main thread can."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = [signal.signal(number, self._ask) for number in numbers]
-        try:
-            yield
-        finally:
-            for number, handler in zip(numbers, before, strict=True):
-                signal.signal(number, handler)
-
-    def ask(self, number: int = signal.SIGINT) -> None:
-        """Stop gently; the second time at once."""
-        self.count += 1
-        self.number = self.number or number
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.ask(number)
-
-
 @dataclass
-class Running:
+class Attempt:
     """A cell at work.
 
     Attributes:
@@ -74,101 +44,99 @@ class Running:
     lock: int
     slot: int
     stage: str
-    process: Process
+    process: BaseProcess
     started: float
     asked: float | None = None
 
 
-class LocalLauncher:
+class LocalLauncher(Launcher):
     """Runs cells as processes of this machine.
+
+    A cell that fails never ends the others, but a full disk lets no new one start (`reason` then says so).
 
     Args:
         slots: Environment of each of the cells that run at the same time: its GPUs, its threads.
-        starter: Starts the commands; by default afresh.
-        stop: Asked whether to stop.
         patience: Seconds that pass before a killed command counts as failed. When Ray loses a machine, its processes
             there kill the command first and themselves next: the cell is not to be noted as failed in between.
+        program: What gets the arguments of the cells' commands.
     """
 
-    def __init__(
-        self,
-        slots: Sequence[Mapping[str, str]],
-        starter: Starter | None = None,
-        stop: StopRequest | None = None,
-        patience: float = 0,
-    ) -> None:
+    def __init__(self, slots: Sequence[Mapping[str, str]], patience: float = 0, program: str = PROGRAM) -> None:
+        super().__init__()
         self.slots = list(slots)
-        self.starter = starter or PlainStarter()
-        self.stop = stop or StopRequest()
         self.patience = patience
-        self.reason: str | None = None
+        self.program = program
         self._free = list(range(len(self.slots)))
-        self._running: list[Running] = []
+        self._attempts: list[Attempt] = []
         self._begun = now()
-        self._next_look: dict[str, float] = {}
+        prepare(self.slots[0], program)
+        self._next_look: dict[CellFolder, float] = {}
 
-    def run(self, folders: Sequence[CellFolder], tick: Tick = lambda: None) -> None:
-        """Run what is not done; returns when all cells have been tried, here or by others, or after a request to stop.
-
-        A cell that fails never ends the others, but a full disk lets no new one start (`reason` then says so).
-
-        Raises:
-            InputError: A folder cannot be written.
-        """
+    def run(self, folders: Sequence[CellFolder], tick: Callable[[], None] = lambda: None) -> None:
+        """Run what is not done, as `Launcher.run` says."""
         left = list(folders)
         try:
-            with self.stop.listening():
+            with self.listening():
                 while True:
-                    self._reap()
-                    self._pass_on_stop()
-                    if not self.stop.count and self.reason is None:
-                        left = self._fill(left)
+                    self._look()
+                    if not self.stops and self.reason is None:
+                        left = [folder for folder in left if not self._take(folder)]
                     tick()
-                    if not self._running and (not left or self.stop.count or self.reason is not None):
+                    if not self._attempts and (not left or self.stops or self.reason is not None):
                         return
-                    self.starter.wait(0.1)
+                    self._wait()
         except OSError as error:
             raise InputError(f"{error.filename or folders[0].path.parent}: cannot write ({error.strerror})") from error
         finally:
             self._kill_all()
-            self.starter.close()
 
     def drain(self) -> None:
         """Stop gently, and return when the commands have ended: for a signal handler that interrupts `run`."""
-        self.stop.ask()
-        while self._running:
-            self._pass_on_stop()
-            self._reap()
-            self.starter.wait(0.1)
+        self.stop()
+        while self._attempts:
+            self._look()
+            self._wait()
+
+    def _look(self) -> None:
+        """See which commands have ended, and pass on requests to stop."""
+        for attempt in list(self._attempts):
+            code = exit_code(attempt.process)
+            if code is not None:
+                self._attempts.remove(attempt)
+                try:
+                    self._ended(attempt, code)
+                except BaseException:
+                    self._release(attempt)
+                    raise
+        for attempt in self._attempts if self.stops else []:
+            if attempt.asked is None:
+                attempt.asked = time.monotonic()
+                send(attempt.process, signal.SIGINT)
+            elif self.stops > 1 or time.monotonic() - attempt.asked > GRACE:
+                send(attempt.process, signal.SIGKILL)
+
+    def _wait(self) -> None:
+        wait([attempt.process.sentinel for attempt in self._attempts], 0.1)
 
     # ---- starting ----
 
-    def _fill(self, left: list[CellFolder]) -> list[CellFolder]:
-        """Start cells on free slots; returns those that are still to be looked at."""
-        kept = []
-        for folder in left:
-            if not self._free or time.monotonic() < self._next_look.get(str(folder.path), 0):
-                kept.append(folder)
-            elif not self._take(folder):
-                self._next_look[str(folder.path)] = time.monotonic() + ELSEWHERE
-                kept.append(folder)
-        return kept
-
     def _take(self, folder: CellFolder) -> bool:
-        """Start a cell, or find that there is nothing to do; False while another runner has it."""
-        lock = folder.lock()
-        if lock is None:
+        """Start a cell, or find that there is nothing to do; False where it is still to be looked at."""
+        if not self._free or time.monotonic() < self._next_look.get(folder, 0):
             return False
-        state = folder.read()
-        if state["status"] == "done" or (state["status"] == "failed" and (state["ended"] or "") >= self._begun):
-            os.close(lock)
-            return True
-        started = time.monotonic()
+        lock = folder.lock()
+        if lock is None:  # another runner has it
+            self._next_look[folder] = time.monotonic() + ELSEWHERE
+            return False
         try:
-            folder.begin()
-            stage = folder.next_stage()
+            state, started = folder.read(), time.monotonic()
+            stage = None
+            if state["status"] != "done" and (state["status"] != "failed" or (state["ended"] or "") < self._begun):
+                folder.begin()
+                stage = folder.next_stage()
+                if stage is None:
+                    folder.end("done", 0)
             if stage is None:
-                folder.end("done", 0)
                 os.close(lock)
                 return True
             slot = self._free.pop(0)
@@ -176,51 +144,37 @@ class LocalLauncher:
         except BaseException:
             os.close(lock)
             raise
-        self._running.append(Running(folder, lock, slot, stage[0], process, started))
+        self._attempts.append(Attempt(folder, lock, slot, stage[0], process, started))
         return True
 
-    def _start(self, folder: CellFolder, stage: tuple[str, ...], slot: int, lock: int) -> Process:
+    def _start(self, folder: CellFolder, stage: tuple[str, ...], slot: int, lock: int) -> BaseProcess:
         state = folder.read()
         environment = dict(self.slots[slot])
         if stage[0] == "fit" or len(state["stages"]) == 1:
             environment[AXES_VARIABLE] = json.dumps(state["axes"] | {"seed": state["seed"]})
         with folder.log.open("a") as log:
             log.write(f"$ {shell_line(stage)}\n")
-        log_path = str(folder.log.absolute())
-        return self.starter.start(Job(stage, log_path, state["cwd"], environment), lock)
+        return start(Job(stage, str(folder.log.absolute()), state["cwd"], environment, self.program), lock)
 
     # ---- ending ----
 
-    def _reap(self) -> None:
-        for running in list(self._running):
-            code = running.process.poll()
-            if code is None:
-                continue
-            self._running.remove(running)
-            try:
-                self._ended(running, code)
-            except BaseException:
-                self._release(running)
-                raise
-
-    def _ended(self, running: Running, code: int) -> None:
-        folder = running.folder
+    def _ended(self, attempt: Attempt, code: int) -> None:
+        folder = attempt.folder
+        status, error = "failed", None
         if code == 0:
-            finished = folder.read().get("finished_stages", [])
-            folder.update(finished_stages=[*finished, running.stage])
-            stage = folder.next_stage()
-            if stage is not None and running.asked is None and not self.stop.count:
-                running.stage = stage[0]
-                running.process = self._start(folder, stage, running.slot, running.lock)
-                self._running.append(running)
+            stage = folder.finish(attempt.stage)
+            if stage is not None and not self.stops:
+                attempt.stage = stage[0]
+                attempt.process = self._start(folder, stage, attempt.slot, attempt.lock)
+                self._attempts.append(attempt)
                 return
-            status, error = ("done", None) if stage is None else ("interrupted", None)
-        elif running.asked is not None or self.stop.count:
-            status, error = "interrupted", None
+            status = "done" if stage is None else "interrupted"
+        elif self.stops:
+            status = "interrupted"
         else:
-            status, error = "failed", self._error(folder, code)
-        folder.end(status, time.monotonic() - running.started, code, error)
-        self._release(running)
+            error = self._error(folder, code)
+        folder.end(status, time.monotonic() - attempt.started, code, error)
+        self._release(attempt)
 
     def _error(self, folder: CellFolder, code: int) -> str:
         error = folder.log_tail()
@@ -228,62 +182,33 @@ class LocalLauncher:
             self.reason = "the disk is full, so no more cells are started"
         if code < 0:
             time.sleep(self.patience)
-            name = signal.Signals(-code).name
             hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-            error = f"killed by {name}{hint}\n{error}".rstrip()
+            error = f"killed by {signal.Signals(-code).name}{hint}\n{error}".rstrip()
         return error or f"exit status {code}, and an empty log"
 
-    def _release(self, running: Running) -> None:
-        self._free = sorted([*self._free, running.slot])
-        os.close(running.lock)
-
-    # ---- stopping ----
-
-    def _pass_on_stop(self) -> None:
-        """The first time let commands save; the second time, or after `GRACE`, kill them."""
-        for running in self._running if self.stop.count else []:
-            if running.asked is None:
-                running.asked = time.monotonic()
-                running.process.signal(signal.SIGINT)
-            elif self.stop.count > 1 or time.monotonic() - running.asked > GRACE:
-                running.process.signal(signal.SIGKILL)
+    def _release(self, attempt: Attempt) -> None:
+        self._free = sorted([*self._free, attempt.slot])
+        os.close(attempt.lock)
 
     def _kill_all(self) -> None:
         """After an error: nothing goes on without a runner. The cells resume from their last checkpoints."""
-        for running in self._running:
-            running.process.signal(signal.SIGKILL)
-        for running in self._running:
-            while running.process.poll() is None:
-                self.starter.wait(0.1)
+        for attempt in self._attempts:
+            send(attempt.process, signal.SIGKILL)
+            attempt.process.join()
             with contextlib.suppress(OSError):
-                running.folder.end("interrupted", time.monotonic() - running.started, None)
-            os.close(running.lock)
-        self._running = []
+                attempt.folder.end("interrupted", time.monotonic() - attempt.started, None)
+            os.close(attempt.lock)
+        self._attempts = []
 
 
-def run_cell(path: str, environment: Mapping[str, str], command: Sequence[str] = COMMAND) -> str:
+def run_cell(path: str, environment: Mapping[str, str], program: str = PROGRAM) -> str:
     """Run one cell here to its end, wherever here is: what other machines execute. Returns its status.
 
     Args:
         path: Of the cell's folder.
         environment: For its commands.
-        command: What gets their arguments.
+        program: What gets their arguments.
     """
     folder = CellFolder(Path(path))
-    LocalLauncher([environment], PlainStarter(command), patience=LAST_MOMENTS).run([folder])
+    LocalLauncher([environment], LAST_MOMENTS, program).run([folder])
     return str(folder.read()["status"])
-
-
-def python_path() -> str:
-    return os.pathsep.join(dict.fromkeys([SOURCE, *filter(None, [os.environ.get("PYTHONPATH")])]))
-
-
-def unfinished(folders: Sequence[CellFolder]) -> list[CellFolder]:
-    return [folder for folder in folders if folder.read().get("status") != "done"]
-
-
-def note_loss(folder: CellFolder, error: str) -> None:
-    """A cell whose machine went away for good is failed, unless it runs elsewhere by now."""
-    with folder.locked() as lock:
-        if lock is not None and folder.read().get("status") in ("running", "pending"):
-            folder.end("failed", 0, None, f"lost: {error.strip().splitlines()[-1]}"[:500])

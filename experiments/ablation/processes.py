@@ -1,28 +1,28 @@
-"""Processes that run the commands of cells.
+"""The processes that run the commands of cells, forked by one that has imported everything once: multiprocessing's.
 
-Each is its own process in its own process group, so that Ctrl-C reaches it through the runner only; writes into the
-cell's log; dies when its runner does (Linux); and holds the cell's lock as long as it lives.
+Each is in its own process group, so that Ctrl-C reaches it through the runner only; writes into the cell's log; is
+killed when its runner is gone; and holds the cell's lock as long as it lives.
 """
 
+import atexit
 import contextlib
-import json
+import multiprocessing
 import os
-import select
+import runpy
 import signal
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing import forkserver, resource_tracker
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Protocol
 
-from datamodules.parallel import die_with
+from datamodules.parallel import end_with_parent
 
-COMMAND = (sys.executable, "-m", "experiments.cli")
-SOURCE = str(Path(__file__).resolve().parents[2])
+SOURCE = Path(__file__).resolve().parents[2]
+PROGRAM = str(SOURCE / "experiments" / "cli.py")
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 NOT_INHERITED = {
     "FRCNN_RUN_DIR",
     "FRCNN_AXES",
@@ -37,232 +37,100 @@ class Job:
     """One command.
 
     Attributes:
-        arguments: Of `frcnn`.
+        arguments: Of the program.
         log: File that its output is added to.
         cwd: Working directory.
         environment: Variables beside those of the runner.
+        program: Path of a Python script; another than `frcnn` for tests.
     """
 
     arguments: tuple[str, ...]
     log: str
     cwd: str
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str]
+    program: str = PROGRAM
 
     def variables(self) -> dict[str, str]:
-        """The whole environment, without what belongs to another run."""
+        """Return the whole environment, without what belongs to another run."""
         kept = {key: value for key, value in os.environ.items() if key not in NOT_INHERITED}
-        path = os.pathsep.join(dict.fromkeys([SOURCE, *filter(None, [kept.get("PYTHONPATH")])]))
-        # Safe path: Python would put the working directory, which may hold modules of any name, before ours.
-        ours = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
-        return kept | ours | dict(self.environment)
+        return kept | source_variables() | dict(self.environment)
 
 
-class Process(Protocol):
-    """A command that was started."""
+def source_variables() -> dict[str, str]:
+    """Return the variables with which another Python finds this package wherever it starts.
 
-    pid: int
-
-    def poll(self) -> int | None:
-        """Exit code, negative for a signal; None while it runs."""
-
-    def signal(self, number: int) -> None:
-        """Send a signal to it; SIGKILL goes to everything that it has started, too."""
+    Without the safe path, Python would put the working directory, which may hold modules of any name, before ours.
+    """
+    path = dict.fromkeys([str(SOURCE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {"PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
 
 
-class Starter(Protocol):
-    """Starts commands."""
-
-    def start(self, job: Job, lock: int) -> Process:
-        """Start one that inherits the file descriptor `lock`."""
-
-    def wait(self, seconds: float) -> None:
-        """Wait so long, or until some command has ended."""
-
-    def close(self) -> None:
-        """Release what starting needs."""
-
-
-class PlainStarter:
-    """Starts `python -m experiments.cli` afresh: for several devices, whose other processes repeat the command.
+def prepare(environment: Mapping[str, str], program: str = PROGRAM) -> None:
+    """Begin to import what trainings need, in the process that forks; do nothing where it runs already.
 
     Args:
-        command: What gets the arguments.
+        environment: Of the commands; OMP_NUM_THREADS is read when libraries are loaded, so this process takes it over.
+        program: Another than `frcnn` needs no imports.
     """
-
-    def __init__(self, command: Sequence[str] = COMMAND) -> None:
-        self.command = tuple(command)
-
-    def start(self, job: Job, lock: int) -> Process:
-        """As `Starter.start`."""
-        with open(job.log, "ab") as log:
-            popen = subprocess.Popen(
-                [*self.command, *job.arguments],
-                cwd=job.cwd,
-                env=job.variables(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                pass_fds=[lock],
-                process_group=0,
-                preexec_fn=partial(_begin, os.getpid()),
-            )
-        return PlainProcess(popen)
-
-    def wait(self, seconds: float) -> None:
-        """As `Starter.wait`."""
-        time.sleep(min(seconds, 0.05))
-
-    def close(self) -> None:
-        """Nothing is held."""
+    multiprocessing.set_forkserver_preload(["experiments.ablation.preload"] if program == PROGRAM else [])
+    os.environ.update(source_variables())
+    if "OMP_NUM_THREADS" in environment:
+        os.environ["OMP_NUM_THREADS"] = environment["OMP_NUM_THREADS"]
+    with _signals_blocked():
+        forkserver.ensure_running()
 
 
-class PlainProcess:
-    """A process started by `PlainStarter`."""
-
-    def __init__(self, popen: "subprocess.Popen[bytes]") -> None:
-        self._popen = popen
-        self.pid = popen.pid
-
-    def poll(self) -> int | None:
-        """As `Process.poll`."""
-        code = self._popen.poll()
-        if code is not None:
-            _kill_group(self.pid)  # workers, and processes of other devices, that it left behind
-        return code
-
-    def signal(self, number: int) -> None:
-        """As `Process.signal`."""
-        _signal(self.pid, number)
+def start(job: Job, lock: int) -> BaseProcess:
+    """Start a command that holds the file descriptor `lock` until it ends."""
+    with Connection(os.dup(lock)) as held, _signals_blocked():  # multiprocessing passes a connection on as it is open
+        process = multiprocessing.get_context("forkserver").Process(target=_run, args=(job, job.variables(), held))
+        process.start()
+    return process
 
 
-class ForkStarter:
-    """Starts commands by forking a process that has imported everything once, which saves seconds per command.
-
-    Args:
-        environment: Variables of that process that libraries read when they are loaded (OMP_NUM_THREADS).
-    """
-
-    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
-        self._environment = dict(environment or {})
-        self._server: subprocess.Popen[bytes] | None = None
-        self._codes: dict[int, int] = {}
-        self._alive: set[int] = set()
-        self._rest = b""
-
-    def prepare(self) -> None:
-        """Begin to import."""
-        ours, theirs = socket.socketpair()
-        self._socket = ours
-        with theirs:
-            self._server = subprocess.Popen(
-                [sys.executable, "-m", "experiments.cli_server", str(theirs.fileno())],
-                env=Job((), "", "", self._environment).variables(),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                process_group=0,  # signals to the runner's group are the runner's to handle
-            )
-
-    def start(self, job: Job, lock: int) -> Process:
-        """As `Starter.start`."""
-        if self._server is None:
-            self.prepare()
-        try:
-            return self._start(job, lock)
-        except OSError:  # it was killed; its successor may live longer
-            self._restart()
-            return self._start(job, lock)
-
-    def _start(self, job: Job, lock: int) -> Process:
-        content = asdict(job) | {"environment": job.variables()}
-        socket.send_fds(self._socket, [json.dumps(content).encode() + b"\n"], [lock])
-        while (started := self._receive(None)) is None:
-            pass
-        self._alive.add(started)
-        return ForkedProcess(started, self)
-
-    def wait(self, seconds: float) -> None:
-        """As `Starter.wait`."""
-        if self._server is not None:
-            with contextlib.suppress(ConnectionResetError):
-                self._receive(seconds)
-        else:
-            time.sleep(seconds)
-
-    def code(self, pid: int) -> int | None:
-        """Exit code of a process that has ended."""
-        if pid not in self._codes:
-            self.wait(0)
-        return self._codes.get(pid)
-
-    def close(self) -> None:
-        """End the process that forks; whatever it started dies with it."""
-        if self._server is not None:
-            self._socket.close()
-            self._server.kill()  # it may still be importing
-            self._server.wait()
-            self._server = None
-
-    def _receive(self, seconds: float | None) -> int | None:
-        """Note who has ended; the process id of one that was just started."""
-        if b"\n" not in self._rest:
-            if not select.select([self._socket], [], [], seconds)[0]:
-                return None
-            received = self._socket.recv(65536)
-            if not received:
-                self._restart()
-                raise ConnectionResetError("the process that starts cells was killed")
-            self._rest += received
-        started = None
-        while b"\n" in self._rest and started is None:
-            line, self._rest = self._rest.split(b"\n", 1)
-            message = json.loads(line)
-            if "code" in message:
-                self._codes[message["pid"]] = message["code"]
-                self._alive.discard(message["pid"])
-                _kill_group(message["pid"])
-            else:
-                started = int(message["pid"])
-        return started
-
-    def _restart(self) -> None:
-        """The process that forks is gone, and all that it had started with it."""
-        self._codes |= dict.fromkeys(self._alive, -signal.SIGKILL)
-        self._alive, self._rest = set(), b""
-        self.close()
-        self.prepare()
+def exit_code(process: BaseProcess) -> int | None:
+    """Return the exit code of a command, negative for a signal; None while it runs."""
+    code = process.exitcode
+    if code is not None:
+        send(process, signal.SIGKILL)  # workers, and processes of other devices, that it left behind
+    # Multiprocessing's code where the process that forks was killed: most likely for want of memory.
+    return -signal.SIGKILL if code == 255 else code
 
 
-class ForkedProcess:
-    """A process started by `ForkStarter`."""
-
-    def __init__(self, pid: int, starter: ForkStarter) -> None:
-        self.pid = pid
-        self._starter = starter
-
-    def poll(self) -> int | None:
-        """As `Process.poll`."""
-        return self._starter.code(self.pid)
-
-    def signal(self, number: int) -> None:
-        """As `Process.signal`."""
-        _signal(self.pid, number)
-
-
-def _signal(pid: int, number: int) -> None:
-    if number == signal.SIGKILL:
-        _kill_group(pid)
-    else:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
-def _kill_group(pid: int) -> None:
+def send(process: BaseProcess, number: int) -> None:
+    """Send a signal to a command; SIGKILL goes to everything that it has started, too."""
+    assert process.pid is not None
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
+        (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
 
 
-def _begin(parent: int) -> None:
-    """In a new process, before its program."""
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # Ray's workers block SIGINT, which asks a training to save
-    die_with(parent)
+@contextlib.contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Keep the runner's signals from the process that forks, which inherits what is blocked."""
+    resource_tracker.ensure_running()  # or it would be started within, and unblock them
+    before = signal.pthread_sigmask(signal.SIG_SETMASK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _run(job: Job, variables: Mapping[str, str], lock: Connection) -> None:
+    """Be the command, in the new process, whose exit status multiprocessing then reports."""
+    os.setpgid(0, 0)
+    end_with_parent()
+    log = os.open(job.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(log, stream.fileno())
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    os.close(log)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever the runner was started with
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.environ.clear()
+    os.environ.update(variables)
+    os.chdir(job.cwd)
+    sys.argv[1:] = job.arguments
+    try:
+        runpy.run_path(job.program, run_name="__main__")
+    finally:
+        atexit._run_exitfuncs()  # which multiprocessing leaves out

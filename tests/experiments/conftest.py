@@ -11,13 +11,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import pytorch_lightning as pl
 
 from experiments.ablation.cell_folder import CellFolder
 from experiments.ablation.local_launcher import LocalLauncher
-from experiments.ablation.processes import PlainStarter
 from experiments.run.lightning_cli import DetectorCLI
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,17 +52,16 @@ with open(os.path.join(folder, "metrics.json"), "w") as file:
 RUNNER = """
 import sys
 from pathlib import Path
-from experiments.ablation.processes import PlainStarter
 from experiments.ablation.cell_folder import CellFolder
 from experiments.ablation.local_launcher import LocalLauncher
 from detector.errors import InputError
 
-folders = [CellFolder(path) for path in sorted(Path(sys.argv[1]).iterdir())]
-launcher = LocalLauncher([{}] * int(sys.argv[3]), PlainStarter((sys.executable, sys.argv[2])))
-try:
-    launcher.run(folders)
-except InputError as error:
-    sys.exit(str(error))
+if __name__ == "__main__":
+    folders = [CellFolder(path) for path in sorted(Path(sys.argv[1]).iterdir())]
+    try:
+        LocalLauncher([{}] * int(sys.argv[3]), program=sys.argv[2]).run(folders)
+    except InputError as error:
+        sys.exit(str(error))
 """
 
 
@@ -94,7 +93,7 @@ class Cells:
         return folder
 
     def launch(self, folders: Sequence[CellFolder], slots: Sequence[dict[str, str]] = ({},)) -> LocalLauncher:
-        launcher = LocalLauncher(slots, PlainStarter((sys.executable, str(self.fake))))
+        launcher = LocalLauncher(slots, program=str(self.fake))
         launcher.run(folders)
         return launcher
 
@@ -129,6 +128,13 @@ class Cells:
         """Whether no process holds the cell."""
         with folder.locked() as lock:
             return lock is not None
+
+
+@pytest.fixture(autouse=True)
+def same_environment() -> Iterator[None]:
+    """Put back the variables that a runner sets for its own process and for those that it starts."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture

@@ -15,9 +15,8 @@ import pytest
 
 from detector.errors import InputError
 from experiments.ablation.cell_folder import CellFolder
-from experiments.ablation.local_launcher import StopRequest
 from experiments.ablation.ray_launcher import demand
-from experiments.ablation.slurm_launcher import run_on_slurm
+from experiments.ablation.slurm_launcher import SlurmLauncher
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -26,13 +25,11 @@ import sys
 from pathlib import Path
 from detector.errors import InputError
 from experiments.ablation.cell_folder import CellFolder
-from experiments.ablation.ray_launcher import run_on_ray
-from experiments.ablation.local_launcher import StopRequest
+from experiments.ablation.ray_launcher import RayLauncher
 
 folders = [CellFolder(path) for path in sorted(Path(sys.argv[1]).iterdir())]
-command = (sys.executable, sys.argv[2])
 try:
-    run_on_ray(folders, {"OMP_NUM_THREADS": "1"}, 1, sys.argv[3], lambda: None, StopRequest(), command)
+    RayLauncher({"OMP_NUM_THREADS": "1"}, 1, sys.argv[3], program=sys.argv[2]).run(folders)
 except InputError as error:
     sys.exit(str(error))
 """
@@ -164,11 +161,12 @@ class Array:
 
     def __init__(self, cells: Any) -> None:
         self.cells = cells
-        self.stop = StopRequest()
+        self.launcher: SlurmLauncher | None = None
 
     def run(self, *folders: CellFolder, tick: Callable[[], None] = lambda: None, **options: Any) -> None:
-        command = (sys.executable, str(self.cells.fake))
-        run_on_slurm(folders, [{"SLOT": "x"}], 0, {"cluster": "local", **options}, tick, self.stop, command)
+        settings = {"cluster": "local", **options}
+        self.launcher = SlurmLauncher([{"SLOT": "x"}], 0, settings, program=str(self.cells.fake))
+        self.launcher.run(folders, tick)
 
     def job_files(self) -> set[str]:
         return {path.name for path in (self.cells.folder / "slurm").iterdir()}
@@ -231,7 +229,7 @@ def test_a_job_that_is_killed_is_named(cells, array, tmp_path):
 
 def test_the_array_outlives_a_request_to_stop(cells, array, tmp_path, capfd, wait_for):
     one = cells.make("one", gate=tmp_path / "gate")
-    array.run(one, tick=lambda: array.stop.ask() if cells.waits(one) else None)
+    array.run(one, tick=lambda: array.launcher.stop() if cells.waits(one) else None)
     assert "the array goes on without this command" in capfd.readouterr().err
     assert cells.status(one) == ["running"]
     (tmp_path / "gate").touch()

@@ -5,15 +5,13 @@ import os
 import resource
 import signal
 import subprocess
-import sys
 from collections import Counter
 
 import pytest
 
-from experiments.ablation import cell_folder as cell_folders
+from experiments.ablation import cell_folder, local_launcher
 from experiments.ablation.cell_folder import CellFolder
 from experiments.ablation.local_launcher import LocalLauncher
-from experiments.ablation.processes import ForkStarter, Job, PlainStarter
 
 
 def test_stages_run_in_order_and_only_once(cells):
@@ -33,13 +31,11 @@ def test_slots_are_given_to_one_cell_at_a_time(cells, tmp_path):
     gate = tmp_path / "gate"
     one, two, three = cells.make("one", ["validate"], gate=gate), cells.make("two"), cells.make("three")
 
-    class Watch(PlainStarter):
-        def wait(self, seconds: float) -> None:
-            if "validate three" in cells.done():
-                gate.touch()
-            super().wait(seconds)
+    def tick() -> None:
+        if "validate three" in cells.done():
+            gate.touch()
 
-    LocalLauncher([{"SLOT": "a"}, {"SLOT": "b"}], Watch((sys.executable, str(cells.fake)))).run([one, two, three])
+    LocalLauncher([{"SLOT": "a"}, {"SLOT": "b"}], program=str(cells.fake)).run([one, two, three], tick)
     assert cells.status(one, two, three) == ["done"] * 3
     assert ["slot a" in one.log.read_text(), "slot b" in two.log.read_text()] == [True, True]
     assert "slot b" in three.log.read_text()
@@ -162,52 +158,15 @@ def test_a_folder_of_another_cell_is_not_used(cells):
 def test_forty_cells_that_do_nothing(cells, monkeypatch):
     """A cell costs one process, and three writes of its state: begun, its command ended, itself ended."""
     folders = [cells.make(f"cell{n:02}", ["validate"]) for n in range(40)]
+    cells.fake.write_text("")
     started, written = Counter(), Counter()
-    start, write = PlainStarter.start, cell_folders.write_json
-    monkeypatch.setattr(
-        PlainStarter, "start", lambda self, job, lock: started.update([job.log]) or start(self, job, lock)
-    )
-    monkeypatch.setattr(cell_folders, "write_json", lambda path, *rest: written.update([path]) or write(path, *rest))
-    LocalLauncher([{}], PlainStarter(("true",))).run(folders)
+    start, write = local_launcher.start, cell_folder.write_json
+    monkeypatch.setattr(local_launcher, "start", lambda job, lock: started.update([job.log]) or start(job, lock))
+    monkeypatch.setattr(cell_folder, "write_json", lambda path, *rest: written.update([path]) or write(path, *rest))
+    cells.launch(folders)
     assert cells.status(*folders) == ["done"] * 40
     assert set(started.values()) == {1} and len(started) == 40
     assert set(written.values()) == {3} and len(written) == 40
-
-
-def test_forked_commands(tmp_path, cells, wait_for):
-    """Exit codes, output and environment of commands that are forked; and the death of what forks them."""
-    starter = ForkStarter({"OMP_NUM_THREADS": "1"})
-    folder = cells.make("one")
-
-    def run(*arguments: str) -> tuple[int, str]:
-        log = tmp_path / f"{len(list(tmp_path.iterdir()))}.log"
-        lock = folder.lock()
-        assert lock is not None
-        process = starter.start(Job(arguments, str(log), str(tmp_path)), lock)
-        os.close(lock)
-        wait_for(lambda: process.poll() is not None)
-        return process.poll() or 0, log.read_text()
-
-    try:
-        code, output = run("--help")
-        assert (code, "Faster R-CNN on PASCAL VOC" in output) == (0, True)
-        assert cells.free(folder)
-        code, output = run("mini-voc", "out", "--images", "7", "--seed", "3")
-        assert (code, "7 images in out" in output, (tmp_path / "out").is_dir()) == (0, True, True)
-        assert run("fit", "--config", "absent.yaml")[0] == 2
-        assert starter._server is not None
-        lock = folder.lock()
-        assert lock is not None
-        process = starter.start(Job(("mini-voc", "big", "--images", "5000"), os.devnull, str(tmp_path)), lock)
-        os.close(lock)
-        assert not cells.free(folder)  # the process itself holds it
-        starter._server.kill()
-        wait_for(lambda: process.poll() is not None)
-        assert process.poll() == -signal.SIGKILL
-        wait_for(lambda: cells.free(folder))
-        assert run("--help")[0] == 0
-    finally:
-        starter.close()
 
 
 def test_state_survives_a_damaged_file(cells):

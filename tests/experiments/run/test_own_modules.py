@@ -1,11 +1,6 @@
 """Modules in the current folder are found by their class paths, and hide nothing of this project or of Python."""
 
-import os
-from pathlib import Path
-
 import pytest
-
-from experiments.ablation.processes import Job, PlainStarter
 
 CALLBACK = """
 import json, sys
@@ -71,15 +66,3 @@ def test_a_class_that_is_not_found_is_one_line(options, wanted, tmp_path, tiny_c
     assert [part for part in wanted if part.replace("{cwd}", str(tmp_path)) not in line] == []
     assert "Expected a" not in line
     assert not (tmp_path / "runs").exists()
-
-
-def test_a_cell_of_a_grid_is_not_hidden_by_what_lies_in_the_folder(tmp_path: Path) -> None:
-    for name in ("detector.py", "datamodules.py", "argparse.py"):
-        (tmp_path / name).write_text("raise SystemExit('hidden')\n")
-    job = Job(("mini-voc", "out", "--images", "5"), str(tmp_path / "log"), str(tmp_path))
-    read, write = os.pipe()
-    process = PlainStarter().start(job, write)
-    code, _ = os.waitpid(process.pid, 0)[1], os.close(write)
-    os.close(read)
-    assert code == 0, (tmp_path / "log").read_text()
-    assert (tmp_path / "out" / "JPEGImages").is_dir()
