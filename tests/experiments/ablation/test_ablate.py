@@ -351,7 +351,7 @@ def test_bad_cells_are_named_before_anything_runs(frcnn, tiny_config, tmp_path, 
         (["--gpus", "0", "--jobs", "2"], "--jobs: without effect beside --gpus"),
         (["--gpus", "0", "--launcher", "ray"], "--gpus: --launcher ray places cells itself"),
         (["--gpus", "a b"], "is not a list of GPUs"),
-        (["--slurm", "[1]"], "is not a mapping"),
+        (["--slurm", "[1]"], "--slurm [1]: must be a mapping"),
     ],
 )
 def test_bad_options(frcnn, grid, tmp_path, options, message):
