@@ -271,11 +271,11 @@ def grid(tiny_config, tmp_path) -> Path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--launcher", "ray", "--ray_address", "{port}"], "--ray-address 127.0.0.1:{n}: no Ray cluster answers (Conn"),
-        (["--launcher", "ray", "--ray_address", "head"], "--ray-address head: must be HOST:PORT"),
+        (["--launcher", "ray", "--ray_address", "{port}"], "--ray_address 127.0.0.1:{n}: no Ray cluster answers (Conn"),
+        (["--launcher", "ray", "--ray_address", "head"], "--ray_address head: must be HOST:PORT"),
         (["--launcher", "ray", "--ray_address", "ray://head:10001"], "ray://head:10001: must be HOST:PORT"),
-        (["--launcher", "ray", "--ray_address", "head:123456"], "--ray-address head:123456: must be HOST:PORT"),
-        (["--ray_address", "auto"], "--ray-address: without effect; add --launcher ray"),
+        (["--launcher", "ray", "--ray_address", "head:123456"], "--ray_address head:123456: must be HOST:PORT"),
+        (["--ray_address", "auto"], "--ray_address: without effect; add --launcher ray"),
         (["--slurm", "{{timeout_min: 3}}"], "--slurm: without effect; add --launcher slurm"),
     ],
 )
