@@ -67,3 +67,13 @@ def test_copy_paste_leaves_the_image_alone_where_there_is_no_room(grey):
     out = apply(CopyPasteBoxes(max_cover=0, p=1), sample, 0, partner=lambda _: partner)
     np.testing.assert_array_equal(out.image, sample.image)
     assert len(out.boxes) == 1
+
+
+def test_copy_paste_counts_what_earlier_pastes_covered(grey):
+    """Each patch covers a fifth of the object that fills the image; a second one would cover more than 0.3."""
+    sample = grey(20, 50, 40, [[0, 0, 40, 50]])
+    partner = grey(250, 50, 40, [[0, 0, 20, 20], [20, 0, 40, 20], [0, 30, 20, 50]])
+    step = CopyPasteBoxes(objects=3, max_cover=0.3, scale=(1, 1), max_side=1, margin=0, p=1)
+    for number in range(20):
+        out = apply(step, sample, number, partner=lambda _: partner)
+        assert len(out.boxes) == 2 and (out.image == 250).all(2).sum() == 400

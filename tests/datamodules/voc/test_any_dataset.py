@@ -98,6 +98,7 @@ def test_boxes_and_pixels_of_turned_photographs_are_in_one_frame(tmp_path, state
     dataset = module(tmp_path, train_splits=["all"], val_splits=["all"], allow_overlap=True).train_dataset
     image, target = dataset[0]
     assert image.shape == shape
+    assert dataset.sizes.tolist() == [list(shape[1:])]
     assert target["boxes"].tolist() == [box]
 
 
