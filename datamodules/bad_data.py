@@ -98,7 +98,7 @@ class Policy:
 
 
 def refusal(broken: Sequence[Problem], first: str) -> InputError:
-    """The error that stops a training because of problems; `first` is what stands in its one line."""
+    """Return the error that stops a training because of problems; `first` is what stands in its one line."""
     files = len({problem.file for problem in broken} - {broken[0].file})
     more = f" (and {files} more files with problems)" if files else ""
     error = InputError(f"{first}{more}")
@@ -107,7 +107,7 @@ def refusal(broken: Sequence[Problem], first: str) -> InputError:
 
 
 def ends_properly(image: Path) -> bool:
-    """Whether a JPEG or PNG file has its end mark; False for other formats, which only decoding can judge."""
+    """Return whether a JPEG or PNG file has its end mark; False for other formats, which only decoding can judge."""
     with image.open("rb") as file:
         start = file.read(8)
         file.seek(0, 2)
@@ -119,7 +119,7 @@ def ends_properly(image: Path) -> bool:
 
 
 def find_cut_images(records: Iterable[ImageRecord], reading: Reading = USUAL) -> list[Problem]:
-    """The images that are cut short: those without the end mark of their format that cannot be decoded either."""
+    """Find the images that are cut short: those without their format's end mark that cannot be decoded either."""
     found: list[Problem] = []
     for record in records:
         try:
@@ -152,7 +152,7 @@ def _details(broken: Sequence[Problem]) -> tuple[str, ...]:
 
 @rank_zero_only
 def _write_aside(broken: Sequence[Problem]) -> Path | None:
-    """Not into a run folder: there will be no run."""
+    """Write the problems beside the run folders, not into one: there will be no run."""
     path = _temporary()
     write_problems(broken, path)
     return path
@@ -193,7 +193,7 @@ class NextImageInstead(Dataset[tuple[Tensor, Target]]):
         return len(self.dataset)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Target]:
-        """As that of the dataset. Raises InputError if no image can be decoded."""
+        """Return the sample, or the next one that can be decoded; raise InputError if none can."""
         epoch, first = key if isinstance(key, tuple) else (0, key)
         for index in (*range(first, len(self)), *range(first)):
             try:

@@ -23,7 +23,7 @@ Batch = tuple[list[Tensor], list[Target]]
 
 
 def collate(samples: Samples) -> Batch:
-    """Samples -> (images uint8 (3, H, W), targets), as lists. In a worker: something that arrives as such a batch."""
+    """Make lists of images, uint8 (3, H, W), and targets; in a worker, something that arrives as such a batch."""
     batch = [image for image, _ in samples], [target for _, target in samples]
     return batch if get_worker_info() is None else _Packed(batch)  # type: ignore[return-value]
 

@@ -98,8 +98,10 @@ def clip_box(box: Box, size: tuple[int, int]) -> Box | None:
 
 
 def check_box(stated: Box, size: tuple[int, int]) -> tuple[Box | None, list[tuple[Kind, str]]]:
-    """Return the clipped box as `clip_box`, and (kind, message) of what is wrong with it. An unknown size (0, 0) clips
-    nothing."""
+    """Return the box clipped by `clip_box`, and (kind, message) of what is wrong with it.
+
+    An unknown size (0, 0) clips nothing.
+    """
     if min(size) <= 0:
         return stated, []
     box = clip_box(stated, size)

@@ -1,5 +1,7 @@
-"""DetectionDataModule: what training and evaluation do with images and boxes of any format, exact under workers, ranks
-and resumed runs."""
+"""DetectionDataModule: images and boxes of any format for training and evaluation.
+
+It is exact under workers, ranks and resumed runs.
+"""
 
 from __future__ import annotations
 
@@ -132,7 +134,7 @@ class DetectionDataModule(pl.LightningDataModule):
 
     @property
     def splits_folder(self) -> Path | None:
-        """Where the lists of made splits are kept and looked for."""
+        """Return the folder where the lists of made splits are kept and looked for."""
         return self.splits.folder
 
     @splits_folder.setter
@@ -217,17 +219,17 @@ class DetectionDataModule(pl.LightningDataModule):
 
     @property
     def train_dataset(self) -> DetectionDataset:
-        """The images of the train splits."""
+        """Return the images of the train splits."""
         return self._dataset("train")
 
     @property
     def val_dataset(self) -> DetectionDataset:
-        """The images of the val splits."""
+        """Return the images of the val splits."""
         return self._dataset("val")
 
     @property
     def test_dataset(self) -> DetectionDataset:
-        """The images of the test splits."""
+        """Return the images of the test splits."""
         return self._dataset("test")
 
     @property
@@ -247,24 +249,24 @@ class DetectionDataModule(pl.LightningDataModule):
 
     @property
     def _image_config(self) -> ImageConfig:
-        """How the network that is trained resizes; the default where none is."""
+        """Return how the network that is trained resizes; the default where none is."""
         model = getattr(getattr(self.trainer, "lightning_module", None), "model", None)
         config = getattr(model, "image_config", None)
         return config if isinstance(config, ImageConfig) else ImageConfig()
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Target]]:
-        """Each image once over all ranks, in order."""
+        """Give each image once over all ranks, in order."""
         return self._eval_loader(self.val_dataset)
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, Target]]:
-        """Each image once over all ranks, in order; raises `InputError` if no test splits are given."""
+        """Give each image once over all ranks, in order; raise InputError if no test splits are given."""
         return self._eval_loader(self.test_dataset)
 
     def _eval_loader(self, dataset: DetectionDataset) -> DataLoader[tuple[Tensor, Target]]:
         return self._loader(dataset, ShardSampler(dataset, *self._world), self.eval_batch_size, drop_last=False)
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """As Lightning does it; on a CPU there is nothing to move, and a walk through all tensors to be saved."""
+        """Move a batch to a GPU; on a CPU there is nothing to move, and a walk through all tensors to be saved."""
         if device.type == "cpu":
             return batch
         return cast(Batch, super().transfer_batch_to_device(batch, device, dataloader_idx))
@@ -286,7 +288,7 @@ class DetectionDataModule(pl.LightningDataModule):
 
     @property
     def _on_gpu(self) -> bool:
-        """Whether batches go to a GPU, to which pinned memory is copied faster."""
+        """Return whether batches go to a GPU, to which pinned memory is copied faster."""
         if self.trainer is None:
             return torch.cuda.is_available()
         return self.trainer.strategy.root_device.type == "cuda"
@@ -294,8 +296,10 @@ class DetectionDataModule(pl.LightningDataModule):
     # ---- resuming in the middle of an epoch ----
 
     def state_dict(self) -> dict[str, int]:
-        """Where training goes on: `epoch` and the number of its `batches` already done on each rank, with what these
-        numbers hang on (`batch_size`, `world_size`, `seed`, `images`, `group_by_aspect`)."""
+        """Return where training goes on: `epoch` and the number of its `batches` already done on each rank.
+
+        With them goes what these numbers hang on (`batch_size`, `world_size`, `seed`, `images`, `group_by_aspect`).
+        """
         if self.trainer is None or "train" not in self._datasets:
             return {}
         return done_so_far(self.trainer) | self._resume_terms()

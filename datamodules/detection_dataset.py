@@ -28,9 +28,12 @@ from detector.errors import InputError
 
 
 class Target(TypedDict):
-    """Ground truth of one image: `boxes` float32 (G, 4) xyxy pixels, `labels` int64 (G,) in 1..C, `difficult` bool
-    (G,), `image_id` int64 0-d (position in the dataset), `file_name` of the image; where an augmentation drew one,
-    `scale`: the factor by which the network's shortest side is multiplied."""
+    """Ground truth of one image.
+
+    `boxes` float32 (G, 4) xyxy pixels, `labels` int64 (G,) in 1..C, `difficult` bool (G,), `image_id` int64 0-d
+    (position in the dataset), `file_name` of the image; where an augmentation drew one, `scale`: the factor by which
+    the network's shortest side is multiplied.
+    """
 
     boxes: Tensor
     labels: Tensor
@@ -104,12 +107,12 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         return self.files[index].path
 
     def sample(self, index: int) -> Sample:
-        """An image with its objects, without augmentation."""
+        """Return an image with its objects, without augmentation."""
         objects = slice(self._starts[index], self._starts[index + 1])
         return Sample(self.read(index), self._boxes[objects], self._labels[objects], self._difficult[objects])
 
     def target(self, index: int) -> Target:
-        """The ground truth of an image, boxes clipped to it, without augmentation and without decoding the image."""
+        """Return the ground truth of an image, boxes clipped to it, without augmentation and without decoding it."""
         objects = slice(self._starts[index], self._starts[index + 1])
         return self._target(index, self._boxes[objects], self._labels[objects], self._difficult[objects])
 
@@ -125,7 +128,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         )
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Target]:
-        """One sample.
+        """Return one sample.
 
         Args:
             key: (epoch, index), or an index alone for epoch 0.
@@ -163,13 +166,13 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
                 self[epoch, index]
 
     def _partner(self, index: int, rng: Random) -> Sample:
-        """Another image, drawn with equal probability; the same one where there is no other."""
+        """Draw another image, all with equal probability; the same one where there is no other."""
         other = rng.randrange(max(1, len(self) - 1))
         return self.sample(other + (other >= index) if len(self) > 1 else index)
 
 
 def _planes(image: NDArray[np.uint8]) -> Tensor:
-    """uint8 (H, W, 3) -> (3, H, W), contiguous."""
+    """Turn uint8 (H, W, 3) into (3, H, W), contiguous."""
     planes = np.empty((3, *image.shape[:2]), np.uint8)
     cv2.split(image, list(planes))  # a tenth of NumPy's time
     return torch.from_numpy(planes)

@@ -30,8 +30,10 @@ Row = list[Any]
 
 
 def cache_folder(option: str | None = None) -> Path | None:
-    """Where to keep what was read: `option`, else FRCNN_CACHE_DIR, else ~/.cache/frcnn (XDG_CACHE_HOME/frcnn); None for
-    the word "none": nowhere."""
+    """Return where to keep what was read: `option`, else FRCNN_CACHE_DIR, else ~/.cache/frcnn (XDG_CACHE_HOME/frcnn).
+
+    None for the word "none": nowhere.
+    """
     place = option or os.environ.get(ENVIRONMENT_VARIABLE)
     if place == OFF:
         return None
@@ -62,7 +64,7 @@ class FileCache:
         self._rows: dict[str, Row] | None = None  # by the name that a format gives them, and by image path
 
     def headers(self, paths: Iterable[Path]) -> dict[Path, ImageHeader | InputError]:
-        """By path: the header of the image, or why it cannot be read."""
+        """Return by path the header of the image, or why it cannot be read."""
         rows, unknown = self._load(), []
         found: dict[Path, ImageHeader | InputError] = {}
         for path in dict.fromkeys(paths):
@@ -83,7 +85,7 @@ class FileCache:
         return {path: self._of_allowed_size(path, header) for path, header in found.items()}
 
     def _of_allowed_size(self, path: Path, header: ImageHeader | InputError) -> ImageHeader | InputError:
-        """The limit is an option, so it is no part of what is kept."""
+        """Check the size anew: the limit is an option, so it is no part of what is kept."""
         try:
             if isinstance(header, ImageHeader):
                 self._reading.check_size(path, header.width, header.height)
@@ -100,7 +102,7 @@ class FileCache:
         return self._rows
 
     def _kept(self) -> dict[str, Row]:
-        """The rows of the file; none where it is missing or not as it was written."""
+        """Return the rows of the file; none where it is missing or not as it was written."""
         try:
             digest, _, data = self._file.read_bytes().partition(b"\n") if self._file is not None else (b"", b"", b"")
             if digest != digest_of(data).encode():
@@ -144,7 +146,7 @@ class FileStore(Generic[C]):
         self._caches: dict[Path, C] = {}
 
     def of(self, folder: Path) -> C:
-        """The cache of a dataset folder."""
+        """Return the cache of a dataset folder."""
         return self._caches.setdefault(folder, self._kind(folder, self.cache_dir, self._reading))
 
     def forget(self) -> None:
@@ -153,7 +155,7 @@ class FileStore(Generic[C]):
 
 
 def digest_of(*parts: bytes) -> str:
-    """A digest of 128 bits, in hexadecimal digits."""
+    """Return a digest of 128 bits, in hexadecimal digits."""
     digest = blake2b(digest_size=16)
     for part in parts:
         digest.update(part)
@@ -168,7 +170,7 @@ def _header(path: Path) -> ImageHeader | InputError:
 
 
 def _stamp(path: Path) -> Row:
-    """What changes when a file's contents do; the time of the last status change cannot be set back."""
+    """Return what changes when a file's contents do; the time of the last status change cannot be set back."""
     try:
         status = path.stat()
     except OSError:
@@ -178,5 +180,5 @@ def _stamp(path: Path) -> Row:
 
 @cache
 def _version(readers: tuple[str, ...]) -> str:
-    """Changes whenever the code does that reads the files."""
+    """Return what changes whenever the code does that reads the files."""
     return digest_of(*(Path(file).read_bytes() for file in readers))

@@ -38,7 +38,7 @@ class SplitTruth:
 
     @property
     def image_ids(self) -> IntArray:
-        """(N,) ids of all images, those without objects included."""
+        """Return the ids (N,) of all images, those without objects included."""
         return np.arange(len(self.image_names), dtype=np.int64)
 
 

@@ -34,22 +34,24 @@ class ImageFile(NamedTuple):
 
 
 class ImageReader(Protocol):
-    """Gives the pixels of image `index` of a dataset: uint8 (H, W, 3) RGB, not to be written to."""
+    """A source of the pixels of a dataset's images."""
 
-    def __call__(self, index: int) -> NDArray[np.uint8]: ...
+    def __call__(self, index: int) -> NDArray[np.uint8]:
+        """Return the pixels of image `index`: uint8 (H, W, 3) RGB, not to be written to."""
 
 
 class Decoder:
-    """Reads and decodes each time.
+    """A reader that decodes each time.
 
     Args:
-        files: the image files.
+        files: The image files.
     """
 
     def __init__(self, files: Sequence[ImageFile]) -> None:
         self.files = files
 
     def __call__(self, index: int) -> NDArray[np.uint8]:
+        """Return the pixels of image `index`."""
         return read_image(*self.files[index])
 
 
@@ -81,6 +83,7 @@ class MemoryCache:
         self.done = np.frombuffer(mmap.mmap(-1, max(1, len(sizes))), np.uint8)
 
     def __call__(self, index: int) -> NDArray[np.uint8]:
+        """Return the pixels of image `index`."""
         shape = (*self.sizes[index], 3)
         place = self.pixels[self.starts[index] : self.starts[index + 1]].reshape(shape)
         if not self.done[index]:
@@ -121,6 +124,7 @@ class DiskCache:
             raise InputError(f"--data.image_cache_dir {folder}: cannot be made ({error.strerror})") from error
 
     def __call__(self, index: int) -> NDArray[np.uint8]:
+        """Return the pixels of image `index`."""
         path = self._path(index)
         with contextlib.suppress(OSError, ValueError, EOFError):  # not there yet, or cut off
             image: NDArray[np.uint8] = np.load(path)

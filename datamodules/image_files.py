@@ -98,8 +98,9 @@ def _is_image(file: Path) -> bool:
 
 
 class ImageFiles(IterableDataset[tuple[Tensor, Target]]):
-    """Image files as samples with an empty target, upright as every viewer shows them. Those that cannot be read are
-    passed over.
+    """Image files as samples with an empty target, upright as every viewer shows them.
+
+    Files that cannot be read are passed over.
 
     Args:
         folder: Holds the files.

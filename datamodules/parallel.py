@@ -23,7 +23,7 @@ MAX_PROCESSES = 8
 def map_files(
     function: Callable[[Item], Result], items: Sequence[Item], what: str, parallel_from: int | None = None
 ) -> list[Result]:
-    """`[function(item) for item in items]`.
+    """Return `[function(item) for item in items]`.
 
     Args:
         function: defined at the top of a module, cheap to start, without side effects.
@@ -71,7 +71,7 @@ def _results(
 
 
 def _begin() -> None:
-    """Interrupts are the parent's business, and its handlers no one else's; without it there is nothing to do."""
+    """Leave interrupts and their handlers to the parent; without it there is nothing to do."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

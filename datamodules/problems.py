@@ -106,18 +106,18 @@ class Problem:
 
     @property
     def breaks(self) -> bool:
-        """Whether it would stop a training."""
+        """Return whether it would stop a training."""
         return self.used and CONSEQUENCES[self.kind].breaks
 
     @property
     def effect(self) -> str:
-        """What happens to it in training."""
+        """Return what happens to it in training."""
         consequence = CONSEQUENCES[self.kind]
         return "not used: no split names the image" if consequence.breaks and not self.used else consequence.effect
 
     @property
     def document(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return it for JSON."""
         return {
             "file": self.file,
             "object": self.object,

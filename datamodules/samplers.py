@@ -87,7 +87,7 @@ class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
 
 
 class AspectSampler(EpochSampler):
-    """As `EpochSampler`, but the images of a batch, and those of one step on all ranks, have similar shapes.
+    """An `EpochSampler` whose batches, and whose steps on all ranks, hold images of similar shapes.
 
     The shuffled order is cut into stretches of `stretch` steps; the images of each are sorted by aspect ratio, cut into
     batches, and the batches of the whole epoch are shuffled. So which images meet still changes from epoch to epoch.

@@ -76,13 +76,13 @@ class Splits:
 
     @property
     def given(self) -> list[str]:
-        """The parts that there are."""
+        """Return the parts that there are."""
         made = ("train", "val") if self.val_fraction is not None else ()
         return [part for part, names in self.names.items() if names or part in made]
 
     @property
     def all_names(self) -> list[str]:
-        """The named splits of all parts, each once."""
+        """Return the named splits of all parts, each once."""
         return list(dict.fromkeys(name for names in self.names.values() for name in names))
 
     def sources(self, part: str) -> list[str]:
@@ -90,8 +90,7 @@ class Splits:
         return self.names["train" if part == "val" and self.val_fraction is not None else part]
 
     def members(self, part: str, missing_ok: bool = False) -> list[Member]:
-        """Return the images of a part, made or listed; those of splits that are not there are left out if
-        `missing_ok`."""
+        """Return the images of a part, made or listed, without splits that are not there if `missing_ok`."""
         if self.val_fraction is None or part == "test":
             return self.format.list_images(self.names[part], missing_ok)
         if not self._made:

@@ -34,7 +34,7 @@ _MULTI_BYTE: Final = {
 
 
 def xml_source(data: bytes) -> bytes | str:
-    """An XML document as the parser reads it: as text where it would not find the encoding by itself.
+    """Return an XML document as the parser reads it: as text where it would not find the encoding by itself.
 
     Raises:
         UnicodeDecodeError: The bytes are not in the encoding that they declare.
@@ -48,7 +48,7 @@ def xml_source(data: bytes) -> bytes | str:
 
 
 def is_undeclared(data: bytes) -> bool:
-    """Whether an XML document is not UTF-8 although it says nothing else."""
+    """Return whether an XML document is not UTF-8 although it says nothing else."""
     if marked_encoding(data) is not None or _DECLARED.match(data[:300]):
         return False
     try:
@@ -59,12 +59,12 @@ def is_undeclared(data: bytes) -> bool:
 
 
 def marked_encoding(data: bytes) -> str | None:
-    """The encoding that a byte order mark states."""
+    """Return the encoding that a byte order mark states."""
     return next((name for mark, name in _MARKS if data.startswith(mark)), None)
 
 
 def decode_text(data: bytes, path: Path, what: str) -> str:
-    """The text of a file that declares nothing: by its byte order mark, else UTF-8.
+    """Decode the text of a file that declares nothing: by its byte order mark, else UTF-8.
 
     Args:
         data: its contents.

@@ -224,7 +224,7 @@ def _load(path: Path) -> dict[str, list[Any]]:
 
 
 def _categories(entries: Sequence[Any], path: Path) -> list[CocoCategory]:
-    """By ascending id."""
+    """Read the categories, by ascending id."""
     found: dict[Id, CocoCategory] = {}
     for index, entry in enumerate(entries):
         where = f"{path}: categories[{index}]"
@@ -241,7 +241,7 @@ def _categories(entries: Sequence[Any], path: Path) -> list[CocoCategory]:
 
 
 def id_order(category: CocoCategory) -> tuple[bool, int, str]:
-    """What categories are sorted by: ids that are whole numbers first, by value, also where they are texts."""
+    """Return what categories are sorted by: ids that are whole numbers first, by value, also where they are texts."""
     plain = plain_id(category.id)
     return (False, plain, "") if isinstance(plain, int) else (True, 0, plain)
 
@@ -255,7 +255,7 @@ def _root(categories: Sequence[CocoCategory], used: set[Id]) -> CocoCategory | N
 
 
 def _images(entries: Sequence[Any], path: Path) -> tuple[dict[str, CocoImage], dict[Id, CocoImage], set[str]]:
-    """All images by name and by id, and the names of those that cannot be used."""
+    """Read all images, by name and by id, and the names of those that cannot be used."""
     by_name: dict[str, CocoImage] = {}
     by_id: dict[Id, CocoImage] = {}
     unusable: set[str] = set()

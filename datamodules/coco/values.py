@@ -34,7 +34,7 @@ class IdTable(Generic[Found]):
         self._plain: dict[Id, list[Found]] = {}
 
     def __contains__(self, number: Id) -> bool:
-        """Whether an id as it is written has been added."""
+        """Return whether an id as it is written has been added."""
         return number in self._exact
 
     def add(self, number: Id, found: Found) -> None:
@@ -43,7 +43,7 @@ class IdTable(Generic[Found]):
         self._plain.setdefault(plain_id(number), []).append(found)
 
     def find(self, number: Id) -> Found | None:
-        """What an id stands for; None where nothing or several things could be meant."""
+        """Return what an id stands for; None where nothing or several things could be meant."""
         if number in self._exact:
             return self._exact[number]
         found = self._plain.get(plain_id(number), [])
@@ -51,12 +51,12 @@ class IdTable(Generic[Found]):
 
 
 def plain_id(number: Id) -> Id:
-    """An id without what spellings of it differ in: a whole number where it is the text of one."""
+    """Return an id without what spellings of it differ in: a whole number where it is the text of one."""
     return int(number) if isinstance(number, str) and _WHOLE.fullmatch(number) else number
 
 
 def read_id(entry: Mapping[str, Any], key: str, where: str) -> Id:
-    """An id. Raises InputError for what is neither a whole number nor a text."""
+    """Read an id; raise InputError for what is neither a whole number nor a text."""
     value = entry.get(key)
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -66,7 +66,7 @@ def read_id(entry: Mapping[str, Any], key: str, where: str) -> Id:
 
 
 def read_number(value: Any) -> float | None:
-    """A finite number that may be a coordinate, also from its text; None for anything else."""
+    """Read a finite number that may be a coordinate, also from its text; None for anything else."""
     if isinstance(value, str) and len(value) <= 400 and _NUMBER.fullmatch(value):
         value = float(value)
     known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_PIXELS  # no nan
@@ -74,7 +74,7 @@ def read_number(value: Any) -> float | None:
 
 
 def read_pixels(entry: Mapping[str, Any], key: str, where: str) -> int:
-    """A side of an image; 0 where none is stated. Raises InputError for what is no whole number of pixels."""
+    """Read a side of an image, 0 where none is stated; raise InputError for what is no whole number of pixels."""
     value = entry.get(key)
     if value is None:
         return 0
@@ -85,7 +85,7 @@ def read_pixels(entry: Mapping[str, Any], key: str, where: str) -> int:
 
 
 def read_box(entry: Mapping[str, Any], where: str) -> Box:
-    """`bbox` (x, y, width, height) as xyxy.
+    """Read `bbox` (x, y, width, height) as xyxy.
 
     Raises:
         BadObjectError: It is not four finite numbers, or has no area.
@@ -104,8 +104,10 @@ def read_box(entry: Mapping[str, Any], where: str) -> Box:
 
 
 def box_around(segmentation: Any) -> Box | None:
-    """The box around polygons, lists of x, y, x, y, ... as COCO's own `bbox` is; None for anything else, or without
-    an area."""
+    """Return the box around polygons, lists of x, y, x, y, ... as COCO's own `bbox` is.
+
+    None for anything else, or without an area.
+    """
     if not isinstance(segmentation, list) or not segmentation:
         return None
     xs: list[float] = []
@@ -122,7 +124,7 @@ def box_around(segmentation: Any) -> Box | None:
 
 
 def read_crowd(entry: Mapping[str, Any], where: str) -> bool:
-    """`iscrowd`; False where it is missing or null. Raises BadObjectError for other values than 0 and 1."""
+    """Read `iscrowd`, False where it is missing or null; raise BadObjectError for other values than 0 and 1."""
     value = entry.get("iscrowd")
     number = 0 if value is None else value if isinstance(value, bool) else read_number(value)
     if number not in (0, 1):
@@ -131,7 +133,7 @@ def read_crowd(entry: Mapping[str, Any], where: str) -> bool:
 
 
 def read_mapping(entry: Any, where: str) -> dict[str, Any]:
-    """A JSON object. Raises InputError for anything else."""
+    """Return a JSON object; raise InputError for anything else."""
     if not isinstance(entry, dict):
         raise InputError(f"{where} is {shown(entry)}; a JSON object is needed")
     return entry

@@ -63,7 +63,7 @@ class Examined:
 
     @property
     def image(self) -> ImageKey:
-        """Which image it is, whatever annotation it was read from."""
+        """Return which image it is, whatever annotation it was read from."""
         return ImageKey(self.member.folder, self.member.stem)
 
 

@@ -22,8 +22,10 @@ from detector.errors import InputError
 
 
 class AnnotationCache(FileCache):
-    """Annotations and image headers of one dataset folder, which holds Annotations/. An object of this class reads an
-    annotation once: what changes later is for the next one."""
+    """Annotations and image headers of one dataset folder, which holds Annotations/.
+
+    An object of this class reads an annotation once: what changes later is for the next one.
+    """
 
     kind: ClassVar[str] = "annotations"
     readers: ClassVar[tuple[str, ...]] = (
@@ -37,7 +39,7 @@ class AnnotationCache(FileCache):
         self._read: dict[str, Annotation] = {}
 
     def annotations(self, stems: Sequence[str]) -> dict[str, Annotation | InputError]:
-        """By stem: the annotation Annotations/<stem>.xml, or why there is none."""
+        """Return by stem the annotation Annotations/<stem>.xml, or why there is none."""
         rows, unknown = self._load(), []
         found: dict[str, Annotation | InputError] = {}
         for stem in dict.fromkeys(stems):

@@ -61,7 +61,7 @@ ARCHIVES: dict[tuple[str, str], Archive] = {
 
 
 def archive_for(year: str, split: str) -> Archive:
-    """The archive that holds a split.
+    """Return the archive that holds a split.
 
     Args:
         year: e.g. "2007".
@@ -78,7 +78,7 @@ def archive_for(year: str, split: str) -> Archive:
 
 
 def find_archive(year: str, split: str) -> Archive | None:
-    """As `archive_for`, but None if no public archive holds it."""
+    """Return the archive that holds a split, or None if no public archive does."""
     return ARCHIVES.get((year, "test" if "test" in split.split("_") else "trainval"))
 
 
@@ -115,7 +115,7 @@ def download_voc(root: str | Path, archives: Iterable[Archive]) -> None:
 
 
 def is_half_unpacked(root: Path, archive: Archive) -> bool:
-    """Whether unpacking an archive was cut off, after which split files may be there without their images."""
+    """Return whether unpacking an archive was cut off, which may leave split files without their images."""
     return _mark(archive, root).is_file()
 
 
@@ -174,7 +174,7 @@ def _fetch(archive: Archive, root: Path) -> None:
 
 
 def _fetch_rest(archive: Archive, part: Path, show: Callable[[int, int], None]) -> bool:
-    """One request for what is missing; whether all is there afterwards."""
+    """Ask once for what is missing; return whether all is there afterwards."""
     start = part.stat().st_size if part.is_file() else 0
     request = Request(archive.url, headers={"Range": f"bytes={start}-"} if start else {})
     try:
@@ -200,7 +200,7 @@ def _fetch_rest(archive: Archive, part: Path, show: Callable[[int, int], None]) 
 
 @contextmanager
 def _bar(archive: Archive) -> Iterator[Callable[[int, int], None]]:
-    """A function to be told the bytes there are, of how many; draws a bar on stderr where that is a terminal."""
+    """Make a function that is told the bytes there are, of how many; it draws a bar on stderr if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda _done, _total: None
         return

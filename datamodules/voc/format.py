@@ -110,7 +110,7 @@ def read_annotation(path: str | Path) -> Annotation:
 
 
 def read_annotation_bytes(path: Path) -> bytes:
-    """The contents of an annotation file.
+    """Read the contents of an annotation file.
 
     Raises:
         InputError: A missing, unreadable or absurdly large file.
@@ -128,7 +128,7 @@ def read_annotation_bytes(path: Path) -> bytes:
 
 
 def parse_annotation(data: bytes, path: Path) -> Annotation:
-    """As `read_annotation`, from the contents of `path`."""
+    """Read an annotation from the contents of `path`; see `read_annotation`."""
     annotation, objects = parse_annotation_loosely(data, path)
     for item in objects:
         if isinstance(item, UnreadObject):
@@ -137,7 +137,7 @@ def parse_annotation(data: bytes, path: Path) -> Annotation:
 
 
 def parse_annotation_loosely(data: bytes, path: Path) -> tuple[Annotation, tuple[VOCObject | UnreadObject, ...]]:
-    """As `parse_annotation`, bad objects included.
+    """Read an annotation from the contents of `path`, bad objects included.
 
     Returns:
         The annotation with its readable objects, and all objects in the order of the file.
@@ -203,7 +203,7 @@ def read_split(path: str | Path) -> list[str]:
 
 
 def read_split_names(path: Path) -> list[str]:
-    """As `read_split`, from an empty file and names that occur twice too."""
+    """Read the image names of a split file, which may be empty or name an image twice; see `read_split`."""
     if not path.is_file():
         present = sorted(file.stem for file in path.parent.glob("*.txt")) if path.parent.is_dir() else []
         raise InputError(f"{path}: no such split file; {path.parent} holds {listed(present, 12) or 'no split files'}")
@@ -229,7 +229,7 @@ def _parse(data: bytes, path: Path) -> ElementTree.Element:
 
 
 def _plain_tag(tag: str) -> str:
-    """A tag without its namespace, in small letters."""
+    """Return a tag without its namespace, in small letters."""
     return tag.rpartition("}")[2].lower()
 
 

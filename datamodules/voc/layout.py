@@ -32,7 +32,7 @@ class Split:
 
     @property
     def path(self) -> Path:
-        """The split file."""
+        """Return the split file."""
         return self.folder / "ImageSets" / "Main" / f"{self.name}.txt"
 
 

@@ -36,17 +36,17 @@ class VOCFormat(DatasetFormat):
 
     @property
     def plain(self) -> bool:
-        """Whether the root is itself a dataset folder."""
+        """Return whether the root is itself a dataset folder."""
         return is_plain(self.root)
 
     @property
     def needs_splits(self) -> str:  # type: ignore[override]
-        """Years have several lists of images each."""
+        """Return whether splits must be named: years have several lists of images each."""
         return "" if self.plain else "split, such as 2007_trainval"
 
     @property
     def fixed_classes(self) -> Sequence[str] | None:  # type: ignore[override]
-        """The 20 VOC classes for VOC years."""
+        """Return the 20 VOC classes for VOC years."""
         return None if self.plain else VOC_CLASSES
 
     def check_root(self) -> None:
