@@ -15,8 +15,9 @@ from experiments.anchors.audited_data import AuditInput, audit_input
 from experiments.output import without_nan
 from experiments.report.options import ReportOptions
 from experiments.results.curves import Curve, read_curves
-from experiments.results.runs import Run, RunGroup, RunsFolder, deviation, mean, metric_value, read_folder
-from experiments.results.scored_runs import ScoredRun, Scorer, average, data_options, difference
+from experiments.results.runs import Run, RunGroup, RunsFolder, deviation, mean, read_folder
+from experiments.results.scored_runs import Scorer, data_options
+from experiments.results.scores import Scored, average, difference
 
 RECALL = "proposal_recall@300"
 VOC_ONLY = ("AP50_voc07", "AP50_voc")
@@ -86,7 +87,7 @@ def build_report(options: ReportOptions) -> Report:
 
 def _part(runs: Sequence[Run]) -> str:
     """Tests, if any finished run has one: validations chose nothing but may have been looked at."""
-    return "test" if any(f"test/{VOC_ONLY[0]}" in (run.metrics or {}) for run in runs) else "val"
+    return "test" if any(f"test/{VOC_ONLY[0]}" in run.metrics for run in runs) else "val"
 
 
 def _validated(metrics: Sequence[str]) -> list[str]:
@@ -95,7 +96,7 @@ def _validated(metrics: Sequence[str]) -> list[str]:
 
 def _check_metrics(metrics: Sequence[str], part: str, runs: Sequence[Run]) -> None:
     done = [run for run in runs if run.status == "done"]
-    known = {name for run in done for name in run.metrics or {}}
+    known = {name for run in done for name in run.metrics}
     for name in metrics:
         if done and not {name, f"{part}/{name}", f"val/{name}", f"test/{name}"} & known:
             shown = sorted(n.removeprefix(f"{part}/") for n in known if n.startswith(f"{part}/") and "_class" not in n)
@@ -105,7 +106,7 @@ def _check_metrics(metrics: Sequence[str], part: str, runs: Sequence[Run]) -> No
 def _row(cell: RunGroup, part: str, names: Sequence[str], curves: Mapping[Path, Mapping[str, Curve]]) -> dict[str, Any]:
     metrics = {}
     for name in names:
-        values = [metric_value(run, name, part) if run.status == "done" else None for run in cell.runs]
+        values = [run.metric(name, part) if run.status == "done" else None for run in cell.runs]
         metrics[name] = {"mean": mean(values), "std": deviation(values), "values": values}
 
     def logged(tag: str) -> float | None:
@@ -128,7 +129,7 @@ def _row(cell: RunGroup, part: str, names: Sequence[str], curves: Mapping[Path, 
 def _unknown(grid: RunsFolder, names: Sequence[str], part: str) -> list[str]:
     lines = []
     for name in names:
-        without = [run.folder.name for c in grid.cells for run in c.done if metric_value(run, name, part) is None]
+        without = [run.folder.name for c in grid.cells for run in c.done if run.metric(name, part) is None]
         if without:
             lines.append(f"finished, but without {part} {name}: {listed(without, 3)}")
     return lines
@@ -150,11 +151,11 @@ def _run(run: Run, curves: Mapping[str, Curve]) -> dict[str, Any]:
     }
 
 
-def _scored(grid: RunsFolder, scorer: Scorer, notes: list[str]) -> dict[Path, ScoredRun]:
+def _scored(grid: RunsFolder, scorer: Scorer, notes: list[str]) -> dict[Path, Scored]:
     """Every finished run whose detections are there."""
     found = {}
     for run in (run for cell in grid.cells for run in cell.done):
-        if metric_value(run, VOC_ONLY[0], scorer.part) is None:
+        if run.metric(VOC_ONLY[0], scorer.part) is None:
             continue  # noted already
         try:
             found[run.folder] = scorer.score(run)
@@ -164,7 +165,7 @@ def _scored(grid: RunsFolder, scorer: Scorer, notes: list[str]) -> dict[Path, Sc
 
 
 def _differences(
-    cell: RunGroup, baseline: RunGroup | None, scored: Mapping[Path, ScoredRun], notes: list[str]
+    cell: RunGroup, baseline: RunGroup | None, scored: Mapping[Path, Scored], notes: list[str]
 ) -> dict[str, dict[str, Any]]:
     """Mean over seeds against mean over seeds on the same resamples, and seed by seed."""
     if baseline is None or cell is baseline:

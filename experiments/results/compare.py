@@ -12,8 +12,9 @@ from detector.metrics.voc_ap import FALSE_POSITIVE, TRUE_POSITIVE, evaluate_voc
 from experiments.output import json_text, number, option_text, without_nan
 from experiments.results.compare_pictures import draw_images
 from experiments.results.options import CompareOptions
-from experiments.results.runs import NOT_COMPARED, Run, flatten, metric_value, read_run
-from experiments.results.scored_runs import ScoredRun, Scorer, difference
+from experiments.results.runs import NOT_COMPARED, Run, flatten, read_run
+from experiments.results.scored_runs import Scorer
+from experiments.results.scores import Scored, difference
 
 Counts = NDArray[np.int64]
 
@@ -38,9 +39,9 @@ def compare(options: CompareOptions) -> None:
         InputError: No such run, no numbers in it, runs that were evaluated on different images, a bad option.
     """
     runs = read_run(options.run_a), read_run(options.run_b)
-    part = options.part or ("test" if all("test/AP50_voc07" in (run.metrics or {}) for run in runs) else "val")
+    part = options.part or ("test" if all("test/AP50_voc07" in run.metrics for run in runs) else "val")
     for run in runs:
-        if metric_value(run, "AP50_voc07", part) is None:
+        if run.metric("AP50_voc07", part) is None:
             raise InputError(f"{run.folder}: has no {part}/AP50_voc07 in metrics.json; is it finished?")
     document = _document(options, runs, part)
     if options.format == "json":
@@ -61,13 +62,13 @@ def config_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, 
     return {name: pair for name, pair in values.items() if pair["a"] != pair["b"]}
 
 
-def image_errors(run: ScoredRun, score_threshold: float) -> ImageErrors:
+def image_errors(run: Scored, score_threshold: float) -> ImageErrors:
     """Missed objects and false detections of each image, at IoU 0.5, difficult objects ignored.
 
     Detections below the threshold are left out; as detections are matched best score first, that changes nothing about
     the others.
     """
-    detections, objects = run.split.detections, run.split.ground_truth
+    detections, objects = run.detections, run.truth.objects
     result = evaluate_voc(detections, objects, range(1, len(run.truth.class_names) + 1))
     images = len(run.truth.image_names)
     kept = detections.score >= score_threshold
@@ -90,9 +91,9 @@ def _document(options: CompareOptions, runs: tuple[Run, Run], part: str) -> dict
     a, b = (scorer.score(run) for run in runs)
     paired = difference(b, a)
     metrics = {}
-    names = [name for name in runs[0].metrics or {} if name.startswith(f"{part}/") and name in (runs[1].metrics or {})]
+    names = [name for name in runs[0].metrics if name.startswith(f"{part}/") and name in runs[1].metrics]
     for name in (name.removeprefix(f"{part}/") for name in names):
-        one, other = (metric_value(run, name, part) for run in runs)
+        one, other = (run.metric(name, part) for run in runs)
         change = None if one is None or other is None else other - one
         metrics[name] = {"a": one, "b": other, "difference": change} | {
             key: paired.get(name, {}).get(key) for key in ("low", "high", "excludes_zero", "share_better")

@@ -12,7 +12,8 @@ from detector.drawing import GROUND_TRUTH_COLOR, draw_boxes, draw_detections, sa
 from detector.errors import InputError, printable
 from experiments.output import writing
 from experiments.results.runs import Run
-from experiments.results.scored_runs import ScoredRun, data_module
+from experiments.results.scored_runs import data_module
+from experiments.results.scores import Scored
 
 SHORTEST_SIDE = 320
 LONGEST_SIDE = 16_384
@@ -21,7 +22,7 @@ GAP = 8
 
 def draw_images(
     runs: tuple[Run, Run],
-    scored: tuple[ScoredRun, ScoredRun],
+    scored: tuple[Scored, Scored],
     part: str,
     images: Sequence[int],
     score_threshold: float,
@@ -71,9 +72,9 @@ def draw_images(
     return paths, notes
 
 
-def _draw(dataset: DetectionDataset, index: int, run: ScoredRun, image: int, score_threshold: float) -> Tensor:
+def _draw(dataset: DetectionDataset, index: int, run: Scored, image: int, score_threshold: float) -> Tensor:
     pixels, target = dataset[index]
-    found = run.split.detections
+    found = run.detections
     rows = np.flatnonzero(found.image_id == image)
     rows = rows[np.argsort(-found.score[rows], kind="stable")]
     detections = {

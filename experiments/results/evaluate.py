@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from datamodules.ground_truth import SplitTruth, read_ground_truth
-from detector.metrics.bootstrap import Samples, bootstrap, interval, share_above_zero
+from detector.metrics.bootstrap import interval
 from detector.metrics.class_subset import chosen_classes, of_classes
-from detector.metrics.detection_ap import EvaluatedSplit, average_precisions_by_name
 from detector.metrics.error_breakdown import KINDS, break_down_errors
 from detector.metrics.proposal_recall import ProposalRecall
 from detector.metrics.voc_ap import Detections
@@ -22,6 +21,7 @@ from experiments.output import json_text, number
 from experiments.results.error_plot import plot_error_breakdown
 from experiments.results.files import read_proposals, read_results
 from experiments.results.options import EvaluateOptions
+from experiments.results.scores import CLASS_PREFIX, Scored, difference, score
 
 DEFAULT_RESAMPLES = 1000
 
@@ -41,17 +41,17 @@ def evaluate(options: EvaluateOptions) -> None:
     )
     truth = whole if options.classes is None else _of_classes(whole, options.classes)
 
-    def read(path: str) -> EvaluatedSplit:
-        found = read_results(path, whole)
-        return evaluated_split(truth, of_classes(found, whole.class_names, truth.class_names))
+    resamples = options.bootstrap or (DEFAULT_RESAMPLES if options.compare is not None else 0)
 
-    splits = [(path, read(path)) for path in options.predictions]
+    def read(path: str) -> Scored:
+        found = of_classes(read_results(path, whole), whole.class_names, truth.class_names)
+        return score(truth, found, resamples, options.seed)
+
     other = None if options.compare is None else read(options.compare)
     recall = {} if options.proposals is None else _proposal_recall(truth, read_proposals(options.proposals, truth))
-    documents = [_document(options, truth, path, split, other) | recall for path, split in splits]
+    documents = [_document(options, resamples, path, read(path), other) | recall for path in options.predictions]
     if options.format == "json":
-        document = documents[0] if len(documents) == 1 else {"evaluations": documents}
-        print(json_text(document))
+        print(json_text(documents[0] if len(documents) == 1 else {"evaluations": documents}))
     else:
         print("\n\n".join(_table(truth, document) for document in documents))
 
@@ -61,81 +61,42 @@ def _of_classes(truth: SplitTruth, classes: Sequence[str]) -> SplitTruth:
     return replace(truth, class_names=chosen, objects=of_classes(truth.objects, truth.class_names, chosen))
 
 
-def evaluated_split(truth: SplitTruth, detections: Detections) -> EvaluatedSplit:
-    """Detections beside the objects that they are scored against."""
-    return EvaluatedSplit(truth.image_ids, detections, truth.objects)
-
-
 def _document(
-    options: EvaluateOptions, truth: SplitTruth, path: str, split: EvaluatedSplit, other: EvaluatedSplit | None
+    options: EvaluateOptions, resamples: int, path: str, ours: Scored, other: Scored | None
 ) -> dict[str, Any]:
-    values = average_precisions_by_name(split, truth.class_names)
-    prefix = "AP50_voc_class/"
+    truth = ours.truth
+    unknown = [name for name, value in ours.values.items() if math.isnan(value)]
     document: dict[str, Any] = {
-        **values,
+        **ours.values,
         "file": path,
         "splits": list(truth.splits),
         "images": len(truth.image_names),
         "objects": int((~truth.objects.difficult).sum()),
         "difficult": int(truth.objects.difficult.sum()),
-        "detections": len(split.detections),
+        "detections": len(ours.detections),
         **({} if options.classes is None else {"classes": list(truth.class_names)}),
-        "classes_without_objects": [
-            name.removeprefix(prefix) for name, value in values.items() if name.startswith(prefix) and math.isnan(value)
-        ],
+        "classes_without_objects": [n.removeprefix(CLASS_PREFIX) for n in unknown if n.startswith(CLASS_PREFIX)],
     }
-    resamples = options.bootstrap or (DEFAULT_RESAMPLES if other is not None else 0)
     if resamples:
-        samples = resample(truth, split, resamples, options.seed)
-        intervals = {name: interval(values) for name, values in samples.items()}
+        intervals = {name: interval(samples) for name, samples in ours.samples.items()}
         document["bootstrap"] = {
             "resamples": resamples,
             "seed": options.seed,
             "level": 0.95,
             "intervals": {name: [one.low, one.high] for name, one in intervals.items()},
         }
-        if other is not None:
-            other_values = average_precisions_by_name(other, truth.class_names)
-            other_samples = resample(truth, other, resamples, options.seed)
-            document["compare"] = {
-                "file": options.compare,
-                "values": other_values,
-                "differences": paired_differences(values, other_values, samples, other_samples),
-            }
+    if other is not None:
+        shown = ("difference", "low", "high", "share_better")
+        differences = {name: {key: one[key] for key in shown} for name, one in difference(ours, other).items()}
+        document["compare"] = {"file": options.compare, "values": other.values, "differences": differences}
     if options.breakdown or options.plot is not None:
-        document["error_breakdown"] = _breakdown(options, truth, path, split)
+        document["error_breakdown"] = _breakdown(options, path, ours)
     return document
 
 
-def resample(
-    truth: SplitTruth, split: EvaluatedSplit, resamples: int, seed: int, coco: bool = True
-) -> dict[str, Samples]:
-    """Every AP in resamples of the images, by metric name; those of two detectors on the same split are paired."""
-    return bootstrap(split.detections, split.ground_truth, split.image_id, truth.class_names, resamples, seed, coco)
-
-
-def paired_differences(
-    ours: Mapping[str, float],
-    theirs: Mapping[str, float],
-    samples: Mapping[str, Samples],
-    others: Mapping[str, Samples],
-) -> dict[str, dict[str, float]]:
-    """Of every metric in `samples`: `difference` (ours - theirs), its interval from `low` to `high`, `share_better`."""
-    differences = {}
-    for name, values in samples.items():
-        difference = values - others[name]
-        between = interval(difference)
-        differences[name] = {
-            "difference": ours[name] - theirs[name],
-            "low": between.low,
-            "high": between.high,
-            "share_better": share_above_zero(difference),
-        }
-    return differences
-
-
-def _breakdown(options: EvaluateOptions, truth: SplitTruth, path: str, split: EvaluatedSplit) -> dict[str, Any]:
-    errors = break_down_errors(split.detections, split.ground_truth, range(1, len(truth.class_names) + 1))
+def _breakdown(options: EvaluateOptions, path: str, scored: Scored) -> dict[str, Any]:
+    truth = scored.truth
+    errors = break_down_errors(scored.detections, truth.objects, range(1, len(truth.class_names) + 1))
     if options.plot is not None:
         plot_error_breakdown(errors, truth.class_names, options.plot, f"{Path(path).name} on {', '.join(truth.splits)}")
     return {
@@ -149,31 +110,27 @@ def _breakdown(options: EvaluateOptions, truth: SplitTruth, path: str, split: Ev
 
 
 def _proposal_recall(truth: SplitTruth, proposals: Detections) -> dict[str, float]:
-    order = np.lexsort((-proposals.score, proposals.image_id))
+    best_first = np.argsort(-proposals.score, kind="stable")
+    boxes, images = torch.from_numpy(proposals.box[best_first]), proposals.image_id[best_first]
     objects = truth.objects
+    columns = {"boxes": objects.box, "labels": objects.label, "difficult": objects.difficult}
+    tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
     metric = ProposalRecall(truth.class_names)
-    for image, rows, object_rows in zip(
-        truth.image_ids.tolist(),
-        _by_image(proposals.image_id[order], truth.image_ids),
-        _by_image(objects.image_id, truth.image_ids),
-        strict=True,
+    count = len(truth.image_names)
+    for image, found, there in zip(
+        range(count), _by_image(images, count), _by_image(objects.image_id, count), strict=True
     ):
-        target = {
-            "boxes": torch.from_numpy(objects.box[object_rows]),
-            "labels": torch.from_numpy(objects.label[object_rows]),
-            "difficult": torch.from_numpy(objects.difficult[object_rows]),
-            "image_id": torch.tensor(image),
-        }
-        metric.update([torch.from_numpy(proposals.box[order[rows]])], [target])
+        target = {name: column[there] for name, column in tensors.items()} | {"image_id": torch.tensor(image)}
+        metric.update([boxes[found]], [target])
     values = {name: float(value) for name, value in metric.compute().items()}
     per_class = metric.recall_per_class()
     return values | {f"proposal_recall_class@{metric.detail_k}/{name}": value for name, value in per_class.items()}
 
 
-def _by_image(image_id: NDArray[np.int64], image_ids: NDArray[np.int64]) -> list[slice]:
-    """The rows of each image, in a sorted column of image ids."""
-    first, last = (np.searchsorted(image_id, image_ids, side=side) for side in ("left", "right"))
-    return [slice(start, stop) for start, stop in zip(first.tolist(), last.tolist(), strict=True)]
+def _by_image(image_id: NDArray[np.int64], images: int) -> list[NDArray[np.int64]]:
+    """Return the rows of each image, in the order in which they stand in the column of image ids."""
+    order = np.argsort(image_id, kind="stable")
+    return np.split(order, np.searchsorted(image_id[order], np.arange(1, images)))[:images]
 
 
 def _table(truth: SplitTruth, document: Mapping[str, Any]) -> str:

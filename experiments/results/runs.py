@@ -10,18 +10,19 @@ import re
 import socket
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import Namespace
 
 from detector.errors import InputError, listed
 from experiments.output import option_text
 
-STATUSES = ("done", "running", "failed", "interrupted", "unfinished", "pending", "missing")
-"""Of a run: `missing` has no folder yet; `unfinished` is an ordinary run without final numbers, at work or stopped."""
-WORST_FIRST = ("failed", "running", "interrupted", "unfinished", "pending", "missing", "done")
+STATUSES = ("failed", "running", "interrupted", "unfinished", "pending", "missing", "done")
+"""Of a run, worst first: `missing` has no folder yet; `unfinished` is an ordinary run without final numbers, at work or
+stopped."""
 NOT_COMPARED = ("seed_everything", "run_name", "runs_dir", "experiment", "ckpt_path", "config")
 """Options that do not make another configuration of a run."""
 MOST_AXES = 4
@@ -47,8 +48,13 @@ class Run:
     status: str
     error: str | None = None
     seconds: float | None = None
-    metrics: Mapping[str, Any] | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] | None = None
+
+    def metric(self, name: str, part: str) -> float | None:
+        """Return a metric; one without a prefix is of the reported part of the data."""
+        value = self.metrics.get(name if "/" in name.split("_class/")[0] else f"{part}/{name}")
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ class RunGroup:
     @property
     def status(self) -> str:
         """`done` if all runs are, else that of the run that most needs attention."""
-        return min((run.status for run in self.runs), key=WORST_FIRST.index)
+        return min((run.status for run in self.runs), key=STATUSES.index)
 
     @property
     def done(self) -> list[Run]:
@@ -119,11 +125,8 @@ def read_folder(folder: str | Path, baseline: str | None = None) -> RunsFolder:
         cells = list(_planned_cells(folder, plan))
     else:
         cells = _ordinary_cells(folder)
-    axes: dict[str, list[str]] = {}
-    for cell in cells:
-        for axis, label in cell.axes.items():
-            axes.setdefault(axis, [])
-            axes[axis] += [label] if label not in axes[axis] else []
+    axes = {axis: [cell.axes[axis] for cell in cells if axis in cell.axes] for cell in cells for axis in cell.axes}
+    axes = {axis: list(dict.fromkeys(labels)) for axis, labels in axes.items()}
     return RunsFolder(name, folder, axes, cells, _baseline(folder, cells, wanted))
 
 
@@ -136,12 +139,12 @@ def read_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give a run folder of frcnn fit, such as runs/mini_voc/seed0")
-    config, metrics = _config(folder), _metrics(folder)
-    if config is None:
+    run, metrics = _read(folder), _read_json(folder / "metrics.json")
+    if run.config is None:
         raise InputError(f"{folder}: is no run folder: config.yaml is missing or damaged")
     if isinstance(metrics, str):
         raise InputError(f"{folder / 'metrics.json'}: {metrics}; the run has no final numbers")
-    return Run(folder, metrics.get("seed", _seed(config)), "done", metrics=metrics, config=config)
+    return run
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -184,7 +187,7 @@ def _planned_cells(folder: Path, plan: Mapping[str, Any]) -> Iterator[RunGroup]:
         axes = {axis: option_text(value) for axis, value in entries[0]["axes"].items() if axis != "seed"}
         # By name, because the whole grid may have been moved since.
         runs = tuple(
-            _planned_run(folder / Path(entry["folder"]).name, entry.get("seed"), _planned_config(plan, entry))
+            _read(folder / Path(entry["folder"]).name, entry.get("seed"), _planned_config(plan, entry), planned=True)
             for entry in entries
         )
         yield RunGroup(name, axes, runs, _fraction(published.get(name)))
@@ -195,42 +198,10 @@ def _planned_config(plan: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[s
     base, overrides = plan.get("base_options"), entry.get("overrides")
     if not isinstance(base, dict) or not isinstance(overrides, dict):
         return None
-    nested: dict[str, Any] = {}
+    config = Namespace()
     for key, value in (base | overrides).items():
-        *parents, last = key.split(".")
-        inner = nested
-        for parent in parents:
-            inner = inner.setdefault(parent, {})
-            if not isinstance(inner, dict):
-                return None
-        inner[last] = value
-    return nested
-
-
-def _planned_run(folder: Path, seed: int | None, planned: Mapping[str, Any] | None = None) -> Run:
-    config = _config(folder) or planned
-    if not (folder / "cell.json").is_file():
-        return Run(folder, seed, "missing", config=config)
-    record = _read_json(folder / "cell.json")
-    if isinstance(record, str):
-        return Run(folder, seed, "failed", f"cell.json {record}", config=config)
-    status, error = str(record.get("status")), record.get("error")
-    if status not in STATUSES:
-        status, error = "failed", f"cell.json has the status {status!r}"
-    elif status == "running" and _is_gone(record):
-        status, error = "interrupted", "its process is gone"
-    metrics = _metrics(folder)
-    if status == "done" and isinstance(metrics, str):
-        status, error = "failed", f"metrics.json {metrics}"
-    return Run(
-        folder,
-        record.get("seed", seed),
-        status,
-        None if error is None or status == "done" else _one_line(str(error)),
-        record.get("seconds"),
-        {} if isinstance(metrics, str) else metrics,
-        config,
-    )
+        config[key] = value
+    return config.as_dict()
 
 
 def _is_gone(record: Mapping[str, Any]) -> bool:
@@ -275,7 +246,7 @@ def _baseline(folder: Path, cells: Sequence[RunGroup], wanted: Any) -> RunGroup 
 
 
 def _ordinary_cells(folder: Path) -> list[RunGroup]:
-    runs = [_ordinary_run(path.parent) for path in sorted(folder.rglob("config.yaml")) if _is_run(path.parent)]
+    runs = [_read(path.parent) for path in sorted(folder.rglob("config.yaml")) if _is_run(path.parent)]
     if not runs:
         raise InputError(
             f"{folder}: holds no runs (folders with config.yaml, as frcnn fit and frcnn ablate write them)"
@@ -304,17 +275,6 @@ def _is_run(folder: Path) -> bool:
     return (folder / "metrics.json").exists() or (folder / "checkpoints").is_dir() or any(folder.glob("events.out.*"))
 
 
-def _ordinary_run(folder: Path) -> Run:
-    if (folder / "cell.json").is_file():
-        return _planned_run(folder, None)
-    config, metrics = _config(folder), _metrics(folder)
-    if isinstance(metrics, str):
-        there = (folder / "metrics.json").exists()
-        status, error = ("failed", f"metrics.json {metrics}") if there else ("unfinished", None)
-        return Run(folder, _seed(config), status, error, config=config, metrics={})
-    return Run(folder, metrics.get("seed", _seed(config)), "done", metrics=metrics, config=config)
-
-
 def _experiment(run: Run) -> str:
     return str((run.config or {}).get("experiment") or run.folder.resolve().parent.name)
 
@@ -339,11 +299,46 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-# ---- files ----
+# ---- one run ----
 
 
-def _metrics(folder: Path) -> dict[str, Any] | str:
-    return _read_json(folder / "metrics.json")
+def _read(folder: Path, seed: int | None = None, config: Mapping[str, Any] | None = None, planned: bool = False) -> Run:
+    """Read a run folder.
+
+    Args:
+        folder: Need not be there.
+        seed: As planned.
+        config: As planned, for a run that has no config.yaml.
+        planned: Whether it is a cell of a grid.
+    """
+    config, metrics = _config(folder) or config, _read_json(folder / "metrics.json")
+    record: dict[str, Any] | str = {}
+    if (folder / "cell.json").is_file():
+        record = _read_json(folder / "cell.json")
+        if isinstance(record, str):
+            record = {"status": "failed", "error": f"cell.json {record}"}
+    elif planned:
+        record = {"status": "missing"}
+    else:
+        known = {} if isinstance(metrics, str) else metrics
+        there = (folder / "metrics.json").exists()
+        record = {"status": "done" if there else "unfinished", "seed": known.get("seed", _seed(config))}
+    status, error = str(record.get("status")), record.get("error")
+    if status not in STATUSES:
+        status, error = "failed", f"cell.json has the status {status!r}"
+    elif status == "running" and _is_gone(record):
+        status, error = "interrupted", "its process is gone"
+    elif status == "done":
+        status, error = ("failed", f"metrics.json {metrics}") if isinstance(metrics, str) else ("done", None)
+    return Run(
+        folder,
+        record.get("seed", seed),
+        status,
+        None if error is None else _one_line(str(error)),
+        record.get("seconds"),
+        {} if isinstance(metrics, str) else metrics,
+        config,
+    )
 
 
 def _config(folder: Path) -> dict[str, Any] | None:
@@ -371,9 +366,3 @@ def _one_line(text: str, limit: int = 300) -> str:
     """The end of a log says the most."""
     text = " ".join(text.split())
     return text if len(text) <= limit else "..." + text[3 - limit :]
-
-
-def metric_value(run: Run, name: str, part: str) -> float | None:
-    """A metric of a finished run; one without a prefix is of the reported part of the data."""
-    value = (run.metrics or {}).get(name if "/" in name.split("_class/")[0] else f"{part}/{name}")
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

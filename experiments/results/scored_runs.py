@@ -5,43 +5,19 @@ its config.yaml names.
 """
 
 import json
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from datamodules.detection_datamodule import DetectionDataModule
 from datamodules.ground_truth import SplitTruth
 from detector.errors import InputError
-from detector.metrics.bootstrap import Samples
-from detector.metrics.detection_ap import EvaluatedSplit, average_precisions_by_name
 from experiments.options import DATA_FORMATS
-from experiments.results.evaluate import evaluated_split, paired_differences, resample
 from experiments.results.files import read_results
 from experiments.results.runs import Run
+from experiments.results.scores import Scored, score
 
 TOLERANCE = 1e-3
 """By how much AP may differ from metrics.json: predictions.json holds rounded scores and boxes."""
-
-
-@dataclass(frozen=True, eq=False)
-class ScoredRun:
-    """The detections of a run.
-
-    Attributes:
-        truth: The images and their objects.
-        split: Detections beside objects.
-        values: Average precisions by name, without the prefix of a split.
-        samples: (R,) the same in R resamples of the images; empty without resampling.
-    """
-
-    truth: SplitTruth
-    split: EvaluatedSplit
-    values: Mapping[str, float]
-    samples: Mapping[str, Samples]
 
 
 class Scorer:
@@ -61,7 +37,7 @@ class Scorer:
         self.coco = coco
         self._truths: dict[str, SplitTruth] = {}
 
-    def score(self, run: Run) -> ScoredRun:
+    def score(self, run: Run) -> Scored:
         """Score a run.
 
         Raises:
@@ -72,16 +48,14 @@ class Scorer:
         path = run.folder / "predictions.json"
         if not path.is_file():
             raise InputError(f"{path}: no such file; frcnn validate and frcnn test write it")
-        split = evaluated_split(truth, read_results(path, truth))
-        values = average_precisions_by_name(split, truth.class_names, self.coco)
-        reported = (run.metrics or {}).get(f"{self.part}/AP50_voc07")
-        if reported is not None and abs(values["AP50_voc07"] - reported) > TOLERANCE:
+        scored = score(truth, read_results(path, truth), self.resamples, self.seed, self.coco)
+        ours, reported = scored.values["AP50_voc07"], run.metric("AP50_voc07", self.part)
+        if reported is not None and abs(ours - reported) > TOLERANCE:
             raise InputError(
-                f"{path}: gives {self.part}/AP50_voc07 {values['AP50_voc07']:.4f}, metrics.json says {reported:.4f}: "
+                f"{path}: gives {self.part}/AP50_voc07 {ours:.4f}, metrics.json says {reported:.4f}: "
                 "not the detections of that evaluation, or the annotations have changed"
             )
-        samples = resample(truth, split, self.resamples, self.seed, self.coco) if self.resamples else {}
-        return ScoredRun(truth, split, values, samples)
+        return scored
 
     def truth(self, run: Run) -> SplitTruth:
         """The annotations of a run's data.
@@ -98,32 +72,6 @@ class Scorer:
         if key not in self._truths:
             self._truths[key] = data_module(run).ground_truth(self.part)
         return self._truths[key]
-
-
-def average(runs: Sequence[ScoredRun]) -> ScoredRun:
-    """The mean over seeds: of the values, and resample by resample of the samples."""
-    first = runs[0]
-    values = {name: float(np.mean([run.values[name] for run in runs])) for name in first.values}
-    samples = {name: np.mean([run.samples[name] for run in runs], axis=0) for name in first.samples}
-    return replace(first, values=values, samples=samples)
-
-
-def difference(ours: ScoredRun, theirs: ScoredRun) -> dict[str, dict[str, Any]]:
-    """By metric name: `difference`, `low`, `high`, `share_better`, and whether the interval `excludes_zero`.
-
-    Raises:
-        InputError: They are not of the same images and classes.
-    """
-    if (ours.truth.image_names, ours.truth.class_names) != (theirs.truth.image_names, theirs.truth.class_names):
-        raise InputError(
-            f"evaluated on other images or classes ({', '.join(ours.truth.splits)} and "
-            f"{', '.join(theirs.truth.splits)}), so there is no paired difference"
-        )
-    found: dict[str, dict[str, Any]] = {}
-    for name, one in paired_differences(ours.values, theirs.values, ours.samples, theirs.samples).items():
-        known = not (math.isnan(one["low"]) or math.isnan(one["high"]))
-        found[name] = {**one, "excludes_zero": (one["low"] > 0 or one["high"] < 0) if known else None}
-    return found
 
 
 def data_format(run: Run) -> str:
