@@ -198,7 +198,7 @@ def _planned_config(plan: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[s
     base, overrides = plan.get("base_options"), entry.get("overrides")
     if not isinstance(base, dict) or not isinstance(overrides, dict):
         return None
-    config = Namespace()
+    config = Namespace()  # type: ignore[no-untyped-call]
     for key, value in (base | overrides).items():
         config[key] = value
     return config.as_dict()
