@@ -55,7 +55,7 @@ def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
 
 
 def read_content(path: Path, key: str) -> Mapping[str, Any]:
-    """Read all of a file as of `read_tensors`; what is no mapping is none."""
+    """Read all of such a file; content that is no mapping is left out."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path, device="cpu")

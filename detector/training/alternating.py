@@ -42,7 +42,7 @@ STEPS = (
 
 @dataclass
 class AlternatingConfig:
-    """Of the training scheme `alternating` alone.
+    """Options of the training scheme `alternating` alone.
 
     Args:
         step_shares: Shares of all optimiser steps that the four steps get: positive numbers, of which only the
@@ -174,7 +174,7 @@ class AlternatingTraining(nn.Module, JointTraining):
     # From step to step
 
     def check_endless(self) -> None:
-        """Raise InputError: where the steps end is a share of the length."""
+        """Raise InputError, because where the steps end is a share of the length."""
         raise InputError("alternating training needs its length: give --trainer.max_epochs or --trainer.max_steps")
 
     def steps(self, trainer: pl.Trainer) -> int:

@@ -1,4 +1,4 @@
-"""What a checkpoint of `frcnn fit` holds: reading it, and whether it fits a network."""
+"""The content of a checkpoint of `frcnn fit`: reading it, and whether it fits a network."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from detector.training.resuming import afresh
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """The content of a checkpoint of `frcnn fit`; tensors are on the CPU and read when they are first used.
+    """Read a checkpoint of `frcnn fit`; its tensors are on the CPU and read when they are first used.
 
     Raises:
         InputError: The file is missing, unreadable, or no such checkpoint.
@@ -30,12 +30,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def bit_depth_of(checkpoint: Mapping[str, Any]) -> int:
-    """`--data.bit_depth` of the training."""
+    """Return the bit depth of the images that a checkpoint was trained on."""
     return int(checkpoint.get("datamodule_hyper_parameters", {}).get("bit_depth", 16))
 
 
 def check_state(path: str | Path, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:
-    """Raises InputError unless both have the same tensor names and shapes."""
+    """Raise InputError unless both have the same tensor names and shapes."""
     differing = [
         f"{key} is {_shape(theirs.get(key))} there and {_shape(ours.get(key))} here"
         for key in [*ours, *(key for key in theirs if key not in ours)]

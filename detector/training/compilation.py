@@ -26,7 +26,7 @@ image and of more, on CPUs of small maps, and in alternating training of each st
 
 
 def compile_networks(networks: Iterable[nn.Module], mode: CompileMode, device: torch.device) -> None:
-    """Compile networks in place, once: tensor names and copies of the networks are as without.
+    """Compile networks in place, once; names of tensors stay, and copies of the networks are not compiled.
 
     Heights, widths and numbers of RoIs are variables of one graph. Dropout draws the numbers that it draws uncompiled.
 
@@ -45,14 +45,14 @@ def compile_networks(networks: Iterable[nn.Module], mode: CompileMode, device: t
 
 
 def check_compile_mode(mode: str) -> None:
-    """Raises InputError for a mode that there is not."""
+    """Raise InputError for a mode that there is not."""
     if mode not in ("none", *_OPTIONS):
         raise InputError(f"--model.compile {mode}: choose none, {' or '.join(_OPTIONS)}")
 
 
 @cache
 def check_compiler(device_type: str) -> None:
-    """Raises InputError unless a trivial function can be compiled for the device; takes seconds, once."""
+    """Raise InputError unless a trivial function can be compiled for the device; takes seconds, once."""
     try:
         torch.compile(_trivial, dynamic=True)(torch.ones(2, 3, device=device_type))
     except Exception as error:

@@ -1,4 +1,4 @@
-"""A training ends at the first loss that is not finite, and no checkpoint holds weights that are not."""
+"""The end of a training at its first loss that is not finite, before weights that are not are saved."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ HELP = (
     "are as they were"
 )
 Seen = tuple[int, Sequence[str], Mapping[str, Tensor]]
-"""Of a batch: its optimiser step, counted from 1, the names of its images, and its losses."""
+"""A batch's optimiser step, counted from 1, the names of its images, and its losses."""
 
 
 class FiniteLosses(pl.Callback):
@@ -60,34 +60,28 @@ class FiniteLosses(pl.Callback):
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at losses and weights."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._look(trainer)
-            self._look_at_weights(trainer, pl_module.state_dict())
+            self._look(trainer, pl_module.state_dict())
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Look at losses and at the weights that would be saved, averaged ones included."""
-        self._look(trainer)
-        for key in ("current_model_state", "state_dict"):
-            self._look_at_weights(trainer, checkpoint.get(key, {}))
+        self._look(trainer, *(checkpoint.get(key, {}) for key in ("current_model_state", "state_dict")))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at losses and weights, also where nothing is saved."""
-        self._look(trainer)
-        self._look_at_weights(trainer, pl_module.state_dict())
+        self._look(trainer, pl_module.state_dict())
 
     @staticmethod
     def _at_once(trainer: pl.Trainer, device: torch.device) -> bool:
         return device.type == "cpu" and trainer.world_size == 1
 
-    def _look(self, trainer: pl.Trainer) -> None:
+    def _look(self, trainer: pl.Trainer, *states: Mapping[str, Tensor]) -> None:
         seen, self._seen = self._seen, []
         self._stop(trainer, *(first_bad(seen) or (0, "")))
-
-    def _look_at_weights(self, trainer: pl.Trainer, state: Mapping[str, Tensor]) -> None:
-        name = first_not_finite(state)
-        text = f"the weights are not finite after step {trainer.global_step}, first {name}; {HELP}"
-        self._stop(trainer, trainer.global_step, text if name else "")
+        for name in map(first_not_finite, states):
+            text = f"the weights are not finite after step {trainer.global_step}, first {name}; {HELP}"
+            self._stop(trainer, trainer.global_step, text if name else "")
 
     def _stop(self, trainer: pl.Trainer, step: int, text: str) -> None:
         """Raise on all ranks where one has something to say: what it says, and the earliest if there are several."""

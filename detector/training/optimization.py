@@ -69,7 +69,7 @@ class OptimizerConfig:
 
 
 def lr_factor(config: OptimizerConfig, total_steps: float) -> Callable[[int], float]:
-    """Learning rate relative to `lr` as a function of the step, warm-up included.
+    """Return the learning rate relative to `lr` as a function of the step, warm-up included.
 
     Args:
         config: The schedule.
@@ -103,7 +103,7 @@ def lr_factor(config: OptimizerConfig, total_steps: float) -> Callable[[int], fl
 def parameter_groups(
     model: nn.Module, new_layers: Iterable[nn.Module], config: OptimizerConfig
 ) -> list[dict[str, Any]]:
-    """Trainable parameters by learning rate and decay: weights and biases, of pretrained and of new layers."""
+    """Return trainable parameters by learning rate and decay: weights and biases, of pretrained and new layers."""
     new = {id(p) for layer in new_layers for p in layer.parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -123,13 +123,13 @@ def parameter_groups(
 
 
 def optimizer_options(config: OptimizerConfig) -> dict[str, Any]:
-    """Of all groups of the optimiser alike, by their names in PyTorch."""
+    """Return the options that all groups of the optimiser share, by their names in PyTorch."""
     momentum = {"momentum": config.momentum} if config.name == "sgd" else {}
     return {"weight_decay": config.weight_decay, **momentum}
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """The optimiser over `parameter_groups`, fused: one pass over the weights instead of one per operation."""
+    """Return the optimiser over `parameter_groups`, fused: one pass over the weights instead of one per operation."""
     kind = torch.optim.SGD if config.name == "sgd" else torch.optim.AdamW
     optimizer: torch.optim.Optimizer = kind(groups, lr=config.lr, fused=True, **optimizer_options(config))
     # Gradients are to be unscaled before the step, where Lightning clips them, not within it.

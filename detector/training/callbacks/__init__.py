@@ -1,0 +1,1 @@
+"""Callbacks of a training: its files, checkpoints, pictures, speed and progress bar."""

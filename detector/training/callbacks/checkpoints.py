@@ -1,4 +1,4 @@
-"""Checkpoints: of the best validation, at an interrupt, and whole or not there whatever happens while one is written.
+"""Checkpoints of the best validation and at an interrupt, which are whole or not there whatever happens meanwhile.
 
 An interrupted training can always go on: Ctrl-C and SIGTERM leave `last.ckpt` at the step that was reached.
 """
@@ -55,7 +55,7 @@ class SaveOnInterrupt(Checkpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stop here if asked to. An epoch's last step is left to its validation: Lightning cannot resume between."""
+        """Stop here if asked to, but not between an epoch's last step and its validation: Lightning cannot resume."""
         steps, rest = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
         # The gradients that a step has accumulated are in no checkpoint.
         self._terminated = put_off_sigterm(trainer, rest != 0 and not trainer.is_last_batch, self._terminated)
@@ -65,15 +65,7 @@ class SaveOnInterrupt(Checkpoint):
         if between_steps and due and trainer.strategy.reduce_boolean_decision(self._asked, all=False):
             self._stop()
 
-    def on_validation_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Stop here if asked to; several ranks, whose numbers of images differ, go on to the next training step.
 
         So does a training whose step is not complete.
@@ -164,13 +156,8 @@ class BestCheckpoint(ModelCheckpoint):
         if own.is_file():
             score, path = state_dict["best_model_score"], str(own)
             kept = {path: score} if state_dict["best_k_models"] else {}
-            moved = {
-                "dirpath": self.dirpath,
-                "best_k_models": kept,
-                "kth_best_model_path": path,
-                "best_model_path": path,
-            }
-            super().load_state_dict(state_dict | moved)
+            moved = {"dirpath": self.dirpath, "kth_best_model_path": path, "best_model_path": path}
+            super().load_state_dict(state_dict | moved | {"best_k_models": kept})
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save after an epoch's validation."""

@@ -39,7 +39,9 @@ class DetectionImages(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw the images of this batch that belong to the set."""
-        loggers = [one for one in trainer.loggers if isinstance(one, TensorBoardLogger) or hasattr(one, "log_image")]
+        loggers: list[Any] = [
+            one for one in trainer.loggers if isinstance(one, TensorBoardLogger) or hasattr(one, "log_image")
+        ]
         if trainer.sanity_checking or not trainer.is_global_zero or not loggers:
             return
         assert isinstance(pl_module, FasterRCNNModule)
@@ -47,13 +49,17 @@ class DetectionImages(pl.Callback):
         for image, target, detections in zip(*batch, outputs["detections"], strict=True):
             if int(target["image_id"]) < self.images:
                 picture = self.draw(image, target, detections, pl_module.class_names)
+                name, step = f"val_images/{printable(target['file_name'])}", trainer.global_step
                 for logger in loggers:
-                    _log_image(logger, f"val_images/{printable(target['file_name'])}", picture, trainer.global_step)
+                    if isinstance(logger, TensorBoardLogger):
+                        logger.experiment.add_image(name, picture, step)
+                    else:
+                        logger.log_image(name, [picture.permute(1, 2, 0).numpy()], step)
 
     def draw(
         self, image: Tensor, target: dict[str, Any], detections: dict[str, Tensor], class_names: list[str]
     ) -> Tensor:
-        """Picture (3, H, W) uint8 of one image with its ground truth and detections, `LARGEST_SIDE` long at most."""
+        """Return a picture (3, H, W) uint8 of an image with its ground truth and detections, within `LARGEST_SIDE`."""
         captions = [
             class_names[label - 1] + (" (difficult)" if difficult else "")
             for label, difficult in zip(target["labels"].tolist(), target["difficult"].tolist(), strict=True)
@@ -63,10 +69,3 @@ class DetectionImages(pl.Callback):
         scale = scale_to(image, (picture.shape[-2], picture.shape[-1])).to(detections["boxes"])
         shown = {**detections, "boxes": detections["boxes"] * scale}
         return draw_detections(picture, shown, class_names, self.score_threshold)
-
-
-def _log_image(logger: Any, name: str, picture: Tensor, step: int) -> None:
-    if isinstance(logger, TensorBoardLogger):
-        logger.experiment.add_image(name, picture, step)
-    else:
-        logger.log_image(name, [picture.permute(1, 2, 0).numpy()], step)

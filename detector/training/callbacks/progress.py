@@ -35,7 +35,7 @@ class LossProgressBar(TQDMProgressBar):
     def get_metrics(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """What stands behind the bar."""
+        """Return what stands behind the bar."""
         metrics: dict[str, Any] = {
             SHORT_NAMES.get(name, name): value
             for name, value in super().get_metrics(trainer, pl_module).items()

@@ -1,4 +1,4 @@
-"""What a run leaves behind: metrics.json, predictions.json, and one row of hyperparameters in TensorBoard."""
+"""The files of a run: metrics.json, predictions.json, and one row of hyperparameters in TensorBoard."""
 
 import json
 import math
@@ -35,13 +35,13 @@ class RunFiles(pl.Callback):
     `test_count`, `test_checkpoint` of the last test and `test_history`, the numbers of the earlier ones, oldest first.
     From the second test of a run on, a line on stderr says so before it starts.
 
-    Attributes:
-        predictions: The detections of the last validation or test, as COCO results, on rank 0.
-
     Args:
         folder: The run folder.
         axes: Of a run that is part of a grid: what varies there -> this run's value. They are the first columns of the
             hyperparameters, also of an evaluation without a training.
+
+    Attributes:
+        predictions: The detections of the last validation or test, as COCO results, on rank 0.
     """
 
     def __init__(self, folder: str | Path, axes: Mapping[str, str | int] | None = None) -> None:
@@ -61,7 +61,7 @@ class RunFiles(pl.Callback):
             self._progress = {"epoch": _completed_epochs(checkpoint), "step": checkpoint["global_step"]}
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say so where the run has been tested before."""
+        """Warn where the run has been tested before."""
         before = self._read()
         count = before.get("test_count", 0)
         if count and trainer.is_global_zero:
