@@ -1,6 +1,7 @@
 """How commands show what they found: numbers, durations, JSON without NaN, pictures."""
 
 import contextlib
+import io
 import json
 import math
 from collections.abc import Iterator, Mapping
@@ -78,6 +79,13 @@ def check_plot(path: str | Path) -> None:
     """
     if Path(path).suffix not in PLOT_SUFFIXES:
         raise InputError(f"--plot {path}: the file must end with .png, .pdf or .svg")
+
+
+def png(figure: "Figure", dpi: int) -> bytes:
+    """Return a figure of matplotlib as the content of a PNG file."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=dpi)
+    return buffer.getvalue()
 
 
 def save_plot(figure: "Figure", path: str | Path, dpi: int) -> None:

@@ -4,15 +4,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
 from jsonargparse import Namespace
 
 from experiments.anchors.audit import AuditResult, Coverage
 from experiments.anchors.audited_data import AuditInput, audit_input
 from experiments.anchors.options import AuditOptions
-from experiments.anchors.plot import plot_audit
+from experiments.anchors.plot import audit_figure
 from experiments.anchors.suggestion import Suggestion, suggest_anchors
-from experiments.output import json_text, number, percent
+from experiments.output import json_text, number, percent, save_plot
 
 
 def print_audit(options: AuditOptions, config: Namespace) -> None:
@@ -31,9 +30,8 @@ def print_audit(options: AuditOptions, config: Namespace) -> None:
     if options.suggest is not None:
         suggestion = suggest_anchors(given.anchors, given.strides, given.views(), options.suggest)
     if options.plot is not None:
-        views = given.views()
-        best = np.concatenate([view.best_ious(given.anchors, given.strides) for view in views])
-        plot_audit(result, views, best, options.plot, f"{', '.join(given.truth.splits)}: {_sentence(given, result)}")
+        title = f"{', '.join(given.truth.splits)}: {_sentence(given, result)}"
+        save_plot(audit_figure(given, result, title), options.plot, dpi=100)
     if options.format == "json":
         print(json_text(_document(given, result, suggestion)))
     else:

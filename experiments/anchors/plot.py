@@ -1,37 +1,35 @@
 """Picture of an anchor audit: the objects at the resolution of training, with the anchors drawn into it."""
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments.anchors.audit import AuditResult
-from experiments.anchors.views import Array, TrainingView
-from experiments.output import save_plot
+from experiments.anchors.audited_data import AuditInput
+from experiments.anchors.views import Array
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLORS = {"best IoU 0.5 or more": "#9ecae1", "best IoU below 0.5": "#fdae6b"}
 ANCHOR, DEAD = "#1a1a1a", "#d62728"
 BIN = 2**0.25
 
 
-def plot_audit(result: AuditResult, views: Sequence[TrainingView], best: Array, path: str | Path, title: str) -> None:
+def audit_figure(given: AuditInput, result: AuditResult, title: str) -> "Figure":
     """Draw histograms of object sizes and aspect ratios, and both sides against each other, each with the anchors.
 
     Anchors that are dropped from half of the images or more, because they fit nowhere, are marked.
 
     Args:
-        result: Gives the anchors.
-        views: The objects, at each size of training.
-        best: Best IoU of each object of each view, one after the other.
-        path: An image file (.png, .pdf, .svg); its folder is made.
+        given: The objects.
+        result: The anchors.
         title: Above the whole picture.
-
-    Raises:
-        InputError: The file cannot be written.
     """
     from matplotlib.figure import Figure  # here, because it takes a second to import
 
+    views = given.views()
+    best = np.concatenate([view.best_ious(given.anchors, given.strides) for view in views])
     boxes = np.concatenate([view.boxes for view in views])
     width, height = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64).T
     anchor_width, anchor_height = np.array([(anchor.width, anchor.height) for anchor in result.anchors]).T
@@ -59,7 +57,7 @@ def plot_audit(result: AuditResult, views: Sequence[TrainingView], best: Array, 
         _logarithmic(axis, set_scale)
     handles = [handle for axes in (sides, both) for handle in axes.get_legend_handles_labels()[0]]
     figure.legend(handles=handles, loc="outside lower center", ncols=4)
-    save_plot(figure, path, dpi=100)
+    return figure
 
 
 def _histogram(axes: Any, values: Array, weight: Array, best: Array, anchors: Array, dead: Array) -> None:

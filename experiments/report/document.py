@@ -3,8 +3,9 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from jsonargparse import dict_to_namespace
@@ -17,7 +18,7 @@ from experiments.report.options import ReportOptions
 from experiments.results.curves import Curve, read_curves
 from experiments.results.runs import Run, RunGroup, RunsFolder, deviation, mean, read_folder
 from experiments.results.scored_runs import Scorer, data_options
-from experiments.results.scores import Scored, average, difference
+from experiments.results.scores import CLASS_PREFIX, Scored, average, difference
 
 RECALL = "proposal_recall@300"
 VOC_ONLY = ("AP50_voc07", "AP50_voc")
@@ -38,8 +39,8 @@ class Report:
 
     grid: RunsFolder
     document: dict[str, Any]
-    curves: Mapping[Path, Mapping[str, Curve]] = field(default_factory=dict)
-    audits: Mapping[str, tuple[AuditInput, AuditResult]] = field(default_factory=dict)
+    curves: Mapping[Path, Mapping[str, Curve]]
+    audits: Mapping[str, tuple[AuditInput, AuditResult]]
 
 
 def build_report(options: ReportOptions) -> Report:
@@ -50,10 +51,13 @@ def build_report(options: ReportOptions) -> Report:
     """
     grid = read_folder(options.runs_dir, options.baseline)
     runs = [run for cell in grid.cells for run in cell.runs]
-    part = options.part or _part(runs)
+    tested = any(f"test/{VOC_ONLY[0]}" in run.metrics for run in runs)
+    # Tests, if any finished run has one: validations chose nothing but may have been looked at.
+    part = options.part or ("test" if tested else "val")
     names = list(dict.fromkeys([*options.metrics, RECALL]))
     _check_metrics(options.metrics, part, runs)
-    curves = {run.folder: read_curves(run.folder, (*CURVES, *_validated(options.metrics))) for run in runs}
+    validated = [f"val/{name}" for name in options.metrics if "/" not in name.split("_class/")[0]]
+    curves = {run.folder: read_curves(run.folder, (*CURVES, *validated)) for run in runs}
     notes: list[str] = []
     audits = _audits(grid, notes)
     scorer = Scorer(part, options.bootstrap, options.seed, coco=not set(options.metrics) <= set(VOC_ONLY))
@@ -63,10 +67,12 @@ def build_report(options: ReportOptions) -> Report:
         row = _row(cell, part, names, curves)
         differences = _differences(cell, grid.baseline, scored, notes)
         row["differences"] = {name: one for name, one in differences.items() if name in names}
-        row["per_class"] = {name: one for name, one in differences.items() if name.startswith("AP50_voc_class/")}
+        row["per_class"] = {name: one for name, one in differences.items() if name.startswith(CLASS_PREFIX)}
         row["anchors"] = _anchors(*audits[cell.name]) if cell.name in audits else None
         cells.append(row)
-    notes += _unknown(grid, names, part)
+    for name in names:
+        without = [run.folder.name for cell in grid.cells for run in cell.done if run.metric(name, part) is None]
+        notes += [f"finished, but without {part} {name}: {listed(without, 3)}"] if without else []
     counts = dict(Counter(run.status for run in runs))
     summary = f"{len(grid.cells)} cells, {len(runs)} runs: "
     summary += ", ".join(f"{number} {status}" for status, number in counts.items())
@@ -85,15 +91,6 @@ def build_report(options: ReportOptions) -> Report:
     return Report(grid, without_nan(document), curves, audits)
 
 
-def _part(runs: Sequence[Run]) -> str:
-    """Tests, if any finished run has one: validations chose nothing but may have been looked at."""
-    return "test" if any(f"test/{VOC_ONLY[0]}" in run.metrics for run in runs) else "val"
-
-
-def _validated(metrics: Sequence[str]) -> list[str]:
-    return [f"val/{name}" for name in metrics if "/" not in name.split("_class/")[0]]
-
-
 def _check_metrics(metrics: Sequence[str], part: str, runs: Sequence[Run]) -> None:
     done = [run for run in runs if run.status == "done"]
     known = {name for run in done for name in run.metrics}
@@ -110,7 +107,7 @@ def _row(cell: RunGroup, part: str, names: Sequence[str], curves: Mapping[Path, 
         metrics[name] = {"mean": mean(values), "std": deviation(values), "values": values}
 
     def logged(tag: str) -> float | None:
-        return mean(curves[run.folder][tag].median for run in cell.runs if tag in curves[run.folder])
+        return mean(median(curves[run.folder][tag].values) for run in cell.runs if tag in curves[run.folder])
 
     return {
         "name": cell.name,
@@ -126,28 +123,15 @@ def _row(cell: RunGroup, part: str, names: Sequence[str], curves: Mapping[Path, 
     }
 
 
-def _unknown(grid: RunsFolder, names: Sequence[str], part: str) -> list[str]:
-    lines = []
-    for name in names:
-        without = [run.folder.name for c in grid.cells for run in c.done if run.metric(name, part) is None]
-        if without:
-            lines.append(f"finished, but without {part} {name}: {listed(without, 3)}")
-    return lines
-
-
 def _run(run: Run, curves: Mapping[str, Curve]) -> dict[str, Any]:
-    so_far = {
-        tag: {"epoch": curve.epochs[-1], "value": curve.values[-1]}
-        for tag, curve in curves.items()
-        if tag.startswith("val/") and run.status != "done"
-    }
+    shown = {tag: curve for tag, curve in curves.items() if tag.startswith("val/") and run.status != "done"}
     return {
         "seed": run.seed,
         "status": run.status,
         "folder": str(run.folder),
         "error": run.error,
         "seconds": run.seconds,
-        "so_far": so_far,
+        "so_far": {tag: {"epoch": curve.epochs[-1], "value": curve.values[-1]} for tag, curve in shown.items()},
     }
 
 
@@ -200,17 +184,15 @@ def _audits(grid: RunsFolder, notes: list[str]) -> dict[str, tuple[AuditInput, A
     made: dict[str, tuple[AuditInput, AuditResult]] = {}
     found = {}
     for cell in grid.cells:
-        run = next((run for run in cell.runs if run.config is not None), None)
+        run = next((run for run in cell.runs if run.config), None)
         if run is None:
             continue
-        config = dict(run.config or {})
-        model = config.get("model") or {}
         try:
-            data = data_options(run)
+            model, data = run.config.get("model") or {}, data_options(run)
             about = {key: model[key] for key in ("anchors", "image", "rpn", "difficult")}
             key = json.dumps([about, model["backbone"]["name"], data["root"], data["train_splits"]], default=str)
             if key not in made:
-                data_format = config.get("data_format", "voc")
+                data_format = run.config.get("data_format", "voc")
                 given = audit_input(dict_to_namespace({"model": model, "data": data, "data_format": data_format}))
                 made[key] = given, given.audit()
             found[cell.name] = made[key]

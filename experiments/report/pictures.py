@@ -1,15 +1,14 @@
 """The pictures of a report, as PNG: curves over epochs, and the anchors of each cell among the objects."""
 
-import io
 import math
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.anchors.plot import plot_audit
+from experiments.anchors.plot import audit_figure
+from experiments.output import png
 from experiments.results.curves import Curve
 from experiments.results.runs import RunGroup
 
@@ -44,9 +43,7 @@ def curves_picture(made: "Report") -> bytes | None:
     panels[0].set_ylim(bottom=0)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110)
-    return buffer.getvalue()
+    return png(figure, dpi=110)
 
 
 def _draw_cell(axes: Any, cell: RunGroup, tag: str, curves: Mapping[Path, Mapping[str, Curve]], color: Any) -> None:
@@ -67,21 +64,15 @@ def _by_epoch(curve: Curve) -> dict[float, float]:
     return {epoch: float(np.mean(values[epoch])) for epoch in sorted(values)}
 
 
-def anchor_pictures(made: "Report") -> list[tuple[Sequence[str], Sequence[str], bytes]]:
+def anchor_pictures(made: "Report") -> list[tuple[list[str], list[str], bytes]]:
     """For each set of anchors: the cells that have it, the audit's warnings, and the picture of `frcnn anchors`."""
     groups: dict[int, list[str]] = {}
     for name, (given, _) in made.audits.items():
         groups.setdefault(id(given), []).append(name)
-    pictures: list[tuple[Sequence[str], Sequence[str], bytes]] = []
+    pictures = []
     for names in list(groups.values())[:MOST_ANCHOR_PICTURES]:
         given, result = made.audits[names[0]]
-        views = given.views()
-        if not sum(len(view.boxes) for view in views):
-            continue
-        best = np.concatenate([view.best_ious(given.anchors, given.strides) for view in views])
-        title = f"{', '.join(given.truth.splits)}: {result.images} images, {result.objects:g} objects"
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "anchors.png"
-            plot_audit(result, views, best, path, title)
-            pictures.append((names, result.warnings, path.read_bytes()))
+        if given.kept.any():
+            title = f"{', '.join(given.truth.splits)}: {result.images} images, {result.objects:g} objects"
+            pictures.append((names, result.warnings, png(audit_figure(given, result, title), dpi=100)))
     return pictures

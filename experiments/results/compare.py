@@ -1,7 +1,6 @@
 """`frcnn compare`: what differs between two runs, by options, metrics, classes and images."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,22 +13,9 @@ from experiments.results.compare_pictures import draw_images
 from experiments.results.options import CompareOptions
 from experiments.results.runs import NOT_COMPARED, Run, flatten, read_run
 from experiments.results.scored_runs import Scorer
-from experiments.results.scores import Scored, difference
+from experiments.results.scores import CLASS_PREFIX, Scored, difference
 
-Counts = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class ImageErrors:
-    """(N,) of each image: objects that no detection finds, and detections that are false."""
-
-    missed: Counts
-    false: Counts
-
-    @property
-    def total(self) -> Counts:
-        """Both."""
-        return self.missed + self.false
+INTERVAL = ("low", "high", "excludes_zero", "share_better")
 
 
 def compare(options: CompareOptions) -> None:
@@ -51,37 +37,33 @@ def compare(options: CompareOptions) -> None:
 
 
 def config_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Options whose values differ: `a`, `b` by name as on the command line; "not there" where one has no such option.
+    """Return options whose values differ: `a`, `b` by name; "not there" where one has no such option.
 
     Where results are written is left out; the seed is not.
     """
-    flat = [flatten(config) for config in (a, b)]
-    left_out = set(NOT_COMPARED) - {"seed_everything"}
-    names = [name for name in {**flat[0], **flat[1]} if name.split(".")[0] not in left_out]
-    values = {name: {"a": flat[0].get(name, "not there"), "b": flat[1].get(name, "not there")} for name in names}
+    ours, theirs = flatten(a), flatten(b)
+    names = [n for n in ours | theirs if n == "seed_everything" or n.split(".")[0] not in NOT_COMPARED]
+    values = {name: {"a": ours.get(name, "not there"), "b": theirs.get(name, "not there")} for name in names}
     return {name: pair for name, pair in values.items() if pair["a"] != pair["b"]}
 
 
-def image_errors(run: Scored, score_threshold: float) -> ImageErrors:
-    """Missed objects and false detections of each image, at IoU 0.5, difficult objects ignored.
+def image_errors(run: Scored, score_threshold: float) -> NDArray[np.int64]:
+    """Count missed objects and false detections (2, N) of each image, at IoU 0.5, difficult objects ignored.
 
     Detections below the threshold are left out; as detections are matched best score first, that changes nothing about
     the others.
     """
     detections, objects = run.detections, run.truth.objects
-    result = evaluate_voc(detections, objects, range(1, len(run.truth.class_names) + 1))
-    images = len(run.truth.image_names)
+    flags = evaluate_voc(detections, objects, range(1, len(run.truth.class_names) + 1)).flags
     kept = detections.score >= score_threshold
-    found, false = (
-        np.bincount(detections.image_id[kept & (result.flags == flag)], minlength=images)
-        for flag in (TRUE_POSITIVE, FALSE_POSITIVE)
-    )
-    return ImageErrors(np.bincount(objects.image_id[~objects.difficult], minlength=images) - found, false)
+    images = [objects.image_id[~objects.difficult]]
+    images += [detections.image_id[kept & (flags == flag)] for flag in (TRUE_POSITIVE, FALSE_POSITIVE)]
+    there, found, false = (np.bincount(image, minlength=len(run.truth.image_names)) for image in images)
+    return np.stack([there - found, false])
 
 
-def most_different(a: ImageErrors, b: ImageErrors, count: int) -> list[int]:
-    """The images whose numbers of errors differ most, the largest difference first; those that do not are left out."""
-    change = b.total - a.total
+def most_different(change: NDArray[np.int64], count: int) -> list[int]:
+    """Return the images whose numbers of errors change most, the largest change first; without those of no change."""
     order = np.argsort(-abs(change), kind="stable")
     return [int(image) for image in order[:count] if change[image]]
 
@@ -90,16 +72,16 @@ def _document(options: CompareOptions, runs: tuple[Run, Run], part: str) -> dict
     scorer = Scorer(part, options.bootstrap, options.seed, coco=True)
     a, b = (scorer.score(run) for run in runs)
     paired = difference(b, a)
-    metrics = {}
+    metrics: dict[str, dict[str, Any]] = {}
     names = [name for name in runs[0].metrics if name.startswith(f"{part}/") and name in runs[1].metrics]
     for name in (name.removeprefix(f"{part}/") for name in names):
         one, other = (run.metric(name, part) for run in runs)
-        change = None if one is None or other is None else other - one
-        metrics[name] = {"a": one, "b": other, "difference": change} | {
-            key: paired.get(name, {}).get(key) for key in ("low", "high", "excludes_zero", "share_better")
-        }
-    errors = image_errors(a, options.score_threshold), image_errors(b, options.score_threshold)
-    chosen = most_different(*errors, options.images)
+        metrics[name] = {"a": one, "b": other, "difference": None if one is None or other is None else other - one}
+        metrics[name] |= {key: paired.get(name, {}).get(key) for key in INTERVAL}
+    per_class = {name.removeprefix(CLASS_PREFIX): metrics.pop(name) for name in [*metrics] if CLASS_PREFIX in name}
+    errors = np.stack([image_errors(run, options.score_threshold) for run in (a, b)])
+    change = errors[1].sum(axis=0) - errors[0].sum(axis=0)
+    chosen = most_different(change, options.images)
     pictures: list[str | None] = [None] * len(chosen)
     notes: list[str] = []
     if options.output is not None:
@@ -107,23 +89,26 @@ def _document(options: CompareOptions, runs: tuple[Run, Run], part: str) -> dict
             pictures, notes = draw_images(runs, (a, b), part, chosen, options.score_threshold, options.output)
         except InputError as error:
             notes.append(f"no pictures: {error}")
-    prefix = "AP50_voc_class/"
-    more = errors[1].total - errors[0].total
+
+    def per_image(run: int, image: int) -> dict[str, int]:
+        missed, false = errors[run, :, image].tolist()
+        return {"missed": missed, "false": false}
+
     return {
         "a": str(runs[0].folder),
         "b": str(runs[1].folder),
         "part": part,
         "bootstrap": {"resamples": options.bootstrap, "seed": options.seed, "level": 0.95},
-        "config": config_differences(runs[0].config or {}, runs[1].config or {}),
-        "metrics": {name: one for name, one in metrics.items() if not name.startswith(prefix)},
-        "per_class": {name.removeprefix(prefix): one for name, one in metrics.items() if name.startswith(prefix)},
+        "config": config_differences(runs[0].config, runs[1].config),
+        "metrics": metrics,
+        "per_class": per_class,
         "score_threshold": options.score_threshold,
-        "errors": {"images": len(more), "fewer": int((more < 0).sum()), "more": int((more > 0).sum())},
+        "errors": {"images": len(change), "fewer": int((change < 0).sum()), "more": int((change > 0).sum())},
         "images": [
             {
                 "name": a.truth.image_names[image],
-                "errors_a": {"missed": int(errors[0].missed[image]), "false": int(errors[0].false[image])},
-                "errors_b": {"missed": int(errors[1].missed[image]), "false": int(errors[1].false[image])},
+                "errors_a": per_image(0, image),
+                "errors_b": per_image(1, image),
                 "picture": picture,
             }
             for image, picture in zip(chosen, pictures, strict=True)

@@ -1,7 +1,6 @@
 """Curves of a run, from its TensorBoard event files."""
 
 import logging
-import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,20 +8,14 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Curve:
-    """A logged scalar over a training: values of a step that was repeated after an interruption count once."""
+    """Hold a logged scalar, one value at least; of a step that was repeated after an interruption the last one."""
 
-    steps: tuple[int, ...]
     epochs: tuple[float, ...]
     values: tuple[float, ...]
 
-    @property
-    def median(self) -> float | None:
-        """Of all values; None of none."""
-        return statistics.median(self.values) if self.values else None
-
 
 def read_curves(folder: Path, tags: Iterable[str]) -> dict[str, Curve]:
-    """The curves of a run folder, by tag; those that were never logged are left out.
+    """Return the curves of a run folder, by tag; those that were never logged are left out.
 
     Epochs count from 1, as passes over the data that are finished. A file that is still being written is read as far
     as it goes.
@@ -51,5 +44,5 @@ def read_curves(folder: Path, tags: Iterable[str]) -> dict[str, Curve]:
         points = scalars(tag)
         if points:
             at = tuple(epochs.get(step, float("nan")) + 1 for step in points)
-            curves[tag] = Curve(tuple(points), at, tuple(points.values()))
+            curves[tag] = Curve(at, tuple(points.values()))
     return curves

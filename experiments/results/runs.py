@@ -40,7 +40,7 @@ class Run:
         error: Why it failed, in one line.
         seconds: How long it took.
         metrics: What metrics.json holds; empty unless there is one.
-        config: What config.yaml holds; None unless there is one.
+        config: What config.yaml holds, or what is planned to; empty unless there is either.
     """
 
     folder: Path
@@ -49,7 +49,7 @@ class Run:
     error: str | None = None
     seconds: float | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    config: Mapping[str, Any] | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     def metric(self, name: str, part: str) -> float | None:
         """Return a metric; one without a prefix is of the reported part of the data."""
@@ -140,7 +140,7 @@ def read_run(folder: str | Path) -> Run:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give a run folder of frcnn fit, such as runs/mini_voc/seed0")
     run, metrics = _read(folder), _read_json(folder / "metrics.json")
-    if run.config is None:
+    if not run.config:
         raise InputError(f"{folder}: is no run folder: config.yaml is missing or damaged")
     if isinstance(metrics, str):
         raise InputError(f"{folder / 'metrics.json'}: {metrics}; the run has no final numbers")
@@ -187,20 +187,19 @@ def _planned_cells(folder: Path, plan: Mapping[str, Any]) -> Iterator[RunGroup]:
         axes = {axis: option_text(value) for axis, value in entries[0]["axes"].items() if axis != "seed"}
         # By name, because the whole grid may have been moved since.
         runs = tuple(
-            _read(folder / Path(entry["folder"]).name, entry.get("seed"), _planned_config(plan, entry), planned=True)
+            _read(folder / Path(entry["folder"]).name, entry.get("seed"), _planned_config(plan, entry))
             for entry in entries
         )
         yield RunGroup(name, axes, runs, _fraction(published.get(name)))
 
 
-def _planned_config(plan: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any] | None:
+def _planned_config(plan: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
     """What config.yaml will hold, or would hold if a run were a training: a cell may evaluate another's checkpoint."""
     base, overrides = plan.get("base_options"), entry.get("overrides")
-    if not isinstance(base, dict) or not isinstance(overrides, dict):
-        return None
     config = Namespace()  # type: ignore[no-untyped-call]
-    for key, value in (base | overrides).items():
-        config[key] = value
+    if isinstance(base, dict) and isinstance(overrides, dict):
+        for key, value in (base | overrides).items():
+            config[key] = value
     return config.as_dict()
 
 
@@ -211,10 +210,8 @@ def _is_gone(record: Mapping[str, Any]) -> bool:
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # another user's
-        return False
+    except OSError as error:
+        return isinstance(error, ProcessLookupError)  # else it is another user's
     return False
 
 
@@ -253,8 +250,9 @@ def _ordinary_cells(folder: Path) -> list[RunGroup]:
         )
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        options = _compared(run.config or {})
-        groups.setdefault((_experiment(run), json.dumps(options, sort_keys=True, default=str)), []).append(run)
+        experiment = str(run.config.get("experiment") or run.folder.resolve().parent.name)
+        options = {key: value for key, value in flatten(run.config).items() if key.split(".")[0] not in NOT_COMPARED}
+        groups.setdefault((experiment, json.dumps(options, sort_keys=True, default=str)), []).append(run)
     labels = [{key: option_text(value) for key, value in json.loads(text).items()} for _, text in groups]
     keys = sorted({key for label in labels for key in label})
     differing = [key for key in keys if len({label.get(key) for label in labels}) > 1]
@@ -275,19 +273,6 @@ def _is_run(folder: Path) -> bool:
     return (folder / "metrics.json").exists() or (folder / "checkpoints").is_dir() or any(folder.glob("events.out.*"))
 
 
-def _experiment(run: Run) -> str:
-    return str((run.config or {}).get("experiment") or run.folder.resolve().parent.name)
-
-
-def _seed(config: Mapping[str, Any] | None) -> int | None:
-    seed = (config or {}).get("seed_everything")
-    return seed if isinstance(seed, int) else None
-
-
-def _compared(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in flatten(config).items() if key.split(".")[0] not in NOT_COMPARED}
-
-
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested options -> one level, `a.b` keys as on the command line."""
     flat: dict[str, Any] = {}
@@ -302,27 +287,27 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 # ---- one run ----
 
 
-def _read(folder: Path, seed: int | None = None, config: Mapping[str, Any] | None = None, planned: bool = False) -> Run:
-    """Read a run folder.
+def _read(folder: Path, seed: int | None = None, planned: Mapping[str, Any] | None = None) -> Run:
+    """Read a run folder, which need not be there.
 
     Args:
-        folder: Need not be there.
+        folder: The folder.
         seed: As planned.
-        config: As planned, for a run that has no config.yaml.
-        planned: Whether it is a cell of a grid.
+        planned: Of a cell of a grid: what stands for a config.yaml that is not there.
     """
-    config, metrics = _config(folder) or config, _read_json(folder / "metrics.json")
-    record: dict[str, Any] | str = {}
+    config, metrics = _config(folder) or planned or {}, _read_json(folder / "metrics.json")
+    numbers = {} if isinstance(metrics, str) else metrics
+    record: dict[str, Any] | str
     if (folder / "cell.json").is_file():
         record = _read_json(folder / "cell.json")
         if isinstance(record, str):
             record = {"status": "failed", "error": f"cell.json {record}"}
-    elif planned:
+    elif planned is not None:
         record = {"status": "missing"}
     else:
-        known = {} if isinstance(metrics, str) else metrics
-        there = (folder / "metrics.json").exists()
-        record = {"status": "done" if there else "unfinished", "seed": known.get("seed", _seed(config))}
+        given = config.get("seed_everything")
+        record = {"seed": numbers.get("seed", given if isinstance(given, int) else None)}
+        record["status"] = "done" if (folder / "metrics.json").exists() else "unfinished"
     status, error = str(record.get("status")), record.get("error")
     if status not in STATUSES:
         status, error = "failed", f"cell.json has the status {status!r}"
@@ -330,23 +315,17 @@ def _read(folder: Path, seed: int | None = None, config: Mapping[str, Any] | Non
         status, error = "interrupted", "its process is gone"
     elif status == "done":
         status, error = ("failed", f"metrics.json {metrics}") if isinstance(metrics, str) else ("done", None)
-    return Run(
-        folder,
-        record.get("seed", seed),
-        status,
-        None if error is None else _one_line(str(error)),
-        record.get("seconds"),
-        {} if isinstance(metrics, str) else metrics,
-        config,
-    )
+    if error is not None:
+        error = _end_of(str(error))
+    return Run(folder, record.get("seed", seed), status, error, record.get("seconds"), numbers, config)
 
 
-def _config(folder: Path) -> dict[str, Any] | None:
+def _config(folder: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
-        return None
-    return content if isinstance(content, dict) else None
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _read_json(path: Path) -> dict[str, Any] | str:
@@ -362,7 +341,7 @@ def _read_json(path: Path) -> dict[str, Any] | str:
     return content if isinstance(content, dict) else f"holds a JSON {type(content).__name__}, not an object"
 
 
-def _one_line(text: str, limit: int = 300) -> str:
+def _end_of(text: str, limit: int = 300) -> str:
     """The end of a log says the most."""
     text = " ".join(text.split())
     return text if len(text) <= limit else "..." + text[3 - limit :]

@@ -21,7 +21,7 @@ TOLERANCE = 1e-3
 
 
 class Scorer:
-    """Scores runs on one part of their data, and reads the annotations of equal data once.
+    """Score runs on one part of their data, and read the annotations of equal data once.
 
     Args:
         part: val or test: which of the data's splits the predictions are of.
@@ -58,12 +58,12 @@ class Scorer:
         return scored
 
     def truth(self, run: Run) -> SplitTruth:
-        """The annotations of a run's data.
+        """Return the annotations of a run's data.
 
         Raises:
             InputError: There is no config.yaml, or anything is wrong with the dataset.
         """
-        if run.config is None or "data" not in run.config:
+        if "data" not in run.config:
             raise InputError(f"{run.folder / 'config.yaml'}: is missing or damaged, so its data are not known")
         options = data_options(run)
         key = json.dumps([run.config.get("data_format"), options], sort_keys=True, default=str)
@@ -74,14 +74,12 @@ class Scorer:
         return self._truths[key]
 
 
-def data_format(run: Run) -> str:
-    """voc or coco."""
-    return str((run.config or {}).get("data_format") or "voc")
-
-
 def data_options(run: Run) -> dict[str, Any]:
-    """The `--data` options of a run. A relative root that is not here is looked for from the folders above the run."""
-    data = dict((run.config or {})["data"])
+    """Return the `--data` options of a run.
+
+    A relative root that is not here is looked for from the folders above the run.
+    """
+    data = run.config["data"]
     options = dict(data.get("init_args", data))
     root = Path(str(options.get("root"))).expanduser()
     if not root.is_absolute() and not root.is_dir():
@@ -91,14 +89,15 @@ def data_options(run: Run) -> dict[str, Any]:
 
 
 def data_module(run: Run) -> DetectionDataModule:
-    """The data of a run, with its own lists of made splits.
+    """Return the data of a run, with its own lists of made splits.
 
     Raises:
         InputError: Anything wrong with the options or the dataset.
     """
-    kind = DATA_FORMATS.get(data_format(run))
+    name = str(run.config.get("data_format") or "voc")
+    kind = DATA_FORMATS.get(name)
     if kind is None:
-        raise InputError(f"{run.folder / 'config.yaml'}: data_format {data_format(run)}: there is no such format")
+        raise InputError(f"{run.folder / 'config.yaml'}: data_format {name}: there is no such format")
     try:
         data = kind(**data_options(run))
     except TypeError as error:

@@ -15,7 +15,7 @@ from PIL import Image
 from datamodules.ground_truth import read_ground_truth
 from datamodules.voc.reader import VOCFormat
 from detector.metrics.detection_ap import EvaluatedSplit, average_precisions_by_name
-from experiments.results.compare import ImageErrors, most_different
+from experiments.results.compare import most_different
 from experiments.results.files import read_results
 
 
@@ -120,13 +120,9 @@ def test_images_that_differ_most(compare, other, trained, mini_voc):
 
 
 def test_images_that_got_better_count_as_those_that_got_worse():
-    errors = [
-        ImageErrors(np.array(missed), np.array(false))
-        for missed, false in (([0, 5, 2, 1], [3, 0, 0, 0]), ([1, 1, 2, 0], [0, 0, 0, 3]))
-    ]
-    # Errors 3, 5, 2, 1 become 1, 1, 2, 3.
-    assert most_different(*errors, 4) == [1, 0, 3]
-    assert most_different(*errors, 1) == [1]
+    change = np.array([1, 1, 2, 3]) - np.array([3, 5, 2, 1])
+    assert most_different(change, 4) == [1, 0, 3]
+    assert most_different(change, 1) == [1]
 
 
 def test_picture_shows_both_runs_side_by_side(compare, trained, other, tmp_path):
