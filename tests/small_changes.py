@@ -202,8 +202,8 @@ CHANGES = (
     ),
     Change(  # any for all
         "experiments/anchors/audit.py",
-        "self.without & (legal == 0)",
-        "self.without | (legal == 0)",
+        "(legal == 0).all(axis=0)",
+        "(legal == 0).any(axis=0)",
         ("tests/experiments/anchors/test_audit.py",),
     ),
 )

@@ -19,8 +19,8 @@ from detector.image_batch import ImageConfig
 from detector.metrics.coco_ap import SIZES
 from detector.rpn import RPNConfig
 from experiments.anchors.coverage import AnchorLattices, ObjectMatches, all_locations, legal_locations, match_objects
-from experiments.anchors.views import Array, TrainingView, training_views
-from experiments.output import without_nan
+from experiments.anchors.views import Array, training_views
+from experiments.output import percent, without_nan
 
 RATIO_EDGES = [2**power for power in (-1.5, -0.5, 0.5, 1.5)]
 """Bounds of the groups of aspect ratios: around 1/2, 1 and 2, and beyond."""
@@ -79,7 +79,7 @@ class AnchorAudit:
 
     @property
     def name(self) -> str:
-        """Return scale, ratio, sides and stride, for messages."""
+        """For messages: scale, ratio, sides, and its stride."""
         return (
             f"scale {self.scale:g}, ratio {self.aspect_ratio:g} ({self.width:.0f} x {self.height:.0f} pixels, "
             f"stride {self.stride})"
@@ -120,11 +120,11 @@ class AuditResult(Coverage):
 
     @property
     def warnings(self) -> list[str]:
-        """List what may spoil a training, in one short line each."""
+        """What may spoil a training, in one short line each."""
         return [*_dead_anchors(self), *_neglected_objects(self)]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of the above and `warnings`, for JSON; None for nan."""
+        """Return all of the above and `warnings`, with None for nan, for JSON."""
         values: dict[str, Any] = without_nan({**asdict(self), "warnings": self.warnings})
         return {"images": values.pop("images"), **values}
 
@@ -159,88 +159,63 @@ def audit(
     order = np.argsort(image, kind="stable")
     boxes, image = boxes.reshape(-1, 4)[order], np.asarray(image, np.int64)[order]
     views = training_views(image_config, sizes, boxes, image)
-    matches, rows = _match(views, anchors, strides, rpn)
+    lattices, matches = [], []
+    for view in views:
+        own, used = view.lattices_and_windows(anchors, strides)
+        lattices.append(own)
+        matches.append(match_objects(own, used, view.boxes, view.image, rpn.positive_iou, bool(rpn.best_per_object)))
     best = np.concatenate([found.best_iou for found in matches])
     positives = np.concatenate([found.positives for found in matches])
     wanted = int(rpn.samples_per_image * rpn.positive_fraction)
     resized = np.concatenate([view.boxes for view in views])
     names = np.array([*class_names])[np.asarray(labels)[order] - 1] if labels is not None and len(boxes) else None
-    repeats = len(views)
+    classes = {} if names is None else {name: names == name for name in class_names if (names == name).any()}
 
-    def cover(rows: Array) -> Coverage:
-        return _coverage(best[rows], repeats, rpn)
+    def cover(groups: Mapping[str, Array]) -> dict[str, Coverage]:
+        """Return the coverage by group, from masks of the objects of all views, or of one, which are repeated."""
+        masks = {name: np.resize(mask, len(best)) for name, mask in groups.items()}
+        return {name: _coverage(best[mask], len(views), rpn) for name, mask in masks.items()}
 
     return AuditResult(
-        **asdict(cover(np.ones(len(best), bool))),
+        **asdict(_coverage(best, len(views), rpn)),
         images=len(sizes),
-        anchors=rows.anchors(),
+        anchors=_anchors(lattices, [view.sizes for view in views], matches),
         straddling=anchors.straddling,
         positive_iou=rpn.positive_iou,
         wanted_positives=wanted,
         positives_per_image=_mean(positives),
         sampled_positives_per_image=_mean(np.minimum(positives, wanted)),
         share_images_wanted=_mean(positives >= wanted),
-        by_class={}
-        if names is None
-        else {name: cover(np.tile(names == name, repeats)) for name in class_names if (names == name).any()},
-        by_size={name: cover(rows) for name, rows in _by_size(resized).items()},
-        by_original_size={name: cover(np.tile(rows, repeats)) for name, rows in _by_size(boxes).items()},
-        by_aspect_ratio={name: cover(rows) for name, rows in _by_aspect_ratio(resized).items()},
+        by_class=cover(classes),
+        by_size=cover(_by_size(resized)),
+        by_original_size=cover(_by_size(boxes)),
+        by_aspect_ratio=cover(_by_aspect_ratio(resized)),
     )
 
 
-def _match(
-    views: Sequence[TrainingView], anchors: AnchorConfig, strides: Sequence[int], rpn: RPNConfig
-) -> "tuple[list[ObjectMatches], _ShapeTotals]":
-    """Match the anchors with the objects of each view; return that, and the totals of each shape over all views."""
-    matches, rows = [], _ShapeTotals()
-    for view in views:
-        lattices, used = view.lattices_and_windows(anchors, strides)
-        found = match_objects(lattices, used, view.boxes, view.image, rpn.positive_iou, bool(rpn.best_per_object))
-        rows.add(lattices, view.sizes, found)
-        matches.append(found)
-    return matches, rows
-
-
-class _ShapeTotals:
-    """Sums over views of what is told about each shape."""
-
-    def __init__(self) -> None:
-        self.lattices: AnchorLattices | None = None
-        self.locations: Any = 0
-        self.legal: Any = 0
-        self.without: Any = True
-        self.best: Any = 0
-        self.objects = 0
-        self.positives: Any = 0
-
-    def add(self, lattices: AnchorLattices, sizes: Array, found: ObjectMatches) -> None:
-        legal = legal_locations(lattices, sizes).count()
-        self.lattices = lattices
-        self.locations = self.locations + all_locations(lattices, sizes).count().sum(axis=0)
-        self.legal = self.legal + legal.sum(axis=0)
-        self.without = self.without & (legal == 0)
-        self.best = self.best + (found.is_best / np.maximum(found.is_best.sum(axis=1, keepdims=True), 1)).sum(axis=0)
-        self.objects += len(found.best_iou)
-        self.positives = self.positives + found.positives_of_shape
-
-    def anchors(self) -> tuple[AnchorAudit, ...]:
-        lattices = self.lattices
-        assert lattices is not None
-        columns = {
-            "level": lattices.level,
-            "stride": lattices.stride,
-            "scale": lattices.scale,
-            "aspect_ratio": lattices.aspect_ratio,
-            "width": lattices.width,
-            "height": lattices.height,
-            "legal_share": _ratio(self.legal, self.locations),
-            "images_without": self.without.sum(axis=0),
-            "best_match_share": _ratio(self.best, self.objects),
-            "positive_share": _ratio(self.positives, self.positives.sum()),
-        }
-        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
-        return tuple(AnchorAudit(**dict(zip(columns, row, strict=True))) for row in rows)
+def _anchors(
+    lattices: Sequence[AnchorLattices], sizes: Sequence[Array], matches: Sequence[ObjectMatches]
+) -> tuple[AnchorAudit, ...]:
+    """Return what is told about each shape over all views."""
+    names = lattices[0]
+    legal = np.stack([legal_locations(own, size).count() for own, size in zip(lattices, sizes, strict=True)])
+    locations = np.stack([all_locations(own, size).count() for own, size in zip(lattices, sizes, strict=True)])
+    parts = [found.is_best / np.maximum(found.is_best.sum(axis=1, keepdims=True), 1) for found in matches]
+    positives = sum(found.positives_of_shape for found in matches)
+    columns = {
+        "level": names.level,
+        "stride": names.stride,
+        "scale": names.scale,
+        "aspect_ratio": names.aspect_ratio,
+        "width": names.width,
+        "height": names.height,
+        "legal_share": _ratio(legal.sum(axis=(0, 1)), locations.sum(axis=(0, 1))),
+        "images_without": (legal == 0).all(axis=0).sum(axis=0),
+        "best_match_share": _ratio(sum(part.sum(axis=0) for part in parts), sum(len(part) for part in parts)),
+        "positive_share": _ratio(positives, np.sum(positives)),
+    }
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return tuple(AnchorAudit(**dict(zip(columns, row, strict=True))) for row in rows)
 
 
 def _coverage(best: Array, repeats: int, rpn: RPNConfig) -> Coverage:
@@ -266,13 +241,19 @@ def _ratio(part: Array, whole: Array | int) -> Array:
         return np.asarray(part, np.float64) / whole
 
 
+def _sides(boxes: Array) -> Array:
+    """Return widths and heights, (2, M) float64."""
+    sides: Array = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64).T
+    return sides
+
+
 def _by_size(boxes: Array) -> dict[str, Array]:
-    width, height = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64).T
+    width, height = _sides(boxes)
     return {name: (width * height >= low) & (width * height < high) for name, (low, high) in SIZES.items()}
 
 
 def _by_aspect_ratio(boxes: Array) -> dict[str, Array]:
-    width, height = (boxes[:, 2:] - boxes[:, :2]).astype(np.float64).T
+    width, height = _sides(boxes)
     edges = [0.0, *RATIO_EDGES, math.inf]
     texts = [f"{edge:.2f}" for edge in edges]
     names = [f"below {texts[1]}", *(f"{a} to {b}" for a, b in pairwise(texts[1:-1]))]
@@ -291,7 +272,7 @@ def _dead_anchors(result: AuditResult) -> list[str]:
             lines.append(f"dead anchor: {anchor.name} fits into no image, so it is never trained")
         elif anchor.legal_share < NEARLY_DEAD or 2 * anchor.images_without >= result.images:
             lines.append(
-                f"nearly dead anchor: {anchor.name} is inside the image at {_percent(anchor.legal_share)} of "
+                f"nearly dead anchor: {anchor.name} is inside the image at {_share(anchor.legal_share)} of "
                 f"locations, at none in {where}"
             )
     return lines
@@ -301,23 +282,23 @@ def _neglected_objects(result: AuditResult) -> list[str]:
     lines = []
     if result.share_without_anchor > 0:
         lines.append(
-            f"{_percent(result.share_without_anchor)} of objects overlap no anchor that is used: the region proposal "
+            f"{_share(result.share_without_anchor)} of objects overlap no anchor that is used: the region proposal "
             "network never learns from them"
         )
     if result.share_without_positive - result.share_without_anchor > 0.1:
         lines.append(
-            f"{_percent(result.share_without_positive)} of objects have no positive anchor (rpn.positive_iou "
+            f"{_share(result.share_without_positive)} of objects have no positive anchor (rpn.positive_iou "
             f"{result.positive_iou:g}, rpn.best_per_object false)"
         )
     if result.share_rescued > MANY_RESCUED:
         lines.append(
-            f"{_percent(result.share_rescued)} of objects have positive anchors only because their best ones count, at "
+            f"{_share(result.share_rescued)} of objects have positive anchors only because their best ones count, at "
             f"an IoU below {result.positive_iou:g}"
         )
     if result.share_iou_50 < 0.75:
-        lines.append(f"{_percent(1 - result.share_iou_50)} of objects overlap no anchor by an IoU of 0.5")
+        lines.append(f"{_share(1 - result.share_iou_50)} of objects overlap no anchor by an IoU of 0.5")
     return lines
 
 
-def _percent(share: float) -> str:
-    return f"{100 * share:.{1 if share >= 0.01 else 2}f} %"
+def _share(share: float) -> str:
+    return percent(share, ".1f" if share >= 0.01 else ".2f")

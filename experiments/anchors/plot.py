@@ -61,7 +61,7 @@ def audit_figure(given: AuditInput, result: AuditResult, title: str) -> "Figure"
 
 
 def _histogram(axes: Any, values: Array, weight: Array, best: Array, anchors: Array, dead: Array) -> None:
-    """Draw a histogram of objects, with a line at each anchor, in the colour of dead ones where all of them are."""
+    """Draw objects by a positive quantity, and a line at each anchor, in the colour of dead ones where all are dead."""
     bins = _edges(np.concatenate((values, anchors)))
     groups = best >= 0.5, best < 0.5
     axes.hist(
@@ -91,7 +91,7 @@ def _edges(values: Array) -> Array:
 
 
 def _logarithmic(axis: Any, set_scale: Any) -> None:
-    """Show powers of two as plain numbers."""
+    """Label an axis by powers of two as plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     set_scale("log", base=2)

@@ -116,7 +116,7 @@ def _search(given: AnchorConfig, strides: Sequence[int], objects: TrainingView, 
     levels = len(strides) if isinstance(given.scales[0], list) else 0
 
     def build(values: Array) -> AnchorConfig:
-        """Build anchors from the logarithms of sides, by level, and of ratios."""
+        """Return anchors from logarithms of sides, by level, followed by those of ratios."""
         ratios = len(given.aspect_ratios)
         sides = [_short(np.exp(value) / given.base_size) for value in values[:-ratios]]
         lists = [sorted(sides[start : start + scales]) for start in range(0, len(sides), scales)]
@@ -160,7 +160,7 @@ def _climb(values: Array, score: Callable[[Array], float]) -> tuple[Array, float
 
 
 def _k_means(values: Array, k: int) -> Array:
-    """Find the centres (k,), ascending, of one-dimensional k-means that starts from quantiles."""
+    """Return the centres (k,), ascending, of one-dimensional k-means that starts from quantiles."""
     centers = np.quantile(values, (np.arange(k) + 0.5) / k)
     for _ in range(100):
         nearest = np.searchsorted(0.5 * (centers[1:] + centers[:-1]), values)
@@ -174,7 +174,7 @@ def _k_means(values: Array, k: int) -> Array:
 
 
 def _short(value: float) -> float:
-    """Round to three significant digits: what a person would paste."""
+    """Round to three significant digits, which a person would paste."""
     return float(f"{value:.3g}")
 
 

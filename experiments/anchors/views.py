@@ -39,7 +39,7 @@ class TrainingView:
     image: Array
 
     def lattices_and_windows(self, anchors: AnchorConfig, strides: Sequence[int]) -> tuple[AnchorLattices, Windows]:
-        """Return all anchors, and the locations (N, S) at which they are used."""
+        """Return all anchors, and the locations at which they are used."""
         height, width = self.sizes.max(axis=0, initial=1).tolist()
         lattices = anchor_lattices(anchors, strides, (height, width))
         locations = legal_locations if anchors.straddling == "drop" else all_locations
@@ -74,7 +74,7 @@ def training_views(config: ImageConfig, sizes: Array, boxes: Array, image: Array
     for shortest in config.shortest_side:
         resized = [resized_size((height, width), shortest, config.longest_side) for height, width in distinct.tolist()]
         new_sizes = np.array(resized, np.int64).reshape(-1, 2)[position.reshape(-1)]
-        # As `image_batch.rescale`: the factor is rounded to float32 before it is applied.
+        # `image_batch.rescale` does the same: the factor is rounded to float32 before it is applied.
         factors = (new_sizes / sizes).astype(np.float32)[image][:, [1, 0, 1, 0]]
         views.append(TrainingView(new_sizes, boxes.astype(np.float32) * factors, image))
     return views

@@ -1,4 +1,4 @@
-"""Warnings at the start of a training of what an anchor audit would warn of."""
+"""The warnings of an anchor audit at the start of a training."""
 
 import logging
 import sys
@@ -38,7 +38,10 @@ class AnchorWarnings(pl.Callback):
             return
         try:
             dataset = trainer.datamodule.train_dataset  # type: ignore[attr-defined]
-            result = self._audit(pl_module.model, dataset)
+            model: Any = pl_module.model
+            anchors, rpn = model.rpn.anchor_generator.config, model.rpn.config
+            about = anchors, model.backbone.strides, model.image_config, rpn, model.difficult
+            result = audit_dataset(dataset, *about, self.images, self.seconds)
             part = "" if result.images == len(dataset) else f" (from {result.images} of {len(dataset)} images)"
             lines = [f"warning: {line}{part}" for line in result.warnings]
         except Exception:
@@ -46,18 +49,6 @@ class AnchorWarnings(pl.Callback):
             return
         if lines:
             print("\n".join(lines), "(all numbers: frcnn anchors --config ...)", sep="\n", file=sys.stderr)
-
-    def _audit(self, model: Any, dataset: Any) -> AuditResult:
-        return audit_dataset(
-            dataset,
-            model.rpn.anchor_generator.config,
-            model.backbone.strides,
-            model.image_config,
-            model.rpn.config,
-            model.difficult,
-            self.images,
-            self.seconds,
-        )
 
 
 def audit_dataset(

@@ -98,8 +98,10 @@ def _points(sweep: Sweep, options: NetworkOptions, numbers: Sequence[int], setti
 
 
 def with_scales(config: AnchorConfig, number: int) -> AnchorConfig:
-    """Return the config with `RATIOS` and so many scales: of a pyramid, from the first of each level on up to twice of
-    it, otherwise 32 to 512 pixels."""
+    """Return the config with `RATIOS` and so many scales.
+
+    Those of a pyramid go from the first of each level on up to twice of it, others from 32 to 512 pixels.
+    """
     scales: list[Any]
     if isinstance(config.scales[0], list):
         octave = [2 ** (step / number) for step in range(number)]

@@ -22,8 +22,8 @@ def test_windows_by_hand() -> None:
     lattices = anchor_lattices(TALL, [16], (100, 100))
     assert (lattices.width.tolist(), lattices.height.tolist()) == ([16.0], [64.0])
     legal, everywhere = legal_locations(lattices, SIZES), all_locations(lattices, SIZES)
-    assert [legal.first_column[0, 0], legal.last_column[0, 0]] == [0, 2]
-    assert [legal.first_row[0, 0], legal.last_row[0, 0]] == [2, 3]
+    assert legal.first[:, 0, 0].tolist() == [0, 2]  # column and row
+    assert legal.last[:, 0, 0].tolist() == [2, 3]
     assert legal.count().tolist() == [[6], [0]]
     assert everywhere.count().tolist() == [[28], [28]]
 
@@ -38,8 +38,7 @@ def test_names_and_strides_of_lattices() -> None:
         assert list(zip(lattices.scale.tolist(), lattices.aspect_ratio.tolist(), strict=True)) == names
         assert lattices.level.tolist() == [0] * 4 + [1] * 4
         assert lattices.stride.tolist() == [8] * 4 + [32] * 4
-        assert lattices.x1.shape == (8, 22)  # columns of the finest level
-        assert lattices.y1.shape == (8, 12)
+        assert lattices.low.shape == lattices.high.shape == (2, 8, 22)  # columns of the finest level; rows are fewer
         np.testing.assert_allclose(lattices.width * lattices.height, (16 * lattices.scale) ** 2, rtol=1e-6)
         np.testing.assert_allclose(lattices.height / lattices.width, lattices.aspect_ratio, rtol=1e-6)
 
