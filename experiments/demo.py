@@ -18,6 +18,7 @@ from rich.table import Table
 
 from experiments.benchmark.measuring import median_times, this_device
 from experiments.benchmark.models import OBJECTS, build_network, chosen_networks, make_images
+from experiments.benchmark.options import TrainOptions
 from experiments.benchmark.programs import Setting, our_program, ready
 from experiments.run.folder import choose_run_folder
 from experiments.run.precision import automatic_precision
@@ -75,10 +76,10 @@ def expectation(config: Path) -> str:
 
 
 def _seconds_per_step(config: Path, batch_size: int, precision: str) -> float:
-    ((_, options),) = chosen_networks(None, str(config))
+    (network,) = chosen_networks(TrainOptions(config=str(config)))
     setting = Setting("train")
-    batch = make_images(options.size, batch_size, OBJECTS, setting.device)
-    program = our_program(ready(build_network(options, batch)[0], setting), batch, precision, setting)
+    batch = make_images(network.size, batch_size, OBJECTS, setting.device)
+    program = our_program(ready(build_network(network, batch)[0], setting), batch, precision, setting)
     return median_times([program], setting.device, repeats=5, seconds=1.0)[0] / 1000
 
 

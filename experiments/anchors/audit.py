@@ -201,7 +201,7 @@ def _anchors(
     legal = np.stack([legal_locations(own, size).count() for own, size in zip(lattices, sizes, strict=True)])
     locations = np.stack([all_locations(own, size).count() for own, size in zip(lattices, sizes, strict=True)])
     parts = [found.is_best / np.maximum(found.is_best.sum(axis=1, keepdims=True), 1) for found in matches]
-    positives = sum(found.positives_of_shape for found in matches)
+    positives = np.sum([found.positives_of_shape for found in matches], axis=0)
     columns = {
         "level": names.level,
         "stride": names.stride,

@@ -214,7 +214,8 @@ class _Pairs:
     sides: Array
 
     def count(self) -> Array:
-        return self.sides[0] * self.sides[1]
+        number: Array = self.sides[0] * self.sides[1]
+        return number
 
     def take(self, part: slice) -> "_Pairs":
         return _Pairs(self.object[part], self.shape[part], self.first[:, part], self.sides[:, part])

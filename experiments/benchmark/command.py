@@ -32,7 +32,7 @@ def _measured(options: InferOptions | LoaderOptions | MetricsOptions) -> Benchma
     from experiments.benchmark.programs import chosen_setting
     from experiments.benchmark.sweep import benchmark_sweep
 
-    networks = chosen_networks(options.networks, options.config, options.option, options.size)
+    networks = chosen_networks(options)
     setting = chosen_setting(options)
     if options.sweep is not None:
         return benchmark_sweep(networks, options.sweep, setting, options.plot)

@@ -22,7 +22,7 @@ from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
 from experiments.benchmark.cases import Benchmark, Case
 from experiments.benchmark.measuring import milliseconds, processor
-from experiments.benchmark.models import OBJECTS, NetworkOptions, build_network, make_images
+from experiments.benchmark.models import OBJECTS, Network, build_network, make_images
 from experiments.benchmark.network import case_name
 from experiments.benchmark.processes import run_processes
 from experiments.benchmark.programs import PACKAGES, Setting, our_optimizer, ready, training_step
@@ -42,13 +42,11 @@ class Loss(nn.Module):
         return self.model.losses(images, targets)["loss"]
 
 
-def benchmark_devices(
-    networks: Sequence[tuple[str, NetworkOptions]], devices: Sequence[int], setting: Setting
-) -> Benchmark:
+def benchmark_devices(networks: Sequence[Network], devices: Sequence[int], setting: Setting) -> Benchmark:
     """Time training steps of our detector on one device and on several.
 
     Args:
-        networks: Name and options of each.
+        networks: Those to time.
         devices: Numbers of devices; one is always measured, to compare with.
         setting: What is run, with so many images per device.
 
@@ -65,11 +63,11 @@ def benchmark_devices(
     where = f"cuda: {torch.cuda.get_device_name()}" if cuda else f"cpu: {processor()}, one per process"
     title = "one training step in milliseconds under DistributedDataParallel, with the same images on each device"
     benchmark = Benchmark(title, where, PACKAGES, progress=True)
-    for (name, options), number, precision in product(networks, setting.batch_sizes, setting.precisions):
+    for network, number, precision in product(networks, setting.batch_sizes, setting.precisions):
         alone = 0.0
         for world in sorted({1, *devices}):
-            title = f"{case_name(name, options, precision, number)} per device, {world} device{'s' * (world > 1)}"
-            spent = _milliseconds(options, number, precision, world, setting)
+            title = f"{case_name(network, precision, number)} per device, {world} device{'s' * (world > 1)}"
+            spent = _milliseconds(network, number, precision, world, setting)
             case = Case(title, spent, number=number * world, value=world)
             alone = alone or case.ours_per_s
             efficiency = case.ours_per_s / (world * alone)
@@ -84,18 +82,18 @@ def benchmark_devices(
     return benchmark
 
 
-def _milliseconds(options: NetworkOptions, number: int, precision: str, world: int, setting: Setting) -> float:
+def _milliseconds(network: Network, number: int, precision: str, world: int, setting: Setting) -> float:
     """Return the median time of a step of `world` processes."""
     with tempfile.TemporaryDirectory() as folder:
         store = str(Path(folder) / "store")
-        arguments = [(rank, world, store, options, number, precision, setting) for rank in range(world)]
+        arguments = [(rank, world, store, network, number, precision, setting) for rank in range(world)]
         times = run_processes(time_steps, arguments, setting.time_limit)
     typical: float = median(max(step) for step in zip(*times, strict=True))
     return typical
 
 
 def time_steps(
-    rank: int, world: int, store: str, options: NetworkOptions, number: int, precision: str, setting: Setting
+    rank: int, world: int, store: str, network: Network, number: int, precision: str, setting: Setting
 ) -> list[float]:
     """Return the milliseconds of each step of this process, one of `world` that meet through the file `store`."""
     cuda = setting.device.type == "cuda"
@@ -106,8 +104,8 @@ def time_steps(
         torch.set_num_threads(1)
     limit = timedelta(seconds=setting.time_limit)
     distributed.init_process_group("nccl" if cuda else "gloo", f"file://{store}", limit, world, rank)
-    images, targets = make_images(options.size, number, OBJECTS, device)
-    model = ready(build_network(options, (images, targets))[0], replace(setting, device=device))
+    images, targets = make_images(network.size, number, OBJECTS, device)
+    model = ready(build_network(network, (images, targets))[0], replace(setting, device=device))
     wrapped = DistributedDataParallel(Loss(model), device_ids=[rank] if cuda else None)
     step = training_step(lambda: wrapped(images, targets), our_optimizer(model), precision, device)
     torch.manual_seed(rank)

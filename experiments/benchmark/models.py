@@ -5,7 +5,6 @@ background's score is such that about `CANDIDATES` boxes of an image pass the sc
 """
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, cast
@@ -21,6 +20,7 @@ from detector.faster_rcnn import FasterRCNN
 from detector.image_batch import ImageConfig
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
+from experiments.benchmark.options import InferOptions
 
 CLASSES: Final = 20
 OBJECTS: Final = 6
@@ -29,10 +29,26 @@ SMALLEST: Final = 64
 Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
 
-@dataclass(frozen=True)
-class NetworkOptions:
-    """A detector without its weights, and the size of its images (height, width)."""
+NETWORKS: Final[dict[str, tuple[int, int]]] = {
+    "vgg16": (600, 800),
+    "resnet50_fpn": (600, 800),
+    "resnet18_fpn": (320, 416),
+    "mobilenet_v2_fpn": (320, 416),
+}
+CONFIGS: Final[dict[str, Any]] = {
+    "backbone": BackboneConfig,
+    "anchors": AnchorConfig,
+    "rpn": RPNConfig,
+    "roi": RoIConfig,
+    "image": ImageConfig,
+}
 
+
+@dataclass(frozen=True)
+class Network:
+    """A detector without its weights, its name, and the size of its images (height, width)."""
+
+    name: str
     size: tuple[int, int]
     backbone: BackboneConfig
     anchors: AnchorConfig
@@ -42,28 +58,14 @@ class NetworkOptions:
     difficult: Literal["drop", "keep", "ignore"] = "drop"
 
 
-CONFIGS: Final[dict[str, Any]] = {
-    "backbone": BackboneConfig,
-    "anchors": AnchorConfig,
-    "rpn": RPNConfig,
-    "roi": RoIConfig,
-    "image": ImageConfig,
-}
-NETWORKS: Final[dict[str, tuple[int, int]]] = {
-    "vgg16": (600, 800),
-    "resnet50_fpn": (600, 800),
-    "resnet18_fpn": (320, 416),
-    "mobilenet_v2_fpn": (320, 416),
-}
-
-
-def standard_options(name: BackboneName, size: tuple[int, int]) -> NetworkOptions:
-    """torchvision's defaults for a network with one feature level or a pyramid."""
+def standard_network(name: str, size: tuple[int, int]) -> Network:
+    """Return a network with one feature level or a pyramid, with torchvision's defaults."""
     pyramid = name.endswith("fpn")
     scales: list[Any] = [[32], [64], [128], [256], [512]] if pyramid else [128, 256, 512]
-    return NetworkOptions(
+    return Network(
+        name,
         size,
-        BackboneConfig(name=name, frozen_stages=2),
+        BackboneConfig(name=cast(BackboneName, name), frozen_stages=2),
         AnchorConfig(
             scales=scales,
             aspect_ratios=[0.5, 1, 2],
@@ -79,51 +81,41 @@ def standard_options(name: BackboneName, size: tuple[int, int]) -> NetworkOption
     )
 
 
-def chosen_networks(
-    networks: Sequence[str] | None,
-    config: str | None,
-    options: Sequence[str] = (),
-    size: Sequence[int] | None = None,
-) -> list[tuple[str, NetworkOptions]]:
-    """Networks by name, all where none is named, or that of an experiment's file with `KEY=VALUE` options.
-
-    Args:
-        networks: Names of `NETWORKS`.
-        config: An experiment's file.
-        options: Of the file.
-        size: Height and width of the images instead of each named network's own.
+def chosen_networks(options: InferOptions) -> list[Network]:
+    """Return the networks that are named, all of `NETWORKS` where none is, or that of an experiment's file.
 
     Raises:
-        InputError: An unknown name, both or an unreadable file, a bad option or size.
+        InputError: An unknown name, a name beside a file, an unreadable file, a bad option or size.
     """
+    size = options.size
     if size is not None and (len(size) != 2 or min(size) < SMALLEST):
-        raise InputError(f"--size {list(size)}: must be [height, width] of at least {SMALLEST} pixels each")
-    if config is None:
-        if options:
-            raise InputError(f"--option {options[0]}: is for --config")
-        for name in networks or ():
+        raise InputError(f"--size {size}: must be [height, width] of at least {SMALLEST} pixels each")
+    if options.config is None:
+        if options.option:
+            raise InputError(f"--option {options.option[0]}: is for --config")
+        names = options.networks or list(NETWORKS)
+        for name in names:
             if name not in NETWORKS:
                 raise InputError(f"--networks: {name!r} is none of {', '.join(NETWORKS)}; give others by --config")
-        given = None if size is None else (size[0], size[1])
-        return [
-            (name, standard_options(cast(BackboneName, name), given or NETWORKS[name])) for name in networks or NETWORKS
-        ]
+        sizes = [NETWORKS[name] if size is None else (size[0], size[1]) for name in names]
+        return [standard_network(name, own) for name, own in zip(names, sizes, strict=True)]
     if size is not None:
         raise InputError("--size: is for --networks; an experiment's file has --option model.image.shortest_side=[...]")
-    if networks:
+    if options.networks:
         raise InputError("--networks and --config: give one of them")
     from experiments.options import OptionsCLI
 
-    parsed = OptionsCLI(["--config", config, *(f"--{option}" for option in options)], prog="frcnn benchmark").config
-    parts = {name: kind(**parsed.model[name].as_dict()) for name, kind in CONFIGS.items()}
+    arguments = ["--config", options.config, *(f"--{option}" for option in options.option)]
+    model = OptionsCLI(arguments, prog="frcnn benchmark").config.model
+    parts = {name: kind(**model[name].as_dict()) for name, kind in CONFIGS.items()}
     image: ImageConfig = parts["image"]
     shortest = image.shortest_side[-1]
     own = (shortest, min(image.longest_side, shortest * 4 // 3))
-    return [(Path(config).stem, NetworkOptions(own, difficult=parsed.model.difficult, **parts))]
+    return [Network(Path(options.config).stem, own, difficult=model.difficult, **parts)]
 
 
 def make_images(size: tuple[int, int], number: int, objects: int, device: torch.device) -> Batch:
-    """Images (3, H, W) uint8 of coarse noise with rectangles of other noise, and targets of these rectangles."""
+    """Return images (3, H, W) uint8 of coarse noise with rectangles of other noise, and targets of these rectangles."""
     rng = torch.Generator().manual_seed(0)
     height, width = size
     images, targets = [], []
@@ -144,22 +136,22 @@ def make_images(size: tuple[int, int], number: int, objects: int, device: torch.
     return images, targets
 
 
-def build_network(options: NetworkOptions, batch: Batch) -> tuple[FasterRCNN, BackboneConfig]:
-    """Our detector with random weights on the CPU, and the backbone's options with them."""
+def build_network(network: Network, batch: Batch) -> tuple[FasterRCNN, BackboneConfig]:
+    """Return our detector with random weights on the CPU, and the backbone's options with them."""
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        backbone = options.backbone
+        backbone = network.backbone
         if not backbone.random:
             backbone = replace(backbone, weights=str(_random_weights(backbone, batch, Path(folder))))
         model = FasterRCNN(
-            CLASSES, backbone, options.anchors, options.rpn, options.roi, options.image, options.difficult
+            CLASSES, backbone, network.anchors, network.rpn, network.roi, network.image, network.difficult
         )
     _set_background_score(model.eval(), [image.cpu() for image in batch[0][:1]])
     return model.to(memory_format=torch.channels_last), backbone
 
 
 def _random_weights(config: BackboneConfig, batch: Batch, folder: Path) -> Path:
-    """A file of random weights of the classification network, with the batch norm's statistics of the images."""
+    """Write random weights of the classification network, with the batch norm's statistics of the images."""
     network = torchvision.models.get_model(config.name.removesuffix("_fpn").removesuffix("_c4"), weights=None)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -174,7 +166,7 @@ def _random_weights(config: BackboneConfig, batch: Batch, folder: Path) -> Path:
 
 @torch.no_grad()
 def _set_background_score(model: FasterRCNN, images: list[Tensor]) -> None:
-    """Scores of classes that differ as a trained detector's, and a bias of the background by bisection."""
+    """Make scores of classes differ as a trained detector's, and find a bias of the background by bisection."""
     features, batch = model.features(images)
     proposals = model.proposals(features, batch)
     scores = model.roi_heads.predictor.scores

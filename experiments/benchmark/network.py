@@ -12,7 +12,7 @@ from detector.faster_rcnn import FasterRCNN
 from experiments.benchmark.cases import Benchmark, Case
 from experiments.benchmark.measuring import Parts, device_name, median_parts_in_turn, median_times, shares
 from experiments.benchmark.memory import StepMemory
-from experiments.benchmark.models import OBJECTS, Batch, NetworkOptions, build_network, make_images
+from experiments.benchmark.models import OBJECTS, Batch, Network, build_network, make_images
 from experiments.benchmark.programs import (
     PACKAGES,
     Setting,
@@ -26,15 +26,13 @@ from experiments.benchmark.step_parts import NETWORK_PARTS, inference_parts, tra
 from experiments.benchmark.torchvision_peer import NAME, build_peer, peer_batch
 
 
-def benchmark_network(
-    networks: Sequence[tuple[str, NetworkOptions]], setting: Setting, peer: bool = True, memory: bool = True
-) -> Benchmark:
+def benchmark_network(networks: Sequence[Network], setting: Setting, peer: bool, memory: bool) -> Benchmark:
     """Time our detector and torchvision's for each network, number of images and precision.
 
     A precision other than float32 is also compared with torchvision's float32, which is how its users run it.
 
     Args:
-        networks: Name and options of each.
+        networks: Those to time.
         setting: What is run.
         peer: Whether torchvision's detector runs too.
         memory: Whether peak memory is measured too.
@@ -45,20 +43,18 @@ def benchmark_network(
     """
     title = f"{setting.step} in milliseconds, of networks with random weights on images of {OBJECTS} objects"
     benchmark = Benchmark(title, device_name(setting.device), PACKAGES, progress=True)
-    for name, options in networks:
-        meter = StepMemory(options, setting) if memory else None
+    for network in networks:
+        meter = StepMemory(network, setting) if memory else None
         for number in setting.batch_sizes:
-            for case in _cases(name, options, number, peer, setting, meter):
+            for case in _cases(network, number, peer, setting, meter):
                 benchmark.add(case)
     return benchmark
 
 
-def _cases(
-    name: str, options: NetworkOptions, number: int, peer: bool, setting: Setting, meter: StepMemory | None
-) -> Iterator[Case]:
+def _cases(network: Network, number: int, peer: bool, setting: Setting, meter: StepMemory | None) -> Iterator[Case]:
     """Yield ours against torchvision's in the same precision, and against its float32."""
-    batch = make_images(options.size, number, OBJECTS, setting.device)
-    model, backbone = build_network(options, batch)
+    batch = make_images(network.size, number, OBJECTS, setting.device)
+    model, backbone = build_network(network, batch)
     other = build_peer(model, backbone) if peer else None
     model = ready(model, setting)
     if meter is not None:
@@ -71,20 +67,26 @@ def _cases(
     for precision in setting.precisions:
         run = parts_program(model, batch, precision, setting)
         (parts,) = median_parts_in_turn([run], min(3, setting.repeats))
-        case = our_case(case_name(name, options, precision, number), times[False, precision], number, parts)
+        case = our_case(case_name(network, precision, number), times[False, precision], number, parts)
         against = [of_peer for of_peer in dict.fromkeys((precision, "32-true")) if (True, of_peer) in times]
         for of_peer in against or (None,):
-            beside = case if meter is None else meter.added(case, number, precision, of_peer)
+            beside = case if of_peer in (None, precision) else replace(case, parts={})
+            if meter is not None:
+                peak, per_image = meter.figures(number, precision, peer=False)
+                beside = replace(beside, ours_peak_mb=peak, mb_per_image=per_image)
             if of_peer is not None:
                 named = NAME if of_peer == precision else f"{NAME} in {of_peer}"
                 beside = replace(beside, peer=named, peer_ms=times[True, of_peer])
-            yield beside if of_peer in (None, precision) else replace(beside, parts={})
+            if of_peer is not None and meter is not None:
+                peak, per_image = meter.figures(number, of_peer, peer=True)
+                beside = replace(beside, peer_peak_mb=peak, peer_mb_per_image=per_image)
+            yield beside
 
 
-def case_name(name: str, options: NetworkOptions, precision: str, number: int | None = None) -> str:
+def case_name(network: Network, precision: str, number: int | None = None) -> str:
     """Return such as "vgg16 600x800, batch 4, bf16-mixed", without the batch where it has no number."""
     batch = "" if number is None else f"batch {number}, "
-    return f"{name} {options.size[0]}x{options.size[1]}, {batch}{precision}"
+    return f"{network.name} {network.size[0]}x{network.size[1]}, {batch}{precision}"
 
 
 def our_case(name: str, milliseconds: float, number: int, parts: Parts) -> Case:

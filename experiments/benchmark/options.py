@@ -1,10 +1,12 @@
 """The options of `frcnn benchmark KIND`."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from detector.errors import InputError
 from experiments.arguments import DataOptions, FormatOptions, PlotOptions, some_of
+
+PRECISIONS: Final = ("32-true", "bf16-mixed", "16-mixed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,12 @@ class InferOptions(FormatOptions, PlotOptions):
             raise InputError(f"--plot {self.plot}: is for --sweep")
         if self.time_limit <= 0:
             raise InputError(f"--time_limit {self.time_limit:g}: must be above 0")
+        _check_least(self, repeats=1)
+        if min(self.batch_sizes or [1]) < 1:
+            raise InputError(f"--batch_sizes {self.batch_sizes}: must be at least 1")
+        for precision in self.precisions or ():
+            if precision not in PRECISIONS:
+                raise InputError(f"--precisions: {precision!r} is none of {', '.join(PRECISIONS)}")
 
 
 @dataclass(frozen=True, kw_only=True)

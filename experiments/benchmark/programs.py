@@ -7,18 +7,17 @@ from typing import Any, Final, Literal
 import torch
 from torch import nn
 
-from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
 from detector.training.compilation import compile_networks
 from detector.training.optimization import OptimizerConfig, build_optimizer, parameter_groups
 from experiments.benchmark.measuring import this_device
 from experiments.benchmark.models import Batch
-from experiments.benchmark.options import InferOptions, TrainOptions
+from experiments.benchmark.options import PRECISIONS, InferOptions, TrainOptions
 from experiments.run.host_memory import keep_freed_memory
 from experiments.run.precision import native_precisions, say_cost
 
 Kind = Literal["train", "infer"]
-DTYPES: Final = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+DTYPES: Final = dict(zip(PRECISIONS, (None, torch.bfloat16, torch.float16), strict=True))
 SWEPT: Final = {"cpu": (1, 2, 4, 8), "cuda": (1, 2, 4, 8, 16)}
 """Images per step of a sweep over them."""
 PACKAGES: Final = ("torch", "torchvision", "numpy")
@@ -36,9 +35,6 @@ class Setting:
         compile: Whether ours is compiled.
         time_limit: Seconds for processes that are started.
         device: Of all networks; by default the first GPU, or the CPU.
-
-    Raises:
-        InputError: A number out of range, or an unknown precision.
     """
 
     kind: Kind
@@ -48,14 +44,6 @@ class Setting:
     compile: bool = False
     time_limit: float = 900
     device: torch.device = field(default_factory=this_device)
-
-    def __post_init__(self) -> None:
-        """Check all values."""
-        if self.repeats < 1 or not self.batch_sizes or min(self.batch_sizes) < 1:
-            raise InputError(f"--repeats {self.repeats} and --batch_sizes {list(self.batch_sizes)}: must be at least 1")
-        for precision in self.precisions:
-            if precision not in DTYPES:
-                raise InputError(f"--precisions: {precision!r} is none of {', '.join(DTYPES)}")
 
     @property
     def step(self) -> str:

@@ -14,7 +14,7 @@ from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
 from experiments.benchmark.cases import Benchmark, Case
 from experiments.benchmark.measuring import Parts, device_name, median_parts_in_turn, median_times
-from experiments.benchmark.models import OBJECTS, Batch, NetworkOptions, build_network, make_images
+from experiments.benchmark.models import OBJECTS, Batch, Network, build_network, make_images
 from experiments.benchmark.network import case_name, our_case, parts_program
 from experiments.benchmark.programs import PACKAGES, Setting, our_program, ready
 from experiments.benchmark.step_parts import NETWORK_PARTS
@@ -36,13 +36,11 @@ class Point:
     batch: Batch
 
 
-def benchmark_sweep(
-    networks: Sequence[tuple[str, NetworkOptions]], sweep: Sweep, setting: Setting, plot: str | None = None
-) -> Benchmark:
+def benchmark_sweep(networks: Sequence[Network], sweep: Sweep, setting: Setting, plot: str | None = None) -> Benchmark:
     """Time steps of our detector at several numbers of objects, of anchors per location, or of images.
 
     Args:
-        networks: Name and options of each.
+        networks: Those to time.
         sweep: What varies.
         setting: What is run; its numbers of images are those of the sweep over them, or else each gets a sweep.
         plot: An image file (.png, .pdf, .svg) to draw.
@@ -58,15 +56,15 @@ def benchmark_sweep(
     title = f"{setting.step} in milliseconds, {by_number}; the parts' growth is that of the detector's own"
     benchmark = Benchmark(title, device_name(setting.device), PACKAGES, progress=True)
     curves: dict[str, list[Case]] = {}
-    for name, options in networks:
+    for network in networks:
         for group in [setting.batch_sizes] if over_images else [[number] for number in setting.batch_sizes]:
-            points = _points(sweep, options, group, setting)
+            points = _points(sweep, network, group, setting)
             for precision in setting.precisions:
-                curve = case_name(name, options, precision, None if over_images else group[0])
+                curve = case_name(network, precision, None if over_images else group[0])
                 curves[curve] = []
                 for point, time, parts in _timed(points, precision, setting):
                     number = len(point.batch[0])
-                    case = case_name(name, options, precision, number)
+                    case = case_name(network, precision, number)
                     case = case if over_images else f"{case}, {point.value} {UNITS[sweep]}"
                     curves[curve].append(replace(our_case(case, time, number, parts), value=point.value))
                     benchmark.add(curves[curve][-1])
@@ -76,21 +74,21 @@ def benchmark_sweep(
     return benchmark
 
 
-def _points(sweep: Sweep, options: NetworkOptions, numbers: Sequence[int], setting: Setting) -> list[Point]:
+def _points(sweep: Sweep, network: Network, numbers: Sequence[int], setting: Setting) -> list[Point]:
     """Return the networks and images of all points."""
 
     def images(number: int, objects: int = OBJECTS) -> Batch:
-        return make_images(options.size, number, objects, setting.device)
+        return make_images(network.size, number, objects, setting.device)
 
     if sweep != "anchors":
-        model = ready(build_network(options, images(1))[0], setting)
+        model = ready(build_network(network, images(1))[0], setting)
         if sweep == "objects":
             return [Point(objects, model, images(numbers[0], objects)) for objects in NUMBERS_OF_OBJECTS]
         return [Point(number, model, images(number)) for number in numbers]
     batch = images(numbers[0])
     models: list[FasterRCNN] = []
     for scales in NUMBERS_OF_SCALES:
-        model = build_network(replace(options, anchors=with_scales(options.anchors, scales)), batch)[0]
+        model = build_network(replace(network, anchors=with_scales(network.anchors, scales)), batch)[0]
         if models:
             model.backbone, model.roi_heads.box_head = models[0].backbone, models[0].roi_heads.box_head
         models.append(model)

@@ -7,7 +7,7 @@ from torchvision.models.detection import FasterRCNN as TorchvisionFasterRCNN
 
 from detector.faster_rcnn import FasterRCNN
 from experiments.benchmark.measuring import CPU
-from experiments.benchmark.models import Batch, NetworkOptions, build_network, make_images, standard_options
+from experiments.benchmark.models import Batch, Network, build_network, make_images, standard_network
 from experiments.benchmark.torchvision_peer import build_peer
 
 SIZE = (96, 160)
@@ -15,9 +15,9 @@ HUGE = 10**6
 Pair = tuple[str, FasterRCNN, TorchvisionFasterRCNN, Batch]
 
 
-def small_options(name: str) -> NetworkOptions:
+def small_options(name: str) -> Network:
     """All anchors and proposals are sampled, so that nothing is random."""
-    options = standard_options(name, SIZE)
+    options = standard_network(name, SIZE)
     width = 64 if name.endswith("fpn") else None
     backbone = replace(options.backbone, dropout=0.0, box_head_channels=width)
     if name == "vgg16":  # without a file of half a gigabyte

@@ -10,14 +10,15 @@ from experiments.benchmark import programs
 from experiments.benchmark.devices import time_steps
 from experiments.benchmark.measuring import CPU
 from experiments.benchmark.models import chosen_networks
+from experiments.benchmark.options import InferOptions
 from experiments.benchmark.processes import run_processes
 from experiments.benchmark.programs import Setting
 
 
 def test_steps_of_two_processes(tiny_config, tmp_path) -> None:
-    ((_, options),) = chosen_networks(None, str(tiny_config))
+    (network,) = chosen_networks(InferOptions(config=str(tiny_config)))
     setting = Setting("train", repeats=3, device=CPU)
-    arguments = [(rank, 2, str(tmp_path / "store"), options, 1, "32-true", setting) for rank in range(2)]
+    arguments = [(rank, 2, str(tmp_path / "store"), network, 1, "32-true", setting) for rank in range(2)]
     times = run_processes(time_steps, arguments, 250)
     assert [len(steps) for steps in times] == [3, 3]
     assert min(map(min, times)) > 0

@@ -6,13 +6,14 @@ import pytest
 import torch
 
 from experiments.benchmark.measuring import CPU
-from experiments.benchmark.models import CANDIDATES, build_network, chosen_networks, make_images, standard_options
+from experiments.benchmark.models import CANDIDATES, build_network, chosen_networks, make_images, standard_network
+from experiments.benchmark.options import InferOptions
 
 SIZE = (96, 160)
 
 
 def test_candidates_are_as_many_as_of_a_trained_detector() -> None:
-    options = standard_options("mobilenet_v2_fpn", SIZE)
+    options = standard_network("mobilenet_v2_fpn", SIZE)
     options = replace(options, backbone=replace(options.backbone, box_head_channels=64))
     images, _ = batch = make_images(options.size, 1, 6, CPU)
     model = build_network(options, batch)[0]
@@ -38,13 +39,13 @@ def test_images_and_targets() -> None:
 
 def test_options_of_an_experiment(tiny_config) -> None:
     options = ["model.rpn.post_nms_train=7", "model.image.shortest_side=[72]"]
-    ((name, chosen),) = chosen_networks(None, str(tiny_config), options)
-    assert (name, chosen.size, chosen.rpn.post_nms_train) == ("tiny", (72, 96), 7)
+    (chosen,) = chosen_networks(InferOptions(config=str(tiny_config), option=options))
+    assert (chosen.name, chosen.size, chosen.rpn.post_nms_train) == ("tiny", (72, 96), 7)
     assert (chosen.anchors.scales, chosen.roi.samples_per_image) == ([1.0, 2.0], 16)
 
 
 def test_sizes_of_named_networks() -> None:
-    ((_, own),) = chosen_networks(["vgg16"], None)
-    ((_, given),) = chosen_networks(["vgg16"], None, size=[600, 1000])
+    (own,) = chosen_networks(InferOptions(networks=["vgg16"]))
+    (given,) = chosen_networks(InferOptions(networks=["vgg16"], size=[600, 1000]))
     assert (own.size, own.image.longest_side) == ((600, 800), 800)
     assert (given.size, given.image.longest_side, given.image.shortest_side) == ((600, 1000), 1000, [600])
