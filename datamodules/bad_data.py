@@ -130,47 +130,37 @@ def find_cut_images(records: Iterable[ImageRecord], reading: Reading = USUAL) ->
     return found
 
 
-def write_problems(problems: Iterable[Problem], path: Path) -> None:
-    """Write problems as JSON, a list with the keys of `Problem.document`.
+def write_problems(problems: Iterable[Problem], path: Path | None = None) -> Path:
+    """Write problems as JSON, a list with the keys of `Problem.document`, and return the file: a temporary one if none.
 
     Raises:
         InputError: The file cannot be written.
     """
+    if path is None:
+        with tempfile.NamedTemporaryFile(prefix="frcnn_data_problems_", suffix=".json", delete=False) as file:
+            path = Path(file.name)
     try:
         write_json(path, [problem.document for problem in problems])
     except OSError as error:
         raise InputError(f"{path}: the list of bad data cannot be written ({error.strerror})") from error
+    return path
 
 
 def _details(broken: Sequence[Problem]) -> tuple[str, ...]:
     lines = [f"{problem.kind}: {problem.message}" for problem in broken[:SHOWN]]
     if len(broken) > SHOWN:
-        where = _write_aside(broken)
+        where = rank_zero_only(write_problems)(broken)  # not into a run folder: there will be no run
         lines.append(f"... and {len(broken) - SHOWN} more" + (f"; all {len(broken)} are in {where}" if where else ""))
     return (*lines, "--data.on_error skip leaves out what is broken; frcnn doctor says more about the dataset")
-
-
-@rank_zero_only
-def _write_aside(broken: Sequence[Problem]) -> Path | None:
-    """Write the problems beside the run folders, not into one: there will be no run."""
-    path = _temporary()
-    write_problems(broken, path)
-    return path
-
-
-def _temporary() -> Path:
-    with tempfile.NamedTemporaryFile(prefix="frcnn_data_problems_", suffix=".json", delete=False) as file:
-        return Path(file.name)
 
 
 @rank_zero_only
 def _say_what_is_skipped(broken: Sequence[Problem], images: int, report: Path | None) -> None:
     objects = {(problem.file, problem.object) for problem in broken if problem.object is not None}
     kinds = ", ".join(f"{kind} {count}" for kind, count in Counter(problem.kind for problem in broken).items())
-    path = report or _temporary()
-    write_problems(broken, path)
     print(
-        f"--data.on_error skip: leaves out {images} images and {len(objects)} objects ({kinds}); the list is in {path}",
+        f"--data.on_error skip: leaves out {images} images and {len(objects)} objects ({kinds}); the list is in "
+        f"{write_problems(broken, report)}",
         file=sys.stderr,
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from datamodules.file_cache import FileCache, FileStore
+from datamodules.file_cache import FileCache, cache_folder
 from datamodules.image_reading import USUAL, Reading
 from datamodules.problems import Kind, Problem
 from detector.errors import shortened
@@ -32,6 +32,11 @@ class Member:
     folder: Path
     stem: str
     source: Path
+
+    @property
+    def image(self) -> tuple[Path, str]:
+        """Which image it is, whatever names it."""
+        return self.folder, self.stem
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +135,12 @@ class DatasetFormat(ABC):
     def read_by(self, annotation_cache: str | None, reading: Reading) -> None:
         """Set where what is read is kept, and how images are read."""
         self.reading = reading
-        self.store = FileStore(self.cache_kind, annotation_cache, reading)
+        self._cache_folder = cache_folder(annotation_cache)
+        self._caches: dict[Path, FileCache] = {}
+
+    def cache(self, folder: Path) -> FileCache:
+        """Return what is kept of the files of a dataset folder."""
+        return self._caches.setdefault(folder, self.cache_kind(folder, self._cache_folder, self.reading))
 
     @abstractmethod
     def check_root(self) -> None:
@@ -214,4 +224,4 @@ class DatasetFormat(ABC):
 
     def forget(self) -> None:
         """Free what was only needed for reading."""
-        self.store.forget()
+        self._caches = {}

@@ -243,16 +243,15 @@ class DetectionDataModule(pl.LightningDataModule):
         drop_last = len(dataset) >= self.batch_size * world_size
         sampler = EpochSampler(dataset, world_size, rank, self.seed, drop_last)
         if self.group_by_aspect:
-            sampler = group_by_aspect(sampler, dataset.sizes, self.batch_size, self._image_config)
-        self._resume_into(sampler)
+            model = getattr(getattr(self.trainer, "lightning_module", None), "model", None)
+            config = getattr(model, "image_config", None) or ImageConfig()
+            sampler = group_by_aspect(sampler, dataset.sizes, self.batch_size, config)
+        state, self._resume = self._resume, {}
+        if state:
+            go_on(sampler, state, self._resume_terms())
+            if self.trainer is not None:
+                start_new_epoch(self.trainer)
         return self._loader(dataset, sampler, self.batch_size, drop_last)
-
-    @property
-    def _image_config(self) -> ImageConfig:
-        """Return how the network that is trained resizes; the default where none is."""
-        model = getattr(getattr(self.trainer, "lightning_module", None), "model", None)
-        config = getattr(model, "image_config", None)
-        return config if isinstance(config, ImageConfig) else ImageConfig()
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Target]]:
         """Give each image once over all ranks, in order."""
@@ -274,24 +273,19 @@ class DetectionDataModule(pl.LightningDataModule):
     def _loader(
         self, dataset: DetectionDataset, sampler: Sampler[object], batch_size: int, drop_last: bool
     ) -> DataLoader[tuple[Tensor, Target]]:
+        # Pinned memory is copied faster to a GPU.
+        to_gpu = torch.cuda.is_available() if self.trainer is None else self.trainer.strategy.root_device.type == "cuda"
         return DataLoader(
             NextImageInstead(dataset) if self.on_error == "skip" else dataset,
             batch_size=batch_size,
             sampler=cast(Iterable[object], sampler),
             num_workers=self.num_workers,
             collate_fn=collate,
-            pin_memory=self._on_gpu,
+            pin_memory=to_gpu,
             drop_last=drop_last,
             worker_init_fn=limit_threads,
             persistent_workers=self.num_workers > 0,
         )
-
-    @property
-    def _on_gpu(self) -> bool:
-        """Return whether batches go to a GPU, to which pinned memory is copied faster."""
-        if self.trainer is None:
-            return torch.cuda.is_available()
-        return self.trainer.strategy.root_device.type == "cuda"
 
     # ---- resuming in the middle of an epoch ----
 
@@ -316,11 +310,3 @@ class DetectionDataModule(pl.LightningDataModule):
             "images": len(self.train_dataset),
             "group_by_aspect": int(self.group_by_aspect),
         }
-
-    def _resume_into(self, sampler: EpochSampler) -> None:
-        state, self._resume = self._resume, {}
-        if not state:
-            return
-        go_on(sampler, state, self._resume_terms())
-        if self.trainer is not None:
-            start_new_epoch(self.trainer)

@@ -15,7 +15,7 @@ from dataclasses import astuple
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, ClassVar, Final, Generic, TypeVar
+from typing import Any, ClassVar, Final
 
 from datamodules import image_reading
 from datamodules.image_reading import USUAL, ImageHeader, Reading, read_header
@@ -94,7 +94,8 @@ class FileCache:
             return error
 
     def _key(self, path: Path) -> str:
-        return str(path.relative_to(self.folder) if path.is_relative_to(self.folder) else path.absolute())
+        inside = str(path).removeprefix(f"{self.folder}/")
+        return inside if inside != str(path) else str(path.absolute())
 
     def _load(self) -> dict[str, Row]:
         if self._rows is None:
@@ -125,33 +126,6 @@ class FileCache:
         except OSError as error:
             print(f"{self.kind} are not kept for the next run: {self._file}: {brief(error)}", file=sys.stderr)
             self._file = None
-
-
-C = TypeVar("C", bound=FileCache, covariant=True)
-
-
-class FileStore(Generic[C]):
-    """The caches of several dataset folders.
-
-    Args:
-        kind: what a folder's cache is.
-        option: see `cache_folder`.
-        reading: how images are read.
-    """
-
-    def __init__(self, kind: type[C], option: str | None = None, reading: Reading = USUAL) -> None:
-        self.cache_dir = cache_folder(option)
-        self._kind = kind
-        self._reading = reading
-        self._caches: dict[Path, C] = {}
-
-    def of(self, folder: Path) -> C:
-        """Return the cache of a dataset folder."""
-        return self._caches.setdefault(folder, self._kind(folder, self.cache_dir, self._reading))
-
-    def forget(self) -> None:
-        """Free the memory."""
-        self._caches = {}
 
 
 def digest_of(*parts: bytes) -> str:

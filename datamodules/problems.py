@@ -3,37 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, get_args
+from typing import Any, Final, NamedTuple
 
-Kind = Literal[
-    "missing_image",
-    "unreadable_image",
-    "truncated_image",
-    "dark_images",
-    "size_mismatch",
-    "missing_annotation",
-    "unreadable_annotation",
-    "file_name_mismatch",
-    "unknown_size",
-    "empty_image",
-    "incomplete_object",
-    "negative_box",
-    "box_outside",
-    "box_partly_outside",
-    "one_pixel_box",
-    "duplicate_object",
-    "unknown_class",
-    "misspelt_class",
-    "similar_class",
-    "class_without_objects",
-    "unusable_split",
-    "named_twice",
-    "leak_by_name",
-    "not_in_split",
-    "leak_by_content",
-    "duplicate_image",
-]
-KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
+Kind = str  # a key of `CONSEQUENCES`
 
 _STOPS = "stops training; --data.on_error skip leaves out this "
 
@@ -84,6 +56,9 @@ CONSEQUENCES: Final[dict[Kind, Consequence]] = {
     "leak_by_content": Consequence("used in both, so numbers on the second are not those of unseen images"),
     "duplicate_image": Consequence("used twice"),
 }
+
+
+KINDS: Final = tuple(CONSEQUENCES)
 
 
 @dataclass(frozen=True)

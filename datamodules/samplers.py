@@ -128,9 +128,8 @@ class AspectSampler(EpochSampler):
             part.sort(key=self.aspect_ratios.__getitem__)  # stable: equal ratios stay shuffled
             steps += [part[first : first + step] for first in range(0, len(part), step)]
         arranged: list[int] = []
-        for position in np.random.default_rng(np.random.SeedSequence([self.seed, epoch], spawn_key=(1,))).permutation(
-            len(steps)
-        ):
+        seed = np.random.SeedSequence([self.seed, epoch], spawn_key=(1,))
+        for position in np.random.default_rng(seed).permutation(len(steps)):
             # Position i belongs to rank i mod num_replicas, and each rank gets neighbours.
             arranged += np.reshape(steps[position], (self.num_replicas, self.batch_size)).T.ravel().tolist()
         return arranged + order[whole:]
@@ -156,30 +155,18 @@ def padded_share(sizes: NDArray[np.int64], batches: Iterable[Sequence[int]], mul
 def group_by_aspect(
     plain: EpochSampler, sizes: NDArray[np.int64], batch_size: int, image: ImageConfig
 ) -> AspectSampler:
-    """Make the sampler that groups what `plain` shuffles; the first rank says what that saves.
-
-    Arguments are those of `print_saved_padding`.
-    """
-    grouped = AspectSampler(
-        sizes[:, 0] / sizes[:, 1], batch_size, plain.num_replicas, plain.rank, plain.seed, plain.drop_last
-    )
-    if plain.rank == 0:
-        print_saved_padding(plain, grouped, sizes, batch_size, image)
-    return grouped
-
-
-def print_saved_padding(
-    plain: EpochSampler, grouped: EpochSampler, sizes: NDArray[np.int64], batch_size: int, image: ImageConfig
-) -> None:
-    """Say on stderr how much of this epoch's batches on this rank is padding, with and without grouping.
+    """Make the sampler that groups what `plain` shuffles; the first rank says on stderr how much padding that saves.
 
     Args:
-        plain: the order without grouping.
-        grouped: the order with it.
+        plain: The order without grouping.
         sizes: (N, 2) height and width of the image files.
-        batch_size: images per batch.
-        image: how they are resized; of several shortest sides the last one counts.
+        batch_size: Images per batch.
+        image: How they are resized; of several shortest sides the last one counts for what is said.
     """
+    ratios = sizes[:, 0] / sizes[:, 1]
+    grouped = AspectSampler(ratios, batch_size, plain.num_replicas, plain.rank, plain.seed, plain.drop_last)
+    if plain.rank:
+        return grouped
     seen = np.array([resized_size((h, w), image.shortest_side[-1], image.longest_side) for h, w in sizes.tolist()])
     shares = []
     for sampler in (plain, grouped):
@@ -191,6 +178,7 @@ def print_saved_padding(
         f"{100 * shares[0]:.1f} % (first epoch, shortest side {image.shortest_side[-1]})",
         file=sys.stderr,
     )
+    return grouped
 
 
 class ShardSampler(DistributedSampler):  # type: ignore[type-arg]

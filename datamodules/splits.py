@@ -114,8 +114,8 @@ class Splits:
     def _to_divide(self) -> list[Member]:
         if self.names["train"]:
             return self.format.list_images(self.names["train"])
-        tested = {(member.folder, member.stem) for member in self.format.list_images(self.names["test"], True)}
-        return [member for member in self.format.list_annotated() if (member.folder, member.stem) not in tested]
+        tested = {member.image for member in self.format.list_images(self.names["test"], True)}
+        return [member for member in self.format.list_annotated() if member.image not in tested]
 
     def leaks(self) -> Leaks:
         """Return the images that are in two parts, none where that is accepted."""

@@ -135,7 +135,7 @@ class CocoFormat(DatasetFormat):
         """Read and judge annotations and the headers of images."""
         paths = [member.folder / member.stem for member in members]
         there = {path for path in paths if path.is_file()} if look else set()
-        headers = self.store.of(self.root).headers(path for path in paths if path in there)
+        headers = self.cache(self.root).headers(path for path in paths if path in there)
         records: list[ImageRecord] = []
         for source, group in groupby(zip(members, paths, strict=True), key=lambda pair: pair[0].source):
             for member, path in group:

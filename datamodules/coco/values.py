@@ -33,10 +33,6 @@ class IdTable(Generic[Found]):
         self._exact: dict[Id, Found] = {}
         self._plain: dict[Id, list[Found]] = {}
 
-    def __contains__(self, number: Id) -> bool:
-        """Return whether an id as it is written has been added."""
-        return number in self._exact
-
     def add(self, number: Id, found: Found) -> None:
         """Let an id stand for something."""
         self._exact[number] = found

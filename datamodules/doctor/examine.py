@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from datamodules.checks import check_classes, similar_classes
 from datamodules.dataset_format import DatasetFormat, ImageRecord, Member
 from datamodules.doctor.near_duplicates import Fingerprint, copies, fingerprint
-from datamodules.doctor.splits import ImageKey, SplitTable, UsedSplit, read_split_table, split_problems
+from datamodules.doctor.splits import Image, SplitTable, UsedSplit, read_split_table, split_problems
 from datamodules.image_cache import ImageFile
 from datamodules.image_reading import read_header, read_image
 from datamodules.parallel import map_files
@@ -60,11 +60,6 @@ class Examined:
     record: ImageRecord
     print: Fingerprint | None = None
     brightest: int | None = None
-
-    @property
-    def image(self) -> ImageKey:
-        """Return which image it is, whatever annotation it was read from."""
-        return ImageKey(self.member.folder, self.member.stem)
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,11 +104,14 @@ def examine(options: DoctorOptions) -> Report:
     table = read_split_table(format, options.splits)
     splits_of = table.by_image()
     found = _examine_images(options, known, table)
-    first: dict[ImageKey, Examined] = {}
+    first: dict[Image, Examined] = {}
     for one in found:
-        first.setdefault(one.image, one)
+        first.setdefault(one.member.image, one)
     images = list(first.values())
-    problems = [problem for one in found for problem in _problems_of(one, not table.splits or one.image in splits_of)]
+    problems: list[Problem] = []
+    for one in found:
+        used = not table.splits or one.member.image in splits_of
+        problems += one.record.problems if used else [replace(problem, used=False) for problem in one.record.problems]
     if options.images:
         for folder in format.empty_folders(one.member for one in images):
             # One line, not one for each image.
@@ -124,7 +122,7 @@ def examine(options: DoctorOptions) -> Report:
             ]
             text = f"{folder}: holds no image, so none was looked at (--no_images examines the annotations alone)"
             problems.append(Problem(str(folder), None, "missing_image", text))
-    problems += split_problems(table, {one.image: one.record.path or one.record.stated.file for one in images})
+    problems += split_problems(table, {one.member.image: one.record.path or one.record.stated.file for one in images})
     problems += _copies(images, splits_of, format)
     problems += _dark_images(images, format)
     names = known or format.stated_classes([split.label for split in table.splits if split.members])
@@ -139,10 +137,9 @@ def examine(options: DoctorOptions) -> Report:
 def _examine_images(options: DoctorOptions, known: Sequence[str] | None, table: SplitTable) -> list[Examined]:
     """Read all annotations, each once, and decode all images, each once."""
     format = options.format
-    members: dict[tuple[ImageKey, Path | None], Member] = {}
+    members: dict[tuple[Image, Path | None], Member] = {}
     for member in (member for split in table.splits for member in split.members):
-        key = ImageKey(member.folder, member.stem)
-        members.setdefault((key, member.source if format.own_annotations else None), member)
+        members.setdefault((member.image, member.source if format.own_annotations else None), member)
     chosen = list(members.values())
     if not table.chosen:
         chosen = sorted([*chosen, *format.list_others(chosen, options.images)], key=lambda one: (one.folder, one.stem))
@@ -171,10 +168,6 @@ def _decode(file: ImageFile) -> tuple[Fingerprint, int | None] | InputError:
         return error
 
 
-def _problems_of(one: Examined, used: bool) -> list[Problem]:
-    return list(one.record.problems) if used else [replace(problem, used=False) for problem in one.record.problems]
-
-
 def _dark_images(found: Sequence[Examined], format: DatasetFormat) -> Iterator[Problem]:
     """Yield one problem for 16-bit values that use less than half of their range: those of fewer bits, most often."""
     levels = [one.brightest for one in found if one.brightest is not None]
@@ -191,7 +184,7 @@ def _dark_images(found: Sequence[Examined], format: DatasetFormat) -> Iterator[P
 
 
 def _copies(
-    found: Sequence[Examined], splits_of: Mapping[ImageKey, Sequence[UsedSplit]], format: DatasetFormat
+    found: Sequence[Examined], splits_of: Mapping[Image, Sequence[UsedSplit]], format: DatasetFormat
 ) -> Iterator[Problem]:
     """Yield pictures with equal content: a leak if they are in splits that must not share images, else a duplicate.
 
@@ -199,7 +192,7 @@ def _copies(
     """
 
     def rank(index: int) -> int:
-        parts = [PARTS.index(part) for split in splits_of.get(seen[index][0].image, []) for part in split.parts]
+        parts = [PARTS.index(part) for split in splits_of.get(seen[index][0].member.image, []) for part in split.parts]
         return -max(parts, default=-1)
 
     seen = [(one, one.record.path, one.print) for one in found if one.record.path is not None and one.print is not None]
@@ -212,8 +205,8 @@ def _copies(
             leaks = [
                 (other, theirs.label, split.label)
                 for earlier, other, _ in others
-                for theirs in splits_of.get(earlier.image, [])
-                for split in splits_of.get(one.image, [])
+                for theirs in splits_of.get(earlier.member.image, [])
+                for split in splits_of.get(one.member.image, [])
                 if split.excludes(theirs)
             ]
             if leaks:

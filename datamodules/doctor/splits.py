@@ -12,30 +12,19 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from datamodules.dataset_format import DatasetFormat, Member
 from datamodules.problems import Problem
 from datamodules.splits import PARTS
 from detector.errors import InputError
 
+Image = tuple[Path, str]  # that of a `Member`
 _WORDS: Final = {
     "train": ("train", "training", "trainval"),
     "val": ("val", "valid", "validation", "dev", "trainval"),
     "test": ("test", "testing"),
 }
-
-
-class ImageKey(NamedTuple):
-    """Which image of a dataset.
-
-    Args:
-        folder: That of a `Member`.
-        stem: That of a `Member`.
-    """
-
-    folder: Path
-    stem: str
 
 
 @dataclass(frozen=True)
@@ -73,12 +62,12 @@ class SplitTable:
     chosen: bool
     problems: tuple[Problem, ...]
 
-    def by_image(self) -> dict[ImageKey, list[UsedSplit]]:
+    def by_image(self) -> dict[Image, list[UsedSplit]]:
         """Return the splits that each image is in."""
-        found: dict[ImageKey, list[UsedSplit]] = {}
+        found: dict[Image, list[UsedSplit]] = {}
         for split in self.splits:
             for member in split.members:
-                found.setdefault(ImageKey(member.folder, member.stem), []).append(split)
+                found.setdefault(member.image, []).append(split)
         return found
 
 
@@ -112,7 +101,7 @@ def read_split_table(format: DatasetFormat, chosen: Mapping[str, Sequence[str]])
     return SplitTable(tuple(splits), bool(wanted), tuple(problems))
 
 
-def split_problems(table: SplitTable, files: Mapping[ImageKey, Path]) -> Iterator[Problem]:
+def split_problems(table: SplitTable, files: Mapping[Image, Path]) -> Iterator[Problem]:
     """Yield what is wrong with the splits, beside images and annotations that are missing.
 
     Args:
@@ -121,21 +110,21 @@ def split_problems(table: SplitTable, files: Mapping[ImageKey, Path]) -> Iterato
     """
     yield from table.problems
     by_image = table.by_image()
-    for image, splits in by_image.items():
+    for (_, stem), splits in by_image.items():
         for index, split in enumerate(splits if table.chosen else ()):
             if any(split.parts == other.parts for other in splits[:index]):
-                text = f"{split.path}: names {image.stem}, which another split for the same part names too"
+                text = f"{split.path}: names {stem}, which another split for the same part names too"
                 yield Problem(str(split.path), None, "named_twice", text)
         leaking = [split for split in splits if any(split.excludes(other) for other in splits)]
         if leaking:
             first = min(leaking, key=lambda split: min(map(PARTS.index, split.parts)))
             others = [split.label for split in leaking if split is not first]
-            text = f"{first.path}: names {image.stem}, which is in {' and '.join(others)} too"
+            text = f"{first.path}: names {stem}, which is in {' and '.join(others)} too"
             yield Problem(str(first.path), None, "leak_by_name", text)
     if table.splits and not table.chosen:
         for image, path in files.items():
             if image not in by_image:
-                yield Problem(str(path), None, "not_in_split", f"{path}: no split names {image.stem}", used=False)
+                yield Problem(str(path), None, "not_in_split", f"{path}: no split names {image[1]}", used=False)
 
 
 def _parts_of(name: str) -> frozenset[str]:

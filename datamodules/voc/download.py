@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from typing import Final
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -37,25 +38,17 @@ class Archive:
     md5: str
 
 
-_HOST = "https://thor.robots.ox.ac.uk/pascal/VOC"
-ARCHIVES: dict[tuple[str, str], Archive] = {
-    ("2007", "trainval"): Archive(
-        "VOCtrainval_06-Nov-2007.tar",
-        f"{_HOST}/voc2007/VOCtrainval_06-Nov-2007.tar",
-        460_032_000,
-        "c52e279531787c972589f7e41ab4ae64",
+def _archive(year: str, file_name: str, size: int, md5: str) -> Archive:
+    return Archive(file_name, f"https://thor.robots.ox.ac.uk/pascal/VOC/voc{year}/{file_name}", size, md5)
+
+
+ARCHIVES: Final = {
+    ("2007", "trainval"): _archive(
+        "2007", "VOCtrainval_06-Nov-2007.tar", 460_032_000, "c52e279531787c972589f7e41ab4ae64"
     ),
-    ("2007", "test"): Archive(
-        "VOCtest_06-Nov-2007.tar",
-        f"{_HOST}/voc2007/VOCtest_06-Nov-2007.tar",
-        451_020_800,
-        "b6e924de25625d8de591ea690078ad9f",
-    ),
-    ("2012", "trainval"): Archive(
-        "VOCtrainval_11-May-2012.tar",
-        f"{_HOST}/voc2012/VOCtrainval_11-May-2012.tar",
-        1_999_639_040,
-        "6cd6e144f989b92b3379bac3b3de84fd",
+    ("2007", "test"): _archive("2007", "VOCtest_06-Nov-2007.tar", 451_020_800, "b6e924de25625d8de591ea690078ad9f"),
+    ("2012", "trainval"): _archive(
+        "2012", "VOCtrainval_11-May-2012.tar", 1_999_639_040, "6cd6e144f989b92b3379bac3b3de84fd"
     ),
 }
 
@@ -145,18 +138,14 @@ def _wrong_checksum(archive: Archive, root: Path, fetched: bool) -> str:
     return f"{path}: has not the checksum {archive.md5} (md5) of {archive.url}; delete the file and run again"
 
 
-def _part(archive: Archive, root: Path) -> Path:
-    return root / f"{archive.file_name}.part"
-
-
 def _part_size(archive: Archive, root: Path) -> int:
-    part = _part(archive, root)
+    part = root / f"{archive.file_name}.part"
     return part.stat().st_size if part.is_file() else 0
 
 
 def _fetch(archive: Archive, root: Path) -> None:
     """Download an archive, going on where an earlier try ended, as long as each try brings something."""
-    part = _part(archive, root)
+    part = root / f"{archive.file_name}.part"
     with _bar(archive) as show:
         while True:
             before = _part_size(archive, root)

@@ -181,33 +181,31 @@ def write_annotation(annotation: Annotation, path: str | Path) -> None:
     ElementTree.ElementTree(root).write(path, encoding="utf-8")
 
 
-def read_split(path: str | Path) -> list[str]:
+def read_split(path: str | Path, repeats: bool = False) -> list[str]:
     """Read the image names of a split file such as `ImageSets/Main/train.txt`, in file order.
 
     Blank lines are skipped. A name may contain blanks. Suffixes, folders and class flags ("name  1", "name -1") are
     left away where that leads to an annotation, see `datamodules.voc.names`.
 
+    Args:
+        path: The file.
+        repeats: Accept that it names an image more than once.
+
     Raises:
-        InputError: if the file is missing (lists the split files that are there), unreadable, empty, or names an
-            image twice.
+        InputError: The file is missing (lists the split files that are there), unreadable, empty, or names an image
+            twice.
     """
     path = Path(path)
-    names = read_split_names(path)
-    if not names:
-        raise InputError(f"{path}: the split file is empty; write one image name per line")
-    if len(set(names)) < len(names):
-        counts = Counter(names)
-        twice = next(name for name in names if counts[name] > 1)
-        raise InputError(f"{path}: names the image {twice} more than once")
-    return names
-
-
-def read_split_names(path: Path) -> list[str]:
-    """Read the image names of a split file, which may be empty or name an image twice; see `read_split`."""
     if not path.is_file():
         present = sorted(file.stem for file in path.parent.glob("*.txt")) if path.parent.is_dir() else []
         raise InputError(f"{path}: no such split file; {path.parent} holds {listed(present, 12) or 'no split files'}")
-    return [line.name for line in read_split_lines(path)]
+    names = [line.name for line in read_split_lines(path)]
+    if not names:
+        raise InputError(f"{path}: the split file is empty; write one image name per line")
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice and not repeats:
+        raise InputError(f"{path}: names the image {twice[0]} more than once")
+    return names
 
 
 def _parse(data: bytes, path: Path) -> ElementTree.Element:

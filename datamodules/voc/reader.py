@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from datamodules.checks import judge
 from datamodules.dataset_format import DatasetFormat, ImageRecord, Member, ObjectRecord, Stated
-from datamodules.file_cache import FileCache, FileStore
+from datamodules.file_cache import FileCache
 from datamodules.problems import Kind, Problem
 from datamodules.voc.annotation_cache import AnnotationCache
 from datamodules.voc.format import (
@@ -21,7 +21,6 @@ from datamodules.voc.format import (
     parse_annotation_loosely,
     read_annotation_bytes,
     read_split,
-    read_split_names,
 )
 from datamodules.voc.layout import VOC_CLASSES, check_root, dataset_folders, find_image, find_split, is_plain
 from datamodules.voc.names import annotated_names, annotation_path, read_split_lines
@@ -32,7 +31,10 @@ class VOCFormat(DatasetFormat):
     """A dataset in PASCAL VOC format: VOC<year>/ folders, or one dataset folder."""
 
     cache_kind: ClassVar[type[FileCache]] = AnnotationCache
-    store: FileStore[AnnotationCache]
+
+    def cache(self, folder: Path) -> AnnotationCache:
+        """Return what is kept of a dataset folder's annotations and images."""
+        return cast(AnnotationCache, super().cache(folder))
 
     @property
     def plain(self) -> bool:
@@ -60,7 +62,7 @@ class VOCFormat(DatasetFormat):
             return list(VOC_CLASSES)
         stems = {stem for split in files for stem in read_split(split.path)}
         stems |= set(annotated_names(self.root)) if everything else set()
-        annotations = self.store.of(self.root).annotations(sorted(stems))
+        annotations = self.cache(self.root).annotations(sorted(stems))
         found: set[str] = set()
         for stem, annotation in annotations.items():
             read = _loosely(annotation_path(self.root, stem), annotation)
@@ -97,7 +99,7 @@ class VOCFormat(DatasetFormat):
         for folder, group in groupby(members, key=lambda member: member.folder):
             stems = [member.stem for member in group]
             place = folder / "JPEGImages"
-            annotations = self.store.of(folder).annotations(stems)
+            annotations = self.cache(folder).annotations(stems)
             stated = {stem: _stated(annotation_path(folder, stem), annotations[stem]) for stem in stems}
             images: dict[str, Path] = {}
             for stem, (one, file_name) in stated.items() if look else ():
@@ -105,7 +107,7 @@ class VOCFormat(DatasetFormat):
                     images[stem] = find_image(folder, stem, file_name)
                 except InputError as error:
                     one.problems.append(Problem(f"{place / stem}.jpg", None, "missing_image", str(error)))
-            headers = self.store.of(folder).headers(images.values())
+            headers = self.cache(folder).headers(images.values())
             for stem in stems:
                 path = images.get(stem)
                 name = f"{stem}.jpg" if path is None else path.relative_to(place).as_posix()
@@ -128,16 +130,16 @@ class VOCFormat(DatasetFormat):
     def list_as_named(self, split: str) -> list[Member]:
         """Return the images of a split as often as its file names them."""
         file = find_split(self.root, split)
-        return self._members(file.folder, read_split_names(file.path) or read_split(file.path), file.path)
+        return self._members(file.folder, read_split(file.path, repeats=True), file.path)
 
     def list_others(self, members: Iterable[Member], look: bool) -> list[Member]:
         """Return the annotations that are not among `members`, and the images if `look`."""
-        known = {(member.folder, member.stem) for member in members}
+        known = {member.image for member in members}
         others: list[Member] = []
         for folder in dataset_folders(self.root):
             stems = {*annotated_names(folder), *(_images_in(folder) if look else ())}
             others += self._members(folder, sorted(stems), folder / "Annotations")
-        return [member for member in others if (member.folder, member.stem) not in known]
+        return [member for member in others if member.image not in known]
 
     def empty_folders(self, members: Iterable[Member]) -> list[Path]:
         """Return the JPEGImages/ that hold no image."""

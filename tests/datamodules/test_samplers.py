@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from torch.utils.data.distributed import DistributedSampler
 
-from datamodules.samplers import AspectSampler, EpochSampler, ShardSampler, padded_share, print_saved_padding
+from datamodules.samplers import AspectSampler, EpochSampler, ShardSampler, group_by_aspect, padded_share
 from detector.image_batch import ImageConfig
 
 
@@ -143,8 +143,7 @@ def test_padded_share():
 
 def test_grouping_saves_padding_and_says_how_much(capsys):
     sizes = np.array([[375, 500], [500, 375]] * 40)
-    plain, grouped = EpochSampler(range(80)), AspectSampler(sizes[:, 0] / sizes[:, 1], 4)
-    print_saved_padding(plain, grouped, sizes, 4, ImageConfig([600], 1000, pad_multiple=1))
+    group_by_aspect(EpochSampler(range(80)), sizes, 4, ImageConfig([600], 1000, pad_multiple=1))
     words = capsys.readouterr().err.split()
     after, before = (float(words[place]) for place in (1, words.index("instead") + 2))
     assert after < 5 and before > 15  # a mixed batch is a quarter padding

@@ -10,7 +10,7 @@ from datamodules.doctor import near_duplicates
 from datamodules.doctor.examine import DoctorOptions, examine
 from datamodules.doctor.near_duplicates import fingerprint, same_pixels
 from datamodules.image_cache import ImageFile
-from datamodules.problems import CONSEQUENCES, KINDS
+from datamodules.problems import KINDS
 from datamodules.voc.format import Annotation, VOCObject, write_annotation
 from datamodules.voc.layout import VOC_CLASSES
 from datamodules.voc.reader import VOCFormat
@@ -61,10 +61,6 @@ def test_messages_name_what_is_wrong(broken_dataset):
     assert "which is in val too" in by_kind["leak_by_name"].message
     assert by_kind["box_outside"].effect.endswith("leaves out this object")
     assert by_kind["truncated_image"].effect.endswith("leaves out this image")
-
-
-def test_every_kind_has_a_consequence():
-    assert set(CONSEQUENCES) == set(KINDS) and len(KINDS) == len(set(KINDS))
 
 
 def test_a_healthy_dataset_has_no_problems(mini_voc):
