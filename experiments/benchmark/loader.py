@@ -7,9 +7,10 @@ augmentation (uint8, both alike), and batches that are resized, normalised and p
 """
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -70,12 +71,12 @@ def benchmark_data(options: LoaderOptions) -> Benchmark:
     """
     root, splits, batch_size = Path(options.data.root), options.data.train_splits or [], options.batch_size
     with tempfile.TemporaryDirectory() as folder:
-        count = _link_devkit(root.expanduser(), splits, Path(folder), options.images)
-        if count < batch_size:
-            raise InputError(f"--batch_size {batch_size}: the splits hold {count} images")
+        images = _link_devkit(root.expanduser(), splits, Path(folder), options.images)
+        if images < batch_size:
+            raise InputError(f"--batch_size {batch_size}: the splits hold {images} images")
         cases = [_run(case, folder, options) for case in CASES]
     how = f"batches of {batch_size}, {options.workers} worker processes"
-    title = f"loading {count} images of {splits[0]}, per image; {how}"
+    title = f"loading {images} images of {splits[0]}, per image; {how}"
     packages = ("torch", "torchvision", "numpy", "pillow", "opencv-python-headless")
     return Benchmark(title, f"cpu: {processor()}; resized on {this_device()}", packages, cases=cases)
 
@@ -99,23 +100,24 @@ def _link_devkit(root: Path, splits: Sequence[str], folder: Path, images: int) -
 
 def _run(case: DataCase, folder: str, options: LoaderOptions) -> Case:
     device, batch_size, workers = this_device(), options.batch_size, options.workers
-    ours, dataset = _our_loader(case, folder, batch_size, workers)
+    loader, dataset = _our_loader(case, folder, batch_size, workers)
     peer = _peer_loader(case, folder, batch_size, workers)
+    epoch = count()
 
-    def deliver(batch: Any) -> None:
-        batch[0].to(device)
+    def our_epoch() -> None:
+        loader.sampler.set_epoch(next(epoch))  # type: ignore[attr-defined]
+        for batch in loader:
+            if case.batch:
+                _to_batch(batch)
 
-    epochs = [partial(_load, ours, _to_batch), partial(_load, peer, deliver)]
-    if not case.batch:
-        epochs = [partial(_load, ours), partial(_load, peer)]
+    def peer_epoch() -> None:
+        for batch in peer:
+            if case.batch:
+                batch[0].to(device)
+
     images = len(dataset) // batch_size * batch_size
-    ours_ms, peer_ms = (time / images for time in median_times(epochs, device, options.repeats))
+    ours_ms, peer_ms = (time / images for time in median_times([our_epoch, peer_epoch], device, options.repeats))
     return Case(case.name, ours_ms, peer_ms, _parts(dataset), PEER, number=1)
-
-
-def _load(epoch: Iterable[Any], step: Callable[[Any], object] = len) -> None:
-    for batch in epoch:
-        step(batch)
 
 
 def _to_batch(batch: Any) -> Any:
@@ -123,19 +125,7 @@ def _to_batch(batch: Any) -> Any:
     return make_batch([image.to(device) for image in batch[0]], ImageConfig(), training=True)
 
 
-class _Epochs:
-    """Our loader, in the next epoch each time it is iterated over, as under Lightning."""
-
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self.loader, self.epoch = loader, 0
-
-    def __iter__(self) -> Iterator[Any]:
-        self.loader.sampler.set_epoch(self.epoch)  # type: ignore[attr-defined]
-        self.epoch += 1
-        return iter(self.loader)
-
-
-def _our_loader(case: DataCase, folder: str, batch_size: int, workers: int) -> tuple[_Epochs, DetectionDataset]:
+def _our_loader(case: DataCase, folder: str, batch_size: int, workers: int) -> tuple[DataLoader[Any], DetectionDataset]:
     data = VOCDataModule(
         folder,
         train_splits=["2012_train"],
@@ -148,7 +138,7 @@ def _our_loader(case: DataCase, folder: str, batch_size: int, workers: int) -> t
         annotation_cache="none",
         cache_images=case.cache,
     )
-    return _Epochs(data.train_dataloader()), data.train_dataset
+    return data.train_dataloader(), data.train_dataset
 
 
 def _peer_loader(case: DataCase, folder: str, batch_size: int, workers: int) -> DataLoader[Any]:

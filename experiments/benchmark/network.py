@@ -5,24 +5,21 @@ does befalls both. Images have the size that the network sees, so none is resize
 loader; torchvision's are floats in 0..1 already, as its reference scripts make them in the loader.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from detector.faster_rcnn import FasterRCNN
 from experiments.benchmark.cases import Benchmark, Case
 from experiments.benchmark.measuring import Parts, device_name, median_parts_in_turn, median_times, shares
 from experiments.benchmark.memory import StepMemory
-from experiments.benchmark.models import OBJECTS, Batch, Network, build_network, make_images
+from experiments.benchmark.models import OBJECTS, Network, build_network, make_images
 from experiments.benchmark.programs import (
     PACKAGES,
     Setting,
-    autocast,
-    our_optimizer,
     our_program,
     peer_program,
     ready,
 )
-from experiments.benchmark.step_parts import NETWORK_PARTS, inference_parts, training_parts
+from experiments.benchmark.step_parts import NETWORK_PARTS, parts_program
 from experiments.benchmark.torchvision_peer import NAME, build_peer, peer_batch
 
 
@@ -100,13 +97,3 @@ def our_case(name: str, milliseconds: float, number: int, parts: Parts) -> Case:
         times_the_limit=milliseconds / network,
         detector_ms=sum(parts.values()) - network,
     )
-
-
-def parts_program(model: FasterRCNN, batch: Batch, precision: str, setting: Setting) -> Callable[[], Parts]:
-    """Return a function that runs one step, or inference, in parts, and returns the milliseconds of each."""
-    images, targets = batch
-    context = autocast(precision, setting.device)
-    if setting.kind == "infer":
-        return lambda: inference_parts(model, images, context)
-    optimizer = our_optimizer(model)
-    return lambda: training_parts(model, images, targets, optimizer, context)

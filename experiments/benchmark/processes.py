@@ -1,13 +1,17 @@
 """Processes of a benchmark's own: started afresh, ended together, and never waited for without end."""
 
-import multiprocessing
+import logging
+import math
 import os
+import pickle
 import signal
-import threading
+import tempfile
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import Connection, wait
+from pathlib import Path
 from time import monotonic
 from typing import Any
+
+from torch.multiprocessing.spawn import ProcessExitedException, start_processes
 
 
 class ProcessFailed(RuntimeError):
@@ -15,7 +19,7 @@ class ProcessFailed(RuntimeError):
 
 
 def run_processes(
-    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], seconds: float | None = None
+    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], seconds: float = math.inf
 ) -> list[Any]:
     """Run `function(*arguments)` in one new process for each tuple, all at the same time, and return what they return.
 
@@ -29,67 +33,46 @@ def run_processes(
     Raises:
         ProcessFailed: One raised something, died, or took longer.
     """
-    context = multiprocessing.get_context("spawn")
-    pipes = [context.Pipe(duplex=False) for _ in arguments]
-    processes = [
-        context.Process(target=_work, args=(sender, function, own), daemon=True)
-        for (_, sender), own in zip(pipes, arguments, strict=True)
-    ]
-    results: dict[int, Any] = {}
-    end = None if seconds is None else monotonic() + seconds
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(
+        logging.ERROR
+    )  # it would tell of each process that it ends
+    end = monotonic() + seconds
+    with tempfile.TemporaryDirectory() as folder:
+        answers = [Path(folder) / str(rank) for rank in range(len(arguments))]
+        group = start_processes(
+            _work, (function, arguments, answers), len(arguments), join=False, daemon=True, start_method="spawn"
+        )
+        try:
+            while not group.join(None if seconds == math.inf else max(0.0, end - monotonic())):
+                if monotonic() >= end:
+                    rank = next(rank for rank, process in enumerate(group.processes) if process.is_alive())
+                    raise ProcessFailed(f"process {rank + 1} of {len(arguments)} took longer than {seconds:g} s")
+        except ProcessExitedException as error:
+            answer = answers[error.error_index]
+            cause = answer.read_text() if answer.is_file() else _ending(error.exit_code)
+            raise ProcessFailed(f"process {error.error_index + 1} of {len(arguments)} {cause}") from None
+        finally:
+            for process in group.processes:
+                process.kill()
+                process.join()
+        return [pickle.loads(answer.read_bytes()) for answer in answers]
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"ended with exit status {code}"
+    cause = ", as for want of memory" if -code == signal.SIGKILL else ""
+    return f"was ended by signal {signal.Signals(-code).name}{cause}"
+
+
+def _work(
+    rank: int, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], answers: Sequence[Path]
+) -> None:
+    """Call in the new process, and write the result, or what went wrong."""
     try:
-        for process, (_, sender) in zip(processes, pipes, strict=True):
-            process.start()
-            sender.close()  # so that the end of the process is the end of the pipe
-        while len(results) < len(processes):
-            pending = {pipe: number for number, (pipe, _) in enumerate(pipes) if number not in results}
-            heard = wait(pending, None if end is None else max(0.0, end - monotonic()))
-            if not heard:
-                raise ProcessFailed(f"{_name(min(pending.values()), processes)} took longer than {seconds:g} s")
-            for pipe in heard:
-                number = pending[pipe]  # type: ignore[index]
-                try:
-                    failed, results[number] = pipes[number][0].recv()
-                except EOFError:
-                    processes[number].join()
-                    failed, results[number] = True, _ending(processes[number].exitcode)
-                if failed:
-                    raise ProcessFailed(f"{_name(number, processes)} {results[number]}")
-        return [results[number] for number in range(len(processes))]
-    finally:
-        started = [process for process in processes if process.pid is not None]
-        for process in started:
-            process.kill()
-        for process in started:
-            process.join()
-
-
-def _name(number: int, processes: Sequence[object]) -> str:
-    return f"process {number + 1} of {len(processes)}"
-
-
-def _ending(code: int | None) -> str:
-    if code is not None and code < 0:
-        cause = ", as for want of memory" if -code == signal.SIGKILL else ""
-        return f"was ended by signal {signal.Signals(-code).name}{cause}"
-    return f"ended with exit status {code}"
-
-
-def _work(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    """Call in the new process, and send whether it failed, and the result or the end of a line that says why."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        answer = False, function(*arguments)
-    except BaseException as error:
+        result = function(*arguments[rank])
+    except Exception as error:
         lines = str(error).strip().splitlines() or [""]
-        pipe.send((True, f"failed: {type(error).__name__}: {lines[0]}".rstrip(": ")))
+        answers[rank].write_text(f"failed: {type(error).__name__}: {lines[0]}".rstrip(": "))
         os._exit(1)  # at once: an orderly end may wait for processes that wait for this one
-    pipe.send(answer)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)
+    answers[rank].write_bytes(pickle.dumps(result))

@@ -4,8 +4,9 @@ A training step is cut where its parts meet: the backward pass of each part runs
 next one gave. The sum of the parts is the same step, and the same gradients.
 """
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from detector.faster_rcnn import FasterRCNN
 from detector.image_batch import ground_truth, make_batch, to_original
 from detector.rpn import RPNOutput
 from experiments.benchmark.measuring import Clock, Parts
+from experiments.benchmark.models import Batch
+from experiments.benchmark.programs import Setting, autocast, our_optimizer
 
 IMAGES, BACKBONE, RPN_HEAD = "resize and pad images", "backbone", "rpn head"
 TARGETS: Final = "anchors, matching, sampling"
@@ -35,14 +38,19 @@ def _backward(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
     torch.autograd.backward([out for out, _ in pairs], [gradient for _, gradient in pairs])
 
 
+def parts_program(model: FasterRCNN, batch: Batch, precision: str, setting: Setting) -> Callable[[], Parts]:
+    """Return a function that runs one step, or inference, in parts, and returns the milliseconds of each."""
+    context = autocast(precision, setting.device)
+    if setting.kind == "infer":
+        return partial(inference_parts, model, batch[0], context)
+    return partial(training_parts, model, batch, our_optimizer(model), context)
+
+
 def training_parts(
-    model: FasterRCNN,
-    images: Sequence[Tensor],
-    targets: Sequence[dict[str, Any]],
-    optimizer: torch.optim.Optimizer,
-    autocast: torch.autocast,
+    model: FasterRCNN, images_and_targets: Batch, optimizer: torch.optim.Optimizer, autocast: torch.autocast
 ) -> Parts:
     """Return the milliseconds of each part of one training step, which changes the weights as any other."""
+    images, targets = images_and_targets
     clock = Clock(images[0].device)
     optimizer.zero_grad()
     with autocast:

@@ -15,9 +15,9 @@ from detector.faster_rcnn import FasterRCNN
 from experiments.benchmark.cases import Benchmark, Case
 from experiments.benchmark.measuring import Parts, device_name, median_parts_in_turn, median_times
 from experiments.benchmark.models import OBJECTS, Batch, Network, build_network, make_images
-from experiments.benchmark.network import case_name, our_case, parts_program
+from experiments.benchmark.network import case_name, our_case
 from experiments.benchmark.programs import PACKAGES, Setting, our_program, ready
-from experiments.benchmark.step_parts import NETWORK_PARTS
+from experiments.benchmark.step_parts import NETWORK_PARTS, parts_program
 from experiments.output import check_plot, save_plot
 
 Sweep = Literal["objects", "anchors", "batch_size"]

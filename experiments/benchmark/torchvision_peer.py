@@ -26,19 +26,6 @@ LEVELS = {"resnet": ("layer1", "layer2", "layer3", "layer4"), "mobilenet_v2": ("
 """Of torchvision's classification networks, the layers at whose ends the levels of a pyramid are taken."""
 
 
-class PooledLayers(nn.Module):
-    """The last layers of a classification network as a box head: (R, channels, h, w) -> (R, width)."""
-
-    def __init__(self, layers: nn.Module) -> None:
-        super().__init__()
-        self.layers = layers
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """Return the mean over the cells."""
-        features: Tensor = self.layers(pooled)
-        return features.mean((2, 3))
-
-
 def build_peer(ours: FasterRCNN, backbone: BackboneConfig) -> nn.Module:
     """Return torchvision's detector like `ours`, which was built from `backbone`, with its weights and frozen layers.
 
@@ -106,7 +93,7 @@ def _network(ours: FasterRCNN, config: BackboneConfig) -> tuple[nn.Module, nn.Mo
         features = torchvision.models.mobilenet_v2(weights=None, norm_layer=norm).features
         trunk = features[:14]
         trunk.out_channels = 96  # type: ignore[assignment]
-        return trunk, PooledLayers(features[14:])
+        return trunk, nn.Sequential(features[14:], nn.AdaptiveAvgPool2d(1), nn.Flatten())
     levels = next((LEVELS[kind] for kind in LEVELS if name.startswith(kind) and name.endswith("_fpn")), None)
     if levels is None:
         raise InputError(
@@ -147,7 +134,7 @@ def _our_name(name: str, state: dict[str, Tensor]) -> str:
     candidates = (
         torchvision_name(name),
         name.replace("backbone.", "backbone.body.features.", 1),  # a trunk that is a plain sequence
-        name.replace("box_head.layers.", "box_head.features."),
+        name.replace("roi_heads.box_head.0.", "roi_heads.box_head.features."),
         name.replace("roi_heads.box_head.1.", "roi_heads.box_head.fc6."),
         name.replace("roi_heads.box_head.4.", "roi_heads.box_head.fc7."),
     )

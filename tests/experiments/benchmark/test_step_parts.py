@@ -15,7 +15,7 @@ def test_parts_of_a_step_give_its_gradients(pair) -> None:
     model.losses(images, targets)["loss"].backward()
     whole = {n: parameter.grad.clone() for n, parameter in model.named_parameters() if parameter.grad is not None}
     model.zero_grad()
-    times = training_parts(model, images, targets, our_optimizer(model), autocast("32-true", CPU))
+    times = training_parts(model, (images, targets), our_optimizer(model), autocast("32-true", CPU))
     parts = {n: parameter.grad for n, parameter in model.named_parameters() if parameter.grad is not None}
     assert parts.keys() == whole.keys()
     assert len(whole) == sum(parameter.requires_grad for parameter in model.parameters())
