@@ -44,7 +44,7 @@ class Report:
 
 
 def build_report(options: ReportOptions) -> Report:
-    """Everything that is told about a folder of runs; a run that lacks something is noted, and stops nothing.
+    """Return everything that is told about a folder of runs; a run that lacks something is noted, and stops nothing.
 
     Raises:
         InputError: No runs there, no such baseline, or a metric that no run has.
@@ -136,7 +136,7 @@ def _run(run: Run, curves: Mapping[str, Curve]) -> dict[str, Any]:
 
 
 def _scored(grid: RunsFolder, scorer: Scorer, notes: list[str]) -> dict[Path, Scored]:
-    """Every finished run whose detections are there."""
+    """Score every finished run whose detections are there."""
     found = {}
     for run in (run for cell in grid.cells for run in cell.done):
         if run.metric(VOC_ONLY[0], scorer.part) is None:
@@ -151,7 +151,7 @@ def _scored(grid: RunsFolder, scorer: Scorer, notes: list[str]) -> dict[Path, Sc
 def _differences(
     cell: RunGroup, baseline: RunGroup | None, scored: Mapping[Path, Scored], notes: list[str]
 ) -> dict[str, dict[str, Any]]:
-    """Mean over seeds against mean over seeds on the same resamples, and seed by seed."""
+    """Compare means over seeds on the same resamples, and seed by seed."""
     if baseline is None or cell is baseline:
         return {}
     ours = [run for run in cell.done if run.folder in scored]
@@ -180,7 +180,7 @@ def _differences(
 
 
 def _audits(grid: RunsFolder, notes: list[str]) -> dict[str, tuple[AuditInput, AuditResult]]:
-    """The audit of each cell's anchors; equal ones are made once."""
+    """Audit each cell's anchors; equal ones once."""
     made: dict[str, tuple[AuditInput, AuditResult]] = {}
     found = {}
     for cell in grid.cells:
@@ -210,8 +210,5 @@ def _anchors(given: AuditInput, result: AuditResult) -> dict[str, Any]:
         "dead": sum(warning.startswith("dead") for warning in dead),
         "nearly_dead": sum(warning.startswith("nearly") for warning in dead),
         "warnings": dead,
-        "straddling": result.straddling,
-        "mean_best_iou": result.mean_best_iou,
-        "share_iou_50": result.share_iou_50,
-        "share_iou_70": result.share_iou_70,
+        **{key: getattr(result, key) for key in ("straddling", "mean_best_iou", "share_iou_50", "share_iou_70")},
     }

@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich import box
@@ -16,10 +16,11 @@ from experiments.output import number
 
 WIDE = 1000
 """Columns of a table that goes into a file or a pipe: nothing is wrapped there."""
+ENDS = ("mean", "std", "difference", "low", "high", "excludes_zero")
 
 
 def text_table(document: Mapping[str, Any]) -> str:
-    """The report for a terminal, in its width if standard output is one."""
+    """Return the report for a terminal, in its width if standard output is one."""
     terminal = sys.stdout.isatty()
     console = Console(file=io.StringIO(), width=None if terminal else WIDE, force_terminal=False)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
@@ -38,40 +39,36 @@ def text_table(document: Mapping[str, Any]) -> str:
 
 
 def table_rows(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Headers and cells of the table, as texts: the axes, the state of the runs, then numbers."""
-    cells = document["cells"]
-    metrics = list(cells[0]["metrics"])
-    compared = document["baseline"] is not None
-    differing = [name for name in metrics if any(name in cell["differences"] for cell in cells)]
-    paper = any(cell["paper"] is not None for cell in cells)
-    headers = [*document["axes"], "runs"]
-    for name in metrics:
-        headers.append(name)
-        headers += ["difference [95 % interval]"] if compared and name in differing else []
-    headers += ["paper"] if paper else []
-    headers += ["dead anchors", "objects with an anchor of IoU >= 0.5", "images/s", "memory (MiB)"]
-    rows = []
-    for cell in cells:
-        row = [cell["axes"].get(axis, "") for axis in document["axes"]] + [state(cell)]
-        for name in metrics:
-            row.append(spread(cell["metrics"][name]))
-            row += [difference_text(cell, name, document)] if compared and name in differing else []
-        row += [number(cell["paper"], ".4f")] if paper else []
-        anchors = cell["anchors"] or {}
-        row += [dead_anchors(cell), number(anchors.get("share_iou_50"), ".3f")]
-        row += [number(cell["images_per_second"], ".1f"), number(cell["peak_memory_mib"], ".0f")]
-        rows.append(row)
-    return headers, rows
+    """Return headers and cells of the table, as texts: the axes, the state of the runs, then numbers."""
+    rows = [_shown(cell, document) for cell in document["cells"]]
+    return [header for header, _ in rows[0]], [[text for _, text in row] for row in rows]
+
+
+def _shown(cell: Mapping[str, Any], document: Mapping[str, Any]) -> list[tuple[str, str]]:
+    row = [(axis, cell["axes"].get(axis, "")) for axis in document["axes"]] + [("runs", state(cell))]
+    for name, metric in cell["metrics"].items():
+        row.append((name, spread(metric)))
+        if document["baseline"] is not None and any(name in other["differences"] for other in document["cells"]):
+            row.append(("difference [95 % interval]", difference_text(cell, name, document)))
+    if any(other["paper"] is not None for other in document["cells"]):
+        row.append(("paper", number(cell["paper"], ".4f")))
+    return [
+        *row,
+        ("dead anchors", dead_anchors(cell)),
+        ("objects with an anchor of IoU >= 0.5", number((cell["anchors"] or {}).get("share_iou_50"), ".3f")),
+        ("images/s", number(cell["images_per_second"], ".1f")),
+        ("memory (MiB)", number(cell["peak_memory_mib"], ".0f")),
+    ]
 
 
 def state(cell: Mapping[str, Any]) -> str:
-    """How many runs of a cell are in which state, such as "2 done, 1 failed"."""
+    """Return how many runs of a cell are in which state, such as "2 done, 1 failed"."""
     found = [run["status"] for run in cell["runs"]]
     return ", ".join(f"{found.count(status)} {status}" for status in dict.fromkeys(found))
 
 
 def difference_text(cell: Mapping[str, Any], name: str, document: Mapping[str, Any]) -> str:
-    """Such as "+0.0312 [+0.0101, +0.0520] *"; the star says that the interval excludes 0."""
+    """Return a difference such as "+0.0312 [+0.0101, +0.0520] *"; the star says that the interval excludes 0."""
     if cell["name"] == document["baseline"]:
         return "baseline"
     one = cell["differences"].get(name)
@@ -84,7 +81,7 @@ def difference_text(cell: Mapping[str, Any], name: str, document: Mapping[str, A
 
 
 def dead_anchors(cell: Mapping[str, Any]) -> str:
-    """Such as "1 (+ 2 nearly) of 9"."""
+    """Return a count such as "1 (+ 2 nearly) of 9"."""
     anchors = cell["anchors"]
     if anchors is None:
         return "-"
@@ -93,7 +90,7 @@ def dead_anchors(cell: Mapping[str, Any]) -> str:
 
 
 def legend(document: Mapping[str, Any]) -> list[str]:
-    """What the numbers are, in short lines."""
+    """Return what the numbers are, in short lines."""
     lines = [
         f"({document['part']} metrics of finished runs: mean ± standard deviation over seeds; no deviation of one seed)"
     ]
@@ -109,7 +106,7 @@ def legend(document: Mapping[str, Any]) -> list[str]:
 
 
 def problems(document: Mapping[str, Any]) -> list[str]:
-    """A line for each run that is neither done nor waiting, with the numbers that it has so far, and the notes."""
+    """Return a line for each run that is neither done nor waiting, with its numbers so far, and the notes."""
     lines = []
     for cell in document["cells"]:
         for run in cell["runs"]:
@@ -125,28 +122,26 @@ def problems(document: Mapping[str, Any]) -> list[str]:
 
 
 def csv_table(document: Mapping[str, Any]) -> str:
-    """A row per cell with a header; numbers are plain, unknown ones empty."""
-    cells = document["cells"]
-    metrics = list(cells[0]["metrics"])
+    """Return a row per cell with a header; numbers are plain, unknown ones empty."""
+    rows = [_plain(cell, document["axes"]) for cell in document["cells"]]
     out = io.StringIO()
-    ends = ("difference", "low", "high", "excludes_zero")
-    columns = ["name", *document["axes"], "status", "seeds", "done"]
-    columns += [f"{name} {end}" for name in metrics for end in ("mean", "std", *ends)]
-    columns += ["paper", "anchor_shapes", "dead_anchors", "nearly_dead_anchors", "share_iou_50"]
-    columns += ["images_per_second", "peak_memory_mib", "seconds"]
     writer = csv.writer(out)
-    writer.writerow(columns)
-    for cell in cells:
-        anchors = cell["anchors"] or {}
-        row = [cell["name"], *(_no_date(cell["axes"].get(axis, "")) for axis in document["axes"]), cell["status"]]
-        row += [len(cell["seeds"]), sum(run["status"] == "done" for run in cell["runs"])]
-        for name in metrics:
-            difference = cell["differences"].get(name, {})
-            row += [cell["metrics"][name]["mean"], cell["metrics"][name]["std"], *(difference.get(end) for end in ends)]
-        row += [cell["paper"], *(anchors.get(key) for key in ("shapes", "dead", "nearly_dead", "share_iou_50"))]
-        row += [cell["images_per_second"], cell["peak_memory_mib"], cell["seconds"]]
-        writer.writerow(row)
+    writer.writerow(header for header, _ in rows[0])
+    writer.writerows([value for _, value in row] for row in rows)
     return out.getvalue()
+
+
+def _plain(cell: Mapping[str, Any], axes: Iterable[str]) -> list[tuple[str, Any]]:
+    row = [("name", cell["name"]), *((axis, _no_date(cell["axes"].get(axis, ""))) for axis in axes)]
+    row += [("status", cell["status"]), ("seeds", len(cell["seeds"]))]
+    row.append(("done", sum(run["status"] == "done" for run in cell["runs"])))
+    for name, metric in cell["metrics"].items():
+        known = cell["differences"].get(name, {}) | metric
+        row += [(f"{name} {end}", known.get(end)) for end in ENDS]
+    anchors = cell["anchors"] or {}
+    row += [("paper", cell["paper"]), ("anchor_shapes", anchors.get("shapes")), ("dead_anchors", anchors.get("dead"))]
+    row += [("nearly_dead_anchors", anchors.get("nearly_dead")), ("share_iou_50", anchors.get("share_iou_50"))]
+    return row + [(key, cell[key]) for key in ("images_per_second", "peak_memory_mib", "seconds")]
 
 
 def _no_date(label: str) -> str:

@@ -5,9 +5,10 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -18,24 +19,11 @@ from detector.metrics.voc_ap import Detections
 from experiments.output import writing
 
 Row = tuple[int, int, float, float, float, float, float]  # image, label, score, x1, y1, x2, y2
+T = TypeVar("T")
 
 
-class Problems:
-    """Collects what is wrong with the entries of a file, to name the first offender and count those like it."""
-
-    def __init__(self) -> None:
-        self._first: dict[str, str] = {}
-        self._count: dict[str, int] = {}
-
-    def add(self, kind: str, text: str) -> None:
-        """Note an offender; `text` names it, its index included."""
-        self._first.setdefault(kind, text)
-        self._count[kind] = self._count.get(kind, 0) + 1
-
-    def raise_first(self, path: Path, entries: int) -> None:
-        """Raises InputError if there are any."""
-        for kind, text in self._first.items():
-            raise InputError(f"{path}: {text}; {self._count[kind]} of {entries} entries have {kind}")
+class _WrongError(Exception):
+    """What is wrong with an entry of a file: the kind, and a text that says what the entry is or has."""
 
 
 class ImageFinder:
@@ -79,9 +67,7 @@ def read_results(path: str | Path, truth: SplitTruth) -> Detections:
             negative size, names and ids of images that contradict each other, a damaged file.
     """
     path = Path(path)
-    if path.is_dir():
-        return _detections(list(_devkit_rows(path, truth)))
-    return _detections(list(_coco_rows(path, truth, with_classes=True)))
+    return _detections(_devkit_rows(path, truth) if path.is_dir() else _coco_rows(path, truth, with_classes=True))
 
 
 def read_proposals(path: str | Path, truth: SplitTruth) -> Detections:
@@ -90,7 +76,7 @@ def read_proposals(path: str | Path, truth: SplitTruth) -> Detections:
     Raises:
         InputError: As `read_results`.
     """
-    return _detections(list(_coco_rows(Path(path), truth, with_classes=False)))
+    return _detections(_coco_rows(Path(path), truth, with_classes=False))
 
 
 def _detections(rows: Sequence[Row]) -> Detections:
@@ -98,79 +84,86 @@ def _detections(rows: Sequence[Row]) -> Detections:
     return Detections(columns[:, 0].astype(np.int64), columns[:, 1].astype(np.int64), columns[:, 2], columns[:, 3:])
 
 
-def _coco_rows(path: Path, truth: SplitTruth, with_classes: bool) -> Iterator[Row]:
-    entries = _load(path)
-    images = ImageFinder(truth.image_names, truth.result_ids)
+def _rows(path: Path, entries: Sequence[T], name: str, first: int, read: Callable[[T], Row]) -> list[Row]:
+    """Read the entries of a file.
+
+    Raises:
+        InputError: Names the first entry that is wrong, and counts those that are wrong in the same way.
+    """
+    rows: list[Row] = []
+    wrong: list[tuple[str, str]] = []
+    for index, entry in enumerate(entries, start=first):
+        try:
+            rows.append(read(entry))
+        except _WrongError as error:
+            kind, text = error.args
+            wrong.append((kind, f"{name} {index} {text}"))
+    if wrong:
+        kind, text = wrong[0]
+        alike = sum(other == kind for other, _ in wrong)
+        raise InputError(f"{path}: {text}; {alike} of {len(entries)} entries have {kind}")
+    return rows
+
+
+def _coco_rows(path: Path, truth: SplitTruth, with_classes: bool) -> list[Row]:
+    find = cache(ImageFinder(truth.image_names, truth.result_ids).find)
     labels: dict[object, int] = {name: label for label, name in enumerate(truth.class_names, start=1)}
     numbers = truth.category_ids or range(1, len(truth.class_names) + 1)
     labels |= {number: label for label, number in enumerate(numbers, start=1)}
-    problems = Problems()
-    known: dict[object, int | None] = {}
+    there = listed([str(number) for number in numbers]) if truth.category_ids else f"1 to {len(numbers)}"
     partners: dict[tuple[str, object], object] = {}
-    for index, entry in enumerate(entries):
+
+    def read(entry: Any) -> Row:
         if not isinstance(entry, dict):
-            problems.add(
-                "another form", f"entry {index} is {_shown(entry)}, not an object of image, category, bbox, score"
-            )
-            continue
-        name = entry.get("file_name", entry.get("image_id"))
+            raise _WrongError("another form", f"is {_shown(entry)}, not an object of image, category, bbox, score")
+        name, number = entry.get("file_name", entry.get("image_id")), entry.get("image_id")
         if not isinstance(name, str | int | float):
-            problems.add("no image", f"entry {index} has neither file_name nor image_id")
-            continue
-        if name not in known:
-            known[name] = images.find(name)
-        image = known[name]
+            raise _WrongError("no image", "has neither file_name nor image_id")
+        image = find(name)
         if image is None:
-            problems.add(
-                "unknown images", f"entry {index} is of image {name!r}, which is not in {', '.join(truth.splits)}"
-            )
-            continue
-        number = entry.get("image_id")
+            raise _WrongError("unknown images", f"is of image {name!r}, which is not in {', '.join(truth.splits)}")
         if number is not name and isinstance(number, str | int):
             for key, value in ((("name", name), number), (("id", number), name)):
                 if partners.setdefault(key, value) != value:
-                    problems.add(
+                    raise _WrongError(
                         "duplicate image names",
-                        f"entry {index} has file_name {name!r} and image_id {number!r}, but an earlier one has "
-                        f"{key[0]} {key[1]!r} with {partners[key]!r}",
+                        f"has file_name {name!r} and image_id {number!r}, but an earlier one has {key[0]} {key[1]!r} "
+                        f"with {partners[key]!r}",
                     )
         category = entry.get("category_name", entry.get("category_id")) if with_classes else truth.class_names[0]
         label = labels.get(category) if isinstance(category, str | int) else None
         if label is None:
-            problems.add(
-                "unknown classes",
-                f"entry {index} is of class {_shown(category)}; there are {listed(truth.class_names)}, or the numbers "
-                f"{listed([str(number) for number in numbers]) if truth.category_ids else f'1 to {len(numbers)}'}",
-            )
-            continue
-        row = _numbers(entry, index, problems)
-        if row is not None:
-            score, (x, y, width, height) = row
-            yield image, label, score, x, y, x + width, y + height
-    problems.raise_first(path, len(entries))
+            classes = f"there are {listed(truth.class_names)}, or the numbers {there}"
+            raise _WrongError("unknown classes", f"is of class {_shown(category)}; {classes}")
+        score, (x, y, width, height) = _numbers(entry)
+        return image, label, score, x, y, x + width, y + height
+
+    return _rows(path, _load(path), "entry", 0, read)
 
 
-def _numbers(entry: Mapping[str, Any], index: int, problems: Problems) -> tuple[float, list[float]] | None:
+def _numbers(entry: Mapping[str, Any]) -> tuple[float, list[float]]:
     score: Any = entry.get("score")
     box: Any = entry.get("bbox")
     if not _is_number(score):
-        problems.add("scores that are not finite numbers", f"entry {index} has score {_shown(score)}")
-    elif not (isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)):
-        problems.add("boxes other than four finite numbers", f"entry {index} has bbox {_shown(box)}")
-    elif box[2] < 0 or box[3] < 0:
-        problems.add("boxes of negative size", f"entry {index} has bbox {_shown(box)} (x, y, width, height)")
-    else:
-        return float(score), box
-    return None
+        raise _WrongError("scores that are not finite numbers", f"has score {_shown(score)}")
+    if not (isinstance(box, list) and len(box) == 4 and all(_is_number(value) for value in box)):
+        raise _WrongError("boxes other than four finite numbers", f"has bbox {_shown(box)}")
+    if box[2] < 0 or box[3] < 0:
+        raise _WrongError("boxes of negative size", f"has bbox {_shown(box)} (x, y, width, height)")
+    return float(score), box
 
 
-def _load(path: Path) -> list[Any]:
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file of COCO results, nor folder of devkit files") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as text ({brief(error)})") from error
+
+
+def _load(path: Path) -> list[Any]:
+    text = _text(path)
     try:
         entries = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
@@ -185,34 +178,28 @@ def _load(path: Path) -> list[Any]:
     return entries
 
 
-def _devkit_rows(folder: Path, truth: SplitTruth) -> Iterator[Row]:
-    images = ImageFinder(truth.image_names)
-    for label, path in sorted(_devkit_files(folder, truth.class_names).items()):
-        problems = Problems()
-        rows = []
+def _devkit_rows(folder: Path, truth: SplitTruth) -> list[Row]:
+    find = ImageFinder(truth.image_names).find
+
+    def read(label: int, line: str) -> Row:
+        name, *fields = line.split() or [""]
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{path}: cannot be read as text ({brief(error)})") from error
-        for index, line in enumerate(lines):
-            name, *fields = line.split() or [""]
-            try:
-                score, x1, y1, x2, y2 = map(float, fields)
-            except ValueError:
-                problems.add("another form", f"line {index + 1} is {_shown(line)}, not image, score, x1, y1, x2, y2")
-                continue
-            image = images.find(name)
-            if image is None:
-                splits = ", ".join(truth.splits)
-                problems.add("unknown images", f"line {index + 1} is of image {name!r}, which is not in {splits}")
-            elif not all(map(math.isfinite, (score, x1, y1, x2, y2))):
-                problems.add("numbers that are not finite", f"line {index + 1} is {_shown(line)}")
-            elif x2 < x1 - 1 or y2 < y1 - 1:
-                problems.add("boxes of negative size", f"line {index + 1} is {_shown(line)}")
-            else:
-                rows.append((image, label, score, x1 - 1, y1 - 1, x2, y2))
-        problems.raise_first(path, len(lines))
-        yield from rows
+            score, x1, y1, x2, y2 = map(float, fields)
+        except ValueError:
+            raise _WrongError("another form", f"is {_shown(line)}, not image, score, x1, y1, x2, y2") from None
+        image = find(name)
+        if image is None:
+            raise _WrongError("unknown images", f"is of image {name!r}, which is not in {', '.join(truth.splits)}")
+        if not all(map(math.isfinite, (score, x1, y1, x2, y2))):
+            raise _WrongError("numbers that are not finite", f"is {_shown(line)}")
+        if x2 < x1 - 1 or y2 < y1 - 1:
+            raise _WrongError("boxes of negative size", f"is {_shown(line)}")
+        return image, label, score, x1 - 1, y1 - 1, x2, y2
+
+    rows: list[Row] = []
+    for label, path in sorted(_devkit_files(folder, truth.class_names).items()):
+        rows += _rows(path, _text(path).splitlines(), "line", 1, partial(read, label))
+    return rows
 
 
 def _devkit_files(folder: Path, class_names: Sequence[str]) -> dict[int, Path]:
