@@ -40,6 +40,10 @@ def test_mixup_blends_and_keeps_all_objects(grey):
     assert (np.delete(out.image, np.s_[x1:x2], axis=1) == 200).all()
     np.testing.assert_allclose(out.boxes[2], [x1 + 10, 20, x1 + 30, 40])
     np.testing.assert_array_equal(out.boxes[0], sample.boxes[0])
+    # Of 20 x 40 pixels one and a half times as many fit into the width of 60.
+    wide = apply(MixUp(min_scale=1, p=1), sample, 1, partner=lambda _: grey(0, 20, 40, [[0, 0, 40, 20]]))
+    x1, y1, x2, y2 = wide.boxes[1]
+    assert (x2 - x1, y2 - y1) == (60, 30)
 
 
 def test_copy_paste_brings_objects_along_and_covers_little(sample_of, grey):

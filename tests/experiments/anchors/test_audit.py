@@ -88,6 +88,11 @@ def test_boxes_and_images_are_resized() -> None:
     assert audited([[18, 10, 30, 70]], [0], images=limited).mean_best_iou == 720 / 1024  # back to the size it has
 
 
+def test_an_object_on_the_border_of_two_sizes_is_of_the_larger() -> None:
+    result = audited([[0, 0, 32, 32], [0, 0, 31, 33]], [0, 0])
+    assert [result.by_size[name].objects for name in ("small", "medium", "large")] == [1, 1, 0]
+
+
 def test_several_training_sizes_have_equal_parts() -> None:
     boxes, image = [[18, 10, 30, 70]], [0]
     both = audited(boxes, image, images=ImageConfig(shortest_side=[50, 100], longest_side=1000))
