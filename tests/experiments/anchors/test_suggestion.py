@@ -31,6 +31,13 @@ def test_one_shape_is_found() -> None:
     assert found == suggest_anchors(given, [4], [view([(90, 40)])], scales=1)
 
 
+def test_of_several_training_sizes_each_object_takes_one_in_turn() -> None:
+    """Of the three objects in each of five parts two are seen at 32 pixels and one at 64, by an anchor of 128."""
+    given = AnchorConfig(scales=[8], aspect_ratios=[1], straddling="keep")
+    found = suggest_anchors(given, [4], [view([(32, 32)], 15), view([(64, 64)], 15)], scales=1)
+    assert found.given_mean_best_iou == pytest.approx((1 / 16 + 1 / 4 + 1 / 16) / 3)
+
+
 def test_structure_of_scales_and_ratios() -> None:
     shapes = [(30.0, 30.0), (120, 120), (20, 45), (80, 180)]  # sides 30 and 120 x ratios 1 and 9 / 4
     given = AnchorConfig(scales=[1, 2, 3], aspect_ratios=[0.3, 0.5], base_size=10, straddling="keep")
