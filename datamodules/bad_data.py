@@ -12,8 +12,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal
 
@@ -21,9 +20,9 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from datamodules.dataset_format import ImageRecord, Member
+from datamodules.dataset_format import DatasetFormat, ImageRecord, Member
 from datamodules.detection_dataset import DetectionDataset, Target
-from datamodules.image_reading import USUAL, Reading, read_image
+from datamodules.image_reading import Reading, read_image
 from datamodules.problems import Problem
 from datamodules.splits import Leaks
 from detector.errors import InputError
@@ -33,68 +32,61 @@ OnError = Literal["raise", "skip"]
 SHOWN: Final = 20  # problems in a message
 
 
-@dataclass(frozen=True)
-class Policy:
-    """How images are read.
+def read_usable(
+    format: DatasetFormat,
+    class_names: Sequence[str],
+    parts: Mapping[str, Sequence[Member]],
+    leaks: Leaks,
+    on_error: OnError,
+    look_for_cut_images: bool,
+    report: Path | None,
+) -> dict[str, list[ImageRecord]]:
+    """Read images, and stop because of problems or say that they are skipped.
 
     Args:
-        on_error: what to do about data that cannot be used.
-        look_for_cut_images: whether to look at the ends of image files too.
-        report: file for the list of what is skipped; None: a temporary file.
-        reading: how image files are decoded.
+        format: Of the dataset.
+        class_names: The known classes.
+        parts: Images by part.
+        leaks: Images that are in two parts, which may be others than those that are read.
+        on_error: What to do about data that cannot be used.
+        look_for_cut_images: Whether to look at the ends of image files too.
+        report: File for the list of what is skipped; None: a temporary file.
+
+    Returns:
+        The usable images by part, with their usable objects.
+
+    Raises:
+        InputError: There is something to stop for: the message names the first problem and the number of other files,
+            the details list all. Or nothing is left of a part.
     """
-
-    on_error: OnError
-    look_for_cut_images: bool
-    report: Path | None
-    reading: Reading = USUAL
-
-    def apply(
-        self,
-        parts: Mapping[str, Sequence[Member]],
-        read: Callable[[Sequence[Member]], tuple[list[ImageRecord], list[Problem]]],
-        leaks: Leaks,
-    ) -> dict[str, list[ImageRecord]]:
-        """Read images, and stop because of problems or say that they are skipped.
-
-        Args:
-            parts: images by part.
-            read: gives the usable images among them, with their usable objects, and all that is wrong.
-            leaks: images that are in two parts, which may be others than those that are read.
-
-        Returns:
-            The usable images by part.
-
-        Raises:
-            InputError: There is something to stop for: the message names the first problem and the number of other
-                files, the details list all. Or nothing is left of a part.
-        """
-        skip = self.on_error == "skip"
-        problems = [
-            problem
-            for part, leaked in leaks.problems.items()
-            if part in parts or not skip
-            for problem in leaked.values()
-        ]
-        records: dict[str, list[ImageRecord]] = {}
-        for part, members in parts.items():
-            leaked = leaks.problems.get(part, {}) if skip else {}
-            records[part], found = read([member for member in members if member not in leaked])
-            problems += found
-            if self.look_for_cut_images:
-                cut = {problem.file: problem for problem in find_cut_images(records[part], self.reading)}
-                records[part] = [record for record in records[part] if str(record.path) not in cut]
-                problems += cut.values()
-        broken = [problem for problem in problems if problem.breaks]
-        if broken and not skip:
-            raise refusal(broken, leaks.summary or broken[0].message)
-        for part, left in records.items():
-            if parts[part] and not left:
-                raise refusal(broken, f"--data.on_error skip would leave no image of the {part} splits")
-        if broken:
-            images = sum(map(len, parts.values())) - sum(map(len, records.values()))
-            _say_what_is_skipped(broken, images, self.report)
-        return records
+    skip = on_error == "skip"
+    counted = [found for part, found in leaks.problems.items() if part in parts or not skip]
+    problems = [problem for found in counted for problem in found.values()]
+    records: dict[str, list[ImageRecord]] = {}
+    for part, members in parts.items():
+        leaked = leaks.problems.get(part, {}) if skip else {}
+        wanted = [member for member in members if member not in leaked]
+        found: dict[Path | None, ImageRecord] = {}
+        for member, record in zip(wanted, format.read(wanted, class_names), strict=True):
+            problems += record.problems
+            if record.usable and found.setdefault(record.path, record) is not record:
+                text = f"{member.source}: names {record.name}, which another of the splits names too"
+                problems.append(Problem(str(member.source), None, "named_twice", text))
+        records[part] = list(found.values())
+        if look_for_cut_images:
+            cut = {problem.file: problem for problem in find_cut_images(records[part], format.reading)}
+            records[part] = [record for record in records[part] if str(record.path) not in cut]
+            problems += cut.values()
+    broken = [problem for problem in problems if problem.breaks]
+    if broken and not skip:
+        raise refusal(broken, leaks.summary or broken[0].message)
+    for part, left in records.items():
+        if parts[part] and not left:
+            raise refusal(broken, f"--data.on_error skip would leave no image of the {part} splits")
+    if broken:
+        images = sum(map(len, parts.values())) - sum(map(len, records.values()))
+        _say_what_is_skipped(broken, images, report)
+    return records
 
 
 def refusal(broken: Sequence[Problem], first: str) -> InputError:
@@ -118,7 +110,7 @@ def ends_properly(image: Path) -> bool:
     return start == b"\x89PNG\r\n\x1a\n" and b"IEND\xaeB`\x82" in end
 
 
-def find_cut_images(records: Iterable[ImageRecord], reading: Reading = USUAL) -> list[Problem]:
+def find_cut_images(records: Iterable[ImageRecord], reading: Reading) -> list[Problem]:
     """Find the images that are cut short: those without their format's end mark that cannot be decoded either."""
     found: list[Problem] = []
     for record in records:

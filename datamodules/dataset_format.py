@@ -74,7 +74,7 @@ class Stated:
     file: Path
     thing: str
     size: tuple[int, int] = (0, 0)
-    objects: Sequence[ObjectRecord] | None = None
+    objects: list[ObjectRecord] | None = None
     problems: list[Problem] = field(default_factory=list)
     image: str = ""
     annotated: bool = True

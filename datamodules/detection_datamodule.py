@@ -17,15 +17,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from datamodules.augmentation.recipes import Augmentation, build_augmentation
-from datamodules.bad_data import NextImageInstead, OnError, Policy
+from datamodules.bad_data import NextImageInstead, OnError, read_usable
 from datamodules.batches import Batch, collate, limit_threads
 from datamodules.checks import check_classes
-from datamodules.dataset_format import DatasetFormat, ImageRecord, Member
+from datamodules.dataset_format import DatasetFormat
 from datamodules.detection_dataset import DetectionDataset, Target
 from datamodules.ground_truth import SplitTruth, truth_of
 from datamodules.image_cache import CacheKind, check_cache, make_reader
 from datamodules.image_reading import Reading
-from datamodules.problems import Problem
 from datamodules.samplers import EpochSampler, ShardSampler, done_so_far, go_on, group_by_aspect
 from datamodules.splits import Leaks, Splits
 from detector.errors import InputError
@@ -174,9 +173,11 @@ class DetectionDataModule(pl.LightningDataModule):
     ) -> None:
         """Make the datasets of parts, or raise InputError with all that is wrong."""
         where = self.report_folder / report if self.report_folder is not None else None
-        policy = Policy(self.on_error, look_for_cut_images, where, self.reading)
         members = {part: self.splits.members(part) for part in parts}
-        for part, records in policy.apply(members, self._read, leaks or Leaks()).items():
+        found = read_usable(
+            self.format, self.class_names, members, leaks or Leaks(), self.on_error, look_for_cut_images, where
+        )
+        for part, records in found.items():
             if part not in self.splits.given:
                 raise InputError(f"no {part} splits are given; set --data.{part}_splits")
             augmentation = build_augmentation(self.augmentation) if part == "train" else None
@@ -187,21 +188,6 @@ class DetectionDataModule(pl.LightningDataModule):
                 processes = self.trainer.num_devices if self.trainer is not None else 1
                 files, sizes = dataset.files, dataset.sizes
                 dataset.read = make_reader(self.cache_images, files, sizes, self.image_cache_dir, processes)
-
-    def _read(self, members: Sequence[Member]) -> tuple[list[ImageRecord], list[Problem]]:
-        """Return the images that can be used, in order, and all that is wrong."""
-        records: list[ImageRecord] = []
-        problems: list[Problem] = []
-        seen: set[Path | None] = set()
-        for member, record in zip(members, self.format.read(members, self.class_names), strict=True):
-            problems += record.problems
-            if record.usable and record.path in seen:
-                text = f"{member.source}: names {record.name}, which another of the splits names too"
-                problems.append(Problem(str(member.source), None, "named_twice", text))
-            elif record.usable:
-                seen.add(record.path)
-                records.append(record)
-        return records, problems
 
     def ground_truth(self, part: str) -> SplitTruth:
         """Return the objects of "train", "val" or "test" as arrays; the images need not be there.

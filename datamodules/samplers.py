@@ -44,14 +44,7 @@ class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
         drop_last: bool = True,
         shuffle: bool = True,
     ) -> None:
-        super().__init__(
-            cast(Dataset[Any], dataset),
-            num_replicas=num_replicas,
-            rank=rank,
-            shuffle=shuffle,
-            seed=seed,
-            drop_last=drop_last,
-        )
+        super().__init__(cast(Dataset[Any], dataset), num_replicas, rank, shuffle, seed, drop_last)
         self._skip = 0
 
     def resume(self, epoch: int, samples: int) -> None:
@@ -96,10 +89,7 @@ class AspectSampler(EpochSampler):
     Args:
         aspect_ratios: (N,) height / width of each image.
         batch_size: images per rank and step.
-        num_replicas: number of ranks.
-        rank: this rank.
-        seed: seed of the shuffling, equal on all ranks.
-        drop_last: leave the tail out instead of repeating images.
+        num_replicas, rank, seed, drop_last: those of `EpochSampler`.
         stretch: steps whose images are sorted together, at most a quarter of an epoch's; more save more padding, fewer
             let more images meet.
     """

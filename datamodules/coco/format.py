@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,39 +37,17 @@ from datamodules.coco.values import (
     read_pixels,
     shown,
 )
-from datamodules.dataset_format import Id, ObjectRecord
+from datamodules.dataset_format import Id, ObjectRecord, Stated
 from datamodules.problems import Problem
 from datamodules.text_files import decode_text
 from detector.errors import InputError, brief
 
 KEYS: Final = ("images", "annotations", "categories")
+THING: Final = "annotations[{}]"
 
 
 class NoAnnotationsError(InputError):
     """A JSON document that is whole, but not one of COCO annotations."""
-
-
-@dataclass(frozen=True)
-class CocoImage:
-    """One image.
-
-    Args:
-        file_name: as the file states it, with forward slashes.
-        width: 0 where the file states none.
-        height: 0 where the file states none.
-        objects: Those that can be read, in the order of the file; boxes as stated, also beyond the image.
-        id: as the file states it.
-        problems: what is wrong with the entry and with its objects; annotations of no image are with the first one.
-        unread: The objects that cannot be read, without a box.
-    """
-
-    file_name: str
-    width: int
-    height: int
-    objects: list[ObjectRecord] = field(default_factory=list)
-    id: Id = 0
-    problems: list[Problem] = field(default_factory=list)
-    unread: list[ObjectRecord] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -94,8 +72,8 @@ class CocoFile:
     Args:
         path: the file.
         categories: those that name classes, by ascending id, numbers before texts; each name occurs once.
-        images: by file name, in the order of the file.
-        unusable: file names of the images that cannot be used whatever their objects are.
+        images: By file name, in the order of the file; those that cannot be used whatever their objects are have no
+            list of them. Annotations of no image are problems of the first one.
         root: a category without objects that only names the `supercategory` of all the others, as the exports of some
             tools put it first; it is not among `categories`.
         notes: lines about what was read although it is not as it should be.
@@ -103,8 +81,7 @@ class CocoFile:
 
     path: Path
     categories: tuple[CocoCategory, ...]
-    images: dict[str, CocoImage]
-    unusable: frozenset[str] = frozenset()
+    images: dict[str, Stated]
     root: CocoCategory | None = None
     notes: tuple[str, ...] = ()
 
@@ -128,19 +105,20 @@ def read_coco(path: str | Path) -> CocoFile:
         if names.setdefault(category.name, category) is not category:
             first = names[category.name].id
             raise InputError(f"{path}: categories {first!r} and {category.id!r} repeat the name {shown(category.name)}")
-    return CocoFile(path, tuple(classes), images, frozenset(unusable), root, notes)
+    images |= {name: replace(images[name], objects=None) for name in unusable & images.keys()}
+    return CocoFile(path, tuple(classes), images, root, notes)
 
 
 def _read_objects(
     entries: Sequence[Any],
     path: Path,
-    images: Mapping[Id, CocoImage],
+    images: Mapping[Id, Stated],
     categories: Sequence[CocoCategory],
     unusable: set[str],
 ) -> tuple[set[Id], tuple[str, ...]]:
     """Put objects and problems into images, given by id; the ids of the categories that have objects, and notes."""
     first = next(iter(images.values()))
-    image_table, category_table = IdTable[CocoImage](), IdTable[CocoCategory]()
+    image_table, category_table = IdTable[Stated](), IdTable[CocoCategory]()
     for number, one in images.items():
         image_table.add(number, one)
     for known in categories:
@@ -150,7 +128,8 @@ def _read_objects(
     counts = Counter[str]()
     for index, entry in enumerate(entries):
         where = f"{path}: annotations[{index}]"
-        image, name = None, ""
+        image: Stated | None = None
+        name = ""
         try:
             entry = read_mapping(entry, where)
             if isinstance(entry.get("id"), int | str):
@@ -165,13 +144,14 @@ def _read_objects(
                 raise BadObjectError(text, "unknown_class")
             used.add(category.id)
             name = category.name
-            image.objects.append(_read_object(entry, index, name, where, counts))
+            item = _read_object(entry, index, name, where, counts)
         except InputError as error:
             kind = error.kind if isinstance(error, BadObjectError) else "incomplete_object"
-            if image is not None:
-                image.unread.append(ObjectRecord(index, name, None, entry.get("iscrowd") in (1, "1")))
-            if image is None or image.file_name not in unusable:
+            if image is None or image.image not in unusable:
                 (image or first).problems.append(Problem(str(path), index, kind, str(error)))
+            item = ObjectRecord(index, name, None, isinstance(entry, dict) and entry.get("iscrowd") in (1, "1"))
+        if image is not None and image.objects is not None:
+            image.objects.append(item)
     return used, _notes(counts, path)
 
 
@@ -254,39 +234,39 @@ def _root(categories: Sequence[CocoCategory], used: set[Id]) -> CocoCategory | N
     return None
 
 
-def _images(entries: Sequence[Any], path: Path) -> tuple[dict[str, CocoImage], dict[Id, CocoImage], set[str]]:
+def _images(entries: Sequence[Any], path: Path) -> tuple[dict[str, Stated], dict[Id, Stated], set[str]]:
     """Read all images, by name and by id, and the names of those that cannot be used."""
-    by_name: dict[str, CocoImage] = {}
-    by_id: dict[Id, CocoImage] = {}
+    by_name: dict[str, Stated] = {}
+    by_id: dict[Id, Stated] = {}
     unusable: set[str] = set()
     for index, entry in enumerate(entries):
         where = f"{path}: images[{index}]"
         try:
-            image = _image(entry, where)
+            entry = read_mapping(entry, where)
+            number, name = read_id(entry, "id", where), entry.get("file_name")
+            if not isinstance(name, str) or not name.strip() or not name.isprintable():
+                raise InputError(f"{where} has file_name {shown(name)}; a text is needed")
+            name, size = (
+                name.replace("\\", "/"),
+                (read_pixels(entry, "width", where), read_pixels(entry, "height", where)),
+            )
+            image = Stated(path, THING, size, [], image=name, result_id=number)
         except InputError as error:
             # Under a name of its own, so that it is counted; its objects are not of an unknown image.
-            number = entry.get("id") if isinstance(entry, dict) else None
-            own = number if isinstance(number, int | str) and number not in by_id else where
-            image = CocoImage(f"{path.name}: images[{index}]", 0, 0, id=own)
-            image.problems.append(Problem(str(path), None, "unreadable_annotation", str(error)))
-            unusable.add(image.file_name)
-        same_name, same_id = by_name.get(image.file_name), by_id.get(image.id)
-        if same_name is not None or same_id is not None:
-            text = f"{where} repeats the id or the file name of an earlier one: {image.id!r}, {shown(image.file_name)}"
-            one = by_name.setdefault(image.file_name, image)
-            one.problems.append(Problem(str(path), None, "named_twice", text))
-            by_id.setdefault(image.id, one)
-            if same_name is not same_id:  # it cannot be known which objects are of which picture
-                unusable |= {other.file_name for other in (same_name, same_id, one) if other is not None}
+            given = entry.get("id") if isinstance(entry, dict) else None
+            number = given if isinstance(given, int | str) and given not in by_id else where
+            name = f"{path.name}: images[{index}]"
+            problem = Problem(str(path), None, "unreadable_annotation", str(error))
+            image = Stated(path, THING, objects=[], problems=[problem], image=name, result_id=number)
+            unusable.add(name)
+        same_name, same_id = by_name.get(name), by_id.get(number)
+        if same_name is None and same_id is None:
+            by_name[name] = by_id[number] = image
             continue
-        by_name[image.file_name] = by_id[image.id] = image
+        text = f"{where} repeats the id or the file name of an earlier one: {number!r}, {shown(name)}"
+        one = by_name.setdefault(name, image)
+        one.problems.append(Problem(str(path), None, "named_twice", text))
+        by_id.setdefault(number, one)
+        if same_name is not same_id:  # it cannot be known which objects are of which picture
+            unusable |= {other.image for other in (same_name, same_id, one) if other is not None}
     return by_name, by_id, unusable
-
-
-def _image(entry: Any, where: str) -> CocoImage:
-    entry = read_mapping(entry, where)
-    number, name = read_id(entry, "id", where), entry.get("file_name")
-    if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        raise InputError(f"{where} has file_name {shown(name)}; a text is needed")
-    sides = read_pixels(entry, "width", where), read_pixels(entry, "height", where)
-    return CocoImage(name.replace("\\", "/"), *sides, id=number)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import count, groupby
 from pathlib import Path
 from typing import ClassVar, Final
@@ -150,13 +151,8 @@ class CocoFormat(DatasetFormat):
     def _stated(self, member: Member) -> Stated:
         if member.source.is_dir():  # of no file
             return Stated(member.source, "", annotated=False)
-        file = self._file(member.source)
-        image = file.images[member.stem]
-        known = sorted(image.objects + image.unread, key=lambda item: item.index)
-        objects = None if member.stem in file.unusable else known
-        size = (image.width, image.height)
-        problems = list(image.problems)
-        return Stated(file.path, "annotations[{}]", size, objects, problems, member.stem, True, image.id)
+        found = self._file(member.source).images[member.stem]
+        return replace(found, problems=list(found.problems))
 
     def image_names(self, members: Sequence[Member]) -> tuple[str, ...]:
         """Return the file names without suffix, and without folders where they are distinct so."""
@@ -171,7 +167,7 @@ class CocoFormat(DatasetFormat):
             root = () if file.root is None else (file.root,)
             for category in (*file.categories, *root):
                 ids.setdefault(category.name, category.id)
-        images = [image.id for file in files for image in file.images.values()]
+        images = [image.result_id for file in files for image in file.images.values()]
         contradict = any(ids[category.name] != category.id for file in files for category in file.categories)
         if len(files) > 1 and (contradict or len(set(images)) < len(images)):
             self._say(

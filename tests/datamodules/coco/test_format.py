@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from datamodules.coco.format import CocoFile, CocoImage, read_coco
-from datamodules.dataset_format import ObjectRecord
+from datamodules.coco.format import CocoFile, read_coco
+from datamodules.dataset_format import ObjectRecord, Stated
 from detector.errors import InputError
 
 
@@ -36,12 +36,15 @@ def test_images_with_their_objects(tmp_path):
     file = read_coco(write(tmp_path, document()))
     assert [(one.name, one.id) for one in file.categories] == [("cat", 3), ("dog", 18), ("unused", 90)]  # by id
     assert list(file.images) == ["a b.jpg", "sub/b.png", "empty.jpg"]
-    assert file.images["a b.jpg"] == CocoImage("a b.jpg", 64, 48, [ObjectRecord(1, "cat", (0, 0, 64, 48), True)], 40)
+    expected = [ObjectRecord(1, "cat", (0, 0, 64, 48), True)]
+    assert file.images["a b.jpg"] == Stated(
+        file.path, "annotations[{}]", (64, 48), expected, image="a b.jpg", result_id=40
+    )
     assert file.images["sub/b.png"].objects == [
         ObjectRecord(0, "dog", (1.5, 2, 11.75, 22), False),
         ObjectRecord(2, "cat", (-4, 0, 1, 1), False),
     ]
-    assert (file.images["sub/b.png"].width, file.images["empty.jpg"].objects) == (0, [])
+    assert (file.images["sub/b.png"].size, file.images["empty.jpg"].objects) == ((0, 0), [])
 
 
 def changed(*keys: Any, to: Any) -> dict[str, Any]:
@@ -128,7 +131,8 @@ def test_bad_objects_are_problems_of_their_own(tmp_path, values, kind, words):
     assert (index, found) == (3, kind)
     assert message.startswith(f"{path}: annotations[3] has ") and words in message, message
     assert "\n" not in message and len(message) < len(str(path)) + 150
-    assert [len(image.objects) for image in file.images.values()] == [1, 2, 0]  # the others
+    boxes = [[item.box for item in image.objects or ()] for image in file.images.values()]
+    assert [sum(box is not None for box in ones) for ones in boxes] == [1, 2, 0]  # the others
 
 
 def test_an_entry_that_is_no_object(tmp_path):
@@ -156,10 +160,10 @@ def test_an_entry_that_is_no_object(tmp_path):
 def test_bad_images_are_problems_of_their_own(tmp_path, content, words, unusable):
     """What is not known to be of one image is of none; objects of such images say nothing more."""
     file = read_coco(write(tmp_path, content))
-    assert file.unusable == unusable
+    assert {name for name, image in file.images.items() if image.objects is None} == unusable
     found = all_problems(file)
     assert found[0][0] is None and all(word in found[0][2] for word in words), found
-    lost = not any(image.id == 7 for image in file.images.values()) and "a b.jpg" not in words[-1]
+    lost = not any(image.result_id == 7 for image in file.images.values()) and "a b.jpg" not in words[-1]
     assert [index for index, *_ in found[1:]] == ([0, 2] if lost else [])  # then its two objects are of no image
 
 
@@ -167,7 +171,7 @@ def test_an_image_that_is_listed_twice_alike_is_used_once(tmp_path):
     content = document()
     content["images"].append(content["images"][0])
     file = read_coco(write(tmp_path, content))
-    assert not file.unusable and list(file.images) == ["a b.jpg", "sub/b.png", "empty.jpg"]
+    assert list(file.images) == ["a b.jpg", "sub/b.png", "empty.jpg"]
     ((index, kind, message),) = all_problems(file)
     assert (index, kind) == (None, "named_twice") and "images[3] repeats" in message
     assert len(file.images["a b.jpg"].objects) == 1
@@ -188,7 +192,7 @@ def test_what_can_mean_one_thing_only_is_read(tmp_path):
     assert all_problems(file) == []
     assert [(one.id, one.name) for one in file.categories] == [("3", "5"), ("18", "dog"), ("x", "unused")]  # 3 < 18
     first, second, third = file.images.values()
-    assert (first.id, first.width, first.height) == ("40", 64, 48)  # ids as they are written
+    assert (first.result_id, first.size) == ("40", (64, 48))  # ids as they are written
     assert first.objects == [
         ObjectRecord(0, "dog", (0, 1.5, 10, 21.75), True),
         ObjectRecord(2, "5", (1, 2, 4, 6), False),
