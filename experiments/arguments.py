@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 Options = TypeVar("Options")
 FORMER: Final = {"--max_pixels": "--data.max_pixels", "--bit_depth": "--data.bit_depth"}
 _CLASS_PATH_REASONS = "No module named|module '.*' has no attribute|Requirement |the following arguments are required"
-_TYPES: Final = {"<class 'int'>": "a whole number", "<class 'float'>": "a number", "<class 'dict'>": "a mapping: {...}"}
+_TYPES: Final = {
+    "<class 'int'>": "a whole number",
+    "<class 'float'>": "a number",
+    "<class 'dict'>": "a mapping: {...}",
+}
 
 
 # ---- options that several commands share ----
@@ -138,6 +142,14 @@ class ScoreOptions(_Options):
             raise InputError(f"--score_threshold {self.score_threshold}: must be in 0..1")
 
 
+def check_least(options: object, **least: int) -> None:
+    """Raise InputError for an option below its least value; None is none."""
+    for name, low in least.items():
+        value = getattr(options, name)
+        if value is not None and value < low:
+            raise InputError(f"--{name} {value}: must be at least {low}")
+
+
 def positional(name: str) -> Mapping[str, Any]:
     """Return the metadata of a field that is no option but given by its place; a list takes one or more."""
     return {"positional": name}
@@ -229,7 +241,7 @@ def _parsed_type(hint: Any) -> dict[str, Any]:
 
 
 class _ListOf:
-    """Reads a list as YAML has it, or without brackets, or one item alone: "[a, b]", "0,1"."""
+    """A reader of lists as YAML has them, without brackets, or of one item alone: "[a, b]", "0,1"."""
 
     def __init__(self, item: type[Any]) -> None:
         self.item = item
@@ -263,6 +275,12 @@ def as_spelt_now(arguments: Sequence[str]) -> list[str]:
     return [spelt(one) if one.startswith("--") else one for one in arguments]
 
 
+def values_of(arguments: Sequence[str], *options: str) -> list[str]:
+    """Return the values that follow options, after = or as the next argument."""
+    parts = [part for one in arguments for part in (one.split("=", 1) if one.startswith("-") else [one])]
+    return [value for option, value in pairwise(parts) if option in options]
+
+
 def find_modules_here() -> None:
     """Let class paths name modules in the current folder, last, so that none of them hides one of ours or Python's."""
     here = os.getcwd()
@@ -284,8 +302,7 @@ def one_line_of_the_parser(prog: str, options: type[Any], arguments: Sequence[st
     try:
         yield
     except ArgumentError as error:
-        parts = [part for argument in arguments for part in argument.split("=", 1)]
-        files = [value for option, value in pairwise(parts) if option in ("--config", "-c")]
+        files = values_of(arguments, "--config", "-c")
         cause = cause_of(str(error), options).replace("<unicode string>", " or ".join(files))
         more = "" if "\n" in cause or cause.startswith("--") else f" ({prog} --help shows all options)"
         raise InputError(cause + more) from None
@@ -322,15 +339,9 @@ def cause_of(text: str, options: type[Any] | None = None) -> str:
 def _wrong_value(key: str, text: str) -> str | None:
     """Return what jsonargparse says about a value of a plain type, in words."""
     value = re.search(r"(?:Got|Given) value: ([^\n]*)\s*$", text)
-    wanted = [
-        one for one in re.findall(r"Expected an? ([^\n]+?)(?:\. Got value: .*)?\n", text + "\n") if "None" not in one
-    ]
-    kinds = [_TYPES.get(one) or _choices(one) for one in wanted]
-    if value is None or not kinds or None in kinds:
+    wanted = re.findall(r"Expected an? (<class '\w+'>|typing\.Literal\[.+?\]|[^\n]+?)(?:\.|\n)", text)
+    kinds = [_TYPES.get(kind) or kind.partition("Literal[")[2] for kind in wanted if "None" not in kind]
+    if value is None or not all(kinds):
         return None
-    return f"--{key} {value[1]}: must be {' or '.join(map(str, kinds))}"
-
-
-def _choices(wanted: str) -> str | None:
-    literal = re.fullmatch(r"typing\.Literal\[(.+)\]", wanted)
-    return None if literal is None else " or ".join(literal[1].replace("'", "").split(", "))
+    choices = " or ".join(kinds).replace("'", "").replace("]", "").replace(", ", " or ")
+    return f"--{key} {value[1]}: must be {choices}"

@@ -39,7 +39,7 @@ class Command:
 
     @property
     def prog(self) -> str:
-        """How it is called."""
+        """Return how it is called."""
         return f"frcnn {self.name}"
 
     def run(self, arguments: list[str]) -> int:
@@ -207,7 +207,11 @@ def _listed(above: str) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 on success, 2 on bad usage or bad input with one line on stderr, 1 (raised) on a failure."""
+    """Run one command, and return the exit status.
+
+    Returns:
+        0 on success, 2 after one line on stderr about bad usage or input, 1 where a run failed or inputs were left out.
+    """
     if arguments is None:
         return run_process(lambda: main(sys.argv[1:]))
     find_modules_here()

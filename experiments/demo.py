@@ -101,7 +101,7 @@ def _test_images(run: Path) -> Path:
 
 
 def _link_test_images(run: Path) -> None:
-    """The first images of the test split in a folder of their own, since predict takes a folder."""
+    """Copy the first images of the test split into a folder of their own, since predict takes a folder."""
     folder = _test_images(run)
     folder.mkdir(parents=True, exist_ok=True)
     for name in (DATA / "ImageSets/Main/test.txt").read_text().split()[:24]:

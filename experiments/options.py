@@ -1,10 +1,8 @@
-"""The options that the commands on runs share, and a parser of them that builds nothing: for commands that need the
-options of a training alone."""
+"""The options of a training: what `frcnn fit` has, and a parser of it that builds nothing, for other commands."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,37 +15,28 @@ from datamodules.detection_datamodule import DetectionDataModule
 from datamodules.voc.datamodule import VOCDataModule
 from detector.errors import InputError
 from detector.training.lightning_module import FasterRCNNModule
-from experiments.arguments import add_options
+from experiments.arguments import add_options, values_of
 from experiments.run.options import RunOptions
 from experiments.run.precision import Trainer
 
 DATA_FORMATS: Final[dict[str, type[DetectionDataModule]]] = {"voc": VOCDataModule, "coco": CocoDataModule}
-TRAINER_DEFAULTS: Final = {"use_distributed_sampler": False, "log_every_n_steps": 20}
 
 
 def find_data_format(arguments: Sequence[str]) -> str:
-    """The format that a command line asks for by `--data_format`, or else the last of its config files by
-    `data_format:`; "voc" where neither does.
+    """Return the format that is asked for by `--data_format`, or else by `data_format:` in the last of config files.
 
     Raises:
         InputError: There is no such format.
     """
-    parts = [part for argument in arguments for part in (argument.split("=", 1) if argument[:1] == "-" else [argument])]
-    given = list(pairwise(parts))
-    found = "voc"
-    for option, value in given:
-        if option in ("--config", "-c"):
-            found = _in_file(value) or found
-    for option, value in given:
-        if option == "--data_format":
-            found = value
-    if found not in DATA_FORMATS:
-        raise InputError(f"--data_format {found}: there are {' and '.join(DATA_FORMATS)}")
-    return found
+    in_files = [_in_file(name) for name in values_of(arguments, "--config", "-c")]
+    asked = [name for name in ("voc", *in_files, *values_of(arguments, "--data_format")) if name is not None]
+    if asked[-1] not in DATA_FORMATS:
+        raise InputError(f"--data_format {asked[-1]}: there are {' and '.join(DATA_FORMATS)}")
+    return asked[-1]
 
 
 def _in_file(name: str) -> str | None:
-    """A file that cannot be read is the parser's to complain about."""
+    """Return the format that a file asks for; one that cannot be read is the parser's to complain about."""
     try:
         content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
@@ -57,15 +46,35 @@ def _in_file(name: str) -> str | None:
 
 
 class OptionsOfRuns(LightningCLI):
-    """What `frcnn fit`, `validate` and `test` have beside the options of Lightning, the model and the data."""
+    """The options of Lightning, the model and the data, and what `frcnn fit`, `validate` and `test` have beside them.
+
+    Args:
+        arguments: Of the command line.
+        parser_kwargs: Of jsonargparse's parser, such as `prog`.
+        named: As LightningCLI's.
+    """
+
+    def __init__(self, arguments: list[str], parser_kwargs: dict[str, Any], **named: Any) -> None:
+        super().__init__(
+            FasterRCNNModule,
+            DATA_FORMATS[find_data_format(arguments)],
+            trainer_class=Trainer,
+            seed_everything_default=0,
+            trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 20},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            parser_kwargs={"exit_on_error": False, **parser_kwargs},
+            args=arguments,
+            **named,
+        )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """Of Lightning's, all but predict, which works on images rather than on a dataset."""
+        """Return Lightning's, all but predict, which works on images rather than on a dataset."""
         return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Where the run is written, and class names from the data to the model."""
+        """Add where the run is written, and give class names from the data to the model."""
         add_options(parser, RunOptions)
         parser.link_arguments("data.class_names", "model.class_names", apply_on="instantiate")
 
@@ -81,19 +90,7 @@ class OptionsCLI(OptionsOfRuns):
 
     def __init__(self, arguments: list[str], options: type[Any] | None = None, **parser_kwargs: Any) -> None:
         self._more = options
-        super().__init__(
-            FasterRCNNModule,
-            DATA_FORMATS[find_data_format(arguments)],
-            save_config_callback=None,
-            trainer_class=Trainer,
-            seed_everything_default=0,
-            trainer_defaults=dict(TRAINER_DEFAULTS),
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            parser_kwargs={"exit_on_error": False, **parser_kwargs},
-            args=arguments,
-            run=False,
-        )
+        super().__init__(arguments, parser_kwargs, save_config_callback=None, run=False)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add what `frcnn fit` has, and more where asked to."""

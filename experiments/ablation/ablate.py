@@ -29,7 +29,6 @@ def ablate(options: AblateOptions) -> int:
     Raises:
         InputError: Anything wrong with the grid, its cells, the options or the folder, in one line.
     """
-    _check_launcher(options)
     slots = _slots(options)
     grid = read_grid(options.grid)
     shown = sys.stderr if options.format == "json" or options.dry_run else sys.stdout
@@ -66,32 +65,13 @@ def _launcher(options: AblateOptions, slots: Sequence[Mapping[str, str]]) -> Lau
 
 
 def _slots(options: AblateOptions) -> list[dict[str, str]]:
-    """The environment of each of the cells that run at the same time."""
-    if options.gpus_per_run < 1:
-        raise InputError(f"--gpus_per_run {options.gpus_per_run}: must be at least 1")
-    if options.jobs is not None and options.jobs < 1:
-        raise InputError(f"--jobs {options.jobs}: must be at least 1")
+    """Return the environment of each of the cells that run at the same time."""
     if options.gpus is None:
         count = options.jobs or 1
         return [_threads(count) for _ in range(count)]
-    if options.jobs is not None:
-        raise InputError("--jobs: without effect beside --gpus; name a GPU twice to run two cells on it: --gpus 0,0")
-    size = options.gpus_per_run
-    groups = [options.gpus[start : start + size] for start in range(0, len(options.gpus), size)]
-    if any(len(set(group)) < size for group in groups):
-        raise InputError(f"--gpus {','.join(options.gpus)}: does not divide into groups of {size} different GPUs")
     _check_gpus(options.gpus)
+    groups = options.gpu_groups
     return [_threads(len(groups)) | {"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups]
-
-
-def _check_launcher(options: AblateOptions) -> None:
-    """Raise InputError for options that do not fit the launcher."""
-    if options.launcher != "local" and options.gpus is not None:
-        raise InputError(f"--gpus: --launcher {options.launcher} places cells itself; give --gpus_per_run")
-    if options.ray_address is not None and options.launcher != "ray":
-        raise InputError("--ray_address: without effect; add --launcher ray")
-    if options.slurm and options.launcher != "slurm":
-        raise InputError("--slurm: without effect; add --launcher slurm")
 
 
 def _at_a_time(options: AblateOptions, slots: Sequence[Mapping[str, str]]) -> str:

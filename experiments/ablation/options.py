@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from detector.errors import InputError
-from experiments.arguments import FormatOptions, positional
+from experiments.arguments import FormatOptions, check_least, positional
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,5 +40,25 @@ class AblateOptions(FormatOptions):
 
     def __post_init__(self) -> None:
         """Check what is wrong whatever the grid holds."""
-        if self.gpus is not None and not all(re.fullmatch(r"[A-Za-z0-9/-]+", name) for name in self.gpus):
-            raise InputError(f"--gpus {','.join(self.gpus)}: is not a list of GPUs, such as 0,1")
+        given = f"--gpus {','.join(self.gpus or ())}"
+        if not all(re.fullmatch(r"[A-Za-z0-9/-]+", name) for name in self.gpus or ()):
+            raise InputError(f"{given}: is not a list of GPUs, such as 0,1")
+        if self.launcher != "local" and self.gpus is not None:
+            raise InputError(f"--gpus: --launcher {self.launcher} places cells itself; give --gpus_per_run")
+        if self.ray_address is not None and self.launcher != "ray":
+            raise InputError("--ray_address: without effect; add --launcher ray")
+        if self.slurm and self.launcher != "slurm":
+            raise InputError("--slurm: without effect; add --launcher slurm")
+        check_least(self, gpus_per_run=1, jobs=1)
+        if self.jobs is not None and self.gpus is not None:
+            raise InputError(
+                "--jobs: without effect beside --gpus; to run two cells on a GPU name it twice: --gpus 0,0"
+            )
+        if any(len(set(group)) < self.gpus_per_run for group in self.gpu_groups):
+            raise InputError(f"{given}: does not divide into groups of {self.gpus_per_run} different GPUs")
+
+    @property
+    def gpu_groups(self) -> list[list[str]]:
+        """Return the GPUs of each of the cells that run at the same time."""
+        gpus, size = self.gpus or [], self.gpus_per_run
+        return [gpus[start : start + size] for start in range(0, len(gpus), size)]

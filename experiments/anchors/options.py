@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from detector.errors import InputError
-from experiments.arguments import FormatOptions, PlotOptions
+from experiments.arguments import FormatOptions, PlotOptions, check_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,5 +23,4 @@ class AuditOptions(FormatOptions, PlotOptions):
     def __post_init__(self) -> None:
         """Refuse a search for nothing."""
         super().__post_init__()
-        if self.suggest is not None and self.suggest < 1:
-            raise InputError(f"--suggest {self.suggest}: give the number of scales, at least 1")
+        check_least(self, suggest=1)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Final, Literal
 
 from detector.errors import InputError
-from experiments.arguments import DataOptions, FormatOptions, PlotOptions, some_of
+from experiments.arguments import DataOptions, FormatOptions, PlotOptions, check_least, some_of
 
 PRECISIONS: Final = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -53,7 +53,7 @@ class InferOptions(FormatOptions, PlotOptions):
             raise InputError(f"--plot {self.plot}: is for --sweep")
         if self.time_limit <= 0:
             raise InputError(f"--time_limit {self.time_limit:g}: must be above 0")
-        _check_least(self, repeats=1)
+        check_least(self, repeats=1)
         if min(self.batch_sizes or [1]) < 1:
             raise InputError(f"--batch_sizes {self.batch_sizes}: must be at least 1")
         for precision in self.precisions or ():
@@ -101,7 +101,7 @@ class LoaderOptions(FormatOptions):
 
     def __post_init__(self) -> None:
         """Check all numbers."""
-        _check_least(self, images=1, batch_size=1, workers=0, repeats=1)
+        check_least(self, images=1, batch_size=1, workers=0, repeats=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +121,4 @@ class MetricsOptions(FormatOptions):
 
     def __post_init__(self) -> None:
         """Check all numbers."""
-        _check_least(self, images=1, detections=1, repeats=1)
-
-
-def _check_least(options: object, **least: int) -> None:
-    for name, low in least.items():
-        if getattr(options, name) < low:
-            raise InputError(f"--{name} {getattr(options, name)}: must be at least {low}")
+        check_least(self, images=1, detections=1, repeats=1)

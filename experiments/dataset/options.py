@@ -3,7 +3,15 @@
 from dataclasses import dataclass, field
 
 from detector.errors import InputError
-from experiments.arguments import DataFormatOptions, DataOptions, FormatOptions, PlotOptions, positional, some_of
+from experiments.arguments import (
+    DataFormatOptions,
+    DataOptions,
+    FormatOptions,
+    PlotOptions,
+    check_least,
+    positional,
+    some_of,
+)
 
 MOST_PICTURES = 2000
 
@@ -63,9 +71,7 @@ class ShowDataOptions:
 
     def __post_init__(self) -> None:
         """Refuse an empty sheet and an endless one."""
-        for name, number in (("images", self.images), ("epochs", self.epochs)):
-            if number < 1:
-                raise InputError(f"--{name} {number}: must be at least 1")
+        check_least(self, images=1, epochs=1)
         pictures = self.images * (1 + self.epochs)
         if pictures > MOST_PICTURES:
             raise InputError(

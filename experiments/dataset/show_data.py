@@ -55,7 +55,7 @@ def _name(data: DetectionDataModule) -> str:
 
 
 def contact_sheet(dataset: DetectionDataset, indices: list[int], epochs: int) -> tuple[Image.Image, int, int]:
-    """One row for each image: as it is stored, then as it is drawn in each epoch.
+    """Draw one row for each image: as it is stored, then as it is drawn in each epoch.
 
     Objects are outlined in the colour of their class, difficult ones dashed. Images are shown at one size each row,
     multiplied by the scale that was drawn, where one was.
@@ -88,7 +88,7 @@ def contact_sheet(dataset: DetectionDataset, indices: list[int], epochs: int) ->
 
 
 def _cell(image: Tensor, target: Target, class_names: list[str], title: str) -> Image.Image:
-    """A titled picture with boxes, `CELL` pixels wide or high."""
+    """Return a titled picture with boxes, `CELL` pixels wide or high."""
     height, width = image.shape[-2:]
     factor = CELL / max(height, width) * min(1.0, target.get("scale", 1.0))
     size = max(1, round(width * factor)), max(1, round(height * factor))

@@ -9,7 +9,7 @@ from experiments.arguments import ResampleOptions, positional
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions(ResampleOptions):
-    """One row per cell of a grid, or per configuration of ordinary runs.
+    """Print one row per cell of a grid, or per configuration of ordinary runs.
 
     Metrics over seeds, differences to a baseline, anchors, speed. Works while runs are going on.
 

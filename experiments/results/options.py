@@ -50,7 +50,7 @@ class EvaluateOptions(DataFormatOptions, FormatOptions, ResampleOptions, PlotOpt
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(FormatOptions, ScoreOptions, ResampleOptions):
-    """What differs between two runs: B - A.
+    """Show what differs between two runs: B - A.
 
     Args:
         run_a: Run folder of frcnn fit.

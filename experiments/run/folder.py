@@ -14,7 +14,7 @@ AXES_VARIABLE = "FRCNN_AXES"
 
 
 def run_folder_of(checkpoint: str | Path) -> Path | None:
-    """The run folder of a checkpoint at `<run folder>/checkpoints/X.ckpt`, or None."""
+    """Return the run folder of a checkpoint at `<run folder>/checkpoints/X.ckpt`, or None."""
     path = Path(checkpoint).absolute()
     return (
         path.parents[1] if path.parent.name == "checkpoints" and (path.parents[1] / "config.yaml").is_file() else None
@@ -22,13 +22,12 @@ def run_folder_of(checkpoint: str | Path) -> Path | None:
 
 
 def folder_of_classes(run_folder: Path, classes: Sequence[str]) -> Path:
-    """Return where a run keeps the evaluation of some of its classes: `classes/<names>`, of letters that all systems
-    take in file names."""
+    """Return where a run keeps the evaluation of some classes: `classes/<names>`, in letters that all systems take."""
     return run_folder / "classes" / re.sub(r"[^\w-]+", "_", "-".join(classes))[:100]
 
 
 def choose_run_folder(runs_dir: str, experiment: str, run_name: str | None, seed: int) -> Path:
-    """A folder for a new run: the given name, which must be free, or `seed<N>`, with a number where that is taken.
+    """Return the folder of a new run: the given name, which must be free, or `seed<N>`, numbered where that is taken.
 
     Raises:
         InputError: `run_name` is taken, so that no run is overwritten.

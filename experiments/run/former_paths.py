@@ -41,7 +41,7 @@ FORMER: Final = {
 
 
 class _Finder(MetaPathFinder):
-    """Asked before Python's own, which would load a file of a renamed package a second time, under its former name."""
+    """A finder before Python's own, which would load a file of a renamed package again, under its former name."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

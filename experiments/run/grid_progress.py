@@ -56,6 +56,6 @@ class CellProgress(pl.Callback):
 
 
 def axes_of_environment() -> Mapping[str, str | int]:
-    """The axes of the grid's cell that this run is; empty if it is none."""
+    """Return the axes of the grid's cell that this run is; empty if it is none."""
     axes: dict[str, str | int] = json.loads(os.environ.get(AXES_VARIABLE, "{}"))
     return axes

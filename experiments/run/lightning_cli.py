@@ -25,18 +25,17 @@ from detector.training.callbacks.run_files import RunFiles
 from detector.training.callbacks.throughput import Throughput
 from detector.training.checkpoint_content import read_checkpoint
 from detector.training.compilation import check_compiler
-from detector.training.lightning_module import FasterRCNNModule
 from detector.training.resuming import changes_text
 from experiments.anchors.warnings import AnchorWarnings
-from experiments.arguments import add_options, cause_of
-from experiments.options import DATA_FORMATS, TRAINER_DEFAULTS, OptionsOfRuns, find_data_format
+from experiments.arguments import add_options, cause_of, values_of
+from experiments.options import OptionsOfRuns
 from experiments.results.files import write_devkit_results
 from experiments.run.checks import check_devkit_names, check_monitors, check_writable
 from experiments.run.folder import ENVIRONMENT_VARIABLE, choose_run_folder, folder_of_classes, run_folder_of
 from experiments.run.grid_progress import CellProgress, axes_of_environment
 from experiments.run.host_memory import keep_freed_memory
 from experiments.run.options import EvaluationOptions, TestOptions
-from experiments.run.precision import Trainer, check_precision, resolve_precision
+from experiments.run.precision import check_precision, resolve_precision
 from experiments.run.resuming import folder_to_go_on_in, nothing_left, other_options
 
 
@@ -58,11 +57,11 @@ class ConfigFile(SaveConfigCallback):
 
 
 class DetectorCLI(OptionsOfRuns):
-    """The command line of a training, a validation or a test: of the command that comes first in `args`."""
+    """The command line of a training, a validation or a test: of the command that comes first in `arguments`."""
 
-    def __init__(self, model_class: Any, datamodule_class: Any, *, args: list[str], **named: Any) -> None:
-        self._asked = args[:1]
-        super().__init__(model_class, datamodule_class, args=args, **named)
+    def __init__(self, arguments: list[str]) -> None:
+        self._asked = arguments[:1]
+        super().__init__(arguments, {}, save_config_callback=ConfigFile)
 
     run_folder: Path
     goes_on_from: Path | None
@@ -107,11 +106,11 @@ class DetectorCLI(OptionsOfRuns):
             shutil.copytree(lists, self.run_folder / "splits", dirs_exist_ok=True)
 
     def before_validate(self) -> None:
-        """As `before_fit`."""
+        """Read the data, so that bad data is told before anything is computed."""
         self._read_data("validate")
 
     def before_test(self) -> None:
-        """As `before_fit`."""
+        """Read the data, so that bad data is told before anything is computed."""
         if self.config[self.subcommand].save_devkit_results is not None:
             check_devkit_names(self.datamodule.class_names)
         self._read_data("test")
@@ -259,23 +258,12 @@ def run_lightning(arguments: list[str]) -> None:
     warnings.filterwarnings("ignore", message="The dirpath has changed from")
     if arguments[0] != "fit":
         warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided")
-    rest = [*_config_of_checkpoint(arguments[1:]), *arguments[1:]]
-    DetectorCLI(
-        FasterRCNNModule,
-        DATA_FORMATS[find_data_format(rest)],
-        save_config_callback=ConfigFile,
-        trainer_class=Trainer,
-        seed_everything_default=0,
-        trainer_defaults=dict(TRAINER_DEFAULTS),
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-        parser_kwargs={"exit_on_error": False},
-        args=[arguments[0], *rest],
-    )
+    rest = arguments[1:]
+    DetectorCLI([arguments[0], *_config_of_checkpoint(rest), *rest])
 
 
 def _is_endless(trainer: pl.Trainer) -> bool:
-    """Whether only time or early stopping ends a training."""
+    """Return whether only time or early stopping ends a training."""
     timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
     return trainer.max_steps == -1 and (trainer.max_epochs == -1 or (trainer.max_epochs is None and timed))
 
@@ -286,12 +274,10 @@ def _with_atomic_checkpoints(plugins: Any) -> list[Any]:
 
 
 def _config_of_checkpoint(arguments: list[str]) -> list[str]:
-    joined = [
-        part for argument in arguments for part in (argument.split("=", 1) if argument[:1] == "-" else [argument])
-    ]
-    if {"--config", "-c", "--help", "-h"} & set(joined) or "--ckpt_path" not in joined[:-1]:
+    checkpoints = values_of(arguments, "--ckpt_path")
+    if not checkpoints or {"--help", "-h"} & set(arguments) or values_of(arguments, "--config", "-c"):
         return []
-    folder = run_folder_of(joined[joined.index("--ckpt_path") + 1])
+    folder = run_folder_of(checkpoints[0])
     return ["--config", str(folder / "config.yaml")] if folder else []
 
 

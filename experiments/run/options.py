@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from detector.errors import InputError
-from experiments.arguments import DataFormatOptions, DataOptions, ScoreOptions, some_of
+from experiments.arguments import DataFormatOptions, DataOptions, ScoreOptions, check_least, some_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,5 +80,4 @@ class PredictOptions(ScoreOptions):
     def __post_init__(self) -> None:
         """Refuse a batch without images."""
         super().__post_init__()
-        if self.batch_size < 1:
-            raise InputError(f"--batch_size {self.batch_size}: must be at least 1")
+        check_least(self, batch_size=1)

@@ -19,7 +19,7 @@ _GPU_BFLOAT16 = (8, 0)  # compute capability; torch.cuda.is_bf16_supported(inclu
 
 
 def _signature_with_auto() -> inspect.Signature:
-    """Lightning's signature, from which the command line takes the types."""
+    """Return Lightning's signature, from which the command line takes the types."""
     theirs = inspect.signature(pl.Trainer.__init__)
     precision = theirs.parameters["precision"]
     choices = Literal["auto"] | precision.annotation
@@ -28,7 +28,9 @@ def _signature_with_auto() -> inspect.Signature:
 
 
 class Trainer(pl.Trainer):
-    """Lightning's; precision `auto`: bf16-mixed where natively computed, else 16-mixed on tensor cores, else 32-true.
+    """Lightning's Trainer, which also takes the precision `auto`.
+
+    It means bf16-mixed where that is natively computed, else 16-mixed on tensor cores, else 32-true.
 
     The command line takes its types from here; `auto` is resolved before a Trainer is made.
     """
@@ -117,7 +119,7 @@ def slowdown(dtype: torch.dtype) -> float:
 
 
 def automatic_precision(accelerator: Any = "auto", devices: Any = "auto") -> tuple[str, str]:
-    """The precision for a device, and why."""
+    """Return the precision for a device, and why."""
     kind = _kind(accelerator)
     if kind == "cpu":
         found = cpu_bfloat16()
@@ -147,7 +149,7 @@ def _gpu_precision(devices: Any) -> tuple[str, str]:
 
 
 def _weakest_gpu(devices: Any) -> tuple[tuple[int, int], str]:
-    """Compute capability and name of that one of several GPUs which decides."""
+    """Return compute capability and name of that one of several GPUs which decides."""
     try:
         count = CUDAAccelerator.auto_device_count()
         indices = CUDAAccelerator.parse_devices(count if devices in ("auto", None) else devices) or [0]
@@ -158,7 +160,7 @@ def _weakest_gpu(devices: Any) -> tuple[tuple[int, int], str]:
 
 
 def _kind(accelerator: Any) -> str:
-    """The accelerator that Lightning will take."""
+    """Return the accelerator that Lightning will take."""
     gpus = (("mps", MPSAccelerator), ("cuda", CUDAAccelerator))
     if accelerator in ("auto", None):
         every = (("tpu", XLAAccelerator), *gpus)

@@ -20,7 +20,7 @@ _KEYS: Final = {"image_id", "file_name", "category_id", "category_name", "bbox",
 
 
 def picture_names(names: Sequence[str]) -> list[str]:
-    """The picture of each image: a.jpg of a.png; of images that differ in their suffixes alone a.png.jpg, a.bmp.jpg.
+    """Return names of pictures: a.jpg for a.png; a.png.jpg and a.bmp.jpg for images that differ in suffixes alone.
 
     No two are the same, also where a file system does not tell capitals from small letters, and none is the name of a
     folder that another one lies in.
@@ -41,7 +41,7 @@ def picture_names(names: Sequence[str]) -> list[str]:
 
 
 def _same(name: str) -> str:
-    """Equal for names that a file system may take for one."""
+    """Return what is equal for names that a file system may take for one."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -84,7 +84,7 @@ def check_output(output: Path, images: Path, found: FoundImages, pictures: Seque
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Equal for all names of one file; None where there is none."""
+    """Return what is equal for all names of one file; None where there is none."""
     try:
         status = path.stat()
     except OSError:
@@ -93,7 +93,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def _is_prediction(path: Path) -> bool:
-    """Whether an earlier prediction wrote this; that of a run is its evaluation's."""
+    """Return whether an earlier prediction wrote this; that of a run is its evaluation's."""
     if path.is_symlink() or not path.is_file() or path.with_name("metrics.json").exists():
         return False
     try:

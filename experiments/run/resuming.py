@@ -20,7 +20,7 @@ NOT_COMPARED = {
 
 
 def folder_to_go_on_in(checkpoint: str, config: Namespace) -> Path | None:
-    """The run folder of a resumed training: that of its checkpoint, or a new one where another name is asked for.
+    """Return the run folder of a resumed training: its checkpoint's, or a new one where another name is asked for.
 
     A name is asked for by `run_name`, `experiment` or `runs_dir`; what is not given of the three is as in the old run,
     but for the run's name, which is then `seed<N>`. What the old run's own config file says asks for nothing.
@@ -49,7 +49,7 @@ def folder_to_go_on_in(checkpoint: str, config: Namespace) -> Path | None:
 
 
 def saved_options(run: Path, newest: bool = True) -> dict[str, Any]:
-    """The options with which a run was started, or with which it went on last; empty where they cannot be read."""
+    """Return the options with which a run was started, or went on last; empty where they cannot be read."""
     resumed = sorted(run.glob("config_resumed_*.yaml"), key=lambda path: int(path.stem.rpartition("_")[2]))
     try:
         content = yaml.safe_load(((resumed if newest else []) or [run / "config.yaml"])[-1].read_text())
@@ -59,14 +59,14 @@ def saved_options(run: Path, newest: bool = True) -> dict[str, Any]:
 
 
 def other_options(run: Path, config: Namespace) -> Changes:
-    """Options of the data and the trainer, and the seed, that differ from those with which a run was trained last."""
+    """Return options of data and trainer, and the seed, that differ from those with which a run was trained last."""
     now = {key: value for key, value in config.as_dict().items() if key in ("seed_everything", "data", "trainer")}
     plain: dict[str, Any] = yaml.safe_load(yaml.safe_dump(_plain(now)))
     return {key: value for key, value in changed_options(saved_options(run), plain).items() if key not in NOT_COMPARED}
 
 
 def nothing_left(checkpoint: Mapping[str, Any], max_epochs: int | None, max_steps: int) -> str:
-    """Why a training has nothing left to do from a checkpoint on, in Lightning's sense; empty where it has."""
+    """Return why a training has nothing left to do from a checkpoint on, in Lightning's sense; empty where it has."""
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     if max_steps != -1 and checkpoint["global_step"] >= max_steps:
         return f"its {checkpoint['global_step']} steps are all of --trainer.max_steps {max_steps}"

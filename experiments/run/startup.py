@@ -37,7 +37,7 @@ def quick_imports() -> Iterator[None]:
 
 
 class _Torchmetrics(MetaPathFinder):
-    """Lets torchmetrics be imported without what only others need: `scipy.signal` and matplotlib, 0.7 s of imports."""
+    """A way to import torchmetrics without what others need: `scipy.signal` and matplotlib, 0.7 s of imports."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -178,7 +178,7 @@ def test_former_spellings() -> None:
     [
         ("ablate g.yaml --gpus-per-run 2", "gpus_per_run", 2),
         ("ablate g.yaml --dry-run", "dry_run", True),
-        ("ablate g.yaml --ray-address auto", "ray_address", "auto"),
+        ("ablate g.yaml --launcher ray --ray-address auto", "ray_address", "auto"),
         ("doctor d --no-images", "no_images", True),
         ("doctor d --max_pixels 7", "data", DataOptions(max_pixels=7)),
         (
