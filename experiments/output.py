@@ -41,6 +41,17 @@ def option_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
+def flat_options(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested options as one level, with `a.b` keys as on the command line."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flat_options(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def without_nan(value: Any) -> Any:
     """Return the same with None for nan and infinity, which JSON lacks, and lists for tuples."""
     if isinstance(value, Mapping):

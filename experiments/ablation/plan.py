@@ -13,7 +13,7 @@ from jsonargparse import ArgumentError, Namespace
 from detector.errors import InputError, brief
 from experiments.ablation.grid import Grid, GridCell, Options
 from experiments.options import OptionsCLI
-from experiments.output import option_text
+from experiments.output import flat_options, option_text
 from experiments.run.folder import run_folder_of
 
 NOT_HASHED = {
@@ -140,8 +140,7 @@ def plan(grid: Grid, runs_dir: str) -> Plan:
 
 def hashed_options(config: Namespace) -> Options:
     """What decides the result of a run: name with dots -> plain value."""
-    flat = {str(key): value for key, value in _flat(config.as_dict())}
-    kept = {key: value for key, value in flat.items() if key not in NOT_HASHED}
+    kept = {key: value for key, value in flat_options(config.as_dict()).items() if key not in NOT_HASHED}
     plain: Options = json.loads(json.dumps(kept, default=str))
     return plain
 
@@ -195,14 +194,6 @@ def _config_of(grid: Grid, checkpoint: Path | None) -> Path:
     if folder is None:
         raise InputError(f"{grid.path}: evaluate: {checkpoint} is in no run folder; give its config file as base:")
     return folder / "config.yaml"
-
-
-def _flat(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, item in value.items():
-        nested = isinstance(item, Mapping) and item
-        rows += _flat(item, f"{prefix}{key}.") if nested else [(f"{prefix}{key}", item)]
-    return rows
 
 
 def _hash(options: Options) -> str:

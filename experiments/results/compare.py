@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from detector.errors import InputError, printable
 from detector.metrics.voc_ap import FALSE_POSITIVE, TRUE_POSITIVE, evaluate_voc
-from experiments.output import json_text, number, option_text, without_nan
+from experiments.output import flat_options, json_text, number, option_text, without_nan
 from experiments.results.compare_pictures import draw_images
 from experiments.results.options import CompareOptions
-from experiments.results.runs import NOT_COMPARED, Run, flatten, read_run
+from experiments.results.runs import NOT_COMPARED, Run, read_run
 from experiments.results.scored_runs import Scorer
 from experiments.results.scores import CLASS_PREFIX, Scored, difference
 
@@ -41,7 +41,7 @@ def config_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, 
 
     Where results are written is left out; the seed is not.
     """
-    ours, theirs = flatten(a), flatten(b)
+    ours, theirs = flat_options(a), flat_options(b)
     names = [n for n in ours | theirs if n == "seed_everything" or n.split(".")[0] not in NOT_COMPARED]
     values = {name: {"a": ours.get(name, "not there"), "b": theirs.get(name, "not there")} for name in names}
     return {name: pair for name, pair in values.items() if pair["a"] != pair["b"]}

@@ -11,6 +11,7 @@ from datamodules.detection_dataset import DetectionDataset
 from detector.drawing import GROUND_TRUTH_COLOR, draw_boxes, draw_detections, save_picture, scale_to
 from detector.errors import InputError, printable
 from experiments.output import writing
+from experiments.results.files import ImageFinder
 from experiments.results.runs import Run
 from experiments.results.scored_runs import data_module
 from experiments.results.scores import Scored
@@ -48,15 +49,13 @@ def draw_images(
     """
     data = data_module(runs[0])
     dataset = data.val_dataset if part == "val" else data.test_dataset
-    positions = {_stem(name): index for index, name in enumerate(dataset.file_names)}
-    positions |= {name: index for index, name in enumerate(dataset.file_names)}
+    finder = ImageFinder([name.rsplit(".", 1)[0] for name in dataset.file_names])
     paths: list[str | None] = []
     notes: list[str] = []
     for rank, image in enumerate(images, start=1):
         name = scored[0].truth.image_names[image]
-        stem = name.rsplit("/", 1)[-1]
         try:
-            position = positions.get(name, positions.get(stem))
+            position = finder.find(name)
             if position is None:
                 raise InputError("is not among the images of the split that can be used")
             sides = [_draw(dataset, position, one, image, score_threshold) for one in scored]
@@ -65,7 +64,7 @@ def draw_images(
             notes.append(f"no picture of {printable(name)}: {printable(error)}")
             continue
         gap = torch.full((3, sides[0].shape[1], GAP), 255, dtype=torch.uint8)
-        path = Path(folder) / f"{rank:02}_{stem}.jpg"
+        path = Path(folder) / f"{rank:02}_{name.rsplit('/', 1)[-1]}.jpg"
         with writing(f"--output {folder}"):
             save_picture(torch.cat([sides[0], gap, sides[1]], dim=2), path)
         paths.append(str(path))
@@ -87,8 +86,3 @@ def _draw(dataset: DetectionDataset, index: int, run: Scored, image: int, score_
     picture = draw_boxes(pixels, target["boxes"], [""] * len(colors), colors, dashed=True, **limits)
     detections["boxes"] = detections["boxes"] * scale_to(pixels, (picture.shape[-2], picture.shape[-1]))
     return draw_detections(picture, detections, run.truth.class_names, score_threshold)
-
-
-def _stem(name: str) -> str:
-    """What the annotations call an image file."""
-    return name.rsplit("/", 1)[-1].rsplit(".", 1)[0]

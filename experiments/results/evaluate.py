@@ -1,7 +1,7 @@
 """`frcnn evaluate`: score the detections of any detector on annotated splits. Images are not needed."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,8 +39,10 @@ def evaluate(options: EvaluateOptions) -> None:
     whole = read_ground_truth(
         dataset_format(options.data_format, data.root, data.image_dirs), data.val_splits or [], data.class_names
     )
-    truth = whole if options.classes is None else _of_classes(whole, options.classes)
-
+    truth = whole
+    if options.classes is not None:
+        chosen = chosen_classes(options.classes, whole.class_names)
+        truth = replace(whole, class_names=chosen, objects=of_classes(whole.objects, whole.class_names, chosen))
     resamples = options.bootstrap or (DEFAULT_RESAMPLES if options.compare is not None else 0)
 
     def read(path: str) -> Scored:
@@ -54,11 +56,6 @@ def evaluate(options: EvaluateOptions) -> None:
         print(json_text(documents[0] if len(documents) == 1 else {"evaluations": documents}))
     else:
         print("\n\n".join(_table(truth, document) for document in documents))
-
-
-def _of_classes(truth: SplitTruth, classes: Sequence[str]) -> SplitTruth:
-    chosen = chosen_classes(classes, truth.class_names)
-    return replace(truth, class_names=chosen, objects=of_classes(truth.objects, truth.class_names, chosen))
 
 
 def _document(
@@ -172,13 +169,14 @@ def _table(truth: SplitTruth, document: Mapping[str, Any]) -> str:
 
 
 def _breakdown_lines(breakdown: Mapping[str, Any]) -> list[str]:
-    rows = [("all classes", [(breakdown["gain"][kind], breakdown["count"][kind]) for kind in KINDS])]
-    for name, kinds in breakdown["per_class"].items():
-        rows.append((name, [(kinds[kind]["gain"], kinds[kind]["count"]) for kind in KINDS]))
-    width = max(len(name) for name, _ in rows)
+    rows = {"all classes": {kind: {key: breakdown[key][kind] for key in ("gain", "count")} for kind in KINDS}}
+    rows |= breakdown["per_class"]
+    width = max(map(len, rows))
     lines = ["AP50_voc gained by correcting one kind of error alone (number of errors)"]
     lines.append(" " * width + "".join(f"{kind:>18}" for kind in KINDS))
-    for name, cells in rows:
-        gains = (f"{number(gain, '9.4f', 'nan')} {f'({count})':>8}" for gain, count in cells)
-        lines.append(f"{name:{width}}" + "".join(gains))
+    for name, kinds in rows.items():
+        cells = (
+            f"{number(kinds[kind]['gain'], '9.4f', 'nan')} {'(' + str(kinds[kind]['count']) + ')':>8}" for kind in KINDS
+        )
+        lines.append(f"{name:{width}}" + "".join(cells))
     return lines

@@ -18,13 +18,15 @@ import yaml
 from jsonargparse import Namespace
 
 from detector.errors import InputError, listed
-from experiments.output import option_text
+from experiments.output import flat_options, option_text
 
 STATUSES = ("failed", "running", "interrupted", "unfinished", "pending", "missing", "done")
 """Of a run, worst first: `missing` has no folder yet; `unfinished` is an ordinary run without final numbers, at work or
 stopped."""
 NOT_COMPARED = ("seed_everything", "run_name", "runs_dir", "experiment", "ckpt_path", "config")
 """Options that do not make another configuration of a run."""
+RESULTS = ("metrics.json", "checkpoints", "events.out.*")
+"""What tells a run from a folder that holds a config.yaml alone."""
 MOST_AXES = 4
 """Options in which ordinary runs differ that are shown as axes; with more, rows are called by their runs."""
 
@@ -148,13 +150,13 @@ def read_run(folder: str | Path) -> Run:
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Of those that there are."""
+    """Return the mean of those that there are."""
     known = [value for value in values if value is not None]
     return statistics.fmean(known) if known else None
 
 
 def deviation(values: Iterable[float | None]) -> float | None:
-    """Standard deviation of a sample (n - 1); None of fewer than two."""
+    """Return the standard deviation of a sample (n - 1); None of fewer than two."""
     known = [value for value in values if value is not None]
     return statistics.stdev(known) if len(known) > 1 else None
 
@@ -167,11 +169,10 @@ def _plan(path: Path) -> dict[str, Any]:
     if isinstance(plan, str):
         raise InputError(f"{path}: {plan}")
     cells = plan.get("cells")
-    wanted = {"name": str, "axes": dict, "folder": str}
     if not isinstance(cells, list) or not cells:
         raise InputError(f"{path}: names no cells; it should be what frcnn ablate writes")
     for index, cell in enumerate(cells):
-        for key, kind in wanted.items():
+        for key, kind in (("name", str), ("axes", dict), ("folder", str)):
             if not isinstance(cell, dict) or not isinstance(cell.get(key), kind):
                 raise InputError(f"{path}: cell {index} has no {key}; it should be what frcnn ablate writes")
     return plan
@@ -243,7 +244,8 @@ def _baseline(folder: Path, cells: Sequence[RunGroup], wanted: Any) -> RunGroup 
 
 
 def _ordinary_cells(folder: Path) -> list[RunGroup]:
-    runs = [_read(path.parent) for path in sorted(folder.rglob("config.yaml")) if _is_run(path.parent)]
+    folders = (path.parent for path in sorted(folder.rglob("config.yaml")))
+    runs = [_read(one) for one in folders if any(any(one.glob(name)) for name in RESULTS)]
     if not runs:
         raise InputError(
             f"{folder}: holds no runs (folders with config.yaml, as frcnn fit and frcnn ablate write them)"
@@ -251,7 +253,8 @@ def _ordinary_cells(folder: Path) -> list[RunGroup]:
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         experiment = str(run.config.get("experiment") or run.folder.resolve().parent.name)
-        options = {key: value for key, value in flatten(run.config).items() if key.split(".")[0] not in NOT_COMPARED}
+        flat = flat_options(run.config)
+        options = {key: value for key, value in flat.items() if key.split(".")[0] not in NOT_COMPARED}
         groups.setdefault((experiment, json.dumps(options, sort_keys=True, default=str)), []).append(run)
     labels = [{key: option_text(value) for key, value in json.loads(text).items()} for _, text in groups]
     keys = sorted({key for label in labels for key in label})
@@ -267,21 +270,6 @@ def _ordinary_cells(folder: Path) -> list[RunGroup]:
         name = f"{experiment}: {text}" if experiments.count(experiment) > 1 else experiment
         cells.append(RunGroup(name, first | own, tuple(members)))
     return cells
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "metrics.json").exists() or (folder / "checkpoints").is_dir() or any(folder.glob("events.out.*"))
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested options -> one level, `a.b` keys as on the command line."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 # ---- one run ----
@@ -329,7 +317,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any] | str:
-    """The object in a file, or what is wrong with it."""
+    """Return the object in a file, or what is wrong with it."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -5,6 +5,7 @@ its config.yaml names.
 """
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ TOLERANCE = 1e-3
 """By how much AP may differ from metrics.json: predictions.json holds rounded scores and boxes."""
 
 
+@dataclass
 class Scorer:
     """Score runs on one part of their data, and read the annotations of equal data once.
 
@@ -30,12 +32,11 @@ class Scorer:
         coco: COCO's numbers too; they take most of the time.
     """
 
-    def __init__(self, part: str, resamples: int, seed: int = 0, coco: bool = False) -> None:
-        self.part = part
-        self.resamples = resamples
-        self.seed = seed
-        self.coco = coco
-        self._truths: dict[str, SplitTruth] = {}
+    part: str
+    resamples: int
+    seed: int = 0
+    coco: bool = False
+    _truths: dict[str, SplitTruth] = field(default_factory=dict, init=False)
 
     def score(self, run: Run) -> Scored:
         """Score a run.
