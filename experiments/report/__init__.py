@@ -1,0 +1,1 @@
+"""`frcnn report`: folders of runs as tables and as a page."""

@@ -28,7 +28,7 @@ CURVES = ("train/loss", "train/images_per_second", "train/peak_memory_mib")
 
 @dataclass
 class Report:
-    """A grid and everything that is told about it.
+    """Hold a grid and everything that is told about it.
 
     Attributes:
         grid: The runs.

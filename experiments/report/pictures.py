@@ -19,7 +19,7 @@ MOST_ANCHOR_PICTURES = 24
 
 
 def curves_picture(made: "Report") -> bytes | None:
-    """The first metric on the validation data, and the training loss, over epochs; None where nothing was logged."""
+    """Draw the first metric on the validation data and the training loss; None where nothing was logged."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure  # here, because it takes a second to import
 
@@ -56,7 +56,7 @@ def _draw_cell(axes: Any, cell: RunGroup, tag: str, curves: Mapping[Path, Mappin
 
 
 def _by_epoch(curve: Curve) -> dict[float, float]:
-    """The mean of what was logged in each epoch."""
+    """Return the mean of what was logged in each epoch."""
     values: dict[float, list[float]] = {}
     for epoch, value in zip(curve.epochs, curve.values, strict=True):
         if math.isfinite(epoch) and math.isfinite(value):
@@ -65,7 +65,7 @@ def _by_epoch(curve: Curve) -> dict[float, float]:
 
 
 def anchor_pictures(made: "Report") -> list[tuple[list[str], list[str], bytes]]:
-    """For each set of anchors: the cells that have it, the audit's warnings, and the picture of `frcnn anchors`."""
+    """Return for each set of anchors the cells that have it, the audit's warnings, and its picture."""
     groups: dict[int, list[str]] = {}
     for name, (given, _) in made.audits.items():
         groups.setdefault(id(given), []).append(name)

@@ -145,7 +145,7 @@ def _plain(cell: Mapping[str, Any], axes: Iterable[str]) -> list[tuple[str, Any]
 
 
 def _no_date(label: str) -> str:
-    """4-8-16 in brackets: a spreadsheet would take it for a day in 2016."""
+    """Put labels such as 4-8-16 into brackets, which a spreadsheet would take for a day in 2016."""
     return f"[{label}]" if re.fullmatch(r"[\d.]+([-_][\d.]+)+", label) else label
 
 

@@ -1,0 +1,1 @@
+"""Numbers of runs and of result files, and what differs between them."""

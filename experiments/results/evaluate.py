@@ -175,8 +175,6 @@ def _breakdown_lines(breakdown: Mapping[str, Any]) -> list[str]:
     lines = ["AP50_voc gained by correcting one kind of error alone (number of errors)"]
     lines.append(" " * width + "".join(f"{kind:>18}" for kind in KINDS))
     for name, kinds in rows.items():
-        cells = (
-            f"{number(kinds[kind]['gain'], '9.4f', 'nan')} {'(' + str(kinds[kind]['count']) + ')':>8}" for kind in KINDS
-        )
-        lines.append(f"{name:{width}}" + "".join(cells))
+        found = [(kinds[kind]["gain"], f"({kinds[kind]['count']})") for kind in KINDS]
+        lines.append(f"{name:{width}}" + "".join(f"{number(gain, '9.4f', 'nan')} {count:>8}" for gain, count in found))
     return lines

@@ -23,11 +23,11 @@ T = TypeVar("T")
 
 
 class _WrongError(Exception):
-    """What is wrong with an entry of a file: the kind, and a text that says what the entry is or has."""
+    """Say what is wrong with an entry of a file: the kind, and a text of what the entry is or has."""
 
 
 class ImageFinder:
-    """Image ids of the ground truth from what result files call images.
+    """Find image ids of the ground truth by what result files call images.
 
     A text is an image's file name or its name without suffix, with or without folders before it. A number is the number
     that the name reads as, such as 7 for 000007 or 2008000008 for 2008_000008; where not all names are numbers, it is
@@ -47,7 +47,7 @@ class ImageFinder:
         self._by_id: dict[object, int] = {number: position for position, number in enumerate(given)}
 
     def find(self, image: object) -> int | None:
-        """The image id, or None if there is no such image."""
+        """Return the image id, or None if there is no such image."""
         if isinstance(image, str):
             whole = image.replace("\\", "/")
             base = whole.rsplit("/", 1)[-1]
@@ -74,7 +74,7 @@ def read_proposals(path: str | Path, truth: SplitTruth) -> Detections:
     """Read proposals from a file of COCO results: `score` is the objectness, classes are not looked at.
 
     Raises:
-        InputError: As `read_results`.
+        InputError: Anything wrong with the file, in one line.
     """
     return _detections(_coco_rows(Path(path), truth, with_classes=False))
 
@@ -203,7 +203,7 @@ def _devkit_rows(folder: Path, truth: SplitTruth) -> list[Row]:
 
 
 def _devkit_files(folder: Path, class_names: Sequence[str]) -> dict[int, Path]:
-    """By label: the file `<anything>_det_<split>_<class>.txt`."""
+    """Find the file `<anything>_det_<split>_<class>.txt` of each label."""
     files: dict[int, Path] = {}
     for path in sorted(folder.glob("*_det_*.txt")):
         matching = [label for label, name in enumerate(class_names, start=1) if path.stem.endswith(f"_{name}")]

@@ -33,7 +33,7 @@ MOST_AXES = 4
 
 @dataclass(frozen=True)
 class Run:
-    """One training.
+    """Hold what is known of one training.
 
     Attributes:
         folder: The run folder; need not be there.
@@ -61,7 +61,7 @@ class Run:
 
 @dataclass(frozen=True)
 class RunGroup:
-    """All runs of one configuration: they differ by seed alone.
+    """Hold all runs of one configuration: they differ by seed alone.
 
     Attributes:
         name: `axis=value,...`, or that of the experiment.
@@ -77,18 +77,18 @@ class RunGroup:
 
     @property
     def status(self) -> str:
-        """`done` if all runs are, else that of the run that most needs attention."""
+        """Return `done` if all runs are, else the status of the run that most needs attention."""
         return min((run.status for run in self.runs), key=STATUSES.index)
 
     @property
     def done(self) -> list[Run]:
-        """The finished runs."""
+        """Return the finished runs."""
         return [run for run in self.runs if run.status == "done"]
 
 
 @dataclass(frozen=True)
 class RunsFolder:
-    """The cells of a folder of runs.
+    """Hold the cells of a folder of runs.
 
     Attributes:
         name: Of the grid, or of the folder.
@@ -195,7 +195,7 @@ def _planned_cells(folder: Path, plan: Mapping[str, Any]) -> Iterator[RunGroup]:
 
 
 def _planned_config(plan: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
-    """What config.yaml will hold, or would hold if a run were a training: a cell may evaluate another's checkpoint."""
+    """Return what config.yaml will hold, or would if a cell were a training: it may evaluate another's checkpoint."""
     base, overrides = plan.get("base_options"), entry.get("overrides")
     config = Namespace()  # type: ignore[no-untyped-call]
     if isinstance(base, dict) and isinstance(overrides, dict):
@@ -205,7 +205,7 @@ def _planned_config(plan: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[s
 
 
 def _is_gone(record: Mapping[str, Any]) -> bool:
-    """Whether a process that is recorded as running was one of this machine and is no more."""
+    """Tell whether a process that is recorded as running was one of this machine and is no more."""
     pid = record.get("pid")
     if not isinstance(pid, int) or pid <= 0 or record.get("host") != socket.gethostname():
         return False
@@ -221,7 +221,7 @@ def _without_seed(name: str) -> str:
 
 
 def _fraction(number: Any) -> float | None:
-    """Published numbers are mostly given in per cent."""
+    """Return a published number as a fraction; most are given in per cent."""
     if not isinstance(number, int | float) or isinstance(number, bool):
         return None
     return number / 100 if number > 1 else float(number)
@@ -330,6 +330,6 @@ def _read_json(path: Path) -> dict[str, Any] | str:
 
 
 def _end_of(text: str, limit: int = 300) -> str:
-    """The end of a log says the most."""
+    """Return the end of a text in one line: that of a log says the most."""
     text = " ".join(text.split())
     return text if len(text) <= limit else "..." + text[3 - limit :]

@@ -17,7 +17,7 @@ CLASS_PREFIX = "AP50_voc_class/"
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """The detections of a run, or of a file.
+    """Hold the detections of a run, or of a file, with their scores.
 
     Attributes:
         truth: The images and their objects.
