@@ -58,11 +58,10 @@ class OptimizerConfig:
             raise InputError(f"optimizer.lr: {self.lr} must be positive")
         if any(not 0 < m < 1 for m in self.milestones):
             raise InputError(f"optimizer.milestones: {self.milestones} must be fractions of the training, in (0, 1)")
-        if not 0 <= self.ema_decay < 1:
-            raise InputError(f"optimizer.ema_decay: {self.ema_decay} must be in [0, 1)")
         check_choices("optimizer", self)
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"optimizer.momentum: {self.momentum} must be in [0, 1)")
+        for key in ("ema_decay", "momentum"):
+            if not 0 <= getattr(self, key) < 1:
+                raise InputError(f"optimizer.{key}: {getattr(self, key)} must be in [0, 1)")
         for key in ("weight_decay", "bias_lr_factor", "new_layer_lr_factor", "warmup_steps", "gamma"):
             check_range(f"optimizer.{key}", getattr(self, key), 0)
         check_range("optimizer.warmup_start", self.warmup_start, 0, 1)

@@ -6,13 +6,9 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import convert_inf
 
-SHORT_NAMES = {
-    "train/loss_rpn_cls": "rpn_cls",
-    "train/loss_rpn_reg": "rpn_reg",
-    "train/loss_roi_cls": "roi_cls",
-    "train/loss_roi_reg": "roi_reg",
-    "train/loss": "loss",
-}
+from detector.faster_rcnn import LOSS_NAMES
+
+SHORT_NAMES = {f"train/{name}": name.removeprefix("loss_") for name in (*LOSS_NAMES, "loss")}
 
 
 class LossProgressBar(TQDMProgressBar):
