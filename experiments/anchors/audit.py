@@ -171,10 +171,8 @@ def audit(
     names = np.array([*class_names])[np.asarray(labels)[order] - 1] if labels is not None and len(boxes) else None
     classes = {} if names is None else {name: names == name for name in class_names if (names == name).any()}
 
-    def cover(groups: Mapping[str, Array]) -> dict[str, Coverage]:
-        """Return the coverage by group, from masks of the objects of all views, or of one, which are repeated."""
-        masks = {name: np.resize(mask, len(best)) for name, mask in groups.items()}
-        return {name: _coverage(best[mask], len(views), rpn) for name, mask in masks.items()}
+    def cover(masks: Mapping[str, Array]) -> dict[str, Coverage]:  # of the objects of all views, or of one: repeated
+        return {name: _coverage(best[np.resize(mask, len(best))], len(views), rpn) for name, mask in masks.items()}
 
     return AuditResult(
         **asdict(_coverage(best, len(views), rpn)),
