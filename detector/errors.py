@@ -48,8 +48,8 @@ def listed(names: Sequence[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def option_text(value: object) -> str:
-    """Return the value of an option as YAML has it."""
+def value_text(value: object) -> str:
+    """Return the value of an option for a line, with true and false as YAML has them."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

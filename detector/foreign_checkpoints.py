@@ -19,7 +19,7 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from detector.backbones.base import BackboneConfig
-from detector.errors import InputError, option_text
+from detector.errors import InputError, value_text
 from detector.faster_rcnn import FasterRCNN
 from detector.own_checkpoints import is_own, translate_own
 from detector.state_dicts import WeightsReport, fill, read_content, slots_of, tensors_in
@@ -221,9 +221,7 @@ def _options_of(model: FasterRCNN, backbone: BackboneConfig) -> dict[str, Any]:
 
 def _check_options(theirs: Mapping[str, Any], ours: Mapping[str, Any], path: Path) -> None:
     differing = [
-        f"{key} {option_text(value)} (is {option_text(ours[key])})"
-        for key, value in theirs.items()
-        if value != ours[key]
+        f"{key} {value_text(value)} (is {value_text(ours[key])})" for key, value in theirs.items() if value != ours[key]
     ]
     if differing:
         raise InputError(f"{KEY} {path}: its network needs {', '.join(differing)}")

@@ -1,6 +1,6 @@
 """The only place that touches what is private in Lightning: there is no public way to any of it.
 
-Read in pytorch-lightning 2.6.0 to 2.6.6; another version is looked at here, and nowhere else.
+Looked up in the sources of pytorch-lightning 2.6.0 and 2.6.6; for another version this file alone is to be checked.
 """
 
 import pytorch_lightning as pl

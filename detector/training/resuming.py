@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info
 from torch.optim.lr_scheduler import LambdaLR
 
-from detector.errors import InputError, option_text
+from detector.errors import InputError, value_text
 from detector.training.optimization import OptimizerConfig, lr_factor, optimizer_options
 
 Changes = dict[str, tuple[Any, Any]]
@@ -37,7 +37,7 @@ def changed_options(before: Mapping[str, Any], now: Mapping[str, Any], prefix: s
 def changes_text(changes: Changes) -> str:
     """Return one line on what changes, for a log."""
     return "; ".join(
-        f"{name}: {option_text(old)} in the checkpoint, {option_text(new)} "
+        f"{name}: {value_text(old)} in the checkpoint, {value_text(new)} "
         + ("has no effect: its weights go on" if name in NOT_READ else "from here on")
         for name, (old, new) in changes.items()
     )
