@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TextIO
@@ -12,14 +13,14 @@ from rich.table import Table
 
 from detector.errors import InputError
 from detector.files import write_json
-from experiments.ablation.cell_folder import CellFolder, State, shell_line
+from experiments.ablation.cell_folder import CellFolder, shell_line
 from experiments.ablation.checks import Checks, check
 from experiments.ablation.grid import Grid, read_grid, setting_name
 from experiments.ablation.launcher import Launcher
 from experiments.ablation.local_launcher import LocalLauncher
-from experiments.ablation.monitor import METRICS, Monitor, mean_over_seeds, view
+from experiments.ablation.monitor import Monitor, Snapshot, look_at
 from experiments.ablation.options import AblateOptions
-from experiments.ablation.plan import Plan, PlannedCell, plan
+from experiments.ablation.plan import Plan, plan
 from experiments.output import json_text
 
 
@@ -29,7 +30,7 @@ def ablate(options: AblateOptions) -> int:
     Raises:
         InputError: Anything wrong with the grid, its cells, the options or the folder, in one line.
     """
-    slots = _slots(options)
+    slots = slots_of(options)
     grid = read_grid(options.grid)
     shown = sys.stderr if options.format == "json" or options.dry_run else sys.stdout
     launcher = None if options.dry_run else _launcher(options, slots)
@@ -64,14 +65,17 @@ def _launcher(options: AblateOptions, slots: Sequence[Mapping[str, str]]) -> Lau
     return LocalLauncher(slots)
 
 
-def _slots(options: AblateOptions) -> list[dict[str, str]]:
-    """Return the environment of each of the cells that run at the same time."""
+def slots_of(options: AblateOptions) -> list[dict[str, str]]:
+    """Return the environment of each of the cells that run at the same time.
+
+    Raises:
+        InputError: There are no such GPUs.
+    """
     if options.gpus is None:
         count = options.jobs or 1
         return [_threads(count) for _ in range(count)]
-    _check_gpus(options.gpus)
-    groups = options.gpu_groups
-    return [_threads(len(groups)) | {"CUDA_VISIBLE_DEVICES": ",".join(group)} for group in groups]
+    names, groups = _device_names(options.gpus), options.gpu_groups
+    return [_threads(len(groups)) | {"CUDA_VISIBLE_DEVICES": ",".join(names[gpu] for gpu in group)} for group in groups]
 
 
 def _at_a_time(options: AblateOptions, slots: Sequence[Mapping[str, str]]) -> str:
@@ -82,15 +86,19 @@ def _at_a_time(options: AblateOptions, slots: Sequence[Mapping[str, str]]) -> st
     return f"{len(slots)} at a time"
 
 
-def _check_gpus(gpus: Sequence[str]) -> None:
+def _device_names(gpus: Sequence[str]) -> dict[str, str]:
+    """Return how CUDA_VISIBLE_DEVICES has to name each GPU: numbers count those that are visible here."""
     import torch
 
     there = torch.cuda.device_count()
     if there == 0:
         raise InputError(f"--gpus {','.join(gpus)}: PyTorch finds no GPU here; use --jobs for CPUs")
-    beyond = [gpu for gpu in gpus if gpu.isdecimal() and int(gpu) >= there]
-    if beyond and "CUDA_VISIBLE_DEVICES" not in os.environ:
-        raise InputError(f"--gpus {','.join(gpus)}: there is no GPU {beyond[0]}; they are 0 to {there - 1}")
+    visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    for gpu in gpus:
+        if gpu.isdecimal() and int(gpu) >= there:
+            of = f" of CUDA_VISIBLE_DEVICES={','.join(visible)}" if visible else ""
+            raise InputError(f"--gpus {','.join(gpus)}: there is no GPU {gpu}{of}; they are 0 to {there - 1}")
+    return {gpu: visible[int(gpu)] if visible and gpu.isdecimal() else gpu for gpu in gpus}
 
 
 def _threads(runs: int) -> dict[str, str]:
@@ -116,40 +124,15 @@ def _prepare(planned: Plan, checks: Checks, shown: TextIO) -> list[CellFolder]:
             "The cells that this concerns start anew; what was done before stays in its folders.",
             file=shown,
         )
-    folders = []
+    folders = [CellFolder(cell.folder) for cell in planned.cells]
     try:
         planned.folder.mkdir(parents=True, exist_ok=True)
-        for cell, steps in zip(planned.cells, checks.steps, strict=True):
-            folder = CellFolder(cell.folder)
-            folder.create(_first_state(cell, steps))
-            folders.append(folder)
+        for folder, cell, steps in zip(folders, planned.cells, checks.steps, strict=True):
+            folder.create({**cell.first_state(), "steps": steps})
         write_json(path, planned.document())
     except OSError as error:
         raise InputError(f"{error.filename or planned.folder}: cannot write ({error.strerror})") from None
     return folders
-
-
-def _first_state(planned: PlannedCell, steps: int | None) -> State:
-    return {
-        "name": planned.cell.name,
-        "axes": dict(planned.cell.axes),
-        "seed": planned.cell.seed,
-        "hash": planned.hash,
-        "status": "pending",
-        "attempts": 0,
-        "host": None,
-        "pid": None,
-        "started": None,
-        "ended": None,
-        "seconds": 0,
-        "exit_code": None,
-        "error": None,
-        "command": " && ".join(shell_line(stage) for stage in planned.stages),
-        "stages": [list(stage) for stage in planned.stages],
-        "finished_stages": [],
-        "cwd": os.getcwd(),
-        "steps": steps,
-    }
 
 
 def _print_head(planned: Plan, checks: Checks, at_a_time: str, shown: TextIO) -> None:
@@ -167,7 +150,7 @@ def _print_head(planned: Plan, checks: Checks, at_a_time: str, shown: TextIO) ->
 
 
 def _print_commands(planned: Plan, slots: Sequence[Mapping[str, str]], style: str) -> None:
-    commands = {cell.cell.name: [shell_line(stage) for stage in cell.stages] for cell in planned.cells}
+    commands = {cell.name: [shell_line(stage) for stage in cell.stages] for cell in planned.cells}
     if style == "json":
         cells = [{"name": name, "commands": lines} for name, lines in commands.items()]
         print(json_text({"name": planned.grid.name, "environment": slots[0], "cells": cells}))
@@ -188,24 +171,30 @@ def _print_result(planned: Plan, folders: Sequence[CellFolder], style: str) -> N
         document = {"name": planned.grid.name, "folder": str(planned.folder), "cells": cells}
         print(json_text(document))
         return
-    views = [view(folder) for folder in folders]
-    rows = mean_over_seeds(views)
-    if rows:
-        Console(file=sys.stdout).print(_result_table(planned.grid, rows))
-    for folder, cell in zip(folders, views, strict=True):
+    ended = [look_at(folder) for folder in folders]
+    if any(cell.status == "done" and cell.metric for cell in ended):
+        Console(file=sys.stdout).print(_result_table(planned.grid, ended))
+    for cell in ended:
         if cell.status == "failed":
             lines = str(cell.state.get("error", "")).split("\n")
-            print("\n    ".join([f"failed: {cell.state['name']} ({folder.log})", *lines]))
+            print("\n    ".join([f"failed: {cell.state['name']} ({cell.folder.log})", *lines]))
     print(f"all of it: frcnn report {planned.folder}", flush=True)
 
 
-def _result_table(grid: Grid, rows: Sequence[tuple[dict[str, str], str, float, float | None, int]]) -> Table:
-    metrics = [name for name in METRICS if any(row[1] == name for row in rows)]
-    table = Table(*(axis.name for axis in grid.axes), " or ".join(metrics), "std", "seeds")
+def _result_table(grid: Grid, cells: Sequence[Snapshot]) -> Table:
+    """Mean and standard deviation over seeds, for each setting that has a metric."""
+    settings: dict[str, list[Snapshot]] = {}
+    for cell in cells:
+        if cell.status == "done" and cell.metric is not None:
+            settings.setdefault(setting_name(cell.state["axes"]), []).append(cell)
+    found = {cell.metric[0] for done in settings.values() for cell in done if cell.metric}
+    table = Table(*(axis.name for axis in grid.axes), " or ".join(sorted(found)), "std", "seeds")
     if grid.paper:
         table.add_column("paper")
-    for axes, _, mean, deviation, seeds in rows:
-        paper = grid.paper.get(setting_name(axes))
-        cells = [*axes.values(), f"{mean:.4f}", "" if deviation is None else f"{deviation:.4f}", str(seeds)]
-        table.add_row(*cells, *(["" if paper is None else f"{paper:.3f}"] if grid.paper else []))
+    for setting, done in settings.items():
+        values = [cell.metric[1] for cell in done if cell.metric]
+        std = f"{statistics.stdev(values):.4f}" if len(values) > 1 else ""
+        row = [*done[0].state["axes"].values(), f"{statistics.fmean(values):.4f}", std]
+        paper = [f"{grid.paper[setting]:.3f}" if setting in grid.paper else ""] if grid.paper else []
+        table.add_row(*row, str(len(values)), *paper)
     return table

@@ -21,6 +21,9 @@ from experiments.ablation.plan import Plan, hashed_options
 from experiments.anchors.warnings import audit_dataset
 from experiments.options import DATA_FORMATS
 
+Detector = tuple[AnchorConfig, Sequence[int], ImageConfig, RPNConfig, str]
+"""What an audit has to know of one: anchors, strides, image, rpn, difficult."""
+
 
 @dataclass
 class Checks:
@@ -53,41 +56,34 @@ def check(plan: Plan, need_data: bool = True, devices: int = 1) -> Checks:
     Raises:
         InputError: A cell cannot run; names it.
     """
-    found, checker = Checks(), _Checker()
-    for planned in plan.cells:
-        config, setting = planned.config, planned.cell.setting or planned.cell.name
+    found, checker, evaluated = Checks(), _Checker(), plan.grid.evaluate is not None
+    for cell in plan.cells:
         try:
-            model = _Model(config)
-            dataset = checker.dataset(config, bool(plan.grid.evaluate), found.notes, need_data)
+            detector = _detector(cell.config.model)
+            dataset = checker.dataset(cell.config, evaluated, found.notes, need_data)
         except InputError as error:
-            raise InputError(f"{plan.grid.path}: cell {planned.cell.name}: {error}") from None
-        if plan.grid.evaluate:
-            found.steps.append(0)
-            continue
-        found.steps.append(None if dataset is None else _steps(config, len(dataset), devices))
-        if dataset is not None:
-            found.warnings[setting] = checker.warnings(config, model, dataset)
+            raise InputError(f"{plan.grid.path}: cell {cell.name}: {error}") from None
+        if dataset is None:
+            found.steps.append(0 if evaluated else None)
+        else:
+            found.steps.append(_steps(cell.config, len(dataset), devices))
+            found.warnings[cell.setting or cell.name] = checker.warnings(cell.config, detector, dataset)
     return found
 
 
-class _Model:
-    """The configs of a detector, which refuse bad values when they are made.
+def _detector(model: Namespace) -> Detector:
+    """Build the configs of a detector, which refuse bad values; return those that matter to an audit.
 
     Raises:
         InputError: A value out of its range, or options that do not go together.
     """
-
-    def __init__(self, config: Namespace) -> None:
-        model = config.model
-        self.difficult: str = model.difficult
-        self.anchors = AnchorConfig(**model.anchors.as_dict())
-        self.strides = backbone_strides(model.backbone.name)
-        AnchorGenerator(self.anchors, self.strides)  # refuses lists that do not fit the levels
-        self.image = ImageConfig(**model.image.as_dict())
-        self.rpn = RPNConfig(**model.rpn.as_dict())
-        RoIConfig(**model.roi.as_dict())
-        OptimizerConfig(**model.optimizer.as_dict())
-        BackboneConfig(**model.backbone.as_dict())
+    anchors, strides = AnchorConfig(**model.anchors.as_dict()), backbone_strides(model.backbone.name)
+    AnchorGenerator(anchors, strides)  # refuses lists that do not fit the levels
+    image, rpn = ImageConfig(**model.image.as_dict()), RPNConfig(**model.rpn.as_dict())
+    RoIConfig(**model.roi.as_dict())
+    OptimizerConfig(**model.optimizer.as_dict())
+    BackboneConfig(**model.backbone.as_dict())
+    return anchors, strides, image, rpn, model.difficult
 
 
 class _Checker:
@@ -118,13 +114,13 @@ class _Checker:
         found = self._modules[key]
         return found.train_dataset if found is not None and not evaluated else None
 
-    def warnings(self, config: Namespace, model: _Model, dataset: DetectionDataset) -> Sequence[str]:
+    def warnings(self, config: Namespace, detector: Detector, dataset: DetectionDataset) -> Sequence[str]:
         """Of the audit, on at most 1000 images, and as many as can be read in a second."""
         parts = ("model.anchors.", "model.image.", "model.rpn.", "model.backbone.name", "model.difficult", "data.")
         options = {key: value for key, value in hashed_options(config).items() if key.startswith(parts)}
         key = json.dumps(options, sort_keys=True)
         if key not in self._audits:
-            result = audit_dataset(dataset, model.anchors, model.strides, model.image, model.rpn, model.difficult)
+            result = audit_dataset(dataset, *detector)
             part = "" if result.images == len(dataset) else f" (from {result.images} of {len(dataset)} images)"
             self._audits[key] = [line + part for line in result.warnings]
         return self._audits[key]

@@ -4,13 +4,14 @@ import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from detector.errors import InputError, brief
+from experiments.output import flat_options
 
 KEYS = ("base", "evaluate", "axes", "seeds", "exclude", "baseline", "overrides", "paper")
 LONGEST_LABEL = 60
@@ -39,7 +40,7 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class GridCell:
+class Cell:
     """One training: a value of each axis, and a seed.
 
     Attributes:
@@ -102,10 +103,10 @@ class Grid:
             if not any(excluded.items() <= setting.items() for excluded in self.exclude):
                 yield setting
 
-    def cells(self) -> list[GridCell]:
+    def cells(self) -> list[Cell]:
         """All cells; a first seed of everything comes before the second, so that an unfinished grid says the most."""
         return [
-            GridCell(
+            Cell(
                 setting,
                 seed,
                 self.overrides | {k: v for axis in self.axes for k, v in axis.values[setting[axis.name]].items()},
@@ -179,7 +180,7 @@ def _grid(path: Path, content: dict[str, Any]) -> Grid:
         _setting(axes, key, settings, "paper"): _fraction(key, value)
         for key, value in _mapping(content.get("paper", {}), "paper", "cell: published number").items()
     }
-    return Grid(**{**vars(grid), "baseline": baseline, "paper": paper})
+    return replace(grid, baseline=baseline, paper=paper)
 
 
 def _base(path: Path, base: Any) -> Path:
@@ -207,41 +208,35 @@ def _axes(value: Any) -> tuple[Axis, ...]:
     for key, content in _mapping(
         value or {}, "axes", "an axis each, such as model.anchors.scales: [[8], [16]]"
     ).items():
-        name = _name(str(key).rsplit(".", 1)[-1], "axes")
-        axis = _short_axis(name, str(key), content) if "." in str(key) else _long_axis(name, content)
+        axis = _axis(str(key), content)
         for other in axes:
             if other.name == axis.name:
-                raise InputError(f"axes: two are called {name}; give one of them a name: {{option: ..., values: ...}}")
+                raise InputError(
+                    f"axes: two are called {axis.name}; give one of them a name: {{option: ..., values: ...}}"
+                )
             for option in sorted(other.options & axis.options):
                 raise InputError(f"axes: {option} is set by both {other.name} and {axis.name}")
         axes.append(axis)
     return tuple(axes)
 
 
-def _short_axis(name: str, option: str, content: Any) -> Axis:
-    if isinstance(content, dict) and content.keys() <= {"option", "values"} and "values" in content:
-        raise InputError(f"axes.{option}: the name of an axis has no dots; write scales: {{option: {option}, ...}}")
-    return _axis(name, option, content, f"axes.{option}")
-
-
-def _long_axis(name: str, content: Any) -> Axis:
-    where = f"axes.{name}"
-    if name == "seed":
-        raise InputError("axes.seed: seeds have a key of their own: seeds: [0, 1]")
-    content = _mapping(content, where, "option: and values:")
-    for key in content:
-        if key not in ("option", "values"):
-            raise InputError(f"{where}: {key!r} is neither option nor values")
-    if "values" not in content:
-        raise InputError(f"{where}: values: is missing")
-    option = content.get("option")
-    if option is not None and not isinstance(option, str):
-        raise InputError(f"{where}.option: {option!r} is not the name of an option, such as model.anchors.scales")
-    return _axis(name, option, content["values"], f"{where}.values")
-
-
-def _axis(name: str, option: str | None, values: Any, where: str) -> Axis:
-    """`values` is a list, or names them; without an option each name has a mapping option -> value."""
+def _axis(key: str, content: Any) -> Axis:
+    """Read `option: values` or `name: {option: ..., values: ...}`; without `option` each value is a mapping of some."""
+    name, where = _name(key.rsplit(".", 1)[-1], "axes"), f"axes.{key}"
+    option, values = key, content
+    if "." not in key:
+        if name == "seed":
+            raise InputError("axes.seed: seeds have a key of their own: seeds: [0, 1]")
+        for unknown in _mapping(content, where, "option: and values:").keys() - {"option", "values"}:
+            raise InputError(f"{where}: {unknown!r} is neither option nor values")
+        if "values" not in content:
+            raise InputError(f"{where}: values: is missing")
+        option, values = content.get("option"), content["values"]
+        if option is not None and not isinstance(option, str):
+            raise InputError(f"{where}.option: {option!r} is not the name of an option, such as model.anchors.scales")
+        where = f"{where}.values"
+    elif isinstance(content, dict) and content.keys() <= {"option", "values"} and "values" in content:
+        raise InputError(f"{where}: the name of an axis has no dots; write scales: {{option: {key}, ...}}")
     if isinstance(values, list) and option is not None:
         named = [(label_of(value), value) for value in values]
     elif isinstance(values, dict):
@@ -264,12 +259,8 @@ def _axis(name: str, option: str | None, values: Any, where: str) -> Axis:
 
 
 def _options(value: Any, where: str) -> Options:
-    """Option -> value, from keys with dots or nested ones."""
-    flat: Options = {}
-    for key, content in _mapping(value, where, "option: value").items():
-        nested = _options(content, where) if isinstance(content, dict) and content else None
-        flat |= {f"{key}.{k}": v for k, v in nested.items()} if nested is not None else {str(key): content}
-    return flat
+    """Return option -> value, from keys with dots or nested ones."""
+    return flat_options(_mapping(value, where, "option: value"))
 
 
 def _overrides(value: Any, axes: Sequence[Axis]) -> Options:

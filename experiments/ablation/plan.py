@@ -11,7 +11,8 @@ from typing import Any
 from jsonargparse import ArgumentError, Namespace
 
 from detector.errors import InputError, brief
-from experiments.ablation.grid import Grid, GridCell, Options
+from experiments.ablation.cell_folder import State, shell_line
+from experiments.ablation.grid import Cell, Grid, Options
 from experiments.options import OptionsCLI
 from experiments.output import flat_options, option_text
 from experiments.run.folder import run_folder_of
@@ -29,22 +30,38 @@ NOT_HASHED = {
 
 
 @dataclass(frozen=True)
-class PlannedCell:
+class PlannedCell(Cell):
     """A cell that is ready to run.
 
     Attributes:
-        cell: Axes, seed and options.
         config: Every option, parsed as `frcnn fit` parses it.
         hash: SHA-256 of all options that decide what is trained.
         folder: Its run folder.
         stages: Arguments of the `frcnn` commands that make it up.
     """
 
-    cell: GridCell
     config: Namespace
     hash: str
     folder: Path
     stages: tuple[tuple[str, ...], ...]
+
+    def first_state(self) -> State:
+        """Return the content of a `cell.json` before anything has run."""
+        return {
+            "name": self.name,
+            "axes": dict(self.axes),
+            "seed": self.seed,
+            "hash": self.hash,
+            "status": "pending",
+            "attempts": 0,
+            **dict.fromkeys(("host", "pid", "started", "ended")),
+            "seconds": 0,
+            **dict.fromkeys(("exit_code", "error")),
+            "command": " && ".join(shell_line(stage) for stage in self.stages),
+            "stages": [list(stage) for stage in self.stages],
+            "finished_stages": [],
+            "cwd": os.getcwd(),
+        }
 
 
 @dataclass(frozen=True)
@@ -79,14 +96,14 @@ class Plan:
             "base_options": self.base_options,
             "cells": [
                 {
-                    "name": planned.cell.name,
-                    "axes": dict(planned.cell.axes),
-                    "seed": planned.cell.seed,
-                    "hash": planned.hash,
-                    "folder": planned.folder.name,
-                    "overrides": planned.cell.options,
+                    "name": cell.name,
+                    "axes": dict(cell.axes),
+                    "seed": cell.seed,
+                    "hash": cell.hash,
+                    "folder": cell.folder.name,
+                    "overrides": cell.options,
                 }
-                for planned in self.cells
+                for cell in self.cells
             ],
         }
 
@@ -94,14 +111,14 @@ class Plan:
         """What differs from an earlier `grid.json`, for cells of the same name: `option: old -> new`."""
         names = {cell["name"]: cell for cell in before.get("cells", [])}
         changed: dict[str, None] = {}
-        for planned in self.cells:
-            old = names.get(planned.cell.name)
-            if old is None or old.get("hash") == planned.hash:
+        for cell in self.cells:
+            old = names.get(cell.name)
+            if old is None or old.get("hash") == cell.hash:
                 continue
             theirs = dict(before.get("base_options", {})) | dict(old.get("overrides", {}))
-            ours = self.base_options | planned.cell.options
+            ours = self.base_options | cell.options
             for option in sorted(theirs.keys() | ours.keys()):
-                was, now = (values.get(option, "not there") for values in (theirs, ours))
+                was, now = (options.get(option, "not there") for options in (theirs, ours))
                 if was != now:
                     changed[f"{option}: {option_text(was)} -> {option_text(now)}"] = None
         return list(changed)
@@ -125,16 +142,30 @@ def plan(grid: Grid, runs_dir: str) -> Plan:
     digests = {path: _digest(path) for path in set(checkpoints.values()) if path is not None}
     cells: dict[str, PlannedCell] = {}
     for cell in grid.cells():
+        options = [f"--{option}={option_text(value)}" for option, value in cell.options.items()]
+        arguments = (f"--config={base}", *options, f"--seed_everything={cell.seed}")
         try:
-            config = parser.parser.parse_args([f"--config={base}", *_arguments(cell)])
+            config = parser.parser.parse_args(list(arguments))
         except ArgumentError as error:
             raise InputError(f"{grid.path}: cell {cell.name}: {brief(error)}") from None
         checkpoint = checkpoints[cell.seed]
-        options = hashed_options(config) | ({} if checkpoint is None else {"evaluate": digests[checkpoint]})
-        planned = _planned(grid, cell, config, base, checkpoint, _hash(options), runs_dir)
-        if planned.hash in cells:
-            raise InputError(f"{grid.path}: cells {cells[planned.hash].cell.name} and {cell.name} have equal options")
-        cells[planned.hash] = planned
+        digest = _hash(hashed_options(config) | ({} if checkpoint is None else {"evaluate": digests[checkpoint]}))
+        folder = Path(runs_dir) / grid.name / f"{cell.name}-{digest[:8]}"
+        if len(folder.name.encode()) > 200:
+            raise InputError(
+                f"{grid.path}: the cell's folder {folder.name} has a name too long; name the values of its axes"
+            )
+        if digest in cells:
+            raise InputError(f"{grid.path}: cells {cells[digest].name} and {cell.name} have equal options")
+        last = "test" if config.data.test_splits else "validate"
+        common = (*arguments, "--trainer.enable_progress_bar=false")
+        stages: tuple[tuple[str, ...], ...]
+        if checkpoint is not None:
+            stages = ((last, *common, f"--ckpt_path={checkpoint}", f"--results_dir={folder}"),)
+        else:
+            where = (f"--runs_dir={runs_dir}", f"--experiment={grid.name}", f"--run_name={folder.name}")
+            stages = (("fit", *common, *where), (last, f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"))
+        cells[digest] = PlannedCell(**vars(cell), config=config, hash=digest, folder=folder, stages=stages)
     return Plan(grid, Path(runs_dir) / grid.name, base, base_options, tuple(cells.values()))
 
 
@@ -143,37 +174,6 @@ def hashed_options(config: Namespace) -> Options:
     kept = {key: value for key, value in flat_options(config.as_dict()).items() if key not in NOT_HASHED}
     plain: Options = json.loads(json.dumps(kept, default=str))
     return plain
-
-
-def _planned(
-    grid: Grid,
-    cell: GridCell,
-    config: Namespace,
-    base: Path,
-    checkpoint: Path | None,
-    digest: str,
-    runs_dir: str,
-) -> PlannedCell:
-    name = f"{cell.name}-{digest[:8]}"
-    if len(name.encode()) > 200:
-        raise InputError(f"{grid.path}: the cell's folder {name} has a name too long; name the values of its axes")
-    folder = Path(runs_dir) / grid.name / name
-    data = config.data
-    last = "test" if data.test_splits else "validate"
-    quiet = "--trainer.enable_progress_bar=false"
-    common = (f"--config={base}", *_arguments(cell), quiet)
-    stages: tuple[tuple[str, ...], ...]
-    if checkpoint is not None:
-        stages = ((last, *common, f"--ckpt_path={checkpoint}", f"--results_dir={folder}"),)
-        return PlannedCell(cell, config, digest, folder, stages)
-    where = (f"--runs_dir={runs_dir}", f"--experiment={grid.name}", f"--run_name={name}")
-    stages = (("fit", *common, *where), (last, f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"))
-    return PlannedCell(cell, config, digest, folder, stages)
-
-
-def _arguments(cell: GridCell) -> list[str]:
-    given = [f"--{option}={option_text(value)}" for option, value in cell.options.items()]
-    return [*given, f"--seed_everything={cell.seed}"]
 
 
 def _checkpoint(grid: Grid, seed: int) -> Path | None:

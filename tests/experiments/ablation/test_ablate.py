@@ -3,7 +3,6 @@
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -13,32 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from detector.errors import InputError
-from experiments.ablation.grid import read_grid
-from experiments.ablation.plan import plan
-
-ROOT = Path(__file__).resolve().parents[3]
 FIRST, SECOND, BAD = "scales=1,weights=none,seed=5", "scales=1-2,weights=none,seed=5", "scales=1,weights=absent,seed=5"
-
-
-@pytest.fixture(scope="module")
-def grid(tmp_path_factory, tiny_config) -> Path:
-    """Three cells of six epochs, the second of which fails: its weights are not there."""
-    path: Path = tmp_path_factory.mktemp("grid") / "small.yaml"
-    content = {
-        "base": str(tiny_config),
-        "axes": {
-            "model.anchors.scales": [[1], [1, 2]],
-            "weights": {"option": "model.backbone.weights", "values": {"none": "none", "absent": "absent.pth"}},
-        },
-        "seeds": [5],
-        "exclude": [{"scales": [1, 2], "weights": "absent"}],
-        "baseline": {"scales": 1, "weights": "none"},
-        "paper": {"scales=1-2,weights=none": 0.5},
-        "overrides": {"trainer.max_epochs": 6},
-    }
-    path.write_text(yaml.safe_dump(content, sort_keys=False))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -266,139 +240,3 @@ def test_evaluation_of_one_checkpoint(frcnn, trained, tmp_path):
     assert few["val/proposal_recall@50"] < many["val/proposal_recall@50"]
     assert many["val/AP50_voc07"] == json.loads(before)["val/AP50_voc07"]  # 30 is its own
     assert (trained / "metrics.json").read_text() == before
-
-
-def test_an_evaluation_is_of_one_checkpoint_wherever_it_is_written(trained, tmp_path):
-    """Another checkpoint makes another cell; another folder or name for the results does not."""
-    base = yaml.safe_load((trained / "config.yaml").read_text())
-    other = tmp_path / "other.ckpt"
-    shutil.copy(trained / "checkpoints" / "last.ckpt", other)
-
-    def hashes(checkpoint: Path, folder: str, **options: str) -> list[str]:
-        (tmp_path / "base.yaml").write_text(yaml.safe_dump(base | options))
-        axes = {"proposals": {"option": "model.rpn.post_nms_test", "values": [3, 30]}}
-        content = {"base": str(tmp_path / "base.yaml"), "evaluate": str(checkpoint), "axes": axes}
-        (tmp_path / "grid.yaml").write_text(yaml.safe_dump(content))
-        return [cell.hash for cell in plan(read_grid(str(tmp_path / "grid.yaml")), folder).cells]
-
-    first = hashes(trained / "checkpoints" / "last.ckpt", "runs")
-    assert hashes(other, "elsewhere", runs_dir="there", run_name="named", experiment="x") == first
-    other.write_bytes(other.read_bytes() + b"more")
-    assert not set(hashes(other, "runs")) & set(first)
-
-
-# ---- before anything runs ----
-
-
-def test_a_changed_base_is_named_and_gives_new_cells(grid, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    content = yaml.safe_load(grid.read_text())
-    base = yaml.safe_load(Path(content["base"]).read_text())
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(content | {"base": "base.yaml"}))
-    before = plan(read_grid("small.yaml"), "runs")
-    assert before.changes(before.document()) == []
-    base["model"]["rpn"]["nms_iou"] = 0.6
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
-    after = plan(read_grid("small.yaml"), "runs")
-    assert after.changes(before.document()) == ["model.rpn.nms_iou: 0.7 -> 0.6"]
-    assert not {cell.folder for cell in before.cells} & {cell.folder for cell in after.cells}
-    # Where results are written, and how numbers are spelt, change nothing.
-    base["model"]["rpn"]["nms_iou"] = 0.70
-    base["model"]["anchors"]["aspect_ratios"] = [1.0]
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
-    again = plan(read_grid("small.yaml"), "elsewhere")
-    assert [cell.hash for cell in again.cells] == [cell.hash for cell in before.cells]
-
-
-@pytest.mark.parametrize(
-    ("axes", "message"),
-    [
-        ({"model.anchors.scales": ["x"]}, "cell scales=x,seed=0: Parser key"),
-        ({"model.anchors.scale": [[1]]}, "model.anchors.scale"),
-        ({"model.anchors.scales": [[1], [-2]]}, "cell scales=-2,seed=0: anchors.scales"),
-        ({"model.anchors.scales": [[[1], [2]]]}, "cell scales=1_2,seed=0: "),
-        (
-            {"model.backbone.frozen_stages": [0, 9]},
-            "cell frozen_stages=9,seed=0: --model.backbone.frozen_stages 9: this",
-        ),
-        ({"model.roi.nms_iou": [3]}, "cell nms_iou=3,seed=0: roi.nms_iou"),
-        ({"data.train_splits": [["absent"]]}, "absent.txt"),
-        (
-            {"model.anchors.scales": {"a": [1, 2], "b": [1.0, 2.0]}},
-            "cells scales=a,seed=0 and scales=b,seed=0 have equal",
-        ),
-    ],
-)
-def test_bad_cells_are_named_before_anything_runs(frcnn, tiny_config, tmp_path, axes, message):
-    path = tmp_path / "g.yaml"
-    path.write_text(yaml.safe_dump({"base": str(tiny_config), "axes": axes}))
-    options = [] if "train_splits" in str(axes) else ["--dry-run"]
-    result = frcnn("ablate", path, *options, cwd=tmp_path)
-    assert result.code == 2
-    assert message in result.err
-    assert result.err.count("\n") == 1
-    assert not (tmp_path / "runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--jobs", "0"], "--jobs 0: must be at least 1"),
-        (["--gpus-per-run", "0"], "--gpus_per_run 0: must be at least 1"),
-        (["--gpus", "0,1,2", "--gpus-per-run", "2"], "does not divide into groups of 2"),
-        (["--gpus", "0,0", "--gpus-per-run", "2"], "does not divide into groups of 2 different"),
-        (["--gpus", "0", "--jobs", "2"], "--jobs: without effect beside --gpus"),
-        (["--gpus", "0", "--launcher", "ray"], "--gpus: --launcher ray places cells itself"),
-        (["--gpus", "a b"], "is not a list of GPUs"),
-        (["--slurm", "[1]"], "--slurm [1]: must be a mapping"),
-    ],
-)
-def test_bad_options(frcnn, grid, tmp_path, options, message):
-    result = frcnn("ablate", grid, *options, cwd=tmp_path)
-    assert (result.code, result.err.count("\n")) == (2, 1)
-    assert message in result.err
-
-
-def test_a_folder_that_cannot_be_written(frcnn, grid, tmp_path):
-    (tmp_path / "runs").touch()
-    result = frcnn("ablate", grid, cwd=tmp_path)
-    assert result.code == 2
-    assert result.err.splitlines()[-1].startswith("frcnn: runs/small: cannot write (Not a directory)")
-
-
-def test_a_missing_dataset_does_not_hide_the_commands(frcnn, tiny_config, tmp_path):
-    content = yaml.safe_load(tiny_config.read_text())
-    content["data"]["root"] = "absent"
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(content))
-    (tmp_path / "g.yaml").write_text("base: base.yaml\n")
-    dry = frcnn("ablate", "g.yaml", "--dry-run", cwd=tmp_path)
-    assert dry.code == 0
-    assert "note: data is not there" in dry.err
-    assert "frcnn fit --config=base.yaml" in dry.out
-    with pytest.raises(AssertionError):
-        assert frcnn("ablate", "g.yaml", cwd=tmp_path).code == 0
-
-
-@pytest.mark.parametrize("name", ["anchors_table8", "loss_weight_table9", "anchors_mini_voc"])
-def test_cells_of_our_grids_are_what_they_say(name, monkeypatch):
-    """Every option is one, every value fits, and the data are the only thing that may lack."""
-    monkeypatch.chdir(ROOT)
-    planned = plan(read_grid(f"experiments/ablations/{name}.yaml"), "runs")
-    for cell in planned.cells:
-        options = cell.config.model
-        if name == "anchors_table8":
-            sides = "-".join(f"{scale:g}" for scale in options.anchors.scales)
-            assert cell.cell.axes["scales"] == sides
-            assert (options.anchors.base_size, options.anchors.straddling) == (16, "drop")
-        if name == "loss_weight_table9":
-            assert (options.rpn.reg_normalizer, f"{options.rpn.reg_weight:g}") == (
-                "locations",
-                cell.cell.axes["lambda"],
-            )
-
-
-def test_without_a_checkpoint_nothing_is_evaluated(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"runs/voc07_vgg16/seed0/checkpoints/last.ckpt: no such checkpoint"):
-        plan(read_grid(ROOT / "experiments" / "ablations" / "proposals_test_time.yaml"), "runs")
