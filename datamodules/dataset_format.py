@@ -119,7 +119,6 @@ class DatasetFormat(ABC):
 
     Args:
         root: As `--data.root`.
-        annotation_cache: As `--data.annotation_cache`.
         reading: How image files are read.
     """
 
@@ -128,12 +127,12 @@ class DatasetFormat(ABC):
     needs_splits: str = ""
     """What has to be named, because there is no way to list all images of the dataset; empty where there is."""
 
-    def __init__(self, root: str | Path, annotation_cache: str | None = None, reading: Reading = USUAL) -> None:
+    def __init__(self, root: str | Path, reading: Reading = USUAL) -> None:
         self.root = Path(root).expanduser()
-        self.read_by(annotation_cache, reading)
+        self.read_by(None, reading)
 
     def read_by(self, annotation_cache: str | None, reading: Reading) -> None:
-        """Set where what is read is kept, and how images are read."""
+        """Set where what is read is kept, as `--data.annotation_cache` says, and how images are read."""
         self.reading = reading
         self._cache_folder = cache_folder(annotation_cache)
         self._caches: dict[Path, FileCache] = {}
@@ -156,17 +155,18 @@ class DatasetFormat(ABC):
         """
 
     @abstractmethod
-    def list_images(self, splits: Sequence[str], missing_ok: bool = False) -> list[Member]:
+    def list_images(self, splits: Sequence[str], missing_ok: bool = False, repeats: bool = False) -> list[Member]:
         """Return the images that splits name, in order.
 
         Args:
             splits: Names of splits.
             missing_ok: Leave out splits that are not there instead of raising InputError.
+            repeats: Accept a split that names an image more than once.
         """
 
     @abstractmethod
-    def list_annotated(self) -> list[Member]:
-        """Return all annotated images, to be divided where no splits are named."""
+    def list_others(self, members: Iterable[Member], look: bool) -> list[Member]:
+        """Return the annotated images that are not among `members`; if `look`, those without an annotation too."""
 
     @abstractmethod
     def read(
@@ -193,8 +193,6 @@ class DatasetFormat(ABC):
 
     # ---- for the doctor, who looks at everything ----
 
-    fixed_classes: Sequence[str] | None = None
-    """The classes that the dataset has by definition."""
     own_annotations: ClassVar[bool] = False
     """Whether each split has annotations of its own, also of images that another one names."""
 
@@ -207,20 +205,12 @@ class DatasetFormat(ABC):
         """Return the file of a split, whether it is there or not; raise InputError where none can be meant."""
 
     @abstractmethod
-    def list_as_named(self, split: str) -> list[Member]:
-        """Return the images of a split as often as it names them; raise InputError if its file cannot be used."""
-
-    @abstractmethod
-    def list_others(self, members: Iterable[Member], look: bool) -> list[Member]:
-        """Return the images that are there and not among `members`; those without an annotation too if `look`."""
-
-    @abstractmethod
     def empty_folders(self, members: Iterable[Member]) -> list[Path]:
         """Return the folders that should hold the images of `members`, and hold none at all."""
 
-    def stated_classes(self, splits: Sequence[str]) -> Sequence[str]:
-        """Return the classes that the files of splits state, with objects or without."""
-        return ()
+    def known_classes(self, splits: Sequence[str]) -> Sequence[str] | None:
+        """Return the classes that the dataset has by definition, or that the files of splits state; None: any."""
+        return None
 
     def forget(self) -> None:
         """Free what was only needed for reading."""

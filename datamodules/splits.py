@@ -114,8 +114,7 @@ class Splits:
     def _to_divide(self) -> list[Member]:
         if self.names["train"]:
             return self.format.list_images(self.names["train"])
-        tested = {member.image for member in self.format.list_images(self.names["test"], True)}
-        return [member for member in self.format.list_annotated() if member.image not in tested]
+        return self.format.list_others(self.format.list_images(self.names["test"], missing_ok=True), look=False)
 
     def leaks(self) -> Leaks:
         """Return the images that are in two parts, none where that is accepted."""

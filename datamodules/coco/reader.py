@@ -24,7 +24,6 @@ class CocoFormat(DatasetFormat):
 
     Args:
         root: As `--data.root`.
-        annotation_cache: As `--data.annotation_cache`.
         reading: How image files are read.
         image_dirs: As `--data.image_dirs`.
     """
@@ -32,14 +31,8 @@ class CocoFormat(DatasetFormat):
     needs_splits = "file"
     own_annotations: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        root: str | Path,
-        annotation_cache: str | None = None,
-        reading: Reading = USUAL,
-        image_dirs: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(root, annotation_cache, reading)
+    def __init__(self, root: str | Path, reading: Reading = USUAL, image_dirs: Sequence[str] | None = None) -> None:
+        super().__init__(root, reading)
         self.image_dirs = image_dirs
         self._files: dict[Path, CocoFile] = {}
         self._said: set[str] = set()
@@ -66,9 +59,9 @@ class CocoFormat(DatasetFormat):
             raise InputError(f"{files[0].path}: names no categories, so there are no classes")
         return list(found)
 
-    def stated_classes(self, splits: Sequence[str]) -> Sequence[str]:
+    def known_classes(self, splits: Sequence[str]) -> Sequence[str] | None:
         """Return the categories of files."""
-        return self.class_names(splits) if splits else ()
+        return self.class_names(splits) if splits else None
 
     def _say(self, line: str) -> None:
         """Say something once, by one process."""
@@ -98,7 +91,7 @@ class CocoFormat(DatasetFormat):
                 self._say(note)
         return self._files[path]
 
-    def list_images(self, splits: Sequence[str], missing_ok: bool = False) -> list[Member]:
+    def list_images(self, splits: Sequence[str], missing_ok: bool = False, repeats: bool = False) -> list[Member]:
         """Return the images of annotation files, in order."""
         paths = []
         for name in splits:
@@ -125,10 +118,6 @@ class CocoFormat(DatasetFormat):
             return [self.root / folder for folder in self.image_dirs]
         split = _short_name(path)
         return [path.parent, self.root / split, self.root / "images" / split, self.root / "images", self.root]
-
-    def list_annotated(self) -> list[Member]:
-        """Return nothing: an image is annotated by the file that names it."""
-        return []
 
     def read(
         self, members: Sequence[Member], class_names: Sequence[str] | None, look: bool = True
@@ -192,10 +181,6 @@ class CocoFormat(DatasetFormat):
             short = _short_name(path)
             names.append(short if self.split_file(short) == path else name)
         return names
-
-    def list_as_named(self, split: str) -> list[Member]:
-        """Return the images of an annotation file."""
-        return self.list_images([split])
 
     def list_others(self, members: Iterable[Member], look: bool) -> list[Member]:
         """Return the images beside those of `members` that no file names."""

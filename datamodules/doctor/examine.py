@@ -100,8 +100,9 @@ def examine(options: DoctorOptions) -> Report:
     format = options.format
     format.check_root()
     check_classes(options.class_names or ())
-    known = options.class_names or format.fixed_classes
     table = read_split_table(format, options.splits)
+    used_splits = [split.label for split in table.splits if split.members]
+    known = options.class_names or format.known_classes(used_splits)
     splits_of = table.by_image()
     found = _examine_images(options, known, table)
     first: dict[Image, Examined] = {}
@@ -125,9 +126,8 @@ def examine(options: DoctorOptions) -> Report:
     problems += split_problems(table, {one.member.image: one.record.path or one.record.stated.file for one in images})
     problems += _copies(images, splits_of, format)
     problems += _dark_images(images, format)
-    names = known or format.stated_classes([split.label for split in table.splits if split.members])
-    report = _report(images, table, names)
-    problems += _class_problems(found, report, format.root, names, similar=known is None)
+    report = _report(images, table, known or ())
+    problems += _class_problems(found, report, options, known or ())
     problems = list(dict.fromkeys(problems))
     order = {file: index for index, file in enumerate(sorted({problem.file for problem in problems}))}
     problems.sort(key=lambda problem: (order[problem.file], -1 if problem.object is None else problem.object))
@@ -218,12 +218,14 @@ def _copies(
 
 
 def _class_problems(
-    found: Sequence[Examined], report: Report, root: Path, names: Sequence[str], similar: bool
+    found: Sequence[Examined], report: Report, options: DoctorOptions, known: Sequence[str]
 ) -> Iterator[Problem]:
-    for name in names:
+    root = options.format.root
+    for name in known:
         if not report.classes.get(name):
             yield Problem(str(root), None, "class_without_objects", f"{root}: no object of the class {name!r}")
-    alike = similar_classes(report.classes) if similar else {}
+    used = Counter(item.name for one in found for item in one.record.objects if item.box is not None)
+    alike = similar_classes(used) if options.class_names is None else {}
     for one in found if alike else ():
         for item in one.record.objects:
             if item.name in alike:

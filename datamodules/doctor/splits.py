@@ -84,13 +84,13 @@ def read_split_table(format: DatasetFormat, chosen: Mapping[str, Sequence[str]])
     wanted = [(name, frozenset([part])) for part, names in chosen.items() for name in names]
     for name, _ in wanted:
         if not format.split_file(name).is_file():
-            format.list_as_named(name)
+            format.list_images([name])
     splits: list[UsedSplit] = []
     problems: list[Problem] = []
     for label, parts in wanted or [(name, _parts_of(name)) for name in format.all_splits()]:
         path = format.split_file(label)
         try:
-            counts = Counter(format.list_as_named(label))
+            counts = Counter(format.list_images([label], repeats=True))
         except InputError as error:
             counts = Counter()
             problems.append(Problem(str(path), None, "unusable_split", str(error)))

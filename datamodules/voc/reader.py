@@ -46,8 +46,7 @@ class VOCFormat(DatasetFormat):
         """Return whether splits must be named: years have several lists of images each."""
         return "" if self.plain else "split, such as 2007_trainval"
 
-    @property
-    def fixed_classes(self) -> Sequence[str] | None:  # type: ignore[override]
+    def known_classes(self, splits: Sequence[str]) -> Sequence[str] | None:
         """Return the 20 VOC classes for VOC years."""
         return None if self.plain else VOC_CLASSES
 
@@ -72,18 +71,14 @@ class VOCFormat(DatasetFormat):
             raise _no_classes(self.root, [split.path for split in files], annotations)
         return sorted(found)
 
-    def list_images(self, splits: Sequence[str], missing_ok: bool = False) -> list[Member]:
+    def list_images(self, splits: Sequence[str], missing_ok: bool = False, repeats: bool = False) -> list[Member]:
         """Return the images that split files name, in order."""
         files = [find_split(self.root, name) for name in splits]
         there = [split for split in files if split.path.is_file() or not missing_ok]
-        return [member for split in there for member in self._members(split.folder, read_split(split.path), split.path)]
-
-    def list_annotated(self) -> list[Member]:
-        """Return all images with an annotation, by name."""
         return [
             member
-            for folder in dataset_folders(self.root)
-            for member in self._members(folder, annotated_names(folder), folder / "Annotations")
+            for split in there
+            for member in self._members(split.folder, read_split(split.path, repeats), split.path)
         ]
 
     def _members(self, folder: Path, stems: Iterable[str], source: Path) -> list[Member]:
@@ -126,11 +121,6 @@ class VOCFormat(DatasetFormat):
     def split_file(self, split: str) -> Path:
         """Return the file of a split."""
         return find_split(self.root, split).path
-
-    def list_as_named(self, split: str) -> list[Member]:
-        """Return the images of a split as often as its file names them."""
-        file = find_split(self.root, split)
-        return self._members(file.folder, read_split(file.path, repeats=True), file.path)
 
     def list_others(self, members: Iterable[Member], look: bool) -> list[Member]:
         """Return the annotations that are not among `members`, and the images if `look`."""
