@@ -35,7 +35,7 @@ class Member:
 
     @property
     def image(self) -> tuple[Path, str]:
-        """Which image it is, whatever names it."""
+        """Return which image it is, whatever names it."""
         return self.folder, self.stem
 
 
