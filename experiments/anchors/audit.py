@@ -18,8 +18,15 @@ from detector.anchors import AnchorConfig
 from detector.image_batch import ImageConfig
 from detector.metrics.coco_ap import SIZES
 from detector.rpn import RPNConfig
-from experiments.anchors.coverage import AnchorLattices, ObjectMatches, all_locations, legal_locations, match_objects
-from experiments.anchors.views import Array, training_views
+from experiments.anchors.coverage import (
+    AnchorLattices,
+    Array,
+    ObjectMatches,
+    all_locations,
+    legal_locations,
+    match_objects,
+)
+from experiments.anchors.views import training_views
 from experiments.output import percent, without_nan
 
 RATIO_EDGES = [2**power for power in (-1.5, -0.5, 0.5, 1.5)]

@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.anchors.audit import AuditResult
 from experiments.anchors.audited_data import AuditInput
-from experiments.anchors.views import Array
+from experiments.anchors.coverage import Array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -12,7 +12,8 @@ import numpy as np
 
 from detector.anchors import AnchorConfig
 from detector.errors import InputError
-from experiments.anchors.views import Array, TrainingView
+from experiments.anchors.coverage import Array
+from experiments.anchors.views import TrainingView
 
 STEPS = (1.3, 1.15, 1.07, 1.03)
 """Factors by which the search changes one side or ratio at a time."""
@@ -59,14 +60,12 @@ def suggest_anchors(
         given: The configured anchors: all that is not searched for, and what the gain is measured against.
         strides: Pixels per cell of the levels.
         views: The objects, at each size of training.
-        scales: K.
+        scales: K, at least 1.
         folds: At most; fewer where fewer images have objects.
 
     Raises:
-        InputError: K below 1, or fewer than two images with objects.
+        InputError: Fewer than two images with objects.
     """
-    if scales < 1:
-        raise InputError(f"--suggest {scales}: give the number of scales, at least 1")
     rng = np.random.default_rng(0)
     images = rng.permutation(np.unique(views[0].image))
     folds = min(folds, len(images))

@@ -5,23 +5,20 @@ Shapes: `N` images, `M` objects, `S` anchor shapes (levels times anchors per loc
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from detector.anchors import AnchorConfig
 from detector.image_batch import ImageConfig, resized_size
 from experiments.anchors.coverage import (
     AnchorLattices,
+    Array,
     Windows,
     all_locations,
     anchor_lattices,
     best_ious,
     legal_locations,
 )
-
-Array = NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)

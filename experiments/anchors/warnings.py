@@ -13,7 +13,7 @@ from detector.anchors import AnchorConfig
 from detector.image_batch import ImageConfig
 from detector.rpn import RPNConfig
 from experiments.anchors.audit import AuditResult, audit
-from experiments.anchors.views import Array
+from experiments.anchors.coverage import Array
 
 logger = logging.getLogger(__name__)
 

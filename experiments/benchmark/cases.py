@@ -50,17 +50,17 @@ class Case:
 
     @property
     def ours_per_s(self) -> float:
-        """How many a second; 0 where the times are not of a number of things."""
+        """How many a second."""
         return 1000 * (self.number or 0) / self.ours_ms
 
     def to_dict(self) -> dict[str, Any]:
         """Return the attributes but `number`, and what follows from them: the ratio, rates, images per GiB."""
-        values = asdict(self)
+        values = asdict(self) | {"ratio": self.ratio}
         number = values.pop("number")
-        per_s = [None if number is None or not ms else 1000 * number / ms for ms in (self.ours_ms, self.peer_ms)]
-        per_gib = [mb and 1024 / mb for mb in (self.mb_per_image, self.peer_mb_per_image)]
-        derived = {"ratio": self.ratio, "ours_per_s": per_s[0], "peer_per_s": per_s[1]}
-        return values | derived | {"images_per_gib": per_gib[0], "peer_images_per_gib": per_gib[1]}
+        for side, gib in (("ours", "images_per_gib"), ("peer", "peer_images_per_gib")):
+            time, further = values[f"{side}_ms"], values["mb_per_image" if side == "ours" else "peer_mb_per_image"]
+            values |= {f"{side}_per_s": time and number and 1000 * number / time, gib: further and 1024 / further}
+        return values
 
 
 @dataclass

@@ -25,7 +25,7 @@ from experiments.benchmark.measuring import milliseconds, processor
 from experiments.benchmark.models import OBJECTS, Network, build_network, make_images
 from experiments.benchmark.network import case_name
 from experiments.benchmark.processes import run_processes
-from experiments.benchmark.programs import PACKAGES, Setting, our_optimizer, ready, training_step
+from experiments.benchmark.programs import PACKAGES, Setting, our_optimizer, program, ready
 
 WARM_UP: Final = 2
 
@@ -107,7 +107,7 @@ def time_steps(
     images, targets = make_images(network.size, number, OBJECTS, device)
     model = ready(build_network(network, (images, targets))[0], replace(setting, device=device))
     wrapped = DistributedDataParallel(Loss(model), device_ids=[rank] if cuda else None)
-    step = training_step(lambda: wrapped(images, targets), our_optimizer(model), precision, device)
+    step = program(lambda: wrapped(images, targets), our_optimizer(model), precision, device)
     torch.manual_seed(rank)
     times = []
     for _ in range(WARM_UP + setting.repeats):

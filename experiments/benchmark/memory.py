@@ -8,14 +8,13 @@ On a GPU it is the same of what PyTorch's allocator handed out, in this process.
 import contextlib
 import ctypes
 import gc
-from collections.abc import Callable
 from itertools import product
 from typing import Final
 
 import torch
 
 from experiments.benchmark.measuring import CPU, peak_memory, used_memory
-from experiments.benchmark.models import OBJECTS, Batch, Network, build_network, make_images
+from experiments.benchmark.models import OBJECTS, Network, build_network, make_images
 from experiments.benchmark.processes import run_processes
 from experiments.benchmark.programs import Setting, our_program, peer_program, ready
 from experiments.benchmark.torchvision_peer import build_peer, peer_batch
@@ -66,21 +65,15 @@ def peak_of_a_step(
     batch = make_images(network.size, number, OBJECTS, setting.device)
     batch = peer_batch(batch) if peer else batch
     before = used_memory(setting.device)
-    run = _program(network, batch, precision, peer, setting)
-    run()
-    peak = peak_memory(run, setting.device)
-    return None if peak is None or before is None else peak - before
-
-
-def _program(network: Network, batch: Batch, precision: str, peer: bool, setting: Setting) -> Callable[[], object]:
-    """Return a step of one of the two networks; of the other nothing is left."""
     model, backbone = build_network(network, make_images(network.size, 1, OBJECTS, CPU))
     if peer:
         run = peer_program(build_peer(model, backbone), batch, precision, setting)
     else:
         run = our_program(ready(model, setting), batch, precision, setting)
-    del model
+    del model  # of the other network nothing is left
     gc.collect()
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)  # glibc keeps what was freed, and would count as the step's
-    return run
+    run()
+    peak = peak_memory(run, setting.device)
+    return None if peak is None or before is None else peak - before

@@ -7,7 +7,7 @@ background's score is such that about `CANDIDATES` boxes of an image pass the sc
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, cast, get_type_hints
 
 import torch
 import torchvision
@@ -34,13 +34,6 @@ NETWORKS: Final[dict[str, tuple[int, int]]] = {
     "resnet50_fpn": (600, 800),
     "resnet18_fpn": (320, 416),
     "mobilenet_v2_fpn": (320, 416),
-}
-CONFIGS: Final[dict[str, Any]] = {
-    "backbone": BackboneConfig,
-    "anchors": AnchorConfig,
-    "rpn": RPNConfig,
-    "roi": RoIConfig,
-    "image": ImageConfig,
 }
 
 
@@ -107,11 +100,11 @@ def chosen_networks(options: InferOptions) -> list[Network]:
 
     arguments = ["--config", options.config, *(f"--{option}" for option in options.option)]
     model = OptionsCLI(arguments, prog="frcnn benchmark").config.model
-    parts = {name: kind(**model[name].as_dict()) for name, kind in CONFIGS.items()}
-    image: ImageConfig = parts["image"]
-    shortest = image.shortest_side[-1]
-    own = (shortest, min(image.longest_side, shortest * 4 // 3))
-    return [Network(Path(options.config).stem, own, difficult=model.difficult, **parts)]
+    kinds, names = get_type_hints(Network), ("backbone", "anchors", "rpn", "roi", "image")
+    parts = [kinds[name](**model[name].as_dict()) for name in names]
+    shortest, longest = parts[-1].shortest_side[-1], parts[-1].longest_side
+    own = (shortest, min(longest, shortest * 4 // 3))
+    return [Network(Path(options.config).stem, own, *parts, model.difficult)]
 
 
 def make_images(size: tuple[int, int], number: int, objects: int, device: torch.device) -> Batch:

@@ -10,13 +10,12 @@ from torch import nn
 from detector.faster_rcnn import FasterRCNN
 from detector.training.compilation import compile_networks
 from detector.training.optimization import OptimizerConfig, build_optimizer, parameter_groups
-from experiments.benchmark.measuring import this_device
+from experiments.benchmark.measuring import Run, this_device
 from experiments.benchmark.models import Batch
 from experiments.benchmark.options import PRECISIONS, InferOptions, TrainOptions
 from experiments.run.host_memory import keep_freed_memory
 from experiments.run.precision import native_precisions, say_cost
 
-Kind = Literal["train", "infer"]
 DTYPES: Final = dict(zip(PRECISIONS, (None, torch.bfloat16, torch.float16), strict=True))
 SWEPT: Final = {"cpu": (1, 2, 4, 8), "cuda": (1, 2, 4, 8, 16)}
 """Images per step of a sweep over them."""
@@ -37,7 +36,7 @@ class Setting:
         device: Of all networks; by default the first GPU, or the CPU.
     """
 
-    kind: Kind
+    kind: Literal["train", "infer"]
     batch_sizes: Sequence[int] = (1,)
     precisions: Sequence[str] = ("32-true",)
     repeats: int = 5
@@ -83,23 +82,21 @@ def ready(model: FasterRCNN, setting: Setting) -> FasterRCNN:
     return model
 
 
-def our_program(model: FasterRCNN, batch: Batch, precision: str, setting: Setting) -> Callable[[], object]:
+def our_program(model: FasterRCNN, batch: Batch, precision: str, setting: Setting) -> Run:
     """Return a training step, or an inference, of our detector."""
-    images, targets = batch
     if setting.kind == "infer":
-        return _inference(lambda: model(images), precision, setting.device)
-    return training_step(lambda: model.losses(images, targets)["loss"], our_optimizer(model), precision, setting.device)
+        return program(lambda: model(batch[0]), None, precision, setting.device)
+    return program(lambda: model.losses(*batch)["loss"], our_optimizer(model), precision, setting.device)
 
 
-def peer_program(peer: nn.Module, batch: Batch, precision: str, setting: Setting) -> Callable[[], object]:
+def peer_program(peer: nn.Module, batch: Batch, precision: str, setting: Setting) -> Run:
     """Return the same of torchvision's detector, which takes the images in 0..1."""
     peer.to(setting.device).train(setting.kind == "train")
-    images, targets = batch
     if setting.kind == "infer":
-        return _inference(lambda: peer(images), precision, setting.device)
+        return program(lambda: peer(batch[0]), None, precision, setting.device)
     trained = [parameter for parameter in peer.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-8, momentum=0.9, weight_decay=0.0005)
-    return training_step(lambda: sum(peer(images, targets).values()), optimizer, precision, setting.device)
+    return program(lambda: sum(peer(*batch).values()), optimizer, precision, setting.device)
 
 
 def our_optimizer(model: FasterRCNN) -> torch.optim.Optimizer:
@@ -108,27 +105,20 @@ def our_optimizer(model: FasterRCNN) -> torch.optim.Optimizer:
     return build_optimizer(parameter_groups(model, [], config), config)
 
 
-def training_step(
-    loss: Callable[[], Any], optimizer: torch.optim.Optimizer, precision: str, device: torch.device
-) -> Callable[[], object]:
-    """Return a training step on a loss, as Lightning runs it in this precision."""
+def program(
+    forward: Callable[[], Any], optimizer: torch.optim.Optimizer | None, precision: str, device: torch.device
+) -> Run:
+    """Return a training step on the loss that `forward` gives, or without an optimiser an inference."""
 
-    def step() -> None:
-        with autocast(precision, device):
-            value = loss()
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
+    def run() -> None:
+        with torch.inference_mode(optimizer is None), autocast(precision, device):
+            result = forward()
+        if optimizer is not None:
+            optimizer.zero_grad()
+            result.backward()
+            optimizer.step()
 
-    return step
-
-
-def _inference(detect: Callable[[], object], precision: str, device: torch.device) -> Callable[[], object]:
-    def infer() -> object:
-        with torch.inference_mode(), autocast(precision, device):
-            return detect()
-
-    return infer
+    return run
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

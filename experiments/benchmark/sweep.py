@@ -7,6 +7,7 @@ head, and so do their weights.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Final, Literal
 
 from detector.anchors import AnchorConfig
@@ -56,18 +57,17 @@ def benchmark_sweep(networks: Sequence[Network], sweep: Sweep, setting: Setting,
     title = f"{setting.step} in milliseconds, {by_number}; the parts' growth is that of the detector's own"
     benchmark = Benchmark(title, device_name(setting.device), PACKAGES, progress=True)
     curves: dict[str, list[Case]] = {}
-    for network in networks:
-        for group in [setting.batch_sizes] if over_images else [[number] for number in setting.batch_sizes]:
-            points = _points(sweep, network, group, setting)
-            for precision in setting.precisions:
-                curve = case_name(network, precision, None if over_images else group[0])
-                curves[curve] = []
-                for point, time, parts in _timed(points, precision, setting):
-                    number = len(point.batch[0])
-                    case = case_name(network, precision, number)
-                    case = case if over_images else f"{case}, {point.value} {UNITS[sweep]}"
-                    curves[curve].append(replace(our_case(case, time, number, parts), value=point.value))
-                    benchmark.add(curves[curve][-1])
+    groups = [setting.batch_sizes] if over_images else [[number] for number in setting.batch_sizes]
+    for network, group in product(networks, groups):
+        points = _points(sweep, network, group, setting)
+        for precision in setting.precisions:
+            curve = curves[case_name(network, precision, None if over_images else group[0])] = []
+            for point, time, parts in _timed(points, precision, setting):
+                number = len(point.batch[0])
+                varied = "" if over_images else f", {point.value} {UNITS[sweep]}"
+                case = our_case(f"{case_name(network, precision, number)}{varied}", time, number, parts)
+                curve.append(replace(case, value=point.value))
+                benchmark.add(curve[-1])
     if plot is not None:
         plot_sweep(curves, UNITS[sweep], f"{setting.step}, {by_number}", plot, rates=over_images)
     benchmark.notes += [growth(title, cases, sweep) for title, cases in curves.items()]

@@ -73,5 +73,3 @@ def test_dropped_anchors_do_not_count() -> None:
 def test_too_little_to_judge() -> None:
     with pytest.raises(InputError, match="two images with objects"):
         suggest_anchors(AnchorConfig(), [16], [view([(30, 30)], images=1)], scales=1)
-    with pytest.raises(InputError, match="--suggest 0"):
-        suggest_anchors(AnchorConfig(), [16], [view([(30, 30)])], scales=0)
