@@ -100,11 +100,11 @@ def chosen_networks(options: InferOptions) -> list[Network]:
 
     arguments = ["--config", options.config, *(f"--{option}" for option in options.option)]
     model = OptionsCLI(arguments, prog="frcnn benchmark").config.model
-    kinds, names = get_type_hints(Network), ("backbone", "anchors", "rpn", "roi", "image")
-    parts = [kinds[name](**model[name].as_dict()) for name in names]
-    shortest, longest = parts[-1].shortest_side[-1], parts[-1].longest_side
+    kinds: dict[str, Any] = get_type_hints(Network)
+    parts = {name: kinds[name](**model[name].as_dict()) for name in ("backbone", "anchors", "rpn", "roi", "image")}
+    shortest, longest = parts["image"].shortest_side[-1], parts["image"].longest_side
     own = (shortest, min(longest, shortest * 4 // 3))
-    return [Network(Path(options.config).stem, own, *parts, model.difficult)]
+    return [Network(Path(options.config).stem, own, difficult=model.difficult, **parts)]
 
 
 def make_images(size: tuple[int, int], number: int, objects: int, device: torch.device) -> Batch:
