@@ -86,7 +86,7 @@ class AnchorAudit:
 
     @property
     def name(self) -> str:
-        """For messages: scale, ratio, sides, and its stride."""
+        """Return scale, ratio, sides and stride, for messages."""
         return (
             f"scale {self.scale:g}, ratio {self.aspect_ratio:g} ({self.width:.0f} x {self.height:.0f} pixels, "
             f"stride {self.stride})"
@@ -127,7 +127,7 @@ class AuditResult(Coverage):
 
     @property
     def warnings(self) -> list[str]:
-        """What may spoil a training, in one short line each."""
+        """List what may spoil a training, in one short line each."""
         return [*_dead_anchors(self), *_neglected_objects(self)]
 
     def to_dict(self) -> dict[str, Any]:

@@ -179,7 +179,8 @@ def match_objects(
         windows: The locations that are used, (2, N, S).
         boxes: (M, 4) xyxy float32 in pixels of the resized image.
         image: (M,) position of each object's image, ascending.
-        positive_iou, best_per_object: The rules of `match`; the IoU is above 0.
+        positive_iou: As in `match`; above 0.
+        best_per_object: As in `match`.
     """
     (_, shapes, cells), images = lattices.low.shape, windows.first.shape[1]
     best, is_best = np.zeros(len(boxes), np.float32), np.zeros((len(boxes), shapes), bool)

@@ -1,4 +1,4 @@
-"""The warnings of an anchor audit at the start of a training."""
+"""Warnings at the start of a training of what an anchor audit would warn of."""
 
 import logging
 import sys
@@ -65,7 +65,11 @@ def audit_dataset(
 
     Args:
         dataset: Of the training.
-        anchors, strides, image, rpn, difficult: Of the detector.
+        anchors: The detector's anchors.
+        strides: Pixels per cell of its levels.
+        image: Its sizes of images.
+        rpn: Its rules for positive anchors.
+        difficult: Its treatment of difficult objects.
         images: At most so many, evenly spread.
         seconds: No more images are looked at after this time (a slow disk).
     """

@@ -45,12 +45,12 @@ class Case:
 
     @property
     def ratio(self) -> float | None:
-        """How many times faster than the peer."""
+        """Return how many times faster it is than the peer."""
         return None if self.peer_ms is None else self.peer_ms / self.ours_ms
 
     @property
     def ours_per_s(self) -> float:
-        """How many a second."""
+        """Return how many things there are a second; 0 where the times are not of a number of things."""
         return 1000 * (self.number or 0) / self.ours_ms
 
     def to_dict(self) -> dict[str, Any]:

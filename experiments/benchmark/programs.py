@@ -46,7 +46,7 @@ class Setting:
 
     @property
     def step(self) -> str:
-        """What is timed, for titles."""
+        """Name what is timed, for titles."""
         return "one training step" if self.kind == "train" else "one inference"
 
 

@@ -1,5 +1,4 @@
-"""`frcnn benchmark train|infer --sweep`: how the time of the detector's own parts grows, and images per second with the
-number of images.
+"""`frcnn benchmark train|infer --sweep`: how time grows with the detector's own parts, and with the number of images.
 
 The points of a sweep run in turn, round by round, in one process. Those of different anchors share backbone and box
 head, and so do their weights.

@@ -50,7 +50,10 @@ def doctor(options: CheckDatasetOptions) -> int:
 
 
 def document_of(report: Report, options: DoctorOptions) -> dict[str, Any]:
-    """The JSON document. Histograms count usable objects; their last edge, null, stands for infinity."""
+    """Return the JSON document.
+
+    Histograms count usable objects; their last edge, null, stands for infinity.
+    """
     sizes, ratios = _sizes_and_ratios(report)
     kinds = Counter(problem.kind for problem in report.problems)
     return {
