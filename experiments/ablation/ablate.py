@@ -25,7 +25,7 @@ from experiments.output import json_text
 
 
 def ablate(options: AblateOptions) -> int:
-    """Run what a grid lacks; returns the exit status: 0, 1 if cells have failed, 128 + 15 after SIGTERM.
+    """Run what a grid lacks; return the exit status: 0, 1 if cells have failed, 128 + 15 after SIGTERM.
 
     Raises:
         InputError: Anything wrong with the grid, its cells, the options or the folder, in one line.
@@ -102,7 +102,7 @@ def _device_names(gpus: Sequence[str]) -> dict[str, str]:
 
 
 def _threads(runs: int) -> dict[str, str]:
-    """Cores shared fairly, unless OMP_NUM_THREADS says otherwise."""
+    """Share the cores fairly, unless OMP_NUM_THREADS says otherwise."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // runs))}
 
@@ -182,7 +182,7 @@ def _print_result(planned: Plan, folders: Sequence[CellFolder], style: str) -> N
 
 
 def _result_table(grid: Grid, cells: Sequence[Snapshot]) -> Table:
-    """Mean and standard deviation over seeds, for each setting that has a metric."""
+    """Return mean and standard deviation over seeds of each setting that has a metric."""
     settings: dict[str, list[Snapshot]] = {}
     for cell in cells:
         if cell.status == "done" and cell.metric is not None:

@@ -39,28 +39,28 @@ class CellFolder:
 
     @property
     def log(self) -> Path:
-        """Everything that the cell's commands print, all attempts after one another."""
+        """Return the file of everything that the cell's commands print, all attempts after one another."""
         return self.path / "cell.log"
 
     def read(self) -> State:
-        """The state; an empty one if there is none."""
+        """Return the state; an empty one if there is none."""
         return _read_json(self.path / "cell.json")
 
     def metrics(self) -> State:
-        """The run's final numbers, as far as they are there."""
+        """Return the run's final numbers, as far as they are there."""
         return _read_json(self.path / "metrics.json")
 
     def progress(self) -> State:
-        """Step and last validation of a training that goes on; see `experiments.run.grid_progress`."""
+        """Return step and last validation of a training that goes on; `CellProgress` writes them."""
         return _read_json(self.path / "cell.progress.json")
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing is left to do."""
+        """Return whether nothing is left to do."""
         return bool(self.read().get("status") == "done")
 
     def update(self, **changes: Any) -> None:
-        """Change some of the state; what is on disk is either the old state or the new one."""
+        """Change some of the state; on disk is either the old one or the new one."""
         write_json(self.path / "cell.json", self.read() | changes)
 
     def create(self, state: State) -> None:
@@ -83,7 +83,7 @@ class CellFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[int | None]:
-        """The lock for a moment; None if another holds it."""
+        """Hold the lock for a moment; give None if another holds it."""
         lock = self.lock()
         try:
             yield lock
@@ -92,7 +92,7 @@ class CellFolder:
                 os.close(lock)
 
     def lock(self) -> int | None:
-        """A file descriptor that holds the cell until it, and every copy of it, is closed; None if another has it."""
+        """Return a file descriptor that holds the cell until all its copies are closed; None if another has it."""
         descriptor = os.open(self.path / "cell.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,7 +112,7 @@ class CellFolder:
         return self.next_stage()
 
     def next_stage(self) -> tuple[str, ...] | None:
-        """Arguments of the next `frcnn` command, which goes on where an earlier attempt stopped; None: all is done."""
+        """Return the arguments of the next command, which goes on where an attempt stopped; None if all is done."""
         state, metrics = self.read(), self.metrics()
         finished = set(state.get("finished_stages", []))
         for stage in map(tuple, state["stages"]):
@@ -182,7 +182,7 @@ class CellFolder:
                 self.end("failed", 0, None, f"lost: {error.strip().splitlines()[-1]}"[:500])
 
     def log_tail(self) -> str:
-        """The last lines of the log of the latest command."""
+        """Return the last lines of the log of the latest command."""
         try:
             with self.log.open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 20_000))
@@ -195,12 +195,12 @@ class CellFolder:
 
 
 def shell_line(stage: Sequence[str]) -> str:
-    """A command as one would type it."""
+    """Return a command as one would type it."""
     return " ".join(["frcnn", *map(shlex.quote, stage)])
 
 
 def now() -> str:
-    """The time, in UTC."""
+    """Return the time, in UTC."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 

@@ -27,7 +27,7 @@ Detector = tuple[AnchorConfig, Sequence[int], ImageConfig, RPNConfig, str]
 
 @dataclass
 class Checks:
-    """What a check found.
+    """Hold what a check found.
 
     Attributes:
         steps: Optimiser steps of each cell, in order; None where unknown.
@@ -40,7 +40,7 @@ class Checks:
     notes: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
-        """One line for each setting with warnings, and each note."""
+        """Return one line for each setting with warnings, and each note."""
         warnings = [f"warning: {setting}: {'; '.join(texts)}" for setting, texts in self.warnings.items() if texts]
         return [*warnings, *(f"note: {note}" for note in self.notes)]
 
@@ -87,14 +87,14 @@ def _detector(model: Namespace) -> Detector:
 
 
 class _Checker:
-    """Remembers what cells share: datasets, and audits of the same anchors."""
+    """Hold what cells share: datasets, and audits of the same anchors."""
 
     def __init__(self) -> None:
         self._modules: dict[str, DetectionDataModule | None] = {}
         self._audits: dict[str, Sequence[str]] = {}
 
     def dataset(self, config: Namespace, evaluated: bool, notes: list[str], need_data: bool) -> DetectionDataset | None:
-        """The training data of a cell, all of whose annotations are read; None where it need not be there.
+        """Return the training data of a cell, all of whose annotations are read; None where it need not be there.
 
         Raises:
             InputError: It should be there and is not, or something is wrong with it.
@@ -115,7 +115,7 @@ class _Checker:
         return found.train_dataset if found is not None and not evaluated else None
 
     def warnings(self, config: Namespace, detector: Detector, dataset: DetectionDataset) -> Sequence[str]:
-        """Of the audit, on at most 1000 images, and as many as can be read in a second."""
+        """Return the warnings of an audit on at most 1000 images, and no more than can be read in a second."""
         parts = ("model.anchors.", "model.image.", "model.rpn.", "model.backbone.name", "model.difficult", "data.")
         options = {key: value for key, value in hashed_options(config).items() if key.startswith(parts)}
         key = json.dumps(options, sort_keys=True)
@@ -127,7 +127,7 @@ class _Checker:
 
 
 def _steps(config: Namespace, images: int, devices: int) -> int | None:
-    """Optimiser steps of a training, as far as its options tell."""
+    """Return the optimiser steps of a training; None where its options do not tell."""
     trainer = config.trainer
     batches = max(1, images // (config.data.batch_size * devices))
     if isinstance(trainer.limit_train_batches, int):

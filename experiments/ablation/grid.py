@@ -21,7 +21,7 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True)
 class Axis:
-    """What varies.
+    """An option, or several together, that varies over a grid.
 
     Attributes:
         name: In the names of cells, in tables and in TensorBoard.
@@ -35,7 +35,7 @@ class Axis:
 
     @property
     def options(self) -> set[str]:
-        """All options that some value of the axis sets."""
+        """Return all options that some value of the axis sets."""
         return {option for options in self.values.values() for option in options}
 
 
@@ -55,12 +55,12 @@ class Cell:
 
     @property
     def setting(self) -> str:
-        """The name without the seed, such as `scales=4-8-16,ratios=1`: what several seeds share."""
+        """Return the name without the seed, such as `scales=4-8-16,ratios=1`: what several seeds share."""
         return setting_name(self.axes)
 
     @property
     def name(self) -> str:
-        """Such as `scales=4-8-16,ratios=1,seed=0`."""
+        """Return a name such as `scales=4-8-16,ratios=1,seed=0`."""
         return ",".join([*filter(None, [self.setting]), f"seed={self.seed}"])
 
 
@@ -92,11 +92,11 @@ class Grid:
 
     @property
     def name(self) -> str:
-        """The file's name without suffix."""
+        """Return the file's name without suffix."""
         return self.path.stem
 
     def settings(self) -> Iterator[dict[str, str]]:
-        """Every combination of labels that is not excluded, the last axis fastest."""
+        """Give every combination of labels that is not excluded, the last axis fastest."""
         names = [axis.name for axis in self.axes]
         for labels in itertools.product(*(axis.values for axis in self.axes)):
             setting = dict(zip(names, labels, strict=True))
@@ -104,7 +104,7 @@ class Grid:
                 yield setting
 
     def cells(self) -> list[Cell]:
-        """All cells; a first seed of everything comes before the second, so that an unfinished grid says the most."""
+        """Return all cells, a first seed of everything before the second, so that an unfinished grid says the most."""
         return [
             Cell(
                 setting,
@@ -117,12 +117,16 @@ class Grid:
 
 
 def setting_name(axes: Mapping[str, str]) -> str:
-    """Such as `scales=4-8-16,ratios=1`."""
+    """Return the name of a setting, such as `scales=4-8-16,ratios=1`."""
     return ",".join(f"{name}={label}" for name, label in axes.items())
 
 
 def read_grid(path: str | Path) -> Grid:
-    """Read and check a grid file; InputError is one line that names the file and the key or value."""
+    """Read and check a grid file.
+
+    Raises:
+        InputError: What is wrong, with the file and the key or value.
+    """
     path = Path(path)
     try:
         return _grid(path, _load(path))
@@ -131,7 +135,7 @@ def read_grid(path: str | Path) -> Grid:
 
 
 def label_of(value: Any) -> str:
-    """A value in the name of a file: [4, 8, 16] -> 4-8-16, [[1, 2], [4]] -> 1-2_4, true -> true, none -> none."""
+    """Return a value as part of a file name: [4, 8, 16] -> 4-8-16, [[1, 2], [4]] -> 1-2_4, true -> true."""
     if isinstance(value, list):
         return ("_" if any(isinstance(item, list) for item in value) else "-").join(label_of(item) for item in value)
     if isinstance(value, float):
@@ -184,7 +188,7 @@ def _grid(path: Path, content: dict[str, Any]) -> Grid:
 
 
 def _base(path: Path, base: Any) -> Path:
-    """The experiment, relative to the working directory or else to a folder above the grid file."""
+    """Find the experiment, relative to the working directory or else to a folder above the grid file."""
     if not isinstance(base, str):
         raise InputError(f"base: {base!r} is not the path of an experiment")
     for folder in (Path(), *path.absolute().parents):
@@ -289,7 +293,7 @@ def _check_options(options: Options, where: str) -> None:
 
 
 def _labels(axes: Sequence[Axis], value: Any, where: str) -> dict[str, str]:
-    """Axis -> label, from a mapping of labels or values, or a text such as `scales=8,ratios=1`."""
+    """Return axis -> label, from a mapping of labels or values, or a text such as `scales=8,ratios=1`."""
     if isinstance(value, str):
         pairs = [part.split("=", 1) for part in value.split(",")]
         if any(len(pair) < 2 for pair in pairs):

@@ -15,7 +15,7 @@ from experiments.ablation.processes import STOPPING
 
 
 class Launcher(ABC):
-    """Runs cells.
+    """What runs cells, on whatever machines.
 
     Attributes:
         stops: How often the user or the system has asked to stop, by SIGINT, SIGTERM or SIGHUP: the first time commands
@@ -42,7 +42,7 @@ class Launcher(ABC):
         """
 
     def stop(self, number: int = signal.SIGINT, frame: FrameType | None = None) -> None:
-        """Ask to stop."""
+        """Ask to stop; the signal handler, too."""
         self.stops += 1
         self.signal = self.signal or number
 

@@ -50,7 +50,7 @@ class Attempt:
 
 
 class LocalLauncher(Launcher):
-    """Runs cells as processes of this machine.
+    """What runs cells as processes of this machine.
 
     A cell that fails never ends the others, but a full disk lets no new one start (`reason` then says so).
 
@@ -191,7 +191,7 @@ class LocalLauncher(Launcher):
         os.close(attempt.lock)
 
     def _kill_all(self) -> None:
-        """After an error: nothing goes on without a runner. The cells resume from their last checkpoints."""
+        """Kill all commands after an error: nothing goes on without a runner."""
         for attempt in self._attempts:
             send(attempt.process, signal.SIGKILL)
             attempt.process.join()
@@ -202,7 +202,7 @@ class LocalLauncher(Launcher):
 
 
 def run_cell(path: str, environment: Mapping[str, str], program: str = PROGRAM) -> str:
-    """Run one cell here to its end, wherever here is: what other machines execute. Returns its status.
+    """Run one cell here to its end, wherever here is: what other machines execute; return its status.
 
     Args:
         path: Of the cell's folder.

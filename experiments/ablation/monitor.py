@@ -20,7 +20,7 @@ IMPORTANT_FIRST = ("running", "failed", "interrupted", "done", "pending")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What the files of a cell say at one moment.
+    """Hold what the files of a cell say at one moment.
 
     Attributes:
         folder: Of the cell.
@@ -36,17 +36,17 @@ class Snapshot:
 
     @property
     def status(self) -> str:
-        """Of `cell.json`."""
+        """Return the status in `cell.json`."""
         return str(self.state.get("status", "pending"))
 
     @property
     def work(self) -> float:
-        """In steps, or 1 for a cell whose steps are not known."""
+        """Return the work of the cell in steps; 1 where they are not known."""
         return float(self.state.get("steps") or 1)
 
     @property
     def time(self) -> str:
-        """What all attempts took; empty before the first has ended."""
+        """Return what all attempts took; nothing before the first has ended."""
         return duration(self.state["seconds"]) if self.state.get("seconds") else ""
 
 
@@ -60,7 +60,7 @@ def look_at(folder: CellFolder) -> Snapshot:
 
 
 class Monitor:
-    """Watches the cells of a grid.
+    """What watches the cells of a grid, and shows how far they are.
 
     Args:
         name: Of the grid.
@@ -107,7 +107,7 @@ class Monitor:
             self._live.update(self._table(), refresh=True)
 
     def summary(self) -> str:
-        """Counts, and the time that is left."""
+        """Return counts, and the time that is left."""
         count = {status: sum(cell.status == status for cell in self.cells) for status in STYLES}
         parts = [f"{count['done']} of {len(self.cells)} done", f"{count['running']} running"]
         parts += [f"{count[status]} {status}" for status in ("failed", "interrupted") if count[status]]
@@ -115,8 +115,7 @@ class Monitor:
         return ", ".join(parts) + ("" if left is None else f", about {duration(left)} left")
 
     def remaining(self) -> float | None:
-        """Seconds until all cells that have not failed are done, from those that are; None before the first
-        and after the last."""
+        """Return the seconds until all cells that have not failed are done; None before one is, and at the end."""
         done = [cell for cell in self.cells if cell.status == "done" and cell.time]
         left = [cell for cell in self.cells if cell.status not in ("done", "failed")]
         if not done or not left:
@@ -127,7 +126,7 @@ class Monitor:
         return pace * work / max(1, min(len(left), max(self.parallel, running)))
 
     def _tell(self, cell: Snapshot) -> None:
-        """One line on a change; a failure with the end of its log."""
+        """Print one line on a change; a failure with the end of its log."""
         name, status, style = cell.state.get("name", "?"), cell.status, ""
         if status == "failed":
             lines = [f"failed: {name}", *str(cell.state.get("error", "")).split("\n"), f"(log: {cell.folder.log})"]
@@ -141,7 +140,7 @@ class Monitor:
         self._console.print(Text(text, style=style), soft_wrap=True, highlight=False)
 
     def _table(self) -> Group:
-        """The cells that a terminal has room for, those that matter now first, in the order of the grid."""
+        """Show as many cells as a terminal has room for, in the order of the grid: those that matter now."""
         axes = list(self.cells[0].state.get("axes", {})) if self.cells else []
         table = Table(*axes, "seed", "status", "step", "AP50_voc07", "time")
         room = max(4, self._console.size.height - 8)

@@ -45,13 +45,14 @@ class PlannedCell(Cell):
     folder: Path
     stages: tuple[tuple[str, ...], ...]
 
+    def identity(self) -> State:
+        """Return what `grid.json` and `cell.json` both say of the cell."""
+        return {"name": self.name, "axes": dict(self.axes), "seed": self.seed, "hash": self.hash}
+
     def first_state(self) -> State:
         """Return the content of a `cell.json` before anything has run."""
         return {
-            "name": self.name,
-            "axes": dict(self.axes),
-            "seed": self.seed,
-            "hash": self.hash,
+            **self.identity(),
             "status": "pending",
             "attempts": 0,
             **dict.fromkeys(("host", "pid", "started", "ended")),
@@ -66,7 +67,7 @@ class PlannedCell(Cell):
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells of a grid.
+    """A grid with everything resolved.
 
     Attributes:
         grid: The file.
@@ -83,7 +84,7 @@ class Plan:
     cells: tuple[PlannedCell, ...]
 
     def document(self) -> dict[str, Any]:
-        """The content of `grid.json`."""
+        """Return the content of `grid.json`."""
         return {
             "name": self.grid.name,
             "base": str(self.base),
@@ -95,20 +96,12 @@ class Plan:
             "evaluate": self.grid.evaluate,
             "base_options": self.base_options,
             "cells": [
-                {
-                    "name": cell.name,
-                    "axes": dict(cell.axes),
-                    "seed": cell.seed,
-                    "hash": cell.hash,
-                    "folder": cell.folder.name,
-                    "overrides": cell.options,
-                }
-                for cell in self.cells
+                {**cell.identity(), "folder": cell.folder.name, "overrides": cell.options} for cell in self.cells
             ],
         }
 
     def changes(self, before: Mapping[str, Any]) -> list[str]:
-        """What differs from an earlier `grid.json`, for cells of the same name: `option: old -> new`."""
+        """Return what differs from an earlier `grid.json` in cells of the same name: `option: old -> new`."""
         names = {cell["name"]: cell for cell in before.get("cells", [])}
         changed: dict[str, None] = {}
         for cell in self.cells:
@@ -170,7 +163,7 @@ def plan(grid: Grid, runs_dir: str) -> Plan:
 
 
 def hashed_options(config: Namespace) -> Options:
-    """What decides the result of a run: name with dots -> plain value."""
+    """Return the options that decide the result of a run: name with dots -> plain value."""
     kept = {key: value for key, value in flat_options(config.as_dict()).items() if key not in NOT_HASHED}
     plain: Options = json.loads(json.dumps(kept, default=str))
     return plain

@@ -1,11 +1,11 @@
-"""Runs the cells of a grid on the machines of a Ray cluster.
+r"""The launcher that runs cells on the machines of a Ray cluster.
 
 All machines must see the run folder and the data under the same paths, and have the package installed. Each cell is
 one task on one machine. One training over several machines is Lightning's own, without a grid:
 
-    torchrun --nnodes 2 --nproc-per-node 8 --node-rank 0 --master-addr HOST --master-port 29500 \\
+    torchrun --nnodes 2 --nproc-per-node 8 --node-rank 0 --master-addr HOST --master-port 29500 \
         -m experiments.cli fit --config X.yaml --trainer.num_nodes 2 --trainer.devices 8     # and rank 1 on the other
-    srun --nodes 2 --ntasks-per-node 8 --gpus-per-node 8 \\
+    srun --nodes 2 --ntasks-per-node 8 --gpus-per-node 8 \
         frcnn fit --config X.yaml --trainer.num_nodes 2 --trainer.devices 8                  # in a job of SLURM
 """
 
@@ -29,7 +29,7 @@ OBJECT_STORE = 100 * 1024**2
 
 
 class RayLauncher(Launcher):
-    """Submits each cell as a Ray task that asks for its GPUs, or for CPUs where the cluster has no GPU.
+    """What submits each cell as a Ray task that asks for its GPUs, or for CPUs where the cluster has no GPU.
 
     A cell whose machine is lost is given to another one, `RETRIES` times, and goes on from its last checkpoint.
 
@@ -113,7 +113,7 @@ class RayLauncher(Launcher):
             tick()
 
     def _was_stopped(self, reference: Any, folder: CellFolder) -> bool:
-        """Whether the machine, rather than the user, has stopped the cell: `ray stop` there, or an end announced."""
+        """Return whether its machine, not the user, has stopped the cell: by `ray stop`, or as an end was announced."""
         try:
             status = self.ray.get(reference)
         except Exception as error:  # a machine lost too often, or a bug: never the end of the others
@@ -124,7 +124,7 @@ class RayLauncher(Launcher):
 
 
 def _check_address(address: str) -> None:
-    """Ray itself tries for minutes, then ends the process."""
+    """Refuse an address at which no cluster answers; Ray itself tries for minutes, then ends the process."""
     host, _, port = address.rpartition(":")
     if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
         raise InputError(f"--ray_address {address}: must be HOST:PORT as `ray start --head` prints it, or auto")

@@ -17,7 +17,7 @@ SLURM_DEFAULTS = {"timeout_min": 24 * 60, "nodes": 1, "tasks_per_node": 1, "cpus
 
 
 class SlurmLauncher(Launcher):
-    """Submits all cells as one array, and watches it; a request to stop ends the watching, not the jobs.
+    """What submits all cells as one array, and watches it; a request to stop ends the watching, not the jobs.
 
     Args:
         environments: Of every cell, the same; as many elements of the array run at the same time, if more than one.
