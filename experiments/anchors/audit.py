@@ -1,4 +1,4 @@
-"""What a choice of anchors does to the objects of a dataset, before any training: plain arrays, no images, no network.
+"""The audit of anchors on the objects of a dataset, before any training: plain arrays, no images, no network.
 
 Augmentation is left out, and so is the padding of a batch: it adds locations beyond the right and lower border, whose
 anchors take part in training only if straddling ones are kept.
@@ -39,7 +39,7 @@ MANY_RESCUED = 2 / 3
 
 @dataclass(frozen=True)
 class Coverage:
-    """How well anchors cover some objects; shares are fractions of these objects, nan where there are none.
+    """The coverage of some objects by anchors; shares are fractions of these objects, nan where there are none.
 
     Attributes:
         objects: How many; where images are trained at several sizes, the mean over these.

@@ -1,4 +1,4 @@
-"""What the configuration of a training gives to an audit of its anchors."""
+"""The input of an audit of anchors, read from the configuration of a training and its dataset."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from experiments.dataset.formats import dataset_format
 
 @dataclass(frozen=True)
 class AuditInput:
-    """What the configuration of a training gives to an audit."""
+    """The configuration of a training, as far as an audit needs it, and its objects."""
 
     anchors: AnchorConfig
     strides: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""How well anchors cover objects, without the matrix of all anchors times all objects. Plain arrays.
+"""The best anchors of objects, found without the matrix of all anchors times all objects. Plain arrays.
 
 The anchors of one shape form a lattice of equal boxes, so an anchor's overlap with an object in x depends on its column
 alone and in y on its row alone, and both fall off from the object's centre to either side. The best anchor of a shape
@@ -68,7 +68,7 @@ class Windows:
 
 @dataclass(frozen=True, eq=False)
 class ObjectMatches:
-    """What training's matching makes of the objects.
+    """The matches that training makes of objects and anchors.
 
     Attributes:
         best_iou: (M,) float32, highest IoU with an anchor that is used; 0 where there is none.

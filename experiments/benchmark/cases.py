@@ -1,4 +1,4 @@
-"""What `frcnn benchmark KIND` measured, as text or as one JSON document."""
+"""The results of `frcnn benchmark KIND`, as text or as one JSON document."""
 
 import platform
 import sys
@@ -65,7 +65,7 @@ class Case:
 
 @dataclass
 class Benchmark:
-    """What a benchmark measures, on what, and with which input; `notes` say in words what the cases show together.
+    """The title, device, cases and notes of a benchmark; the notes say in words what the cases show together.
 
     With `progress` each case is told on stderr as soon as it is there.
     """

@@ -1,4 +1,4 @@
-"""How every benchmark measures: times in turn, times of parts, and memory at its peak."""
+"""The ways in which benchmarks measure: times in turn, times of parts, and memory at its peak."""
 
 import gc
 import os

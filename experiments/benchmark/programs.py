@@ -1,4 +1,4 @@
-"""What `frcnn benchmark train|infer` times: a training step or an inference, of our detector and of torchvision's."""
+"""The programs that `frcnn benchmark train|infer` times: steps or inferences of our detector and of torchvision's."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ PACKAGES: Final = ("torch", "torchvision", "numpy")
 
 @dataclass(frozen=True)
 class Setting:
-    """What is run, and how often.
+    """The numbers, precisions and device of what is run.
 
     Args:
         kind: Training steps or inferences.

@@ -23,7 +23,7 @@ from experiments.benchmark.models import Batch
 
 NAME = "torchvision"
 LEVELS = {"resnet": ("layer1", "layer2", "layer3", "layer4"), "mobilenet_v2": ("3", "6", "13", "18")}
-"""Of torchvision's classification networks, the layers at whose ends the levels of a pyramid are taken."""
+"""The layers of torchvision's classification networks at whose ends the levels of a pyramid are taken."""
 
 
 def build_peer(ours: FasterRCNN, backbone: BackboneConfig) -> nn.Module:
