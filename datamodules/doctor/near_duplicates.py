@@ -57,20 +57,13 @@ def copies(files: list[ImageFile], prints: list[Fingerprint]) -> list[list[int]]
         Groups of two or more positions, each ascending, in the order of their first one.
     """
     group = list(range(len(prints)))
-
-    def root(index: int) -> int:
-        while group[index] != index:
-            group[index] = group[group[index]]
-            index = group[index]
-        return index
-
     for first, second in _candidates(np.array([item.bits for item in prints], dtype=np.uint64)):
-        one, two = root(first), root(second)
+        one, two = sorted((group[first], group[second]))
         if one != two and _alike(prints[first], prints[second]) and same_pixels(files[first], files[second]):
-            group[max(one, two)] = min(one, two)
+            group = [one if number == two else number for number in group]
     members: dict[int, list[int]] = {}
-    for index in range(len(prints)):
-        members.setdefault(root(index), []).append(index)
+    for index, number in enumerate(group):
+        members.setdefault(number, []).append(index)
     return [found for found in members.values() if len(found) > 1]
 
 

@@ -13,13 +13,7 @@ from detector.errors import InputError
 def dataset_format(
     data_format: str, root: str | Path, image_dirs: Sequence[str] | None = None, reading: Reading = USUAL
 ) -> DatasetFormat:
-    """Return the format that `--data_format` names.
-
-    Args:
-        data_format: voc or coco.
-        root: As `--data.root`.
-        image_dirs: As `--data.image_dirs`, which only coco has.
-        reading: How image files are read.
+    """Return the format that `--data_format` names; root and image_dirs are as for `frcnn fit`.
 
     Raises:
         InputError: Folders of images are given for a format that has one place for them.
