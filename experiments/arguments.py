@@ -246,7 +246,9 @@ class _ListOf:
     def __init__(self, item: type[Any]) -> None:
         self.item = item
 
-    def __call__(self, text: str | list[Any]) -> list[Any]:
+    def __call__(self, text: str | list[Any] | None) -> list[Any] | None:
+        if text is None:  # in a config file
+            return None
         try:
             bare = isinstance(text, str) and not text.lstrip().startswith("[")
             items = yaml.load(f"[{text}]" if bare else text, yaml.BaseLoader) if isinstance(text, str) else text

@@ -1,13 +1,13 @@
-"""`frcnn report`: a grid of runs, finished or not, as one table. Imports what is slow to import only when it runs."""
+"""`frcnn report`: a grid of runs, finished or not, as one table."""
 
 import sys
 from pathlib import Path
 
-from detector.errors import InputError
 from experiments.output import json_text, writing
+from experiments.report.document import build_report
+from experiments.report.html import html_page
 from experiments.report.options import ReportOptions
-
-FORMATS = ("table", "json", "csv", "html")
+from experiments.report.text import csv_table, text_table
 
 
 def report(options: ReportOptions) -> None:
@@ -16,16 +16,7 @@ def report(options: ReportOptions) -> None:
     Raises:
         InputError: No runs there, a bad option, a file that cannot be written.
     """
-    output = options.output
-    suffix = Path(output or "").suffix.removeprefix(".")
-    style = options.format or (suffix if suffix in FORMATS else "table")
-    if output is not None and Path(output).is_dir():
-        raise InputError(f"--output {output}: is a folder; name a file, such as {output}/report.{style}")
-    from experiments.report.document import build_report
-    from experiments.report.html import html_page
-    from experiments.report.text import csv_table, text_table
-
-    made = build_report(options)
+    output, style, made = options.output, options.style, build_report(options)
     if style == "html":
         text = html_page(made)
     elif style == "json":

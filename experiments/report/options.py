@@ -1,6 +1,7 @@
 """The options of `frcnn report`."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from detector.errors import InputError
@@ -32,6 +33,15 @@ class ReportOptions(ResampleOptions):
     bootstrap: int = 1000
 
     def __post_init__(self) -> None:
-        """Refuse a single resample."""
+        """Refuse a single resample, and a folder in place of a file."""
         if self.bootstrap < 2 and self.bootstrap != 0:
             raise InputError(f"--bootstrap {self.bootstrap}: at least 2 resamples, or 0 for no intervals")
+        if self.output is not None and Path(self.output).is_dir():
+            example = f"{self.output}/report.{self.style}"
+            raise InputError(f"--output {self.output}: is a folder; name a file, such as {example}")
+
+    @property
+    def style(self) -> str:
+        """Return the format that is asked for, or that of the suffix of the output, or else table."""
+        suffix = Path(self.output or "").suffix.removeprefix(".")
+        return self.format or (suffix if suffix in ("table", "json", "csv", "html") else "table")

@@ -127,6 +127,12 @@ def test_lists_are_read_with_and_without_brackets(given: str, read: list[int]) -
     assert parsed("a", "--data.root", "x", "--sizes", given).sizes == read
 
 
+@pytest.mark.parametrize(("given", "read"), [("[1, 2]", [1, 2]), ("null", None)])
+def test_lists_in_config_files(given: str, read: list[int] | None) -> None:
+    parser = new_parser("frcnn example", Example)
+    assert parser.parse_string(f"files: [a]\ndata: {{root: x}}\nsizes: {given}").sizes == read
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
