@@ -9,6 +9,7 @@ from detector.anchors import AnchorConfig
 from detector.backbones import build_backbone
 from detector.backbones.base import BackboneConfig
 from detector.image_batch import ImageBatch, ImageConfig, drawn_scales, ground_truth, make_batch, to_original
+from detector.kernels.precision import install_kernels
 from detector.roi_heads import RoIConfig, RoIHeads
 from detector.rpn import RegionProposalNetwork, RPNConfig
 from detector.test_time_augmentation import detect_in_views
@@ -45,6 +46,7 @@ class FasterRCNN(nn.Module):
         self.backbone, box_head = build_backbone(backbone, load_weights)
         self.rpn = RegionProposalNetwork(self.backbone.out_channels, self.backbone.strides, anchors, rpn)
         self.roi_heads = RoIHeads(box_head, self.backbone.roi_strides, num_classes, roi)
+        install_kernels(self.backbone, self.rpn.head, box_head)
 
     def forward(self, images: Sequence[Tensor]) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
         """Return the detections and the proposals of each image, both in original pixels.

@@ -74,7 +74,6 @@ def load_detector(
     if translated.norm_eps not in (None, backbone.norm_eps):
         remarks.append(f"its batch norms were trained with --model.backbone.norm_eps {translated.norm_eps:g}")
     report = fill(slots_of(model), str(path), translated.tensors, KEY)
-    model.backbone.settle_precision()
     report.remark = "; ".join(filter(None, remarks))
     return report
 

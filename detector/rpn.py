@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.ops import batched_nms
 
 from detector import boxes as box_ops
@@ -17,8 +18,6 @@ from detector import losses
 from detector.anchors import AnchorConfig, AnchorGenerator
 from detector.errors import InputError, check_choices, check_range
 from detector.image_batch import ImageBatch
-from detector.kernels.float32 import evaluate_in_float32
-from detector.kernels.onednn import ConvReLU2d
 from detector.kernels.transfers import true_indices
 from detector.sampling import IGNORED, GroundTruth, Matches, match, sample
 
@@ -110,10 +109,6 @@ class RPNConfig:
             check_range(f"rpn.{key}", getattr(self, key), 0)
 
 
-_FEW_CHANNELS = 128
-"""Up to here the 3 x 3 convolution takes so little time that bfloat16 saves none of the detector's in evaluation."""
-
-
 class RPNHead(nn.Module):
     """3x3 convolutions, then 1x1 convolutions for objectness and deltas, shared by all levels.
 
@@ -126,11 +121,10 @@ class RPNHead(nn.Module):
     def __init__(self, in_channels: int, anchors_per_location: int, config: RPNConfig) -> None:
         super().__init__()
         hidden = config.hidden_channels or in_channels
-        self.narrow = max(in_channels, hidden) <= _FEW_CHANNELS
         self.softmax = config.objectness == "softmax"
-        self.conv = ConvReLU2d(in_channels, hidden, kernel_size=3, padding=1)
+        self.conv = nn.Conv2d(in_channels, hidden, kernel_size=3, padding=1)
         self.deeper = nn.ModuleList(
-            ConvReLU2d(hidden, hidden, kernel_size=3, padding=1) for _ in range(config.conv_depth - 1)
+            nn.Conv2d(hidden, hidden, kernel_size=3, padding=1) for _ in range(config.conv_depth - 1)
         )
         self.objectness = nn.Conv2d(hidden, anchors_per_location * (2 if self.softmax else 1), kernel_size=1)
         self.deltas = nn.Conv2d(hidden, anchors_per_location * 4, kernel_size=1)
@@ -145,8 +139,9 @@ class RPNHead(nn.Module):
         """
         logits, deltas = [], []
         for level in features:
-            exact = self.narrow and level.dtype == torch.float32  # other features have lost that precision already
-            hidden = evaluate_in_float32(self, level, self._hidden) if exact else self._hidden(level)
+            hidden = level
+            for convolution in (self.conv, *self.deeper):
+                hidden = F.relu(convolution(hidden), inplace=True)
             # bfloat16 tells few scores apart, which costs ranks, and it saves no time in layers as small as these.
             with torch.autocast(hidden.device.type, enabled=False):
                 hidden = hidden.float()
@@ -158,11 +153,6 @@ class RPNHead(nn.Module):
             logits.append(scores)
             deltas.append(offsets)
         return logits, deltas
-
-    def _hidden(self, level: Tensor) -> Tensor:
-        for convolution in (self.conv, *self.deeper):
-            level = convolution(level)
-        return level
 
 
 class RPNOutput(NamedTuple):

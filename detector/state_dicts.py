@@ -87,22 +87,22 @@ def tensors_in(content: Mapping[str, Any], source: str) -> dict[str, Tensor]:
 
 @dataclass
 class Slot:
-    """A tensor of ours that a weights file may fill."""
+    """A tensor of a network, by its name there, that a weights file may fill."""
 
-    owner: nn.Module
+    network: nn.Module
+    name: str
     tensor: Tensor
 
     @property
     def frozen(self) -> bool:
         """Return whether training never changes it, as in frozen batch norms, which hold buffers and no parameters."""
-        return not any(parameter.requires_grad for parameter in self.owner.parameters(recurse=False))
+        owner = self.network.get_submodule(self.name.rpartition(".")[0])
+        return not any(parameter.requires_grad for parameter in owner.parameters(recurse=False))
 
 
 def slots_of(module: nn.Module) -> dict[str, Slot]:
     """Return the slots of all tensors of a module by their names."""
-    return {
-        key: Slot(module.get_submodule(key.rpartition(".")[0]), tensor) for key, tensor in module.state_dict().items()
-    }
+    return {key: Slot(module, key, tensor) for key, tensor in module.state_dict().items()}
 
 
 def fill(slots: Mapping[str, Slot], source: str, state: Mapping[str, Tensor], key: str = KEY) -> WeightsReport:
@@ -129,9 +129,9 @@ def fill(slots: Mapping[str, Slot], source: str, state: Mapping[str, Tensor], ke
             f"first {random_frozen[0]!r}; train them by --model.backbone.frozen_stages 0 --model.backbone.norm batch, "
             "or give complete weights"
         )
-    with torch.no_grad():
-        for name, slot in found.items():
-            slot.tensor.copy_(state[name])
+    for network in {slot.network for slot in found.values()}:
+        own = {slot.name: state[name] for name, slot in found.items() if slot.network is network}
+        network.load_state_dict(own, strict=False)
     unexpected = [name for name in state if name not in slots and not _is_counter(name)]
     return WeightsReport(source, counted, missing, unexpected)
 

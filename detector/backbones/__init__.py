@@ -43,7 +43,6 @@ def build_backbone(config: BackboneConfig, load_weights: bool = True) -> tuple[B
     backbone.body.checkpoint_gradients = config.checkpoint_gradients
     if load_weights:
         backbone.weights_report = load_backbone_weights(backbone, box_head, config)
-        backbone.settle_precision()
     return backbone, box_head
 
 

@@ -195,7 +195,6 @@ class Backbone(nn.Module):
         self.frozen_stages = 0
         self.weight_prefixes = {"": "body."}
         self.weights_report: WeightsReport | None = None
-        self.register_load_state_dict_post_hook(_settle_precision)  # type: ignore[no-untyped-call]
 
     @property
     def roi_strides(self) -> tuple[int, ...]:
@@ -204,18 +203,6 @@ class Backbone(nn.Module):
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]: ...
-
-    def settle_precision(self) -> None:
-        """Choose the convolutions that run in float32 under autocast: all up to the last ill-conditioned frozen norm,
-        which magnifies their errors as well as its own.
-
-        For weights that were written into the tensors; `load_state_dict` calls it. The pretrained MobileNetV2 has one
-        such norm, the fourth, with 1,556 standard deviations; its others have at most 8.
-        """
-        norms = [module for module in self.body.modules() if isinstance(module, FrozenBatchNorm2d)]
-        last = max((place for place, norm in enumerate(norms) if norm.is_ill_conditioned()), default=-1)
-        for place, norm in enumerate(norms):
-            norm.float32 = place <= last
 
     def freeze(self, count: int) -> Self:
         """Freeze the first `count` stages: no gradients, and evaluation mode even after `.train()`.
@@ -236,11 +223,6 @@ class Backbone(nn.Module):
 
     def _frozen(self) -> list[nn.Module]:
         return [module for stage in self.body.stages()[: self.frozen_stages] for module in stage]
-
-
-def _settle_precision(backbone: nn.Module, _: object) -> None:
-    assert isinstance(backbone, Backbone)
-    backbone.settle_precision()
 
 
 class SingleLevel(Backbone):

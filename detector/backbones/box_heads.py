@@ -4,9 +4,9 @@ from abc import abstractmethod
 from collections.abc import Callable
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from detector.backbones.base import BackboneConfig
-from detector.kernels.onednn import linear_relu
 
 
 class BoxHead(nn.Module):
@@ -42,7 +42,7 @@ class TwoLayerHead(BoxHead):
             nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        return linear_relu(self.fc2, linear_relu(self.fc1, pooled.flatten(1)))
+        return F.relu(self.fc2(F.relu(self.fc1(pooled.flatten(1)))))
 
 
 class ConvFCHead(BoxHead):
@@ -64,7 +64,7 @@ class ConvFCHead(BoxHead):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
-        return linear_relu(self.fc, self.convs(pooled).flatten(1))
+        return F.relu(self.fc(self.convs(pooled).flatten(1)))
 
 
 BOX_HEADS: dict[str, Callable[[int, int, int], BoxHead]] = {"two_fc": TwoLayerHead, "conv_fc": ConvFCHead}

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detector.backbones.base import Backbone, Body
-from detector.kernels.onednn import Conv2d
 
 
 class FeaturePyramid(Backbone):
@@ -41,7 +40,7 @@ class FeaturePyramid(Backbone):
 
 def _convolution(channels_in: int, channels: int, kernel_size: int, norm: Literal["none", "batch"]) -> nn.Module:
     """Make a convolution, or a convolution without bias and batch norm, randomly initialised."""
-    convolution = Conv2d(channels_in, channels, kernel_size, padding=kernel_size // 2, bias=norm == "none")
+    convolution = nn.Conv2d(channels_in, channels, kernel_size, padding=kernel_size // 2, bias=norm == "none")
     nn.init.kaiming_uniform_(convolution.weight, a=1)
     if convolution.bias is None:
         return nn.Sequential(convolution, nn.BatchNorm2d(channels))

@@ -5,10 +5,8 @@ from torch import Tensor, nn
 from torchvision.models import MobileNetV2
 
 from detector.backbones.base import BackboneConfig, Body, SingleLevel, norm_layer
-from detector.backbones.batch_norm import fold_frozen_norms
 from detector.backbones.box_heads import BoxHead, new_box_head
 from detector.backbones.fpn import FeaturePyramid
-from detector.kernels.float32 import evaluate_in_float32
 
 STAGES = ("stride 2", "stride 4", "stride 8", "stride 16", "stride 32")
 _ENDS = (2, 4, 7, 14, 19)  # of the stages, in torchvision's `features`
@@ -16,9 +14,7 @@ _CHANNELS = (16, 24, 32, 96, 1280)
 
 
 def _network(config: BackboneConfig) -> MobileNetV2:
-    network = torchvision.models.mobilenet_v2(weights=None, norm_layer=norm_layer(config))
-    fold_frozen_norms(network)
-    return network
+    return torchvision.models.mobilenet_v2(weights=None, norm_layer=norm_layer(config))
 
 
 class MobileNetV2Body(Body):
@@ -35,9 +31,6 @@ class MobileNetV2Body(Body):
         self.channels = _CHANNELS[1:depth]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return evaluate_in_float32(self, images, self._maps)
-
-    def _maps(self, images: Tensor) -> list[Tensor]:
         maps = []
         x = images
         for stage in self.stages():

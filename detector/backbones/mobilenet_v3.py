@@ -7,10 +7,8 @@ from torch import Tensor, nn
 from torchvision.models import MobileNetV3
 
 from detector.backbones.base import BackboneConfig, Body, norm_layer
-from detector.backbones.batch_norm import fold_frozen_norms
 from detector.backbones.box_heads import BoxHead, new_box_head
 from detector.backbones.fpn import FeaturePyramid
-from detector.kernels.float32 import evaluate_in_float32
 
 STAGES = ("stride 2", "stride 4", "stride 8", "stride 16", "stride 32", "last convolution")
 _STARTS = (0, 2, 4, 7, 13, 16, 17)  # of the stages, in torchvision's `features`: each begins with a strided block
@@ -31,9 +29,6 @@ class MobileNetV3Body(Body):
         self.features = network.features
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return evaluate_in_float32(self, images, self._maps)
-
-    def _maps(self, images: Tensor) -> list[Tensor]:
         maps = []
         x = images
         for index, stage in enumerate(self.stages()):
@@ -52,6 +47,5 @@ class MobileNetV3Body(Body):
 def build_mobilenet_v3_large_fpn(config: BackboneConfig) -> tuple[FeaturePyramid, BoxHead]:
     """Build `mobilenet_v3_large_fpn` with random weights: strides 32, 32 and 64."""
     network = torchvision.models.mobilenet_v3_large(weights=None, norm_layer=norm_layer(config))
-    fold_frozen_norms(network)
     backbone = FeaturePyramid(MobileNetV3Body(network), config.fpn_channels, config.fpn_norm)
     return backbone, new_box_head(config, config.fpn_channels)

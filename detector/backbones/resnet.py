@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from detector.backbones.base import BackboneConfig, Body, SingleLevel, norm_layer
-from detector.backbones.batch_norm import fold_frozen_norms
 from detector.backbones.box_heads import BoxHead, new_box_head
 from detector.backbones.fpn import FeaturePyramid
 
@@ -76,9 +75,7 @@ def _network(config: BackboneConfig) -> ResNet:
         "resnet50": torchvision.models.resnet50,
         "resnet101": torchvision.models.resnet101,
     }
-    network = constructors[config.name.partition("_")[0]](weights=None, norm_layer=norm_layer(config))
-    fold_frozen_norms(network)
-    return network
+    return constructors[config.name.partition("_")[0]](weights=None, norm_layer=norm_layer(config))
 
 
 def _channels(layer: nn.Module) -> int:

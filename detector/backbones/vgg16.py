@@ -9,10 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detector.backbones.base import BackboneConfig, Body, SingleLevel, norm_layer
-from detector.backbones.batch_norm import fold_frozen_norms
 from detector.backbones.box_heads import BoxHead
-from detector.kernels.onednn import ConvReLU2d, linear_relu
-from detector.kernels.strips import pooled_in_strips, worth_strips
 
 STAGES = ("conv1", "conv2", "conv3", "conv4", "conv5")
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
@@ -38,10 +35,8 @@ class VGG16Body(Body):
         channels_in = 3
         for place, (channels, convolutions) in enumerate(_BLOCKS):
             for _ in range(convolutions):
-                if norm:
-                    layers += [nn.Conv2d(channels_in, channels, 3, padding=1), norm(channels), nn.ReLU(inplace=True)]
-                else:
-                    layers += [ConvReLU2d(channels_in, channels, 3, padding=1), nn.Identity()]
+                norms = [norm(channels)] if norm else []
+                layers += [nn.Conv2d(channels_in, channels, 3, padding=1), *norms, nn.ReLU(inplace=True)]
                 channels_in = channels
             if place + 1 < len(_BLOCKS):
                 layers.append(nn.MaxPool2d(2, 2, ceil_mode=True))
@@ -55,7 +50,7 @@ class VGG16Body(Body):
     def forward(self, images: Tensor) -> list[Tensor]:
         x = images
         for stage in self.stages():
-            x = pooled_in_strips(stage, x) if worth_strips(stage, x) else self.run(stage, x)
+            x = self.run(stage, x)
         return [x]
 
     def stages(self) -> list[list[nn.Module]]:
@@ -79,12 +74,11 @@ class VGG16Head(BoxHead):
     def forward(self, pooled: Tensor) -> Tensor:
         x = pooled.flatten(1)
         for layer in (self.fc6, self.fc7):
-            x = F.dropout(linear_relu(layer, x), self.dropout, self.training)
+            x = F.dropout(F.relu(layer(x)), self.dropout, self.training)
         return x
 
 
 def build_vgg16(config: BackboneConfig) -> tuple[SingleLevel, VGG16Head]:
     """Build `vgg16` or `vgg16_bn` with random weights."""
     body = VGG16Body(norm_layer(config) if config.name == "vgg16_bn" else None)
-    fold_frozen_norms(body)
     return SingleLevel(body), VGG16Head(config.pool_size or 7, config.dropout)

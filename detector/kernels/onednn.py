@@ -1,105 +1,107 @@
-"""What oneDNN does better than what PyTorch calls for the same layers on CPUs.
+"""PyTorch's convolutions and fully connected layers, computed as suits the processor and the precision.
 
-Where no gradient is needed, in evaluation and in frozen stages, it applies ReLU in the same pass: by itself that reads
-and writes every activation once more, in VGG16 at 600 x 800 pixels 13 times, up to 123 MB each. And PyTorch gives
-float32 matrix products to MKL, which takes up to 1.6 times as long on AMD processors (VGG16's fc6 for 128 RoIs). oneDNN
-also adds a float32 bias to a bfloat16 convolution, which PyTorch's own function refuses.
+PyTorch gives float32 matrix products to MKL, which takes up to 1.6 times as long as oneDNN on AMD processors (VGG16's
+fc6 for 128 RoIs). oneDNN also adds a float32 bias to a bfloat16 convolution, which PyTorch's own function refuses.
+`detector.kernels.precision` puts these layers into networks.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from detector.kernels.cpu_paths import cpu_paths
+from detector.backbones.batch_norm import FrozenBatchNorm2d
+from detector.kernels.cpu_paths import computes_now, cpu_dtype, cpu_kernels
 from detector.kernels.processor import cpu_bfloat16
-from detector.kernels.winograd import WinogradConvolution, fits_winograd, winograd
+from detector.kernels.winograd import WinogradConvolution, winograd, winograd_passes
 
 
 class Conv2d(nn.Conv2d):
-    """`nn.Conv2d`, computed by `conv2d`."""
+    """A convolution that can apply the frozen batch norm after it and keep out of autocast.
 
-    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.padding_mode != "zeros":
-            result: Tensor = super()._conv_forward(input, weight, bias)
-            return result
-        return conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+    On CPUs in float32 large 3 x 3 ones are computed by Winograd's algorithm, where `winograd_passes` has them so.
 
+    Attributes:
+        norm: The norm that it applies, in a tuple: it is no submodule of the convolution too.
+        float32: It computes in float32 under autocast, too.
+        float32_in_evaluation: It does so on CPUs of float32 inputs while this network, in a tuple, is in evaluation.
+    """
 
-class ConvReLU2d(Conv2d):
-    """`relu(conv(x))`; tensor names are those of `nn.Conv2d`."""
+    norm: tuple[FrozenBatchNorm2d, ...] = ()
+    float32 = False
+    float32_in_evaluation: tuple[nn.Module, ...] = ()
+
+    @property
+    def depthwise(self) -> bool:
+        """Return whether each channel is convolved by itself."""
+        return self.groups == self.in_channels > 1
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) -> (B, out, H', W')."""
-        plain = isinstance(self.padding, str) or self.padding_mode != "zeros"
-        if plain or not _in_one_pass(x, self.weight, self.bias):
-            return F.relu(super().forward(x), inplace=True)
-        fits = _fits_winograd(x, self.weight, self.stride, self.padding, self.dilation, self.groups)
-        if fits and cpu_paths().winograd_for(x, self.weight, trained=False):
-            return winograd(x, self.weight, self.bias, relu=True)
-        tensors = _autocast(x, self.weight, self.bias)
-        sizes = [list(pair) for pair in (self.padding, self.stride, self.dilation)]
-        result: Tensor = torch.ops.mkldnn._convolution_pointwise(*tensors, *sizes, self.groups, "relu", [], "")
-        return result
+        weight, bias = self.weight, self.bias
+        for norm in self.norm:
+            scale, shift = norm.scale_and_shift()
+            weight = weight * scale[:, None, None, None]
+            bias = shift if bias is None else bias * scale + shift
+        kind = x.device.type
+        if not torch.is_autocast_enabled(kind):
+            return self._conv_forward(x, weight, bias)
+        if self.float32 or (kind == "cpu" and self._float32_on_cpus(x)):
+            with torch.autocast(kind, enabled=False):
+                return self._conv_forward(x.float(), weight, bias)
+        if self.norm and not (bias is None or bias.requires_grad):
+            return self._with_exact_bias(x, weight, bias)
+        return self._conv_forward(x, weight, bias)
+
+    def _float32_on_cpus(self, x: Tensor) -> bool:
+        """Return whether autocast is left on CPUs.
+
+        Always by depthwise convolutions with a stride: oneDNN has no bfloat16 gradient for these, and its fallback
+        takes 30 times as long as float32 (torch 2.15).
+        """
+        if self.depthwise and self.stride != (1, 1):
+            return True
+        return x.dtype == torch.float32 and any(not network.training for network in self.float32_in_evaluation)
+
+    def _with_exact_bias(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return the convolution under autocast, which rounds weights and result, but not a bias that is not trained.
+
+        Of a folded norm that is the difference of two large numbers, and its error is the same at all locations: in
+        MobileNetV2 rounded biases alone move the last features by 7%, rounded weights by 4%, rounded activations by 2%.
+        """
+        dtype, padding = torch.get_autocast_dtype(x.device.type), self.padding
+        if dtype == torch.bfloat16 and not isinstance(padding, str) and computes_now(x) and computes_bfloat16():
+            geometry = padding, self.stride, self.dilation, self.groups
+            return torch.mkldnn_convolution(x.to(dtype), weight.to(dtype), bias, *geometry)
+        return self._conv_forward(x, weight, None).add_(bias[:, None, None])
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        geometry = self.stride, self.padding, self.dilation, self.groups
+        if self.padding_mode == "zeros" and _onednn_in_float32(input, weight):
+            tensors = (input, weight, bias)
+            trained = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+            passes = winograd_passes(input, weight, geometry, trained)
+            if trained and any(passes):
+                result: Tensor = WinogradConvolution.apply(*tensors, *passes)
+                return result
+            if passes.forward:
+                return winograd(input, weight, bias)
+        convolved: Tensor = super()._conv_forward(input, weight, bias)
+        return convolved
 
 
-def conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int] | str,
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    """`F.conv2d`; on CPUs in float32 3 x 3 convolutions by Winograd's algorithm where `cpu_paths` has them so."""
-    if _fits_winograd(x, weight, stride, padding, dilation, groups):
-        paths, trained = cpu_paths(), _trained(x, weight, bias)
-        forward = paths.winograd_for(x, weight, trained)
-        gradients = paths.winograd_for_gradients(x, weight)
-        if trained and (forward or any(gradients)):
-            result: Tensor = WinogradConvolution.apply(x, weight, bias, forward, *gradients)
+class Linear(nn.Linear):
+    """A fully connected layer, of vectors (R, in), which oneDNN computes in float32 on CPUs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, in) -> (R, out)."""
+        if _onednn_in_float32(x, self.weight):
+            result: Tensor = _LinearByOneDNN.apply(x, self.weight, self.bias)
             return result
-        if forward:
-            return winograd(x, weight, bias)
-    return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        return super().forward(x)
 
 
-def conv2d_with_constants(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Sequence[int],
-    padding: Sequence[int] | str,
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    """`conv2d`; autocast rounds the weights and the result, but not a bias that is not trained.
-
-    Of a folded batch norm that is the difference of two large numbers, and its error is the same at all locations: in
-    MobileNetV2 rounded biases alone move the last features by 7%, rounded weights by 4%, rounded activations by 2%.
-    """
-    if bias is None or bias.requires_grad or not torch.is_autocast_enabled(x.device.type):
-        return conv2d(x, weight, bias, stride, padding, dilation, groups)
-    dtype = _dtype(x)
-    if dtype == torch.bfloat16 and not isinstance(padding, str):
-        return torch.mkldnn_convolution(x.to(dtype), weight.to(dtype), bias, padding, stride, dilation, groups)
-    return F.conv2d(x, weight, None, stride, padding, dilation, groups).add_(bias[:, None, None])
-
-
-def linear_relu(layer: nn.Linear, x: Tensor) -> Tensor:
-    """`relu(layer(x))` of `x` (R, in)."""
-    if not _in_one_pass(x, layer.weight, layer.bias):
-        if _dtype(x) == torch.float32 and cpu_paths().one_pass:
-            return F.relu(_Linear.apply(x, layer.weight, layer.bias))
-        return F.relu(layer(x))
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(*_autocast(x, layer.weight, layer.bias), "relu", [], "")
-    return result
-
-
-class _Linear(torch.autograd.Function):
+class _LinearByOneDNN(torch.autograd.Function):
     """`x @ weight.T + bias` in float32, and its gradients."""
 
     @staticmethod
@@ -113,55 +115,17 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
         return (
-            _Linear.apply(gradient, weight.t(), None) if of_x else None,
-            _Linear.apply(gradient.t(), x.t(), None) if of_weight else None,
+            _LinearByOneDNN.apply(gradient, weight.t(), None) if of_x else None,
+            _LinearByOneDNN.apply(gradient.t(), x.t(), None) if of_weight else None,
             gradient.sum(0) if of_bias else None,
         )
 
 
-def _in_one_pass(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether oneDNN's functions with ReLU may be called, which have no gradients."""
-    return not _trained(x, weight, bias) and _dtype(x) is not None and cpu_paths().one_pass
+def _onednn_in_float32(x: Tensor, weight: Tensor) -> bool:
+    """Return whether oneDNN's own functions compute a layer of `x`, in float32."""
+    return computes_now(x) and cpu_kernels() != "plain" and cpu_dtype(x) == torch.float32 == weight.dtype
 
 
-def _trained(*tensors: Tensor | None) -> bool:
-    """Whether a gradient of one of them may be asked for."""
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
-
-
-def _fits_winograd(x: Tensor, weight: Tensor, *geometry: Any) -> bool:
-    """Whether Winograd's algorithm computes the convolution of `x`, and may be called."""
-    return _dtype(x) == torch.float32 == weight.dtype and x.dim() == 4 and fits_winograd(weight, *geometry)
-
-
-def _dtype(x: Tensor) -> torch.dtype | None:
-    """In which type oneDNN's own functions compute a layer of `x`; None where they may not be called: it is not their
-    device or type, or a compiler looks, which sees through other functions."""
-    if not runs_by_itself_on_cpu(x):
-        return None
-    if not (torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)):
-        return None
-    dtype = cpu_dtype(x)
-    return dtype if dtype == torch.float32 or (dtype == torch.bfloat16 and bfloat16_runs()) else None
-
-
-def runs_by_itself_on_cpu(x: Tensor) -> bool:
-    """Whether layers of `x` run on the CPU as they are called, not seen by what makes one graph for all sizes."""
-    return x.device.type == "cpu" and x.numel() > 0 and not (torch.compiler.is_compiling() or torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
-
-
-def cpu_dtype(x: Tensor) -> torch.dtype:
-    """The type in which convolutions and linear layers of `x` compute on CPUs, under autocast or without."""
-    return torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
-
-
-def bfloat16_runs() -> bool:
-    """Whether oneDNN computes bfloat16 on this processor by instructions for it."""
+def computes_bfloat16() -> bool:
+    """Return whether oneDNN computes bfloat16 on this processor by instructions for it."""
     return cpu_bfloat16() is not None and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
-    if not torch.is_autocast_enabled("cpu"):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype("cpu")
-    return [None if tensor is None else tensor.to(dtype) for tensor in tensors]

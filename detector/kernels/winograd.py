@@ -10,13 +10,17 @@ products as well; that of the inputs is a convolution with the weights mirrored 
 H x W cells, C channels in, D out, N x M tiles.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from detector.kernels.cpu_paths import cpu_kernels
+
+_CHANNELS, _MORE_CHANNELS, _CELLS = 128, 256, 500
+"""From which sizes on the algorithm is faster: of one side, of the other, and of the map."""
 _GEOMETRY: Final = ((1, 1), (1, 1), (1, 1), 1)
 _BYTES = 14 * 2**20
 """Of the sums of inputs that are made before they are multiplied: they should stay in the cache."""
@@ -25,11 +29,37 @@ _MIRRORED: Final = tuple(4 * row + column for row in (3, 1, 2, 0) for column in 
 """Which of the 16 sums of weights are those of the weights mirrored in both directions."""
 
 
-def fits_winograd(
-    weight: Tensor, stride: Sequence[int], padding: Sequence[int] | str, dilation: Sequence[int], groups: int
-) -> bool:
-    """Return whether the algorithm computes a convolution with `weight` (D, C, h, w): 3 x 3, padded by a cell."""
-    return weight.shape[2:] == (3, 3) and (tuple(stride), tuple(padding), tuple(dilation), groups) == _GEOMETRY
+class Passes(NamedTuple):
+    """Which passes of a convolution are by Winograd's algorithm: its result, the gradients of `x` and of `weight`."""
+
+    forward: bool
+    of_x: bool
+    of_weight: bool
+
+
+def winograd_passes(x: Tensor, weight: Tensor, geometry: tuple[Any, ...], trained: bool) -> Passes:
+    """Return for which passes of a convolution of `x` (B, C, H, W) with `weight` (D, C, h, w) the algorithm is faster.
+
+    Where gradients may be asked for (`trained`), it is so on some processors only.
+
+    Args:
+        x: In float32, on a CPU.
+        weight: In float32.
+        geometry: Stride, padding, dilation and groups; all but 3 x 3 kernels padded by a cell are none of Winograd's.
+        trained: Whether a gradient may be asked for.
+    """
+    channels_out, channels_in, *kernel = weight.shape
+    stride, padding, dilation, groups = geometry
+    fits = kernel == [3, 3] and (tuple(stride), tuple(padding), tuple(dilation), groups) == _GEOMETRY and x.dim() == 4
+    chosen = cpu_kernels() in (("winograd",) if trained else ("winograd", "onednn"))
+    if not (fits and chosen and x.shape[2] * x.shape[3] >= _CELLS):
+        return Passes(False, False, False)
+    of_weight = min(channels_in, channels_out) >= _CHANNELS
+    return Passes(
+        channels_in >= _CHANNELS and channels_out >= _MORE_CHANNELS,
+        of_weight and channels_in >= _MORE_CHANNELS,
+        of_weight,
+    )
 
 
 class WinogradConvolution(torch.autograd.Function):
@@ -67,18 +97,18 @@ class WinogradConvolution(torch.autograd.Function):
         return *found, None, None, None
 
 
-def winograd(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool = False) -> Tensor:
-    """Return the convolution of `x` (B, C, H, W) with `weight` (D, C, 3, 3), padded by a cell, or its ReLU.
+def winograd(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the convolution of `x` (B, C, H, W) with `weight` (D, C, 3, 3), padded by a cell.
 
     The result (B, D, H, W) is channels last in memory. Has no gradient.
     """
-    return _convolve(x, list(_weight_sums(weight)), bias, relu)
+    return _convolve(x, list(_weight_sums(weight)), bias)
 
 
 def winograd_input_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
     """Return the gradient (B, C, H, W) of `x` from that of `winograd(x, weight, ...)`, (B, D, H, W)."""
     sums = _weight_sums(weight)
-    return _convolve(gradient, [sums[place].t() for place in _MIRRORED], None, False)
+    return _convolve(gradient, [sums[place].t() for place in _MIRRORED], None)
 
 
 def winograd_weight_gradient(x: Tensor, gradient: Tensor) -> Tensor:
@@ -101,14 +131,14 @@ def _weight_sums(weight: Tensor) -> Tensor:
     return torch.einsum("ia,jb,dcab->ijdc", transform, transform, weight).flatten(0, 1).contiguous()  # (16, D, C)
 
 
-def _convolve(x: Tensor, weights: list[Tensor], bias: Tensor | None, relu: bool) -> Tensor:
+def _convolve(x: Tensor, weights: list[Tensor], bias: Tensor | None) -> Tensor:
     """The convolution of `x` with 16 sums of weights (D, C)."""
     batch, channels, height, width = x.shape
     size = batch, len(weights[0]), height, width
     result = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)  # no view: it may be changed in place
     for image, maps in zip(result.permute(0, 2, 3, 1), _padded(x), strict=True):
         for first, last in _parts(height, width, channels):
-            _convolve_part(maps[first : last + 2], weights, bias, relu, image[first:last])
+            _convolve_part(maps[first : last + 2], weights, bias, image[first:last])
     return result
 
 
@@ -127,7 +157,7 @@ def _parts(height: int, width: int, channels: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + 2 * most, height + height % 2)
 
 
-def _convolve_part(maps: Tensor, weights: list[Tensor], bias: Tensor | None, relu: bool, result: Tensor) -> None:
+def _convolve_part(maps: Tensor, weights: list[Tensor], bias: Tensor | None, result: Tensor) -> None:
     """Fill `result` (H, W, D) from padded maps (2 N + 2, 2 M + 2, C) and sums of weights, 16 x (D, C)."""
     products = [
         torch.ops.mkldnn._linear_pointwise(tile.flatten(0, 1), own, None, "none", [], "").unflatten(0, tile.shape[:2])
@@ -138,12 +168,7 @@ def _convolve_part(maps: Tensor, weights: list[Tensor], bias: Tensor | None, rel
         for column, cells in enumerate(_result_sums([of_rows[row] for of_rows in columns])):
             place = result[row::2, column::2]
             cells = cells[: place.shape[0], : place.shape[1]]
-            if bias is not None:
-                cells = cells.add_(bias)
-            if relu:
-                torch.clamp_min(cells, 0, out=place)
-            else:
-                place.copy_(cells)
+            place.copy_(cells if bias is None else cells.add_(bias))
 
 
 def _tiles(maps: Tensor) -> list[Tensor]:

@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from detector.files import write_json
-from detector.kernels.cpu_paths import cpu_paths
+from detector.kernels.cpu_paths import cpu_kernels
 from detector.metrics.coco_results import coco_results
 from detector.training.lightning_module import FasterRCNNModule
 from detector.training.lightning_private import log_at_step
@@ -148,7 +148,7 @@ class RunFiles(pl.Callback):
                 "seed": int(os.environ.get("PL_GLOBAL_SEED", "0")),
                 "git_commit": git_commit(),
             }
-            | ({"cpu_kernels": cpu_paths().name} if trainer.strategy.root_device.type == "cpu" else {})
+            | ({"cpu_kernels": cpu_kernels()} if trainer.strategy.root_device.type == "cpu" else {})
             | self._progress
             | {key: before[key] for key in kept if key in before},
         )

@@ -11,6 +11,7 @@ from detector.backbones import Backbone, BackboneConfig, build_backbone
 from detector.backbones.base import BackboneName
 from detector.faster_rcnn import FasterRCNN
 from detector.image_batch import ImageConfig
+from detector.kernels.precision import replace_layers
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
 
@@ -18,7 +19,9 @@ from detector.rpn import RPNConfig
 def build(name: Any, checkpoint: bool, **options: Any) -> Backbone:
     torch.manual_seed(0)
     values = {"weights": "none", "frozen_stages": 0, "norm": "batch", "pool_size": 1} | options
-    return build_backbone(BackboneConfig(name, **values, checkpoint_gradients=checkpoint), load_weights=False)[0]
+    backbone, _ = build_backbone(BackboneConfig(name, **values, checkpoint_gradients=checkpoint), load_weights=False)
+    replace_layers(backbone)
+    return backbone
 
 
 def trained(backbone: Backbone, images: Tensor) -> tuple[list[Tensor], dict[str, Tensor], int]:

@@ -7,8 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from detector.errors import InputError
 from detector.kernels import cpu_paths, processor
-from detector.kernels.cpu_paths import use_cpu_kernels
-from detector.kernels.onednn import ConvReLU2d, linear_relu
+from detector.kernels.cpu_paths import cpu_kernels, use_cpu_kernels
+from detector.kernels.onednn import Conv2d, Linear
 from detector.kernels.strips import worth_strips
 
 AVX512 = {"sse4_1", "avx", "avx2", "avx512_f", "avx512_bf16"}
@@ -36,24 +36,24 @@ def choice(monkeypatch) -> None:
 def test_by_the_processor(monkeypatch, flags, instructions, name) -> None:
     monkeypatch.setattr(processor, "_processor_flags", lambda: frozenset(flags))
     assert use_cpu_kernels("auto") == f"cpu_kernels auto: {name}, this processor's instructions are {instructions}"
-    assert cpu_paths.cpu_paths().name == name
+    assert cpu_kernels() == name
 
 
 def test_onednns_limit_counts(monkeypatch) -> None:
     monkeypatch.setattr(processor, "_processor_flags", lambda: frozenset(AVX512))
-    assert cpu_paths.cpu_paths().name == "onednn"
+    assert cpu_kernels() == "onednn"
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert cpu_paths.cpu_paths().name == "winograd"
+    assert cpu_kernels() == "winograd"
 
 
 @pytest.mark.parametrize("name", ["winograd", "onednn", "plain"])
 def test_by_name(monkeypatch, name) -> None:
     monkeypatch.setattr(processor, "_processor_flags", lambda: frozenset({"avx2"}))
     assert use_cpu_kernels(name) == f"cpu_kernels {name}"
-    assert cpu_paths.cpu_paths().name == name
+    assert cpu_kernels() == name
     with pytest.raises(InputError, match=r"--model\.cpu_kernels fast: choose auto, winograd, onednn, plain"):
         use_cpu_kernels("fast")  # type: ignore[arg-type]
-    assert cpu_paths.cpu_paths().name == name
+    assert cpu_kernels() == name
 
 
 class Functions(TorchDispatchMode):
@@ -80,7 +80,7 @@ class Functions(TorchDispatchMode):
 def test_what_a_layer_calls(name, untrained, trained) -> None:
     """Of a convolution that Winograd's algorithm computes by products of matrices."""
     use_cpu_kernels(name)
-    layer, x = ConvReLU2d(128, 256, 3, padding=1), torch.randn(1, 128, 20, 25)
+    layer, x = Conv2d(128, 256, 3, padding=1), torch.randn(1, 128, 20, 25)
     results = []
     for expected in (trained, untrained):
         with Functions() as functions:
@@ -92,14 +92,14 @@ def test_what_a_layer_calls(name, untrained, trained) -> None:
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 def test_plain_is_pytorchs_alone() -> None:
-    block, layer = [ConvReLU2d(3, 64, 3, padding=1), nn.MaxPool2d(2, 2, ceil_mode=True)], nn.Linear(6, 4)
+    block, layer = [Conv2d(3, 64, 3, padding=1), nn.MaxPool2d(2, 2, ceil_mode=True)], Linear(6, 4)
     images = torch.empty(1, 3, 700, 800)
     with torch.no_grad():
         assert worth_strips(block, images)
         use_cpu_kernels("plain")
         assert not worth_strips(block, images)
     with Functions() as functions:
-        linear_relu(layer, torch.randn(2, 6)).sum().backward()
+        layer(torch.randn(2, 6)).sum().backward()
         with torch.no_grad():
-            linear_relu(layer, torch.randn(2, 6))
+            layer(torch.randn(2, 6))
     assert not [function for function in functions.names if "mkldnn" in function]

@@ -104,7 +104,7 @@ def test_the_limit_holds_for_onednn_itself() -> None:
     """In a process that starts under it oneDNN refuses bfloat16, on any processor."""
     program = (
         "import torch; from detector.kernels.processor import cpu_bfloat16; from detector.kernels.onednn import "
-        "bfloat16_runs; print(cpu_bfloat16(), bfloat16_runs(), torch.ops.mkldnn._is_mkldnn_bf16_supported())"
+        "computes_bfloat16; print(cpu_bfloat16(), computes_bfloat16(), torch.ops.mkldnn._is_mkldnn_bf16_supported())"
     )
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"}
     command = [sys.executable, "-c", program]

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from detector.backbones import vgg16
 from detector.backbones.batch_norm import FrozenBatchNorm2d
 from detector.backbones.vgg16 import VGG16Body
-from detector.kernels import strips
+from detector.kernels import checkpointing, strips
+from detector.kernels.precision import replace_layers
 
 NORMS: dict[str, Callable[[int], nn.Module] | None] = {
     "no norm": None,
@@ -23,14 +23,17 @@ NORMS: dict[str, Callable[[int], nn.Module] | None] = {
 def calls(monkeypatch) -> list[tuple[int, ...]]:
     """Sizes of the maps that were asked for in strips."""
     sizes: list[tuple[int, ...]] = []
-    compute = vgg16.pooled_in_strips
-    monkeypatch.setattr(vgg16, "pooled_in_strips", lambda block, x: sizes.append(tuple(x.shape)) or compute(block, x))
+    compute = checkpointing.pooled_in_strips
+    monkeypatch.setattr(
+        checkpointing, "pooled_in_strips", lambda block, x: sizes.append(tuple(x.shape)) or compute(block, x)
+    )
     return sizes
 
 
 def build(norm: Callable[[int], nn.Module] | None) -> VGG16Body:
     torch.manual_seed(0)
     body = VGG16Body(norm).eval().to(memory_format=torch.channels_last)
+    replace_layers(body)
     for module in body.modules():
         if isinstance(module, FrozenBatchNorm2d | nn.BatchNorm2d):
             module.running_mean.normal_()
@@ -57,13 +60,6 @@ def test_numbers_of_whole_maps(calls, monkeypatch, norm, dtype, size):
     assert len(found.unique()) > 100
     tolerance = 1e-5 if dtype == torch.float32 else 0.03
     torch.testing.assert_close(found, whole, atol=tolerance, rtol=tolerance)
-
-
-def test_rows_of_strips():
-    assert list(strips._strips(50, 16)) == [(0, 14), (14, 28), (28, 42), (42, 50)]
-    assert list(strips._strips(33, 40)) == [(0, 33)]
-    assert list(strips._strips(33, 3)) == [(0, 12), (12, 24), (24, 33)]  # as if up to 16
-    assert list(strips._strips(608, 138)) == [(0, 122), (122, 244), (244, 366), (366, 488), (488, 608)]
 
 
 def test_no_map_is_larger_than_a_strip(calls):

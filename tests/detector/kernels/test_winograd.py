@@ -5,18 +5,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detector.backbones.batch_norm import FrozenBatchNorm2d, fold_frozen_norms
+from detector.backbones.batch_norm import FrozenBatchNorm2d
 from detector.backbones.vgg16 import VGG16Body
 from detector.kernels import cpu_paths, onednn, winograd
 from detector.kernels.checkpointing import run_stage
-from detector.kernels.onednn import Conv2d, ConvReLU2d, conv2d
+from detector.kernels.onednn import Conv2d
+from detector.kernels.precision import replace_layers
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this PyTorch has no oneDNN")
 
 
 def exact(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """By the definition, in float64."""
-    return F.relu(F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), padding=1))
+    return F.conv2d(x.double(), weight.double(), None if bias is None else bias.double(), padding=1)
 
 
 @pytest.mark.parametrize("tile_rows", [1, 3, 1000])
@@ -28,11 +29,10 @@ def test_numbers_of_the_definition(monkeypatch, size, with_bias, tile_rows):
     monkeypatch.setattr(winograd, "_BYTES", tile_rows * 16 * -(-size[1] // 2) * 5 * 4)
     x = torch.randn(2, 5, *size).contiguous(memory_format=torch.channels_last)
     weight, bias = torch.randn(4, 5, 3, 3), torch.randn(4) if with_bias else None
-    found = winograd.winograd(x, weight, bias, relu=True)
+    found = winograd.winograd(x, weight, bias)
     assert found.shape == (2, 4, *size)
     assert found.is_contiguous(memory_format=torch.channels_last)
     expected = exact(x, weight, bias)
-    assert 0.1 < float((expected == 0).double().mean()) < 0.9
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -44,7 +44,6 @@ def test_one_cell_by_hand():
     assert winograd.winograd(x, weight, None)[0, 0].tolist() == [[9, 8, 7], [6, 5, 4], [3, 2, 1]]
     bias = torch.tensor([-6.0])
     assert winograd.winograd(x, weight, bias)[0, 0].tolist() == [[3, 2, 1], [0, -1, -2], [-3, -4, -5]]
-    assert winograd.winograd(x, weight, bias, relu=True)[0, 0].tolist() == [[3, 2, 1], [0, 0, 0], [0, 0, 0]]
 
 
 def test_rounding():
@@ -52,7 +51,7 @@ def test_rounding():
     torch.manual_seed(0)
     x, layer = torch.randn(1, 256, 40, 50).relu(), nn.Conv2d(256, 256, 3, padding=1).requires_grad_(False)
     expected = exact(x, layer.weight, layer.bias)
-    error = winograd.winograd(x, layer.weight, layer.bias, relu=True) - expected
+    error = winograd.winograd(x, layer.weight, layer.bias) - expected
     assert 0 < error.square().mean().sqrt() / expected.square().mean().sqrt() < 2e-6
 
 
@@ -73,16 +72,14 @@ def test_rounding():
         ({"padding_mode": "reflect"}, (40, 50), False),
     ],
 )
-@pytest.mark.parametrize("layer_class", [Conv2d, ConvReLU2d])
-def test_which_layers(used, layer_class, options, size, worth):
+def test_which_layers(used, options, size, worth):
     shape = {"in_channels": 128, "out_channels": 256, "kernel_size": 3, "padding": 1} | options
-    layer = layer_class(**shape).requires_grad_(False)
+    layer = Conv2d(**shape).requires_grad_(False)
     x = torch.randn(1, layer.in_channels, *size)
     found = layer(x)
     assert used == ([tuple(x.shape)] if worth else [])
     expected = nn.Conv2d.forward(layer, x) if not worth else exact(x, layer.weight, layer.bias)
-    assert layer_class is Conv2d or found.min() == 0
-    torch.testing.assert_close(found.relu(), expected.relu().float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found, expected.float(), atol=1e-5, rtol=1e-5)
 
 
 @pytest.fixture
@@ -90,9 +87,7 @@ def used(monkeypatch) -> list[tuple[int, ...]]:
     """Sizes of the maps that were computed so, by the paths `onednn`."""
     sizes: list[tuple[int, ...]] = []
     compute = onednn.winograd
-    monkeypatch.setattr(
-        onednn, "winograd", lambda x, *rest, **options: sizes.append(tuple(x.shape)) or compute(x, *rest, **options)
-    )
+    monkeypatch.setattr(onednn, "winograd", lambda x, *rest: sizes.append(tuple(x.shape)) or compute(x, *rest))
     monkeypatch.setattr(cpu_paths, "_chosen", "onednn")
     return sizes
 
@@ -101,6 +96,7 @@ def test_in_vgg16(used):
     """From conv3_1 on, down to 500 cells; in evaluation in float32 only."""
     torch.manual_seed(0)
     body, images = VGG16Body().eval(), torch.randn(1, 3, 160, 224)
+    replace_layers(body)
     (trained,) = body(images)
     assert used == []
     with torch.no_grad():
@@ -115,7 +111,7 @@ def test_in_vgg16(used):
 
 
 def test_in_frozen_layers_only(used):
-    layer, x = ConvReLU2d(128, 256, 3, padding=1), torch.randn(1, 128, 24, 24)
+    layer, x = Conv2d(128, 256, 3, padding=1), torch.randn(1, 128, 24, 24)
     layer(x).sum().backward()
     assert used == []
     layer.zero_grad()
@@ -145,12 +141,17 @@ def trained(monkeypatch) -> list[str]:
 
         monkeypatch.setattr(winograd, name, note)
     for name, value in SMALL.items():
-        monkeypatch.setattr(cpu_paths, name, value)
+        monkeypatch.setattr(winograd, name, value)
     monkeypatch.setattr(cpu_paths, "_chosen", "winograd")
     return passes
 
 
 EVERY_PASS = ["winograd", "input_gradient", "weight_gradient"]
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As a layer with these tensors."""
+    return Conv2d(1, 1, 3, padding=1)._conv_forward(x, weight, bias)
 
 
 def gradients(function, *leaves: Tensor | None) -> list[Tensor]:
@@ -169,7 +170,7 @@ def test_gradients_are_those_of_the_definition(trained, monkeypatch, size, with_
     leaves = [torch.randn(2, 5, *size), torch.randn(4, 5, 3, 3), torch.randn(4) if with_bias else None]
     exactly = [None if leaf is None else leaf.double().requires_grad_() for leaf in leaves]
     leaves = [None if leaf is None else leaf.requires_grad_() for leaf in leaves]
-    found = gradients(lambda *own: conv2d(*own, (1, 1), (1, 1), (1, 1), 1), *leaves)
+    found = gradients(convolve, *leaves)
     assert trained == EVERY_PASS
     expected = gradients(lambda *own: F.conv2d(*own, padding=1), *exactly)
     for ours, theirs in zip(found, expected, strict=True):
@@ -240,8 +241,8 @@ def test_gradients_of_gradients(trained):
     torch.manual_seed(0)
     leaves = [tensor.requires_grad_() for tensor in (torch.randn(1, 4, 5, 6), torch.randn(4, 4, 3, 3), torch.randn(4))]
     found: list[list[Tensor]] = []
-    for function in (conv2d, F.conv2d):
-        y = function(*leaves, (1, 1), (1, 1), (1, 1), 1)
+    for function in (convolve, lambda *own: F.conv2d(*own, padding=1)):
+        y = function(*leaves)
         first = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
         assert trained == ["winograd"]  # what has a gradient itself is PyTorch's
         found.append([*first, *torch.autograd.grad(sum(own.square().sum() for own in first), leaves)])
@@ -260,7 +261,7 @@ def test_under_a_frozen_norm_and_checkpointed(trained):
     run = lambda checkpointed: run_stage([network], run_stage([network], x, checkpointed), checkpointed)  # noqa: E731
     expected = gradients(lambda *_: run(False), x, network[0].weight)
     assert trained == []  # without folding the convolution is PyTorch's
-    fold_frozen_norms(network)
+    replace_layers(network)
     found = gradients(lambda *_: run(False), x, network[0].weight)
     assert trained == ["winograd"] * 2 + EVERY_PASS[1:] * 2
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
@@ -273,7 +274,7 @@ def test_not_where_another_type_or_a_compiler_computes(trained):
     layer, x = Conv2d(4, 4, 3, padding=1), torch.randn(1, 4, 6, 6)
     with torch.autocast("cpu", torch.bfloat16):
         assert layer(x).dtype == torch.bfloat16
-    assert conv2d(x.double(), layer.weight.double(), None, (1, 1), (1, 1), (1, 1), 1).dtype == torch.float64
+    assert convolve(x.double(), layer.weight.double(), None).dtype == torch.float64
     with torch.backends.mkldnn.flags(enabled=False):
         layer(x).sum().backward()
     torch.compile(layer, backend="aot_eager")(x).sum().backward()
@@ -290,7 +291,7 @@ def test_under_autocast_backward_stays_in_float32(trained):
     expected = gradients(lambda x, weight: F.conv2d(x, weight, padding=1), x, weight)
     with torch.autocast("cpu", torch.bfloat16):
         with torch.autocast("cpu", enabled=False):
-            y = conv2d(x, weight, None, (1, 1), (1, 1), (1, 1), 1)
+            y = convolve(x, weight, None)
         found = torch.autograd.grad(y.square().sum(), [x, weight])
     assert trained == EVERY_PASS
     torch.testing.assert_close([y, *found], expected, atol=1e-4, rtol=1e-5)

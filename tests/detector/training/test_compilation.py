@@ -13,9 +13,10 @@ from torch._dynamo.utils import counters
 
 from detector.anchors import AnchorConfig
 from detector.backbones.base import BackboneConfig
-from detector.backbones.batch_norm import FoldedConv2d, FrozenBatchNorm2d, fold_frozen_norms
+from detector.backbones.batch_norm import FrozenBatchNorm2d
 from detector.errors import InputError
 from detector.image_batch import ImageConfig
+from detector.kernels.precision import replace_layers
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
 from detector.training import compilation
@@ -188,8 +189,8 @@ def test_compiled_kernels_of_folded_norms_and_dropout() -> None:
     norm = network[1]
     assert isinstance(norm, FrozenBatchNorm2d)
     norm.running_var.uniform_(0.5, 2.0)
-    fold_frozen_norms(network)
-    assert isinstance(network[0], FoldedConv2d)
+    replace_layers(network)
+    assert norm.folded
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     eager = copy.deepcopy(network)
     compile_networks([network], "default", CPU)
