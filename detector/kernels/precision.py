@@ -13,6 +13,7 @@ Networks are written with PyTorch's own layers and know nothing of this. Install
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import nn
@@ -72,9 +73,9 @@ def _replacement(layer: nn.Module) -> nn.Module:
             new = Linear(layer.in_features, layer.out_features, layer.bias is not None)
         else:
             assert isinstance(layer, nn.Conv2d)
-            geometry = layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups
-            bias = layer.bias is not None
-            new = Conv2d(layer.in_channels, layer.out_channels, *geometry, bias, layer.padding_mode)
+            names = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+            options: dict[str, Any] = {name: getattr(layer, name) for name in names}
+            new = Conv2d(layer.in_channels, layer.out_channels, bias=layer.bias is not None, **options)
     new.weight, new.bias = layer.weight, layer.bias
     return new.train(layer.training)
 
