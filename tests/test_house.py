@@ -4,6 +4,7 @@ An import counts wherever it stands: at the top of a module, within a function, 
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -100,3 +101,21 @@ def test_files_and_functions_are_short() -> None:
         if isinstance(node, ast.FunctionDef)
     }
     assert {name: lines for name, lines in functions.items() if lines > 60} == {}
+
+
+def test_docstrings_are_plain_sentences() -> None:
+    """Functions say what they do ("Return ...", "Write ..."): no noun, no "Returns", nothing that hangs in the air."""
+    no_verbs = """A All An Another As At Because Beside Both By Each Equal Every First For From Here How If In It Its
+        Last Like Mean Most No Not None Of On One Only Or Other Our Same Second Share So Some Such Than That The Their
+        There These They This To True Two Under Until Up What When Where Whether Which While Why With Without"""
+    wrong = []
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            is_function = isinstance(node, ast.FunctionDef)
+            if is_function or isinstance(node, ast.ClassDef | ast.Module):
+                text = ast.get_docstring(node) or "Return nothing."
+                first = text.split()[0].rstrip(",;:")
+                is_verb = re.fullmatch(r"[A-Z][a-z]*([^s]|ss)", first) and first not in no_verbs.split()
+                if text.startswith(("As `", "Of those", "What gets")) or (is_function and not is_verb):
+                    wrong.append(f"{FILES[path]}:{getattr(node, 'name', '')}: {text.splitlines()[0]}")
+    assert wrong == []
