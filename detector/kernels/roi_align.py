@@ -23,7 +23,7 @@ def cells_and_weights(
     sampling: int,
     aligned: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Which cells each bin sums up, and their weights, both (R * P * P, 4 * S * S).
+    """Return which cells each bin sums up, and their weights, both (R * P * P, 4 * S * S).
 
     Cells are counted image by image and row by row within a level, and on from level to level.
     """
@@ -45,7 +45,7 @@ def cells_and_weights(
 def interpolation(
     start: Tensor, end: Tensor, cells: Tensor, pool_size: int, sampling: int, aligned: bool
 ) -> tuple[Tensor, Tensor]:
-    """Cells and their weights along one axis, both (R, P, 2 S): the two neighbours of each sampling point.
+    """Return cells and weights along one axis, both (R, P, 2 S): the two neighbours of each sampling point.
 
     The rules of torchvision's operator: points beyond -1 or `cells` count as 0, points beyond the outermost cells'
     centres take the outermost cell; without `aligned` a RoI is at least one cell long.

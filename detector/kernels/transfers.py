@@ -10,13 +10,15 @@ from torch import Tensor
 
 
 def constant(values: Sequence[float], like: Tensor) -> Tensor:
-    """Numbers as a tensor (n,) of the type of `like`, on its device: its `new_tensor`, which a GPU would be waited
-    for."""
+    """Return numbers as a tensor (n,) of the type of `like`, on its device.
+
+    Its `new_tensor` does the same, but a GPU would be waited for.
+    """
     return send(torch.tensor(values, dtype=like.dtype), like.device)
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on a device, without waiting for what a GPU still computes.
+    """Return a tensor of the CPU on a device, without waiting for what a GPU still computes.
 
     Its memory may be freed at once: CUDA has read it before it returns. Others give no such promise, and are waited
     for.
@@ -25,7 +27,7 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def true_indices(masks: Sequence[Tensor]) -> list[Tensor]:
-    """For each mask (n,) the indices of its true elements, ascending; their numbers are asked for once, for all masks.
+    """Return the ascending indices of the true elements of each mask (n,), asking for their numbers once for all masks.
 
     The masks, whose lengths may differ, are on one device.
     """
