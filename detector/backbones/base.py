@@ -161,7 +161,8 @@ class Body(nn.Module):
     channels: tuple[int, ...]
 
     @abstractmethod
-    def forward(self, images: Tensor) -> list[Tensor]: ...
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the feature maps, fine to coarse."""
 
     def run(self, modules: Sequence[nn.Module], x: Tensor) -> Tensor:
         """Apply the modules of a stage, or of a part of it, one after the other."""
@@ -202,7 +203,8 @@ class Backbone(nn.Module):
         return self.strides
 
     @abstractmethod
-    def forward(self, images: Tensor) -> list[Tensor]: ...
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the feature maps of all levels, each (B, channels, h, w), of images (B, 3, H, W)."""
 
     def freeze(self, count: int) -> Self:
         """Freeze the first `count` stages: no gradients, and evaluation mode even after `.train()`.
@@ -216,6 +218,7 @@ class Backbone(nn.Module):
         return self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
+        """Set the mode; frozen stages stay in evaluation mode."""
         super().train(mode)
         for module in self._frozen():
             module.eval()
@@ -234,6 +237,7 @@ class SingleLevel(Backbone):
         self.out_channels = body.channels[-1]
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the body's map as the only level."""
         return [self.body(images)[-1]]
 
 

@@ -28,6 +28,7 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(num_features))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the norm, unless the convolution before it does."""
         if self.folded:
             return x
         scale, shift = self.scale_and_shift()
@@ -39,4 +40,5 @@ class FrozenBatchNorm2d(nn.Module):
         return scale, self.bias - self.running_mean * scale
 
     def extra_repr(self) -> str:
+        """Return what is printed of it."""
         return f"{len(self.weight)}, eps={self.eps}"

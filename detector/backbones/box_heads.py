@@ -27,7 +27,8 @@ class BoxHead(nn.Module):
         self.weight_prefixes: dict[str, str] = {}
 
     @abstractmethod
-    def forward(self, pooled: Tensor) -> Tensor: ...
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Return a vector per RoI."""
 
 
 class TwoLayerHead(BoxHead):
@@ -42,6 +43,7 @@ class TwoLayerHead(BoxHead):
             nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
+        """Return a vector per RoI, (R, out_channels)."""
         return F.relu(self.fc2(F.relu(self.fc1(pooled.flatten(1)))))
 
 
@@ -64,6 +66,7 @@ class ConvFCHead(BoxHead):
         nn.init.zeros_(self.fc.bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
+        """Return a vector per RoI, (R, out_channels)."""
         return F.relu(self.fc(self.convs(pooled).flatten(1)))
 
 

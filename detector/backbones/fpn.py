@@ -30,6 +30,7 @@ class FeaturePyramid(Backbone):
         return self.strides[:-1]
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Return all levels, fine to coarse."""
         laterals = [lateral(x) for lateral, x in zip(self.lateral, self.body(images), strict=True)]
         merged = laterals[-1:]
         for x in reversed(laterals[:-1]):

@@ -31,6 +31,7 @@ class MobileNetV2Body(Body):
         self.channels = _CHANNELS[1:depth]
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the feature maps, fine to coarse."""
         maps = []
         x = images
         for stage in self.stages():
@@ -39,6 +40,7 @@ class MobileNetV2Body(Body):
         return maps[1:]
 
     def stages(self) -> list[list[nn.Module]]:
+        """Return the modules of each stage; see `Body.stages`."""
         blocks = list(self.features)
         return [blocks[start:end] for start, end in zip((0, *self._ends), self._ends, strict=False)]
 
@@ -57,6 +59,7 @@ class MobileNetV2Head(BoxHead):
         self.weight_prefixes = {"features.": "features."}
 
     def forward(self, pooled: Tensor) -> Tensor:
+        """Return a vector per RoI, (R, out_channels)."""
         x: Tensor = self.features(pooled)
         return x.mean(dim=(2, 3))
 

@@ -29,6 +29,7 @@ class MobileNetV3Body(Body):
         self.features = network.features
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the feature maps, fine to coarse."""
         maps = []
         x = images
         for index, stage in enumerate(self.stages()):
@@ -40,6 +41,7 @@ class MobileNetV3Body(Body):
         return maps
 
     def stages(self) -> list[list[nn.Module]]:
+        """Return the modules of each stage; see `Body.stages`."""
         blocks = list(self.features)
         return [blocks[start:end] for start, end in pairwise(_STARTS)]
 

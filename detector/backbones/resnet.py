@@ -28,6 +28,7 @@ class ResNetBody(Body):
         self.channels = tuple(_channels(self.get_submodule(name)) for name in self._layers)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the feature maps, fine to coarse."""
         x = self.run([self.conv1, self.bn1, self.relu, self.maxpool], images)
         maps = []
         for name in self._layers:
@@ -36,6 +37,7 @@ class ResNetBody(Body):
         return maps
 
     def stages(self) -> list[list[nn.Module]]:
+        """Return the modules of each stage; see `Body.stages`."""
         return [[self.conv1, self.bn1], *([self.get_submodule(name)] for name in self._layers)]
 
 
@@ -52,6 +54,7 @@ class ResNetHead(BoxHead):
         self.weight_prefixes = {"layer4.": "layer4."}
 
     def forward(self, pooled: Tensor) -> Tensor:
+        """Return a vector per RoI, (R, out_channels)."""
         x: Tensor = self.layer4(pooled)
         return x.mean(dim=(2, 3))
 

@@ -30,6 +30,7 @@ class ResidualBlock(nn.Module):
             self.shortcut = nn.Conv2d(channels_in, channels_out, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Apply the layers."""
         residual = F.relu(self.norm1(self.conv1(x)), inplace=True)
         residual = self.norm2(self.conv2(residual))
         return F.relu(residual + self.shortcut(x), inplace=True)
@@ -52,12 +53,14 @@ class SmallBody(Body):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the feature maps, fine to coarse."""
         x = images
         for stage in self.stages():
             x = self.run(stage, x)
         return [x]
 
     def stages(self) -> list[list[nn.Module]]:
+        """Return the modules of each stage; see `Body.stages`."""
         return [[self.stem], [self.layer1], [self.layer2], [self.layer3]]
 
 

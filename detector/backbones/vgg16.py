@@ -48,12 +48,14 @@ class VGG16Body(Body):
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the feature maps, fine to coarse."""
         x = images
         for stage in self.stages():
             x = self.run(stage, x)
         return [x]
 
     def stages(self) -> list[list[nn.Module]]:
+        """Return the modules of each stage; see `Body.stages`."""
         layers = list(self.features)
         return [layers[start:end] for start, end in zip([0, *self._ends], self._ends, strict=False)]
 
@@ -72,6 +74,7 @@ class VGG16Head(BoxHead):
             nn.init.zeros_(layer.bias)
 
     def forward(self, pooled: Tensor) -> Tensor:
+        """Return a vector per RoI, (R, out_channels)."""
         x = pooled.flatten(1)
         for layer in (self.fc6, self.fc7):
             x = F.dropout(F.relu(layer(x)), self.dropout, self.training)

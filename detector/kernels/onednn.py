@@ -37,7 +37,7 @@ class Conv2d(nn.Conv2d):
         return self.groups == self.in_channels > 1
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, in, H, W) -> (B, out, H', W')."""
+        """Convolve, (B, in, H, W) -> (B, out, H', W')."""
         weight, bias = self.weight, self.bias
         for norm in self.norm:
             scale, shift = norm.scale_and_shift()
@@ -94,7 +94,7 @@ class Linear(nn.Linear):
     """A fully connected layer, of vectors (R, in), which oneDNN computes in float32 on CPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """(R, in) -> (R, out)."""
+        """Multiply, (R, in) -> (R, out)."""
         if _onednn_in_float32(x, self.weight):
             result: Tensor = _LinearByOneDNN.apply(x, self.weight, self.bias)
             return result

@@ -1,5 +1,7 @@
-"""3 x 3 convolutions in float32 with 16 products where the definition has 36 (Lavin and Gray, "Fast Algorithms for
-Convolutional Neural Networks", CVPR 2016, section 4.1: Winograd's F(2 x 2, 3 x 3)), and their gradients.
+"""3 x 3 convolutions in float32 with 16 products where the definition has 36, and their gradients.
+
+Source: Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR 2016, section 4.1: Winograd's
+F(2 x 2, 3 x 3).
 
 GPUs' libraries choose it by themselves, PyTorch on x86 does not. Four cells of the result are sums of 16 products of
 sums of inputs with sums of weights. For all tiles of four cells and all channels these are 16 matrix products, which
@@ -73,12 +75,14 @@ class WinogradConvolution(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, forward: bool, of_x: bool, of_weight: bool
     ) -> Tensor:
+        """Convolve; see `winograd`."""
         ctx.save_for_backward(x, weight)
         ctx.gradients = of_x, of_weight
         return winograd(x, weight, bias) if forward else F.conv2d(x, weight, bias, *_GEOMETRY)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of what `forward` takes."""
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad[:3]
         by_winograd = [wanted and chosen for wanted, chosen in zip((of_x, of_weight), ctx.gradients, strict=True)]
@@ -132,7 +136,7 @@ def _weight_sums(weight: Tensor) -> Tensor:
 
 
 def _convolve(x: Tensor, weights: list[Tensor], bias: Tensor | None) -> Tensor:
-    """The convolution of `x` with 16 sums of weights (D, C)."""
+    """Return the convolution of `x` with 16 sums of weights (D, C)."""
     batch, channels, height, width = x.shape
     size = batch, len(weights[0]), height, width
     result = torch.empty(size, dtype=x.dtype, memory_format=torch.channels_last)  # no view: it may be changed in place
@@ -143,15 +147,17 @@ def _convolve(x: Tensor, weights: list[Tensor], bias: Tensor | None) -> Tensor:
 
 
 def _padded(x: Tensor, border: int = 1) -> Iterator[Tensor]:
-    """Each image of (B, C, H, W) as (H', W', C): `border` cells of zeros around, and one more where tiles of 2 x 2
-    cells need it; one by one, as memory for small blocks is kept."""
+    """Yield each image of (B, C, H, W) as (H', W', C), padded by `border` cells of zeros around.
+
+    There is one more where tiles of 2 x 2 cells need it; one by one, as memory for small blocks is kept.
+    """
     ends = [border + side % 2 for side in x.shape[2:]]
     for image in x.permute(0, 2, 3, 1):
         yield F.pad(image, (0, 0, border, ends[1], border, ends[0])) if any((border, *ends)) else image
 
 
 def _parts(height: int, width: int, channels: int) -> Iterator[tuple[int, int]]:
-    """First and one past the last row of parts of whole tiles that fit into the cache; the end is that of the tiles."""
+    """Yield the first and one past the last row of parts of whole tiles that fit into the cache."""
     most = max(1, _BYTES // (16 * -(-width // 2) * channels * 4))
     for first in range(0, height, 2 * most):
         yield first, min(first + 2 * most, height + height % 2)
@@ -172,23 +178,23 @@ def _convolve_part(maps: Tensor, weights: list[Tensor], bias: Tensor | None, res
 
 
 def _tiles(maps: Tensor) -> list[Tensor]:
-    """Sums of inputs, 16 x (N, M, C), of padded maps (2 N + 2, 2 M + 2, C)."""
+    """Return the sums of inputs, 16 x (N, M, C), of padded maps (2 N + 2, 2 M + 2, C)."""
     return [tile for line in _input_sums(maps, 0) for tile in _input_sums(line, 1)]
 
 
 def _input_sums(x: Tensor, dim: int) -> tuple[Tensor, ...]:
-    """Of each four neighbours, every second cell on, along `dim`."""
+    """Return the sums of each four neighbours, every second cell on, along `dim`."""
     a, b, c, d = x.unfold(dim, 4, 2).unbind(-1)
     return a - c, b + c, c - b, b - d
 
 
 def _result_sums(products: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """The first and the second of two neighbours."""
+    """Return the first and the second of two neighbours."""
     a, b, c, d = products
     return a + b + c, b - c - d
 
 
 def _adjoint_of_result_sums(x: Tensor, dim: int) -> tuple[Tensor, ...]:
-    """Gradients of the four products from those of two neighbours, along `dim`."""
+    """Return the gradients of the four products from those of two neighbours, along `dim`."""
     a, b = x.unfold(dim, 2, 2).unbind(-1)
     return a, a + b, a - b, -b

@@ -102,7 +102,7 @@ def _device_names(gpus: Sequence[str]) -> dict[str, str]:
 
 
 def _threads(runs: int) -> dict[str, str]:
-    """Share the cores fairly, unless OMP_NUM_THREADS says otherwise."""
+    """Divide the cores fairly, unless OMP_NUM_THREADS says otherwise."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // runs))}
 
