@@ -2,11 +2,14 @@
 
 import logging
 import math
+import multiprocessing
 import os
 import pickle
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -69,6 +72,7 @@ def _work(
     rank: int, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], answers: Sequence[Path]
 ) -> None:
     """Call in the new process, and write the result, or what went wrong."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         result = function(*arguments[rank])
     except Exception as error:
@@ -76,3 +80,11 @@ def _work(
         answers[rank].write_text(f"failed: {type(error).__name__}: {lines[0]}".rstrip(": "))
         os._exit(1)  # at once: an orderly end may wait for processes that wait for this one
     answers[rank].write_bytes(pickle.dumps(result))
+
+
+def _end_with_parent() -> None:
+    """End this process with its parent: torch sends SIGINT, which a shell's background processes ignore."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
