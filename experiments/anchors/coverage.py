@@ -11,7 +11,7 @@ width). An axis of length 2 is x, then y.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -86,10 +86,13 @@ class ObjectMatches:
 def anchor_lattices(config: AnchorConfig, strides: Sequence[int], largest: tuple[int, int]) -> AnchorLattices:
     """Return all lattices that cover images up to `largest`, cut out of what `AnchorGenerator` gives.
 
+    Locations are a stride apart. So they are with `spacing: fitted`, too, where the padded image is a multiple of the
+    level's stride; elsewhere that spreads a level's last, cut cell over its side, differently in each image.
+
     Raises:
         InputError: The configuration does not fit the number of levels.
     """
-    generator = AnchorGenerator(config, strides)
+    generator = AnchorGenerator(replace(config, spacing="stride"), strides)
     cells = -(-max(largest) // min(strides))
     corners = np.stack([_corners(generator, (1, cells))[..., ::2], _corners(generator, (cells, 1))[..., 1::2]])
     names = [(level, *name) for level in range(len(strides)) for name in _names(config, level)]

@@ -51,6 +51,14 @@ def matched(boxes: list[list[float]], image: list[int], positive_iou: float = 0.
     )
 
 
+def test_fitted_locations_are_a_stride_apart_at_each_level() -> None:
+    """An image of 64 x 64 pixels has 16, 8 and 4 locations a side: 4, 8 and 16 pixels apart, from half of it on."""
+    config = AnchorConfig([[1.0], [2.0], [4.0]], [1.0], center_offset="half_stride", spacing="fitted")
+    lattices = anchor_lattices(config, (4, 8, 16), (64, 64))
+    centers = (lattices.low + lattices.high)[0] / 2
+    np.testing.assert_array_equal(centers[:, :3], [[2, 6, 10], [4, 12, 20], [8, 24, 40]])
+
+
 def test_best_anchor_by_hand() -> None:
     # The anchor (16, 8, 32, 72) overlaps (18, 10, 30, 70) by all of its 12 x 60 pixels, of 16 x 64.
     found = matched([[18, 10, 30, 70]], [0])
