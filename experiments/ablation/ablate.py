@@ -14,7 +14,7 @@ from rich.table import Table
 from detector.errors import InputError
 from detector.files import write_json
 from experiments.ablation.cell_folder import CellFolder, shell_line
-from experiments.ablation.checks import Checks, check
+from experiments.ablation.checks import Checks
 from experiments.ablation.grid import Grid, read_grid, setting_name
 from experiments.ablation.launcher import Launcher
 from experiments.ablation.local_launcher import LocalLauncher
@@ -35,7 +35,7 @@ def ablate(options: AblateOptions) -> int:
     shown = sys.stderr if options.format == "json" or options.dry_run else sys.stdout
     launcher = None if options.dry_run else _launcher(options, slots)
     planned = plan(grid, options.runs_dir)
-    checks = check(planned, need_data=launcher is not None, devices=options.gpus_per_run)
+    checks = Checks(planned, need_data=launcher is not None, devices=options.gpus_per_run)
     _print_head(planned, checks, _at_a_time(options, slots), shown)
     if launcher is None:
         _print_commands(planned, slots, options.format)
@@ -144,7 +144,7 @@ def _print_head(planned: Plan, checks: Checks, at_a_time: str, shown: TextIO) ->
     lines = [
         f"{grid.name}: {len(planned.cells)} cells ({' x '.join(sizes)}{left_out}), {steps}, {at_a_time}, in "
         f"{planned.folder}",
-        *checks.lines(),
+        *checks.lines,
     ]
     print("\n".join(lines), file=shown, flush=True)
 

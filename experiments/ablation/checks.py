@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 from jsonargparse import Namespace
 
@@ -25,52 +24,6 @@ Detector = tuple[AnchorConfig, Sequence[int], ImageConfig, RPNConfig, str]
 """What an audit has to know of one: anchors, strides, image, rpn, difficult."""
 
 
-@dataclass
-class Checks:
-    """Hold what a check found.
-
-    Attributes:
-        steps: Optimiser steps of each cell, in order; None where unknown.
-        warnings: Of the audit: setting -> what is wrong with its anchors.
-        notes: Why something could not be checked.
-    """
-
-    steps: list[int | None] = field(default_factory=list)
-    warnings: dict[str, Sequence[str]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def lines(self) -> list[str]:
-        """Return one line for each setting with warnings, and each note."""
-        warnings = [f"warning: {setting}: {'; '.join(texts)}" for setting, texts in self.warnings.items() if texts]
-        return [*warnings, *(f"note: {note}" for note in self.notes)]
-
-
-def check(plan: Plan, need_data: bool = True, devices: int = 1) -> Checks:
-    """Look at every cell's options and data, as its training would, and audit its anchors on some images.
-
-    Args:
-        plan: The grid.
-        need_data: False: a dataset that is not there is a note, not an error.
-        devices: Of each run, for the number of its steps.
-
-    Raises:
-        InputError: A cell cannot run; names it.
-    """
-    found, checker, evaluated = Checks(), _Checker(), plan.grid.evaluate is not None
-    for cell in plan.cells:
-        try:
-            detector = _detector(cell.config.model)
-            dataset = checker.dataset(cell.config, evaluated, found.notes, need_data)
-        except InputError as error:
-            raise InputError(f"{plan.grid.path}: cell {cell.name}: {error}") from None
-        if dataset is None:
-            found.steps.append(0 if evaluated else None)
-        else:
-            found.steps.append(_steps(cell.config, len(dataset), devices))
-            found.warnings[cell.setting or cell.name] = checker.warnings(cell.config, detector, dataset)
-    return found
-
-
 def _detector(model: Namespace) -> Detector:
     """Build the configs of a detector, which refuse bad values; return those that matter to an audit.
 
@@ -86,14 +39,44 @@ def _detector(model: Namespace) -> Detector:
     return anchors, strides, image, rpn, model.difficult
 
 
-class _Checker:
-    """Hold what cells share: datasets, and audits of the same anchors."""
+class Checks:
+    """What is known of all cells beforehand: options and data are read as by a training, anchors audited on some images.
 
-    def __init__(self) -> None:
+    Args:
+        plan: The grid.
+        need_data: False: a dataset that is not there is a note, not an error.
+        devices: Of each run, for the number of its steps.
+
+    Attributes:
+        steps: Optimiser steps of each cell, in order; None where unknown.
+        lines: What is wrong with the anchors of each setting, and why something could not be checked.
+
+    Raises:
+        InputError: A cell cannot run; names it.
+    """
+
+    def __init__(self, plan: Plan, need_data: bool = True, devices: int = 1) -> None:
+        self.steps: list[int | None] = []
+        self._evaluated = plan.grid.evaluate is not None
+        self._need_data = need_data
+        self._notes: list[str] = []
         self._modules: dict[str, DetectionDataModule | None] = {}
         self._audits: dict[str, Sequence[str]] = {}
+        warnings: dict[str, Sequence[str]] = {}
+        for cell in plan.cells:
+            try:
+                detector, dataset = _detector(cell.config.model), self._dataset(cell.config)
+            except InputError as error:
+                raise InputError(f"{plan.grid.path}: cell {cell.name}: {error}") from None
+            if dataset is None:
+                self.steps.append(0 if self._evaluated else None)
+            else:
+                self.steps.append(_steps(cell.config, len(dataset), devices))
+                warnings[cell.setting or cell.name] = self._audit(cell.config, detector, dataset)
+        self.lines = [f"warning: {setting}: {'; '.join(texts)}" for setting, texts in warnings.items() if texts]
+        self.lines += [f"note: {note}" for note in self._notes]
 
-    def dataset(self, config: Namespace, evaluated: bool, notes: list[str], need_data: bool) -> DetectionDataset | None:
+    def _dataset(self, config: Namespace) -> DetectionDataset | None:
         """Return the training data of a cell, all of whose annotations are read; None where it need not be there.
 
         Raises:
@@ -104,17 +87,17 @@ class _Checker:
         if key not in self._modules:
             try:
                 module: DetectionDataModule = DATA_FORMATS[config.data_format](**options)
-                module.setup(("test" if config.data.get("test_splits") else "validate") if evaluated else None)
+                module.setup(("test" if config.data.get("test_splits") else "validate") if self._evaluated else None)
                 self._modules[key] = module
             except InputError as error:
-                if need_data and not config.data.get("download"):
+                if self._need_data and not config.data.get("download"):
                     raise
-                notes.append(f"data is not there, so anchors are not audited ({error})")
+                self._notes.append(f"data is not there, so anchors are not audited ({error})")
                 self._modules[key] = None
         found = self._modules[key]
-        return found.train_dataset if found is not None and not evaluated else None
+        return found.train_dataset if found is not None and not self._evaluated else None
 
-    def warnings(self, config: Namespace, detector: Detector, dataset: DetectionDataset) -> Sequence[str]:
+    def _audit(self, config: Namespace, detector: Detector, dataset: DetectionDataset) -> Sequence[str]:
         """Return the warnings of an audit on at most 1000 images, and no more than can be read in a second."""
         parts = ("model.anchors.", "model.image.", "model.rpn.", "model.backbone.name", "model.difficult", "data.")
         options = {key: value for key, value in hashed_options(config).items() if key.startswith(parts)}
