@@ -40,7 +40,7 @@ def _detector(model: Namespace) -> Detector:
 
 
 class Checks:
-    """What is known of all cells beforehand: options and data are read as by a training, anchors audited on some images.
+    """What is known of all cells beforehand: their options, data and, on some images, anchors are looked at.
 
     Args:
         plan: The grid.

@@ -11,6 +11,7 @@ import os
 import runpy
 import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
@@ -82,9 +83,17 @@ def prepare(environment: Mapping[str, str], program: str = PROGRAM) -> None:
 
 def start(job: Job, lock: int) -> BaseProcess:
     """Start a command that holds the file descriptor `lock` until it ends."""
+    context, variables = multiprocessing.get_context("forkserver"), job.variables()
     with Connection(os.dup(lock)) as held, _signals_blocked():  # multiprocessing passes a connection on as it is open
-        process = multiprocessing.get_context("forkserver").Process(target=_run, args=(job, job.variables(), held))
-        process.start()
+        for tries_left in (2, 1, 0):
+            process = context.Process(target=_run, args=(job, variables, held))
+            try:
+                process.start()
+                break
+            except (ConnectionError, EOFError):  # the process that forks is being killed; the next one may live longer
+                if not tries_left:
+                    raise
+                time.sleep(0.2)
     return process
 
 
