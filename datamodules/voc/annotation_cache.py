@@ -37,6 +37,7 @@ class AnnotationCache(FileCache):
     def __init__(self, folder: Path, cache_dir: Path | None, reading: Reading = USUAL) -> None:
         super().__init__(folder, cache_dir, reading)
         self._read: dict[str, Annotation] = {}
+        self.paths: dict[str, Path] = {}  # by stem, of what was asked for
 
     def annotations(self, stems: Sequence[str]) -> dict[str, Annotation | InputError]:
         """Return by stem the annotation Annotations/<stem>.xml, or why there is none."""
@@ -46,7 +47,7 @@ class AnnotationCache(FileCache):
             if stem in self._read:
                 found[stem] = self._read[stem]
                 continue
-            path = annotation_path(self.folder, stem)
+            path = self.paths[stem] = annotation_path(self.folder, stem)
             try:
                 data = read_annotation_bytes(path)
             except InputError as error:

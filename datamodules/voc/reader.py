@@ -95,7 +95,7 @@ class VOCFormat(DatasetFormat):
             stems = [member.stem for member in group]
             place = folder / "JPEGImages"
             annotations = self.cache(folder).annotations(stems)
-            stated = {stem: _stated(annotation_path(folder, stem), annotations[stem]) for stem in stems}
+            stated = {stem: _stated(self.cache(folder).paths[stem], annotations[stem]) for stem in stems}
             images: dict[str, Path] = {}
             for stem, (one, file_name) in stated.items() if look else ():
                 try:
