@@ -192,7 +192,7 @@ CHANGES = (
         "experiments/ablation/plan.py",
         'dict(before.get("base_options", {})) | dict(old.get("overrides", {}))',
         'dict(old.get("overrides", {})) | dict(before.get("base_options", {}))',
-        ("tests/experiments/ablation/test_grid.py", "tests/experiments/ablation/test_ablate.py"),
+        ("tests/experiments/ablation/test_plan.py", "tests/experiments/ablation/test_ablate.py"),
     ),
     Change(  # several sizes count as several times the objects
         "experiments/anchors/audit.py",
