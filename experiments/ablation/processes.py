@@ -138,6 +138,10 @@ def _run(job: Job, variables: Mapping[str, str], lock: Connection) -> None:
     os.environ.clear()
     os.environ.update(variables)
     os.chdir(job.cwd)
+    # The process that forks may be older than this grid, and have imported torch for another number.
+    threads = variables.get("OMP_NUM_THREADS", "")
+    if "torch" in sys.modules and threads.isdigit():
+        sys.modules["torch"].set_num_threads(int(threads))
     sys.argv[1:] = job.arguments
     try:
         runpy.run_path(job.program, run_name="__main__")

@@ -61,6 +61,30 @@ def test_a_command_is_as_if_started_by_itself(run, tmp_path, monkeypatch, script
     assert (tmp_path / "log").read_text() == output
 
 
+def test_threads_are_the_commands_own_whatever_the_process_that_forks_has(tmp_path):
+    """In a process of its own: the one that forks has imported torch before, for five threads."""
+    (tmp_path / "program.py").write_text("import torch; print(torch.get_num_threads())")
+    (tmp_path / "older.py").write_text(
+        "import multiprocessing, os, sys\n"
+        "from multiprocessing import forkserver\n"
+        "from experiments.ablation.processes import Job, prepare, start\n"
+        "if __name__ == '__main__':\n"
+        "    folder = sys.argv[1]\n"
+        "    os.environ['OMP_NUM_THREADS'] = '5'\n"
+        "    multiprocessing.set_forkserver_preload(['torch'])\n"
+        "    forkserver.ensure_running()\n"
+        "    for number in '1', '3':\n"
+        "        environment, program = {'OMP_NUM_THREADS': number}, folder + '/program.py'\n"
+        "        prepare(environment, program)\n"
+        "        lock = os.open(folder + '/lock', os.O_RDWR | os.O_CREAT)\n"
+        "        start(Job((), folder + '/log', folder, environment, program), lock).join()\n"
+    )
+    subprocess.run(
+        [sys.executable, tmp_path / "older.py", tmp_path], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert (tmp_path / "log").read_text() == "1\n3\n"
+
+
 def test_lightning_starts_the_other_devices_by_the_same_command(run, tmp_path):
     script = (
         "from lightning_fabric.strategies.launchers.subprocess_script import _basic_subprocess_cmd\n"
