@@ -2,19 +2,18 @@
 
 import logging
 import math
-import multiprocessing
 import os
 import pickle
 import signal
 import tempfile
-import threading
 from collections.abc import Callable, Sequence
-from multiprocessing.connection import wait
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
 from torch.multiprocessing.spawn import ProcessExitedException, start_processes
+
+from datamodules.parallel import end_with_parent
 
 
 class ProcessFailed(RuntimeError):
@@ -36,9 +35,8 @@ def run_processes(
     Raises:
         ProcessFailed: One raised something, died, or took longer.
     """
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(
-        logging.ERROR
-    )  # it would tell of each process that it ends
+    # It would tell of each process that it ends.
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     end = monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder:
         answers = [Path(folder) / str(rank) for rank in range(len(arguments))]
@@ -72,7 +70,7 @@ def _work(
     rank: int, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], answers: Sequence[Path]
 ) -> None:
     """Call in the new process, and write the result, or what went wrong."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()  # torch sends SIGINT, which a shell's background processes ignore
     try:
         result = function(*arguments[rank])
     except Exception as error:
@@ -80,11 +78,3 @@ def _work(
         answers[rank].write_text(f"failed: {type(error).__name__}: {lines[0]}".rstrip(": "))
         os._exit(1)  # at once: an orderly end may wait for processes that wait for this one
     answers[rank].write_bytes(pickle.dumps(result))
-
-
-def _end_with_parent() -> None:
-    """End this process with its parent: torch sends SIGINT, which a shell's background processes ignore."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        wait([parent.sentinel])
-        os._exit(1)

@@ -2,8 +2,11 @@
 
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 from operator import truediv
+from pathlib import Path
 
 import pytest
 
@@ -38,3 +41,27 @@ def test_a_process_that_dies(function, own: tuple[int, ...], words: str) -> None
     with pytest.raises(ProcessFailed) as failure:
         run_processes(function, [own], 200)
     assert str(failure.value) == words
+
+
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path, wait_for) -> None:
+    """Also where it is killed, and where SIGINT is ignored, as in a shell's background."""
+    (tmp_path / "program.py").write_text(
+        "import os, pathlib, signal, time\n"
+        "from experiments.benchmark.processes import run_processes\n"
+        "def sleep():\n"
+        "    pathlib.Path('draft').write_text(str(os.getpid()))\n"
+        "    os.replace('draft', 'pid')\n"
+        "    time.sleep(600)\n"
+        "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "    run_processes(sleep, [()])\n"
+    )
+    root = Path(__file__).resolve().parents[3]
+    parent = subprocess.Popen(
+        [sys.executable, "program.py"], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(root)}, text=True
+    )
+    wait_for((tmp_path / "pid").exists, parent)
+    process = Path("/proc") / (tmp_path / "pid").read_text()
+    parent.kill()
+    parent.wait()
+    wait_for(lambda: not process.exists() or "State:\tZ" in (process / "status").read_text())
