@@ -17,11 +17,12 @@ NMS = Literal["hard", "soft_linear", "soft_gaussian"]
 
 
 class Candidates(NamedTuple):
-    """Boxes (K, 4), labels (K,) in 1..C and scores (K,) of one image, in any order."""
+    """Boxes (K, 4), labels (K,) in 1..C, scores (K,) and RoIs (K,), by index, of one image, in any order."""
 
     boxes: Tensor
     labels: Tensor
     scores: Tensor
+    rois: Tensor
 
 
 def likely_boxes(
@@ -38,7 +39,12 @@ def likely_boxes(
     ]
     chosen = true_indices([mask.flatten() for mask in likely])
     return [
-        Candidates(image_boxes.flatten(0, 1)[index], index % image_scores.shape[1] + 1, image_scores.flatten()[index])
+        Candidates(
+            image_boxes.flatten(0, 1)[index],
+            index % image_scores.shape[1] + 1,
+            image_scores.flatten()[index],
+            index // image_scores.shape[1],
+        )
         for image_boxes, image_scores, index in zip(clipped, scores, chosen, strict=True)
     ]
 
@@ -56,11 +62,11 @@ def suppress(found: Candidates, kind: NMS, iou: float, sigma: float, threshold: 
     """
     if kind == "hard":
         keep = batched_nms(found.boxes, found.scores, found.labels, iou)[:limit]
-        return Candidates(found.boxes[keep], found.labels[keep], found.scores[keep])
+        return Candidates(*(part[keep] for part in found))
     keep, scores = soft_nms(found, kind, iou, sigma, limit)
     above = scores > threshold
     keep = keep[above]
-    return Candidates(found.boxes[keep], found.labels[keep], scores[above])
+    return Candidates(found.boxes[keep], found.labels[keep], scores[above], found.rois[keep])
 
 
 def soft_nms(found: Candidates, kind: NMS, iou: float, sigma: float, limit: int) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ B images, R RoIs of all images together, C classes without background, D detecti
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,8 @@ from detector.image_batch import ImageBatch, to_original
 from detector.kernels.transfers import constant, true_indices
 from detector.post_processing import NMS, Candidates, likely_boxes, suppress
 from detector.roi_pooling import pool_aligned, pool_by_level, pool_whole_cells
-from detector.sampling import IGNORED, GroundTruth, hardest, jittered, match, read_only, sample
+from detector.sampling import IGNORED, GroundTruth, SampledRoIs, hardest, jittered, match, read_only, sample
+from detector.step_record import asking
 
 
 @dataclass
@@ -135,9 +136,6 @@ class RoIConfig:
             raise InputError(f"roi.class_weights: {weights} must not be negative, nor 0 altogether")
 
 
-__all__ = ["BoxPredictor", "RoIConfig", "RoIHeads", "SampledRoIs"]
-
-
 class BoxPredictor(nn.Module):
     """Linear layers for class scores (R, C + 1) and deltas (R, C * 4), or (R, 4) if class-agnostic.
 
@@ -172,17 +170,6 @@ class BoxPredictor(nn.Module):
         """
         with torch.autocast(x.device.type, enabled=False):
             return self.scores(x.float()), self.deltas(x.float())
-
-
-class SampledRoIs(NamedTuple):
-    """RoIs of one image for training: boxes (S, 4), labels (S,), 0 for background, and deltas (S, 4) to the objects.
-
-    Positives come first; deltas of background RoIs are 0 and never used.
-    """
-
-    boxes: Tensor
-    labels: Tensor
-    deltas: Tensor
 
 
 class RoIHeads(nn.Module):
@@ -277,17 +264,22 @@ class RoIHeads(nn.Module):
         drawn = sample([found.kind for found in matches], number, fraction)
         sampled = []
         for boxes, found, truth, (positives, negatives) in zip(candidates, matches, truths, drawn, strict=True):
-            index = found.index[positives]
+            objects, index = found.index[positives], torch.cat((positives, negatives))
             background = torch.zeros_like(negatives)
-            deltas = box_ops.encode(truth.boxes[index], boxes[positives], config.delta_std, config.delta_mean)
+            deltas = box_ops.encode(truth.boxes[objects], boxes[positives], config.delta_std, config.delta_mean)
             sampled.append(
                 SampledRoIs(
-                    boxes[torch.cat((positives, negatives))],
-                    torch.cat((truth.labels[index], background)),
+                    boxes[index],
+                    torch.cat((truth.labels[objects], background)),
                     torch.cat((deltas, deltas.new_zeros(len(negatives), 4))),
+                    index,
                 )
             )
-        return self._hardest(features, sampled) if config.ohem else sampled
+        sampled = self._hardest(features, sampled) if config.ohem else sampled
+        for record in asking():
+            record.truths, record.sampled_rois = truths, sampled
+            record.roi_candidates, record.roi_matches = candidates, matches
+        return sampled
 
     def _added(self, truth: GroundTruth) -> list[Tensor]:
         """Return the boxes (G, 4) that join an image's proposals: none, its objects, or these and jittered copies."""
@@ -309,7 +301,7 @@ class RoIHeads(nn.Module):
         chosen = []
         for rois, loss in zip(labelled, each.split([len(rois.labels) for rois in labelled]), strict=True):
             hard = hardest(rois.boxes, loss, config.ohem_nms_iou, config.samples_per_image)
-            chosen.append(SampledRoIs(rois.boxes[hard], rois.labels[hard], rois.deltas[hard]))
+            chosen.append(SampledRoIs(*(part[hard] for part in rois)))
         return chosen
 
     def _column(self, labels: Tensor) -> Tensor:
@@ -318,6 +310,7 @@ class RoIHeads(nn.Module):
 
     def losses(self, logits: Tensor, deltas: Tensor, sampled: Sequence[SampledRoIs]) -> dict[str, Tensor]:
         """Return `loss_roi_cls` and `loss_roi_reg` (without its weight) over the sampled RoIs of all images."""
+        self._record([rois.boxes for rois in sampled], logits, deltas)
         labels = torch.cat([rois.labels for rois in sampled])
         targets = torch.cat([rois.deltas for rois in sampled])
         (positive,) = true_indices([labels > 0])
@@ -332,6 +325,10 @@ class RoIHeads(nn.Module):
                 self.config.samples_per_image * len(sampled),
             ),
         }
+
+    def _record(self, rois: Sequence[Tensor], logits: Tensor, deltas: Tensor) -> None:
+        for record in asking():
+            record.rois, record.roi_logits, record.roi_deltas = rois, logits.detach(), deltas.detach()
 
     def _class_weights(self, logits: Tensor, labels: Tensor) -> Tensor | None:
         """Return the weights (C + 1,) of the classes for RoIs with `logits` (S, C + 1) and `labels` (S,)."""
@@ -349,6 +346,8 @@ class RoIHeads(nn.Module):
         They are `boxes` (D, 4), `labels` (D,) and `scores` (D,).
         """
         kept = [self.suppress(found) for found in self.candidates(logits, deltas, rois, batch)]
+        for record in asking():
+            record.detections = kept
         return [
             {"boxes": to_original(found.boxes, batch, image), "labels": found.labels, "scores": found.scores}
             for image, found in enumerate(kept)
@@ -357,6 +356,7 @@ class RoIHeads(nn.Module):
     @torch.no_grad()
     def candidates(self, logits: Tensor, deltas: Tensor, rois: Sequence[Tensor], batch: ImageBatch) -> list[Candidates]:
         """Return the boxes above the score threshold of each image, in pixels of the batch, before NMS."""
+        self._record(rois, logits, deltas)
         counts = [len(boxes) for boxes in rois]
         scores = logits.softmax(dim=-1)[:, 1:]  # (R, C)
         config = self.config

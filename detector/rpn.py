@@ -5,7 +5,8 @@ B images, A anchors per location, L levels, N all anchors of an image, P proposa
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,7 +20,8 @@ from detector.anchors import AnchorConfig, AnchorGenerator
 from detector.errors import InputError, check_choices, check_range
 from detector.image_batch import ImageBatch
 from detector.kernels.transfers import true_indices
-from detector.sampling import IGNORED, GroundTruth, Matches, match, sample
+from detector.sampling import IGNORED, GroundTruth, Matches, SampledAnchors, match, sample
+from detector.step_record import Proposals, StepRecord, asking
 
 
 @dataclass
@@ -163,17 +165,6 @@ class RPNOutput(NamedTuple):
     anchors: list[Tensor]
 
 
-class SampledAnchors(NamedTuple):
-    """Anchors of one image for training.
-
-    Indices of positives (P,) and negatives (Q,) among all N, and the positives' deltas (P, 4) to their objects.
-    """
-
-    positives: Tensor
-    negatives: Tensor
-    deltas: Tensor
-
-
 class RegionProposalNetwork(nn.Module):
     """Head, anchors, proposals and losses.
 
@@ -210,13 +201,14 @@ class RegionProposalNetwork(nn.Module):
             if self.training
             else (config.pre_nms_test, config.post_nms_test)
         )
-        scores, candidates, levels = [], [], []
+        scores, candidates, levels, places = [], [], [], []
         for level, (logits, deltas, anchors) in enumerate(zip(*output, strict=True)):
             top, index = logits.topk(min(before, logits.shape[1]), dim=1)  # (B, k)
             chosen = deltas.gather(1, index[..., None].expand(-1, -1, 4))
             candidates.append(box_ops.decode(chosen, anchors[index]))
             scores.append(top)
             levels.append(torch.full_like(index, level))
+            places.append(index)
         all_scores, all_boxes, all_levels = torch.cat(scores, 1), torch.cat(candidates, 1), torch.cat(levels, 1)
         clipped = [box_ops.clip(boxes, size) for boxes, size in zip(all_boxes, batch.sizes, strict=True)]
         # A side of 0 is never a proposal: its IoU and its RoI are undefined.
@@ -226,12 +218,27 @@ class RegionProposalNetwork(nn.Module):
         if config.score_threshold > 0:
             likely = all_scores.sigmoid() >= config.score_threshold
             usable = [mask & own for mask, own in zip(usable, likely, strict=True)]
-        proposals = []
+        proposals, survivors = [], []
         for image, kept in enumerate(true_indices(usable)):
             boxes = clipped[image][kept]
             keep = batched_nms(boxes, all_scores[image][kept], all_levels[image][kept], config.nms_iou)[:after]
             proposals.append(boxes[keep])
+            survivors.append((kept, keep))
+        for record in asking():
+            self._record(record, output, batch)
+            starts = accumulate((len(level) for level in output.anchors), initial=0)
+            of_anchors = torch.cat([index + start for index, start in zip(places, starts, strict=False)], 1)
+            record.proposals = [
+                Proposals(clipped[image][kept], all_scores[image][kept].detach(), of_anchors[image][kept], keep)
+                for image, (kept, keep) in enumerate(survivors)
+            ]
         return proposals
+
+    def _record(self, record: StepRecord, output: RPNOutput, batch: ImageBatch) -> None:
+        record.batch, record.level_anchors = batch, output.anchors
+        record.level_logits = [level.detach() for level in output.logits]
+        record.level_deltas = [level.detach() for level in output.deltas]
+        record.anchors_per_location = self.anchor_generator.anchors_per_location
 
     def _min_side(self, batch: ImageBatch, image: int) -> float:
         """Return the pixels of the resized image; its longer side shows best by which factor it was resized."""
@@ -266,12 +273,16 @@ class RegionProposalNetwork(nn.Module):
             self._match(anchors, truth, size, difficult) for truth, size in zip(truths, batch.sizes, strict=True)
         ]
         drawn = sample([image.kind for image in matches], config.samples_per_image, config.positive_fraction)
-        return [
+        sampled = [
             SampledAnchors(
                 positives, negatives, box_ops.encode(truth.boxes[image.index[positives]], anchors[positives])
             )
             for (positives, negatives), image, truth in zip(drawn, matches, truths, strict=True)
         ]
+        for record in asking():
+            self._record(record, output, batch)
+            record.truths, record.anchor_matches, record.sampled_anchors = truths, matches, sampled
+        return sampled
 
     def losses_of(self, output: RPNOutput, sampled: Sequence[SampledAnchors], batch: ImageBatch) -> dict[str, Tensor]:
         """Return `losses` over given anchors of each image."""
@@ -312,4 +323,4 @@ class RegionProposalNetwork(nn.Module):
             truth.difficult,
             difficult,
         )
-        return Matches(matches.kind.masked_fill(~inside, IGNORED), matches.index)
+        return replace(matches, kind=matches.kind.masked_fill(~inside, IGNORED))

@@ -29,10 +29,42 @@ class GroundTruth(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Matches:
-    """For each candidate: `kind` (N,) POSITIVE, NEGATIVE or IGNORED, and `index` (N,) of its object (0 where G = 0)."""
+    """What each candidate is.
+
+    `kind` (N,) POSITIVE, NEGATIVE or IGNORED, `index` (N,) of its object (0 where G = 0), and its best `iou` (N,).
+    """
 
     kind: Tensor
     index: Tensor
+    iou: Tensor
+
+    def rescued(self, positive_iou: float) -> Tensor:
+        """Return a mask (N,) of those that are positive only because they are the best of their objects."""
+        return (self.kind == POSITIVE) & (self.iou < positive_iou)
+
+
+class SampledAnchors(NamedTuple):
+    """Anchors of one image for training.
+
+    Indices of positives (P,) and negatives (Q,) among all N, and the positives' deltas (P, 4) to their objects.
+    """
+
+    positives: Tensor
+    negatives: Tensor
+    deltas: Tensor
+
+
+class SampledRoIs(NamedTuple):
+    """RoIs of one image for training.
+
+    Boxes (S, 4), labels (S,), 0 for background, deltas (S, 4) to the objects, and by index the `candidates` (S,) that
+    they are: of the proposals, then added objects. Positives come first; deltas of background RoIs are 0 and unused.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    deltas: Tensor
+    candidates: Tensor
 
 
 def match(
@@ -88,7 +120,7 @@ def match(
     if near_difficult is not None:
         negative &= ~near_difficult
     kind = torch.full_like(index, IGNORED).masked_fill_(negative, NEGATIVE).masked_fill_(positive, POSITIVE)
-    return Matches(kind, index)
+    return Matches(kind, index, best)
 
 
 def pairwise_iou(boxes: Tensor, candidates: Tensor) -> Tensor:

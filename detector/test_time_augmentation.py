@@ -4,6 +4,7 @@ All views' candidates above the score threshold meet, in pixels of the original 
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from detector.image_batch import ImageBatch, ImageConfig, to_original
 from detector.post_processing import Candidates
 from detector.roi_heads import RoIHeads
+from detector.step_record import unrecorded
 
 
 class Detector(Protocol):
@@ -62,13 +64,15 @@ def detect_in_views(model: Detector, images: Sequence[Tensor]) -> tuple[list[dic
     found: list[list[Candidates]] = [[] for _ in images]
     first_proposals: list[Tensor] = []
     for view in views(model.image_config):
-        features, batch = model.features([image.flip(-1) if view.mirrored else image for image in images], view.image)
-        proposals = model.proposals(features, batch)
-        first_proposals = first_proposals or [to_original(boxes, batch, i) for i, boxes in enumerate(proposals)]
-        logits, deltas = model.roi_heads(features, proposals)
-        for index, candidates in enumerate(model.roi_heads.candidates(logits, deltas, proposals, batch)):
-            boxes = to_original(candidates.boxes, batch, index)
-            boxes = mirror(boxes, batch.original_sizes[index][1]) if view.mirrored else boxes
-            found[index].append(candidates._replace(boxes=boxes))
+        with unrecorded() if first_proposals else nullcontext():
+            seen = [image.flip(-1) if view.mirrored else image for image in images]
+            features, batch = model.features(seen, view.image)
+            proposals = model.proposals(features, batch)
+            first_proposals = first_proposals or [to_original(boxes, batch, i) for i, boxes in enumerate(proposals)]
+            logits, deltas = model.roi_heads(features, proposals)
+            for index, candidates in enumerate(model.roi_heads.candidates(logits, deltas, proposals, batch)):
+                boxes = to_original(candidates.boxes, batch, index)
+                boxes = mirror(boxes, batch.original_sizes[index][1]) if view.mirrored else boxes
+                found[index].append(candidates._replace(boxes=boxes))
     merged = [model.roi_heads.suppress(Candidates(*map(torch.cat, zip(*each, strict=True)))) for each in found]
     return [{"boxes": each.boxes, "labels": each.labels, "scores": each.scores} for each in merged], first_proposals

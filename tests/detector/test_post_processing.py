@@ -24,7 +24,7 @@ def candidates(count: int, classes: int, seed: int = 0) -> Candidates:
     corner, sides = (torch.rand(count, 2, generator=generator) for _ in range(2))
     boxes = torch.cat((corner * 60, corner * 60 + 20 + sides * torch.tensor([70.0, 30.0])), dim=1)
     labels = torch.randint(1, classes + 1, (count,), generator=generator)
-    return Candidates(boxes, labels, torch.rand(count, generator=generator))
+    return Candidates(boxes, labels, torch.rand(count, generator=generator), torch.arange(count))
 
 
 def slow_soft_nms(found: Candidates, kind: NMS, iou: float, sigma: float, threshold: float) -> list[tuple[float, int]]:
@@ -76,29 +76,32 @@ BOXES = torch.tensor(
     ],
 )
 def test_kinds_by_hand(kind: NMS, expected: dict[int, float]) -> None:
-    found = Candidates(BOXES, torch.tensor([7, 7, 7, 7]), torch.tensor([0.9, 0.8, 0.7, 0.6]))
+    found = Candidates(
+        BOXES, torch.tensor([7, 7, 7, 7]), torch.tensor([0.9, 0.8, 0.7, 0.6]), torch.tensor([5, 6, 7, 8])
+    )
     if kind == "soft_gaussian":  # the copy also falls by its overlap of 0.6 with the second, which is taken before it
         expected = expected | {3: expected[3] * exp(-0.72)}
     kept = suppress(found, kind, 0.5, 0.5, 0.001, 10)
     order = sorted(expected, key=lambda index: -expected[index])
     assert kept.scores.tolist() == pytest.approx([expected[index] for index in order], rel=1e-5)
     assert kept.boxes.tolist() == BOXES[order].tolist()
+    assert kept.rois.tolist() == [5 + index for index in order]
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft_linear", "soft_gaussian"])
 def test_classes_do_not_compete(kind: NMS) -> None:
-    found = Candidates(BOXES[[0, 3]], torch.tensor([2, 1]), torch.tensor([0.3, 0.6]))
+    found = Candidates(BOXES[[0, 3]], torch.tensor([2, 1]), torch.tensor([0.3, 0.6]), torch.tensor([5, 6]))
     kept = suppress(found, kind, 0.5, 0.5, 0.001, 10)
-    assert kept.labels.tolist() == [1, 2]
+    assert (kept.labels.tolist(), kept.rois.tolist()) == ([1, 2], [6, 5])
     assert kept.scores.tolist() == pytest.approx([0.6, 0.3])
     assert suppress(found, kind, 0.5, 0.5, 0.001, 1).labels.tolist() == [1]
     empty = suppress(Candidates(*(part[:0] for part in found)), kind, 0.5, 0.5, 0.001, 10)
-    assert [len(part) for part in empty] == [0, 0, 0]
+    assert [len(part) for part in empty] == [0, 0, 0, 0]
 
 
 def test_soft_scores_must_exceed_the_threshold() -> None:
     """0.8 x 0.4 x 1/3 = 0.107."""
-    found = Candidates(BOXES[:3], torch.ones(3).long(), torch.tensor([0.9, 0.8, 0.7]))
+    found = Candidates(BOXES[:3], torch.ones(3).long(), torch.tensor([0.9, 0.8, 0.7]), torch.arange(3))
     lengths = [
         len(suppress(found, "soft_linear", 0.5, 0.5, threshold, 10).scores) for threshold in (0.1, 0.11, 0.7, 0.9)
     ]
@@ -117,8 +120,8 @@ def test_likely_boxes() -> None:
     assert found.labels.tolist() == [1, 2]
     assert found.scores.tolist() == pytest.approx([0.6, 0.3])
     assert of_wide.boxes.tolist() == [[0, 1, 9, 30], [60, 1, 64, 9], [1, 2, 3, 4]]
-    assert of_wide.labels.tolist() == [1, 1, 2]
-    assert (of_none.boxes.shape, of_none.labels.shape, of_none.scores.shape) == ((0, 4), (0,), (0,))
+    assert (of_wide.labels.tolist(), of_wide.rois.tolist()) == ([1, 1, 2], [0, 1, 1])
+    assert [tuple(part.shape) for part in of_none] == [(0, 4), (0,), (0,), (0,)]
 
 
 def test_boxes_thinner_than_a_pixel_are_kept() -> None:

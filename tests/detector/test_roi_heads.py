@@ -14,8 +14,8 @@ from torchvision.ops import roi_align, roi_pool
 from detector.backbones.box_heads import TwoLayerHead
 from detector.errors import InputError
 from detector.image_batch import ImageBatch
-from detector.roi_heads import BoxPredictor, RoIConfig, RoIHeads, SampledRoIs
-from detector.sampling import GroundTruth
+from detector.roi_heads import BoxPredictor, RoIConfig, RoIHeads
+from detector.sampling import GroundTruth, SampledRoIs
 
 NO_BOXES = torch.zeros(0, 4)
 
@@ -23,6 +23,13 @@ Heads = Callable[..., RoIHeads]
 Batch = Callable[..., ImageBatch]
 Boxes = Callable[..., Tensor]
 Truth = Callable[..., GroundTruth]
+
+
+def sampled_rois(labels: list[int], delta: float) -> SampledRoIs:
+    number = len(labels)
+    return SampledRoIs(
+        torch.zeros(number, 4), torch.tensor(labels), torch.full((number, 4), delta), torch.arange(number)
+    )
 
 
 # Pooling
@@ -263,7 +270,7 @@ def test_class_weights(weights: Any, expected: float, heads: Heads) -> None:
     easy = log((exp(1) - 1) / 3)  # ln(1 + 3 e^x) = 1
     logits = torch.zeros(5, 4)
     logits[3:, 1:] = easy
-    sampled = [SampledRoIs(torch.zeros(5, 4), torch.tensor([3, 0, 0, 0, 0]), torch.zeros(5, 4))]
+    sampled = [sampled_rois([3, 0, 0, 0, 0], 0.0)]
     loss = heads(class_weights=weights).losses(logits, torch.zeros(5, 3, 4), sampled)["loss_roi_cls"]
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
@@ -271,10 +278,7 @@ def test_class_weights(weights: Any, expected: float, heads: Heads) -> None:
 @pytest.mark.parametrize(("normalizer", "count"), [("samples", 4), ("positives", 3), ("samples_per_image", 2 * 50)])
 def test_normalisers_of_the_box_loss(normalizer: str, count: int, heads: Heads) -> None:
     roi_heads = heads(reg_normalizer=normalizer, samples_per_image=50)
-    sampled = [
-        SampledRoIs(torch.zeros(3, 4), torch.tensor([3, 1, 0]), torch.full((3, 4), 0.5)),
-        SampledRoIs(torch.zeros(1, 4), torch.tensor([2]), torch.full((1, 4), 3.0)),
-    ]
+    sampled = [sampled_rois([3, 1, 0], 0.5), sampled_rois([2], 3.0)]
     loss = roi_heads.losses(torch.zeros(4, 4), torch.zeros(4, 3, 4), sampled)["loss_roi_reg"]
     assert float(loss) == pytest.approx((0.5 + 0.5 + 10) / count)
 
@@ -292,10 +296,7 @@ def test_initial_weights_of_the_predictor() -> None:
 def test_the_box_of_the_own_class_is_trained_and_never_that_of_background(class_agnostic: bool, heads: Heads) -> None:
     roi_heads = heads(class_agnostic=class_agnostic, reg_beta=1.0)
     deltas = torch.zeros(4, 1 if class_agnostic else 3, 4, requires_grad=True)
-    sampled = [
-        SampledRoIs(torch.zeros(3, 4), torch.tensor([3, 1, 0]), torch.full((3, 4), 0.5)),
-        SampledRoIs(torch.zeros(1, 4), torch.tensor([2]), torch.full((1, 4), 3.0)),
-    ]
+    sampled = [sampled_rois([3, 1, 0], 0.5), sampled_rois([2], 3.0)]
     logits = torch.zeros(4, 4)
     losses = roi_heads.losses(logits, deltas, sampled)
     assert float(losses["loss_roi_cls"]) == pytest.approx(log(4))
@@ -312,7 +313,7 @@ def test_losses_equal_torchvisions(heads: Heads) -> None:
     logits, deltas = torch.randn(40, 4, generator=generator), torch.randn(40, 3, 4, generator=generator)
     labels = torch.randint(4, (40,), generator=generator)
     targets = torch.randn(40, 4, generator=generator)
-    sampled = [SampledRoIs(torch.zeros(n, 4), part, goal) for n, part, goal in
+    sampled = [SampledRoIs(torch.zeros(n, 4), part, goal, torch.arange(n)) for n, part, goal in
                zip((25, 15), labels.split([25, 15]), targets.split([25, 15]), strict=True)]  # fmt: skip
     ours = heads(reg_beta=1 / 9).losses(logits, deltas, sampled)
     with_background = torch.cat((torch.full((40, 1, 4), 99.0), deltas), dim=1).flatten(1)
