@@ -1,13 +1,18 @@
-"""Boxes with labels on an image, for TensorBoard, predictions and notebooks."""
+"""Boxes with captions on an image, for TensorBoard, predictions, contact sheets and notebooks.
 
+D boxes of an image, K captions, P places for a caption.
+"""
+
+import hashlib
 import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -18,13 +23,25 @@ GROUND_TRUTH_COLOR = (255, 255, 255)
 LARGEST_SIDE: Final = 65_500  # of a JPEG
 LARGEST_ENLARGED: Final = 8192  # the longer side of an enlarged picture: of a strip of pixels would be gigabytes
 _MARK: Final = b"drawn by frcnn"
+# Bright colours, each as far as possible from those before it, to all eyes and to those that lack red or green.
+_PALETTE: Final = bytes.fromhex(
+    "ff3c2d 005aff 69ffff c396f0 ffc300 b400a5 00a596 a54b5a 78d296 b4ff87 009600 5a87d2 f0964b 87d2ff ff5a96 ffa5d2"
+    "873cd2 d269ff d26969 f03cd2 00ffc3 c33c87 00f069 1ec35a 1ed2d2 f0f01e c387b4 b469b4 d2e196 2d965a 1e96ff b4783c"
+)
+_SALT: Final = 1309712  # by which VOC's twenty classes have twenty colours, and MiniVOC's six are far from each other
+_MOST_COVERED: Final = 0.5  # share of an object that a caption may cover
+_LEFT_OUT: Final = "\u2026"
+
+Color = tuple[int, int, int]
+_Array = NDArray[np.float64]
 
 
-def class_color(label: int) -> tuple[int, int, int]:
-    """Return an RGB colour for class `label` (1..C): hues a golden ratio apart, the same in every picture."""
-    hue = (0.11 + label * 0.61803398875) % 1.0
-    channels = [np.clip(abs(((hue + shift) % 1.0) * 6 - 3) - 1, 0, 1) for shift in (0, 2 / 3, 1 / 3)]
-    red, green, blue = (int(55 + 200 * c) for c in channels)
+def class_color(name: str) -> Color:
+    """Return the RGB colour of a class: it follows from the name alone, whatever its case, blanks and underscores."""
+    plain = name.casefold().replace(" ", "").replace("_", "")
+    digest = hashlib.sha256(f"{_SALT}{plain}".encode(errors="surrogatepass")).digest()
+    first = 3 * (int.from_bytes(digest[:4], "big") % (len(_PALETTE) // 3))
+    red, green, blue = _PALETTE[first : first + 3]
     return red, green, blue
 
 
@@ -41,19 +58,23 @@ def draw_boxes(
     image: Tensor,
     boxes: Tensor,
     captions: Sequence[str],
-    colors: Sequence[tuple[int, int, int]],
-    dashed: bool = False,
+    colors: Sequence[Color],
+    dashed: Sequence[bool] = (),
     min_side: int = 0,
     max_side: int = LARGEST_SIDE,
 ) -> Tensor:
     """Draw boxes (D, 4) with captions on an image (3, H, W) uint8 RGB.
+
+    Captions lie where they cover no other caption and as little of all boxes as possible, above or below their box,
+    beside it or in its corners. Where there is no room they are smaller; where there is none at all, or half of a box
+    would be covered, three dots stand for them. Later boxes lie on top of earlier ones, and choose first.
 
     Args:
         image: Not changed.
         boxes: `xyxy` in continuous pixels of the image.
         captions: D texts, "" for none.
         colors: D RGB colours.
-        dashed: Draw dashed outlines (ground truth beside detections).
+        dashed: Which of the D outlines are dashed, such as those of ground truth beside detections; empty: none.
         min_side: Enlarge the picture by a whole factor until its shorter side has at least this many pixels, so that
             captions on small images stay readable; its longer side grows to `LARGEST_ENLARGED` at most.
         max_side: Make the picture smaller where its longer side has more pixels than that.
@@ -61,30 +82,25 @@ def draw_boxes(
     Returns:
         The picture, uint8 (3, H', W') of `picture_size`.
     """
-    size = picture_size(image.shape[-2], image.shape[-1], min_side, max_side)
-    boxes = boxes * scale_to(image, size).to(boxes)
+    height, width = image.shape[-2:]
+    size = picture_size(height, width, min_side, max_side)
+    corners = boxes.double().cpu().numpy() * ([size[1] / width, size[0] / height] * 2)
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
-    if size != tuple(image.shape[-2:]):
+    if size != (height, width):
         picture = picture.resize(size[::-1], Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
-    side = min(picture.size)
-    width = max(1, round(side / 200))
-    font = ImageFont.load_default(size=max(10, round(side / 30)))
-    for box, caption, color in zip(boxes.tolist(), captions, colors, strict=True):
-        x1, y1, x2, y2 = box[0], box[1], max(box[0], box[2] - 1), max(box[1], box[3] - 1)
-        if dashed:
-            _dashed_rectangle(draw, (x1, y1, x2, y2), color, width)
+    line = max(1, round(min(size) / 200))
+    for (x1, y1, x2, y2), color, dashes in zip(corners, colors, dashed or [False] * len(colors), strict=True):
+        outline = (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1))
+        if dashes:
+            _dashed_rectangle(draw, outline, color, line)
         else:
-            draw.rectangle((x1, y1, x2, y2), outline=color, width=width)
-        if caption:
-            _caption(draw, picture.size, (x1, y1), caption, color, font)
+            draw.rectangle(outline, outline=color, width=line)
+    for caption in _Layout(corners, size).captions(captions):
+        color = colors[caption.index]
+        draw.rectangle(caption.strip, fill=color)
+        draw.text(caption.origin, caption.text, fill=_ink(color), font=caption.font)
     return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
-
-
-def scale_to(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the factors (4,) for the boxes of an image in its picture of `size` (height, width)."""
-    height, width = image.shape[-2:]
-    return torch.tensor([size[1] / width, size[0] / height] * 2)
 
 
 def save_picture(picture: Tensor, path: Path) -> None:
@@ -113,37 +129,131 @@ def is_saved_picture(path: Path) -> bool:
 
 
 def draw_detections(
-    image: Tensor, detections: dict[str, Tensor], class_names: Sequence[str], score_threshold: float, min_side: int = 0
+    image: Tensor,
+    detections: dict[str, Tensor],
+    class_names: Sequence[str],
+    score_threshold: float,
+    truth: Tensor | None = None,
+    truth_captions: Sequence[str] | None = None,
+    **limits: Any,
 ) -> Tensor:
-    """Draw detections with a score of at least `score_threshold`, the best on top; see `draw_boxes`."""
+    """Draw detections with a score of at least `score_threshold`, the best on top; see `draw_boxes`.
+
+    Args:
+        image: Not changed.
+        detections: `boxes` (D, 4), `labels` (D,) and `scores` (D,), the best first.
+        class_names: Of labels 1..C.
+        score_threshold: Detections below are not drawn.
+        truth: Boxes (G, 4) of the objects, drawn dashed in white under the detections; None: none.
+        truth_captions: G texts; None: none.
+        limits: `min_side` and `max_side` of `draw_boxes`.
+    """
+    objects = torch.zeros(0, 4) if truth is None else truth.cpu()
     shown = (detections["scores"] >= score_threshold).nonzero().flatten().flip(0).cpu()
-    labels = detections["labels"].cpu()[shown].tolist()
+    names = [class_names[label - 1] for label in detections["labels"].cpu()[shown].tolist()]
     scores = detections["scores"].cpu()[shown].tolist()
-    captions = [f"{class_names[label - 1]} {score:.2f}" for label, score in zip(labels, scores, strict=True)]
     return draw_boxes(
-        image, detections["boxes"].cpu()[shown], captions, [class_color(label) for label in labels], min_side=min_side
+        image,
+        torch.cat((objects, detections["boxes"].cpu()[shown])),
+        [*(truth_captions or [""] * len(objects)), *map("{} {:.2f}".format, names, scores)],
+        [GROUND_TRUTH_COLOR] * len(objects) + [class_color(name) for name in names],
+        [True] * len(objects) + [False] * len(names),
+        **limits,
     )
 
 
-def _caption(
-    draw: ImageDraw.ImageDraw,
-    size: tuple[int, int],
-    corner: tuple[float, float],
-    text: str,
-    color: tuple[int, int, int],
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
-) -> None:
-    """Write a text on a filled strip above the box's upper left corner, within the picture."""
-    left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
-    x = max(0.0, min(corner[0], size[0] - (right - left) - 4))
-    y = max(0.0, corner[1] - (bottom - top) - 4)
-    draw.rectangle((x, y, x + right - left + 4, y + bottom - top + 4), fill=color)
-    dark = sum(color) < 300
-    draw.text((x + 2 - left, y + 2 - top), text, fill=(255, 255, 255) if dark else (0, 0, 0), font=font)
+class _Caption(NamedTuple):
+    """A text of box `index`, its filled strip (x1, y1, x2, y2) in whole pixels, both ends included, and its origin."""
+
+    index: int
+    text: str
+    font: Any
+    strip: tuple[int, int, int, int]
+    origin: tuple[int, int]
+
+
+class _Layout:
+    """Places for captions, one after another, in a picture of `size` (height, width) with boxes (D, 4)."""
+
+    def __init__(self, boxes: _Array, size: tuple[int, int]) -> None:
+        self.boxes, self.size = boxes, size
+        self.areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1).clip(min=1)
+        self.covered = np.zeros(len(boxes))  # the share of each box that lies under captions
+        self.taken = np.empty((0, 4))
+
+    def captions(self, texts: Sequence[str]) -> list[_Caption]:
+        """Place all D texts, the last ones first, and then marks of those that find no place."""
+        side = min(self.size)
+        smallest = max(10, side // 80)
+        heights = sorted({max(smallest, round(side / 30 * 0.75**step)) for step in range(4)}, reverse=True)
+        fonts = [ImageFont.load_default(size=height) for height in heights]
+        indices = [index for index in reversed(range(len(texts))) if texts[index]]
+        placed = [self._place(index, texts[index], fonts) for index in indices]
+        left_out = [index for index, caption in zip(indices, placed, strict=True) if caption is None]
+        placed += [self._place(index, _LEFT_OUT, fonts[-1:]) for index in left_out]
+        return [caption for caption in placed if caption is not None]
+
+    def _place(self, index: int, text: str, fonts: Sequence[Any]) -> _Caption | None:
+        """Find the place of a text with the least cost: the shares of boxes that it covers, and a little for the rest.
+
+        That is, for smaller fonts and for less usual places; a mark is inside its box where it can be.
+        """
+        insides = [font.getbbox(text) for font in fonts]
+        pads = [max(2, round((bottom - top) / 5)) for _, top, _, bottom in insides]
+        strips = np.concatenate(
+            [
+                self._strips(self.boxes[index], right - left + 2 * pad, bottom - top + 2 * pad)
+                for (left, top, right, bottom), pad in zip(insides, pads, strict=True)
+            ]
+        )
+        shares = _shared_areas(strips, self.boxes) / self.areas
+        forbidden = _shared_areas(strips, self.taken).any(axis=1) | (strips[:, 2:] > self.size[::-1]).any(axis=1)
+        font, place = np.divmod(np.arange(len(strips)), len(strips) // len(fonts))
+        if text == _LEFT_OUT:
+            place = (place + 4) % 10
+        else:
+            forbidden |= ((shares > 0) & (self.covered + shares > _MOST_COVERED)).any(axis=1)
+        if forbidden.all():
+            return None
+        best = int(np.where(forbidden, np.inf, shares.sum(axis=1) + 0.02 * place + 0.1 * font).argmin())
+        self.taken, self.covered = np.vstack((self.taken, strips[best])), self.covered + shares[best]
+        x1, y1, x2, y2 = (int(corner) for corner in strips[best])
+        (left, top, _, _), pad = insides[font[best]], pads[font[best]]
+        origin = x1 + pad - round(left), y1 + pad - round(top)
+        return _Caption(index, text, fonts[font[best]], (x1, y1, x2 - 1, y2 - 1), origin)
+
+    def _strips(self, box: _Array, width: float, height: float) -> _Array:
+        """Return strips (10, 4) at a box (4,), moved into the picture: four outside, two beside, four inside."""
+        x1, y1, x2, y2 = box
+        left, right = x1, x2 - width
+        corners = np.array(
+            [
+                *((left, y1 - height), (right, y1 - height), (left, y2), (right, y2)),
+                *((x2, y1), (x1 - width, y1)),
+                *((left, y1), (right, y1), (left, y2 - height), (right, y2 - height)),
+            ]
+        )
+        corners = np.minimum(corners, np.subtract(self.size[::-1], (width, height))).clip(min=0).round()
+        return np.hstack((corners, np.ceil(corners + np.array((width, height)))))
+
+
+def _shared_areas(strips: _Array, boxes: _Array) -> _Array:
+    """Return the area in pixels that each of the strips (P, 4) shares with each of the boxes (K, 4), (P, K)."""
+    sides = np.minimum(strips[:, None, 2:], boxes[:, 2:]) - np.maximum(strips[:, None, :2], boxes[:, :2])
+    areas: _Array = np.prod(sides.clip(min=0), axis=2)
+    return areas
+
+
+def _ink(color: Color) -> Color:
+    """Return black or white, whichever differs more in luminance from a colour behind it (WCAG 2.1, contrast ratio)."""
+    channels = np.array(color) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    luminance = float(linear @ (0.2126, 0.7152, 0.0722))
+    return (0, 0, 0) if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else (255, 255, 255)
 
 
 def _dashed_rectangle(
-    draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], color: tuple[int, int, int], width: int
+    draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], color: Color, width: int
 ) -> None:
     x1, y1, x2, y2 = box
     dash = 4 * width

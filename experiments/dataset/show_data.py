@@ -95,16 +95,9 @@ def _cell(image: Tensor, target: Target, class_names: list[str], title: str) -> 
     picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.LANCZOS)
     shown = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
     scale = torch.tensor([size[0] / width, size[1] / height] * 2)
-    labels = target["labels"].tolist()
-    for dashed in (False, True):
-        chosen = (target["difficult"] == dashed).nonzero().flatten()
-        shown = draw_boxes(
-            shown,
-            target["boxes"][chosen] * scale,
-            [class_names[labels[i] - 1] for i in chosen.tolist()],
-            [class_color(labels[i]) for i in chosen.tolist()],
-            dashed=dashed,
-        )
+    names = [class_names[label - 1] for label in target["labels"].tolist()]
+    colors = [class_color(name) for name in names]
+    shown = draw_boxes(shown, target["boxes"] * scale, names, colors, dashed=target["difficult"].tolist())
     cell = Image.new("RGB", (CELL, size[1] + TITLE), PAPER)
     cell.paste(Image.fromarray(shown.permute(1, 2, 0).numpy()), (0, TITLE))
     ImageDraw.Draw(cell).text((2, 4), title, fill=(0, 0, 0), font=ImageFont.load_default(size=14))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from datamodules.detection_dataset import DetectionDataset
-from detector.drawing import GROUND_TRUTH_COLOR, draw_boxes, draw_detections, save_picture, scale_to
+from detector.drawing import draw_detections, save_picture
 from detector.errors import InputError, printable
 from experiments.output import writing
 from experiments.results.files import ImageFinder
@@ -81,8 +81,6 @@ def _draw(dataset: DetectionDataset, index: int, run: Scored, image: int, score_
         "labels": torch.from_numpy(found.label[rows]),
         "scores": torch.from_numpy(found.score[rows]),
     }
-    colors = [GROUND_TRUTH_COLOR] * len(target["boxes"])
     limits = {"min_side": SHORTEST_SIDE, "max_side": LONGEST_SIDE}
-    picture = draw_boxes(pixels, target["boxes"], [""] * len(colors), colors, dashed=True, **limits)
-    detections["boxes"] = detections["boxes"] * scale_to(pixels, (picture.shape[-2], picture.shape[-1]))
-    return draw_detections(picture, detections, run.truth.class_names, score_threshold)
+    names = run.truth.class_names
+    return draw_detections(pixels, detections, names, score_threshold, target["boxes"], **limits)

@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
-from detector.drawing import GROUND_TRUTH_COLOR, draw_boxes, draw_detections, scale_to
+from detector.drawing import draw_detections
 from detector.errors import printable
 from detector.training.lightning_module import FasterRCNNModule
 
@@ -64,8 +64,6 @@ class DetectionImages(pl.Callback):
             class_names[label - 1] + (" (difficult)" if difficult else "")
             for label, difficult in zip(target["labels"].tolist(), target["difficult"].tolist(), strict=True)
         ]
-        colors = [GROUND_TRUTH_COLOR] * len(captions)
-        picture = draw_boxes(image, target["boxes"].cpu(), captions, colors, dashed=True, max_side=LARGEST_SIDE)
-        scale = scale_to(image, (picture.shape[-2], picture.shape[-1])).to(detections["boxes"])
-        shown = {**detections, "boxes": detections["boxes"] * scale}
-        return draw_detections(picture, shown, class_names, self.score_threshold)
+        return draw_detections(
+            image, detections, class_names, self.score_threshold, target["boxes"], captions, max_side=LARGEST_SIDE
+        )

@@ -69,11 +69,11 @@ def test_what_is_drawn_where(tmp_path):
     assert sheet.size == (3 * (CELL + GAP) + GAP, 2 * GAP + TITLE + 160)
     pixels = np.array(sheet)[GAP + TITLE :, GAP : GAP + CELL]  # twice as large as the image
     row = pixels[139]  # the boxes' lower edges, inside them
-    solid = (row[20:80] == class_color(1)).all(1)
-    dashed = (row[200:280] == class_color(2)).all(1)
+    solid = (row[20:80] == class_color("one")).all(1)
+    dashed = (row[200:280] == class_color("two")).all(1)
     assert solid.all()
     assert 0.3 < dashed.mean() < 0.7
-    assert not (pixels[139, 85:195] == class_color(1)).all(1).any()
+    assert not (pixels[139, 85:195] == class_color("one")).all(1).any()
 
 
 @pytest.mark.parametrize(
