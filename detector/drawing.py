@@ -97,7 +97,7 @@ def draw_boxes(
         else:
             draw.rectangle(outline, outline=color, width=line)
     for caption in _Layout(corners, size).captions(captions):
-        color = colors[caption.index]
+        color = colors[caption.box]
         draw.rectangle(caption.strip, fill=color)
         draw.text(caption.origin, caption.text, fill=_ink(color), font=caption.font)
     return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
@@ -135,7 +135,8 @@ def draw_detections(
     score_threshold: float,
     truth: Tensor | None = None,
     truth_captions: Sequence[str] | None = None,
-    **limits: Any,
+    min_side: int = 0,
+    max_side: int = LARGEST_SIDE,
 ) -> Tensor:
     """Draw detections with a score of at least `score_threshold`, the best on top; see `draw_boxes`.
 
@@ -146,7 +147,8 @@ def draw_detections(
         score_threshold: Detections below are not drawn.
         truth: Boxes (G, 4) of the objects, drawn dashed in white under the detections; None: none.
         truth_captions: G texts; None: none.
-        limits: `min_side` and `max_side` of `draw_boxes`.
+        min_side: As in `draw_boxes`.
+        max_side: As in `draw_boxes`.
     """
     objects = torch.zeros(0, 4) if truth is None else truth.cpu()
     shown = (detections["scores"] >= score_threshold).nonzero().flatten().flip(0).cpu()
@@ -158,14 +160,15 @@ def draw_detections(
         [*(truth_captions or [""] * len(objects)), *map("{} {:.2f}".format, names, scores)],
         [GROUND_TRUTH_COLOR] * len(objects) + [class_color(name) for name in names],
         [True] * len(objects) + [False] * len(names),
-        **limits,
+        min_side=min_side,
+        max_side=max_side,
     )
 
 
 class _Caption(NamedTuple):
-    """A text of box `index`, its filled strip (x1, y1, x2, y2) in whole pixels, both ends included, and its origin."""
+    """A text of the box at index `box`, its origin, and its strip (x1, y1, x2, y2) in whole pixels, ends included."""
 
-    index: int
+    box: int
     text: str
     font: Any
     strip: tuple[int, int, int, int]

@@ -81,6 +81,8 @@ def _draw(dataset: DetectionDataset, index: int, run: Scored, image: int, score_
         "labels": torch.from_numpy(found.label[rows]),
         "scores": torch.from_numpy(found.score[rows]),
     }
-    limits = {"min_side": SHORTEST_SIDE, "max_side": LONGEST_SIDE}
-    names = run.truth.class_names
-    return draw_detections(pixels, detections, names, score_threshold, target["boxes"], **limits)
+    return draw_detections(
+        *(pixels, detections, run.truth.class_names, score_threshold, target["boxes"]),
+        min_side=SHORTEST_SIDE,
+        max_side=LONGEST_SIDE,
+    )
