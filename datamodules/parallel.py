@@ -55,7 +55,7 @@ def end_with_parent() -> None:
 def _results(
     function: Callable[[Item], Result], items: Sequence[Item], parallel_from: int
 ) -> Iterator[Iterable[Result]]:
-    processes = min(_cores(), MAX_PROCESSES)
+    processes = min(available_cores(), MAX_PROCESSES)
     if len(items) < parallel_from or processes < 2 or multiprocessing.current_process().daemon:
         yield map(function, items)
         return
@@ -77,7 +77,8 @@ def _begin() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _cores() -> int:
+def available_cores() -> int:
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

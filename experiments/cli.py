@@ -165,6 +165,12 @@ COMMANDS: Final = (
         "dataset.doctor:doctor",
     ),
     Command(
+        "init",
+        "look at a dataset, and write a config for it: frcnn init DATASET_DIR",
+        "dataset.options:InitOptions",
+        "dataset.init:init",
+    ),
+    Command(
         "mini-voc",
         "write a small synthetic dataset in VOC format",
         "dataset.options:MiniVocOptions",

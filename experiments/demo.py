@@ -12,16 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 
-from experiments.benchmark.measuring import median_times, this_device
-from experiments.benchmark.models import OBJECTS, build_network, chosen_networks, make_images
-from experiments.benchmark.options import TrainOptions
-from experiments.benchmark.programs import Setting, our_program, ready
+from experiments.benchmark.expectation import expect_training
 from experiments.run.folder import choose_run_folder
-from experiments.run.precision import automatic_precision
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path("data/mini_voc")
@@ -34,7 +29,7 @@ BAR = 0.85
 def main() -> int:
     """Run all steps; return the exit status of the first one that fails, or 1 if the detector is not what it should."""
     os.chdir(ROOT)
-    print(expectation(CONFIG), flush=True)
+    print(expectation(), flush=True)
     run = choose_run_folder("runs", "mini_voc", None, seed=0)
     pictures = run / "predictions"
     started = time.monotonic()
@@ -58,29 +53,11 @@ def main() -> int:
     return check(metrics)
 
 
-def expectation(config: Path) -> str:
-    """Return in one line how long the training of a config on `IMAGES` images will take here, from steps timed now."""
-    options = yaml.safe_load(config.read_text())
-    batch_size, epochs = options["data"]["batch_size"], options["trainer"]["max_epochs"]
-    device = this_device()
-    precision, reason = automatic_precision(device.type)
-    step = _seconds_per_step(config, batch_size, precision)
-    steps = epochs * (IMAGES * 6 // 10) // batch_size  # 60% of MiniVOC's images are its training split
-    # A training also reads and augments, averages weights and logs: 1.7 to 1.9 times the step, measured. Then there are
-    # the other commands.
-    low, high = (steps * factor * step / 60 + others for factor, others in ((1.5, 0.5), (2.4, 1.5)))
-    return (
-        f"This takes about {low:.0f} to {high:.0f} minutes here: {steps} steps of {1000 * step:.0f} ms in {precision}, "
-        f"since {reason}."
-    )
-
-
-def _seconds_per_step(config: Path, batch_size: int, precision: str) -> float:
-    (network,) = chosen_networks(TrainOptions(config=str(config)))
-    setting = Setting("train")
-    batch = make_images(network.size, batch_size, OBJECTS, setting.device)
-    program = our_program(ready(build_network(network, batch)[0], setting), batch, precision, setting)
-    return median_times([program], setting.device, repeats=5, seconds=1.0)[0] / 1000
+def expectation() -> str:
+    """Return in one line how long the demo will take here, from steps that are timed now."""
+    expected = expect_training(CONFIG, IMAGES * 6 // 10)  # 60% of MiniVOC's images are its training split
+    low, high = (minutes + others for minutes, others in zip(expected.minutes, (0.5, 1.5), strict=True))
+    return f"This takes about {low:.0f} to {high:.0f} minutes here: {expected}."
 
 
 def check(metrics: dict[str, Any]) -> int:

@@ -11,6 +11,7 @@ from typing import TextIO
 from rich.console import Console
 from rich.table import Table
 
+from datamodules.parallel import available_cores
 from detector.errors import InputError
 from detector.files import write_json
 from experiments.ablation.cell_folder import CellFolder, shell_line
@@ -103,8 +104,7 @@ def _device_names(gpus: Sequence[str]) -> dict[str, str]:
 
 def _threads(runs: int) -> dict[str, str]:
     """Divide the cores fairly, unless OMP_NUM_THREADS says otherwise."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // runs))}
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(max(1, available_cores() // runs))}
 
 
 # ---- before ----

@@ -1,6 +1,7 @@
-"""The options of `frcnn doctor`, `frcnn mini-voc` and `frcnn show-data`."""
+"""The options of `frcnn doctor`, `frcnn init`, `frcnn mini-voc` and `frcnn show-data`."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from detector.errors import InputError
 from experiments.arguments import (
@@ -14,6 +15,7 @@ from experiments.arguments import (
 )
 
 MOST_PICTURES = 2000
+Network = Literal["resnet50_fpn", "mobilenet_v2_c4", "small_c4"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,41 @@ class CheckDatasetOptions(DataFormatOptions, FormatOptions, PlotOptions):
         ),
     )
     no_images: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitOptions:
+    """Look at a dataset, and write a config for it that frcnn fit trains at once.
+
+    Its format, classes and splits are found; sizes, anchors, network, batch and length of the training are chosen by
+    the objects and by this machine. Comments in the file say why.
+
+    Args:
+        root: Folder of the dataset.
+        output: File to write; by default <name of the folder>.yaml, here.
+        overwrite: Replace a file that is there (--overwrite true).
+        data_format: Format of the dataset; by default that which it is recognised as.
+        backbone: Network; by default resnet50_fpn on a GPU, else mobilenet_v2_c4, and small_c4 without pretrained
+            weights.
+        weights: Pretrained weights: auto (ImageNet's, where they are at hand or can be downloaded), none,
+            or a file.
+        val_fraction: Share of the images to validate on, where no split is for that.
+    """
+
+    root: str = field(metadata=positional("DATASET_DIR"))
+    output: str | None = None
+    overwrite: bool | None = None
+    data_format: Literal["voc", "coco"] | None = None
+    backbone: Network | None = None
+    weights: str = "auto"
+    val_fraction: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share, and a file that is no config."""
+        if not 0 < self.val_fraction < 1:
+            raise InputError(f"--val_fraction {self.val_fraction}: must be between 0 and 1")
+        if self.output is not None and not self.output.endswith((".yaml", ".yml")):
+            raise InputError(f"--output {self.output}: the name must end with .yaml")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ def fail(number: int) -> int:
 @pytest.fixture
 def three_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "PARALLEL_FROM", 100)
-    monkeypatch.setattr(parallel, "_cores", lambda: 3)
+    monkeypatch.setattr(parallel, "available_cores", lambda: 3)
 
 
 def test_order_is_kept_over_processes(three_processes):
@@ -51,7 +51,7 @@ def test_exceptions_come_through(three_processes):
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing tells a process that its parent was killed")
 def test_processes_do_not_outlive_a_killed_parent(wait_for):
     script = (
-        "import time; from datamodules import parallel; parallel._cores = lambda: 3\n"
+        "import time; from datamodules import parallel; parallel.available_cores = lambda: 3\n"
         "parallel.map_files(time.sleep, [0.01] * 6000, 'sleeping', 100)"
     )
     with subprocess.Popen([sys.executable, "-c", script]) as parent:

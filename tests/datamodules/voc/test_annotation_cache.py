@@ -175,7 +175,7 @@ def test_a_place_that_cannot_be_written_to_costs_only_time(dataset, capsys):
 
 def test_several_processes_give_the_same_in_the_same_order(dataset, monkeypatch):
     monkeypatch.setattr(parallel, "PARALLEL_FROM", 2)
-    monkeypatch.setattr(parallel, "_cores", lambda: 3)
+    monkeypatch.setattr(parallel, "available_cores", lambda: 3)
     (dataset / "Annotations" / "i1.xml").write_text("<annotation>")
     found = AnnotationCache(dataset, None).annotations(STEMS)
     assert list(found) == STEMS

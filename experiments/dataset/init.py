@@ -1,0 +1,242 @@
+"""`frcnn init`: look at a dataset, and write a config for it that trains at once."""
+
+import json
+import re
+import shlex
+import textwrap
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from datamodules.detection_datamodule import DetectionDataModule
+from datamodules.doctor.examine import DoctorOptions, Report, examine
+from datamodules.doctor.splits import read_split_table
+from datamodules.problems import KINDS
+from detector.errors import InputError, listed
+from experiments.benchmark.expectation import Expectation, expect_training
+from experiments.dataset.formats import dataset_format
+from experiments.dataset.options import InitOptions
+from experiments.dataset.settings import Machine, choose_network, choose_settings, this_machine
+from experiments.options import DATA_FORMATS
+from experiments.output import duration, writing
+from experiments.run.folder import choose_run_folder
+
+DECODED: Final = 5000
+"""Images up to which all are decoded, as `frcnn doctor` does."""
+LINE: Final = 120
+SIDED: Final = re.compile(r"(?<![a-z])(left|right)(?![a-z])", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What was found.
+
+    Attributes:
+        data_format: Its format.
+        data: The images and objects of a training.
+        report: All that the doctor says.
+        skip: Why not everything can be used; empty where it can.
+    """
+
+    data_format: str
+    data: DetectionDataModule
+    report: Report
+    skip: str
+
+    @property
+    def made(self) -> bool:
+        """Return whether the images to validate on are taken from those to train on."""
+        return self.data.splits.val_fraction is not None
+
+    @property
+    def images(self) -> tuple[int, int]:
+        """Return how many images there are to train and to validate on."""
+        return len(self.data.train_dataset), len(self.data.val_dataset)
+
+
+def init(options: InitOptions) -> None:
+    """Look at the dataset and at the machine, write the config, time it, and print a summary.
+
+    Raises:
+        InputError: No dataset there, too few images with objects, or a file that may not be written.
+    """
+    path = Path(options.output or f"{Path(options.root).resolve().name}.yaml")
+    if path.exists() and not options.overwrite:
+        raise InputError(f"{path}: is there already; --overwrite true replaces it, --output names another file")
+    found = look_at(options)
+    machine = this_machine()
+    network, weights, about_weights = choose_network(options.backbone, options.weights, machine)
+    settings = choose_settings(network, weights, found.data.ground_truth("train"), machine)
+    settings["why"]["weights"] = about_weights
+    commands = _commands(path, found)
+    text = config_text(options.root, found, settings | {"machine": machine.name, "commands": commands})
+    with writing(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    _print(options.root, path, found, machine, settings, expect_training(path, found.images[0]), commands)
+
+
+def look_at(options: InitOptions) -> Dataset:
+    """Recognise a dataset, choose its splits, and read everything that a training on it reads.
+
+    Raises:
+        InputError: It cannot be recognised, or not one image can be used.
+    """
+    name = options.data_format or _recognise(options.root)
+    splits, val_fraction = _choose_splits(name, options)
+
+    def read(on_error: str) -> DetectionDataModule:
+        named: dict[str, Any] = {f"{part}_splits": names for part, names in splits.items()}
+        data = DATA_FORMATS[name](options.root, **named, val_fraction=val_fraction, on_error=on_error)  # type: ignore[arg-type]
+        data.setup()
+        return data
+
+    skip = ""
+    try:
+        data = read("raise")
+    except InputError as error:
+        data, skip = read("skip"), str(error)
+    images = len(data.train_dataset) + len(data.val_dataset)
+    report = examine(DoctorOptions(data.format, images=images <= DECODED))
+    return Dataset(name, data, report, skip)
+
+
+def _recognise(root: str) -> str:
+    for name in DATA_FORMATS:
+        format = dataset_format(name, root)
+        try:
+            format.check_root()
+        except InputError:
+            continue
+        if name == "voc" or format.all_splits():
+            return name
+    raise InputError(f"{root}: no dataset that is known")
+
+
+def _choose_splits(name: str, options: InitOptions) -> tuple[dict[str, list[str]], float | None]:
+    """Return splits by part, told by their names, and the share of images to validate on where none is for that."""
+    format = dataset_format(name, options.root)
+    format.check_root()
+    found = [split for split in read_split_table(format, {}).splits if split.members]
+    named = {part: [split.label for split in found if split.parts == {part}] for part in ("train", "val", "test")}
+    if not named["train"]:
+        both = [split.label for split in found if {"train", "val"} == split.parts]
+        named |= {"train": both, "val": []} if both or not named["val"] else {"train": named["val"], "val": []}
+    others = [split for split in found if not split.parts]
+    if not named["train"] and others and (format.needs_splits or len(others) == 1):
+        named["train"] = [max(others, key=lambda split: len(split.members)).label]
+    return named, None if named["val"] else options.val_fraction
+
+
+def config_text(root: str, found: Dataset, settings: dict[str, Any]) -> str:
+    """Return the config, as `init.yaml.j2` lays it out."""
+    pages = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    pages.filters["yaml"] = _yaml
+    report = found.report
+    text = pages.get_template("init.yaml.j2").render(
+        settings,
+        root=root,
+        data_format=found.data_format,
+        report=report,
+        classes=[(name, report.classes.get(name, 0)) for name in found.data.class_names],
+        splits=found.data.splits.names,
+        val_fraction=found.data.splits.val_fraction,
+        images=found.images,
+        skip=found.skip,
+        sided=any(SIDED.search(name) for name in found.data.class_names),
+    )
+    return "".join(f"{line}\n" for line in _short_lines(text))
+
+
+def _yaml(value: Any) -> str:
+    """Return a value as YAML has it: JSON, with words as they are where they are plain."""
+    if isinstance(value, str) and re.fullmatch(r"[A-Za-z./][\w./-]*", value) and value.lower() not in _NO_WORDS:
+        return value
+    return json.dumps(value, ensure_ascii=not str(value).isprintable())
+
+
+_NO_WORDS: Final = ("true", "false", "yes", "no", "on", "off", "null", "y", "n")
+
+
+def _short_lines(text: str) -> Iterator[str]:
+    """Yield lines, with the comments of those that are too long above them."""
+    for line in text.splitlines():
+        code, mark, comment = line.rpartition("  # ")
+        if len(line) <= LINE or not mark:
+            yield line
+            continue
+        indent = code[: len(code) - len(code.lstrip())] + "# "
+        yield from textwrap.wrap(
+            comment,
+            LINE,
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        yield code
+
+
+def _commands(path: Path, found: Dataset) -> list[str]:
+    """Return what to run next: the training, and the detection of objects in images that it is validated on."""
+    run = choose_run_folder("runs", path.stem, None, seed=0)
+    images = found.data.val_dataset.files[0].path.parent
+    predict = [
+        "predict",
+        "--ckpt_path",
+        f"{run}/checkpoints/best.ckpt",
+        "--images",
+        str(images),
+        "--output",
+        f"{run}/pictures",
+    ]
+    return [shlex.join(["frcnn", *words]) for words in (["fit", "--config", str(path)], predict)]
+
+
+def _print(
+    root: str,
+    path: Path,
+    found: Dataset,
+    machine: Machine,
+    settings: dict[str, Any],
+    expected: Expectation,
+    commands: list[str],
+) -> None:
+    report, (train, val) = found.report, found.images
+    kinds = Counter(problem.kind for problem in report.problems)
+    low, high = (60 * minutes for minutes in expected.minutes)
+    classes = [f"{name} {report.classes.get(name, 0)}" for name in found.data.class_names]
+    names = found.data.splits.names
+    made = "made by val_fraction" if found.made else f"{listed(names['train'])} and {listed(names['val'])}"
+    table = Table(title=f"{root}: {found.data_format} format", show_header=False)
+    for title, text in {
+        "images": f"{report.images}: {train} to train on, {val} to validate on ({made})",
+        "objects": f"{report.objects} of {len(classes)} classes: {listed(classes, 12)}",
+        "problems": (listed([f"{kinds[kind]} {kind}" for kind in KINDS if kinds[kind]]) or "none")
+        + ("; on_error: skip leaves out what cannot be used" if found.skip else ""),
+        "machine": machine.name,
+        "network": f"{settings['network']}, weights {settings['weights']}: {settings['why']['weights']}",
+        "image size": f"{settings['shortest']}, longer side up to {settings['longest']}; {settings['why']['shortest']}",
+        "anchors": settings["why"]["anchors"],
+        "training": f"{settings['epochs']} epochs of {train} images, {settings['batch_size']} in a step",
+        "time": f"about {duration(low)} to {duration(high)} on this machine: {expected}",
+    }.items():
+        table.add_row(title, escape(text))
+    console = Console(highlight=False)
+    console.print(table)
+    doctor = [shlex.join(["frcnn", "doctor", root])] if report.problems else []
+    print(f"{path} is written, with the reasons for all values. Next:")
+    print(*(f"  {command}" for command in [*commands, *doctor]), sep="\n")
