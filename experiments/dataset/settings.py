@@ -72,7 +72,7 @@ class Preset:
         views: Images that a training sees at least, each counted as often as it is seen.
         epochs: The least and the most.
         warmup: Most steps.
-        memory: Bytes that a training step takes for each pixel of its batch.
+        memory: Bytes that a training step takes for each pixel of its batch, about.
         batch: Most images in a step.
     """
 
