@@ -11,7 +11,7 @@ from typing import ClassVar
 from datamodules.file_cache import FileCache, cache_folder
 from datamodules.image_reading import USUAL, Reading
 from datamodules.problems import Kind, Problem
-from detector.errors import shortened
+from detector.errors import InputError, shortened
 
 Box = tuple[float, float, float, float]
 Id = int | str  # as a file states it, but for a float such as 7.0, which is 7
@@ -122,6 +122,8 @@ class DatasetFormat(ABC):
         reading: How image files are read.
     """
 
+    name: ClassVar[str]
+    """What `--data_format` calls it."""
     cache_kind: ClassVar[type[FileCache]] = FileCache
     """What is kept of the files that were read."""
     needs_splits: str = ""
@@ -142,8 +144,22 @@ class DatasetFormat(ABC):
         return self._caches.setdefault(folder, self.cache_kind(folder, self._cache_folder, self.reading))
 
     @abstractmethod
+    def offered(self) -> list[str] | None:
+        """Return the names of the splits that the root offers; None where it looks like no dataset of this format.
+
+        Only names of files, and the beginnings of a few of them, are looked at.
+        """
+
     def check_root(self) -> None:
-        """Raise InputError unless the dataset is there."""
+        """Raise InputError unless the root is a folder."""
+        if not self.root.is_dir():
+            raise InputError(f"--data.root {self.root}: no such folder")
+
+    def other_format(self) -> str:
+        """Return the end of a message: which of the formats that are loaded the root looks like, if not like this."""
+        others = [kind for kind in DatasetFormat.__subclasses__() if kind is not type(self) and self.offered() is None]
+        found = next((kind.name for kind in others if kind(self.root).offered() is not None), None)
+        return f"; it looks like --data_format {found}" if found else ""
 
     @abstractmethod
     def class_names(self, splits: Sequence[str], everything: bool = False) -> list[str]:
@@ -196,9 +212,9 @@ class DatasetFormat(ABC):
     own_annotations: ClassVar[bool] = False
     """Whether each split has annotations of its own, also of images that another one names."""
 
-    @abstractmethod
     def all_splits(self) -> list[str]:
         """Return the names of all splits that the dataset has."""
+        return self.offered() or []
 
     @abstractmethod
     def split_file(self, split: str) -> Path:

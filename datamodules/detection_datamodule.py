@@ -18,10 +18,9 @@ from torch.utils.data import DataLoader, Sampler
 
 from datamodules.augmentation.recipes import Augmentation, build_augmentation
 from datamodules.bad_data import NextImageInstead, OnError, read_usable
-from datamodules.batches import Batch, collate, limit_threads
 from datamodules.checks import check_classes
 from datamodules.dataset_format import DatasetFormat
-from datamodules.detection_dataset import DetectionDataset, Target
+from datamodules.detection_dataset import Batch, DetectionDataset, Target, collate, limit_threads
 from datamodules.ground_truth import SplitTruth, truth_of
 from datamodules.image_cache import CacheKind, check_cache, make_reader
 from datamodules.image_reading import Reading

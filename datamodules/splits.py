@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,18 @@ from detector.errors import InputError, brief
 from detector.files import write_json, write_whole
 
 PARTS: Final = ("train", "val", "test")
+_WORDS: Final = {
+    "train": ("train", "training", "trainval"),
+    "val": ("val", "valid", "validation", "dev", "trainval"),
+    "test": ("test", "testing"),
+}
 MADE_BY: Final = "made_by.json"  # written last: where it is, the lists beside it are whole
+
+
+def parts_of(name: str) -> frozenset[str]:
+    """Return what a split is for, by the words in its name; nothing where these do not tell."""
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    return frozenset(part for part, names in _WORDS.items() if words & set(names))
 
 
 class Splits:

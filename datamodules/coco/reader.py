@@ -28,6 +28,7 @@ class CocoFormat(DatasetFormat):
         image_dirs: As `--data.image_dirs`.
     """
 
+    name = "coco"
     needs_splits = "file"
     own_annotations: ClassVar[bool] = True
 
@@ -36,11 +37,6 @@ class CocoFormat(DatasetFormat):
         self.image_dirs = image_dirs
         self._files: dict[Path, CocoFile] = {}
         self._said: set[str] = set()
-
-    def check_root(self) -> None:
-        """Raise InputError unless the root is a folder."""
-        if not self.root.is_dir():
-            raise InputError(f"--data.root {self.root}: no such folder")
 
     def class_names(self, splits: Sequence[str], everything: bool = False) -> list[str]:
         """Return the categories of files by ascending id, without one that only names the group of the others."""
@@ -73,16 +69,26 @@ class CocoFormat(DatasetFormat):
 
     def split_file(self, split: str) -> Path:
         """Return the annotation file that a path or a short name means; raise InputError where there is none."""
-        candidates = [self.root / split, *(self.root / place.format(split) for place in PLACES)]
-        for path in candidates:
-            if path.is_file():
-                return path
+        path = self._find(split)
+        if path is not None:
+            return path
         there = listed(self._json_files()) or "no JSON file"
-        raise InputError(f"{self.root / split}: no such annotation file; {self.root} holds {there}")
+        text = f"{self.root / split}: no such annotation file; {self.root} holds {there}"
+        raise InputError(f"{text}{self.other_format()}")
+
+    def _find(self, split: str) -> Path | None:
+        candidates = [self.root / split, *(self.root / place.format(split) for place in PLACES)]
+        return next(filter(Path.is_file, candidates), None)
 
     def _json_files(self) -> list[str]:
         there = [*self.root.glob("*.json"), *self.root.glob("*/*.json")]
         return sorted(path.relative_to(self.root).as_posix() for path in there)
+
+    def offered(self) -> list[str] | None:
+        """Return the annotation files of the dataset, by their short names where these mean them; None if none."""
+        names = [name for name in self._json_files() if _looks_like_annotations(self.root / name)]
+        short = {name: _short_name(self.root / name) for name in names}
+        return [short[name] if self._find(short[name]) == self.root / name else name for name in names] or None
 
     def _file(self, path: Path) -> CocoFile:
         if path not in self._files:
@@ -168,18 +174,16 @@ class CocoFormat(DatasetFormat):
         return [ids[name] if name in ids else next(free) for name in class_names]
 
     def all_splits(self) -> list[str]:
-        """Return the annotation files of the dataset, by their short names where these mean them."""
+        """Return the annotation files of the dataset, those that turn out to be none left out."""
         names = []
-        for name in self._json_files():
-            path = self.root / name
+        for name in self.offered() or []:
             try:
-                self._file(path)
+                self._file(self.split_file(name))
             except NoAnnotationsError:
                 continue
             except InputError:
                 pass  # damaged, which is the doctor's to say
-            short = _short_name(path)
-            names.append(short if self.split_file(short) == path else name)
+            names.append(name)
         return names
 
     def list_others(self, members: Iterable[Member], look: bool) -> list[Member]:
@@ -201,6 +205,18 @@ class CocoFormat(DatasetFormat):
         """Free what was only needed for reading."""
         super().forget()
         self._files = {}
+
+
+def _looks_like_annotations(path: Path) -> bool:
+    """Return whether the first and the last bytes of a file are those of COCO annotations."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(2**16)
+            file.seek(max(len(start), file.seek(0, 2) - 2**16))
+            text = (start + file.read()).replace(b"\0", b"")  # UTF-16 too
+    except OSError:
+        return False
+    return b"{" in start[:8] and any(f'"{key}"'.encode() in text for key in ("images", "annotations", "bbox"))
 
 
 def _short_name(path: Path) -> str:

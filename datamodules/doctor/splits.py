@@ -7,24 +7,17 @@ shares images with `train` and `val` by intention, and splits with other names s
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from datamodules.dataset_format import DatasetFormat, Member
 from datamodules.problems import Problem
-from datamodules.splits import PARTS
+from datamodules.splits import PARTS, parts_of
 from detector.errors import InputError
 
 Image = tuple[Path, str]  # that of a `Member`
-_WORDS: Final = {
-    "train": ("train", "training", "trainval"),
-    "val": ("val", "valid", "validation", "dev", "trainval"),
-    "test": ("test", "testing"),
-}
 
 
 @dataclass(frozen=True)
@@ -87,7 +80,7 @@ def read_split_table(format: DatasetFormat, chosen: Mapping[str, Sequence[str]])
             format.list_images([name])
     splits: list[UsedSplit] = []
     problems: list[Problem] = []
-    for label, parts in wanted or [(name, _parts_of(name)) for name in format.all_splits()]:
+    for label, parts in wanted or [(name, parts_of(name)) for name in format.all_splits()]:
         path = format.split_file(label)
         try:
             counts = Counter(format.list_images([label], repeats=True))
@@ -125,8 +118,3 @@ def split_problems(table: SplitTable, files: Mapping[Image, Path]) -> Iterator[P
         for image, path in files.items():
             if image not in by_image:
                 yield Problem(str(path), None, "not_in_split", f"{path}: no split names {image[1]}", used=False)
-
-
-def _parts_of(name: str) -> frozenset[str]:
-    words = set(re.split(r"[^a-z]+", name.lower()))
-    return frozenset(part for part, names in _WORDS.items() if words & set(names))

@@ -18,8 +18,9 @@ class VOCDataModule(DetectionDataModule):
 
     Args:
         root: Folder that holds VOC<year>/ (or VOCdevkit/VOC<year>/), or itself a dataset folder with JPEGImages/,
-            Annotations/ and ImageSets/Main/.
-        train_splits: Splits to train on: "2007_trainval" where root holds VOC<year>/, else plain names such as "train".
+            Annotations/ and ImageSets/Main/, with images/ and annotations/, or with images beside their XML files.
+        train_splits: Splits to train on: "2007_trainval" where root holds VOC<year>/, else plain names such as "train":
+            of a file in ImageSets/Main/, else of a folder of annotations.
         val_splits: Splits to validate on; with val_fraction none.
         test_splits: Splits to test on; never taken from the others.
         class_names: Class names in label order; default: the 20 VOC classes for VOC years, else the sorted names found
@@ -56,7 +57,7 @@ class VOCDataModule(DetectionDataModule):
             return
         wanted: list[Archive] = []
         for split in (find_split(self.format.root, name) for name in self.splits.all_names):
-            there = split.path.is_file()
+            there = split.path.exists()
             if not there and self.format.plain:
                 raise InputError(f"{split.path}: no such split file, and only VOC years can be downloaded")
             archive = find_archive(split.folder.name.removeprefix("VOC"), split.name)

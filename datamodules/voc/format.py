@@ -295,11 +295,11 @@ def _read_coordinate(bndbox: ElementTree.Element, key: str, where: str) -> float
 
 def _read_flag(node: ElementTree.Element, key: str, where: str) -> bool:
     text = _text(node, key).lower()
-    if text in ("", "0", "false"):
+    if text in ("", "0", "false", "unspecified"):
         return False
     if text in ("1", "true"):
         return True
-    if key == "truncated":  # nothing is computed from it; tools write "Unspecified" and the like
+    if key == "truncated":  # nothing is computed from it
         return False
     raise InputError(f"{where} has {key} {shortened(text)!r}; 0 or 1 is needed")
 

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
-from datamodules.voc.format import IMAGE_SUFFIXES
-from detector.errors import InputError
+from datamodules.splits import parts_of
+from datamodules.voc.format import IMAGE_SUFFIXES, read_split
+from datamodules.voc.names import annotated_names, annotations_folder, names_below
+from detector.errors import InputError, listed
 
 VOC_CLASSES: Final = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 
+_FOLDERS: Final = ("JPEGImages", "images", "Images")
+_ANNOTATION = re.compile(rb"<(\w+:)?annotation[\s>]", re.IGNORECASE)
 _YEAR_SPLIT = re.compile(r"(\d{4})_(.+)")
 
 
@@ -23,8 +29,8 @@ class Split:
     """A split of one dataset folder.
 
     Args:
-        folder: Holds JPEGImages/, Annotations/ and ImageSets/Main/.
-        name: The split file's stem, e.g. "trainval".
+        folder: Holds JPEGImages/, Annotations/ and ImageSets/Main/, or these files in another way.
+        name: The split file's stem, e.g. "trainval", or where there is no such file a folder of annotations.
     """
 
     folder: Path
@@ -32,34 +38,56 @@ class Split:
 
     @property
     def path(self) -> Path:
-        """Return the split file."""
-        return self.folder / "ImageSets" / "Main" / f"{self.name}.txt"
+        """Return the split file, or the folder."""
+        file = self.folder / "ImageSets" / "Main" / f"{self.name}.txt"
+        place = annotations_folder(self.folder) / self.name
+        return place if place.is_dir() and not file.is_file() else file
+
+    def names(self, repeats: bool = False) -> list[str]:
+        """Return the names of its images, as `read_split` does; raise InputError if there is no such split."""
+        if not self.path.is_dir():
+            folders = part_folders(self.folder)
+            if folders and not self.path.exists():
+                raise InputError(f"{self.folder}: has no split {self.name!r}; its folders are {listed(folders)}")
+            return read_split(self.path, repeats)
+        names = [name for name in annotated_names(self.folder) if name.startswith(f"{self.name}/")]
+        if not names:
+            raise InputError(f"{self.path}: holds no XML file, so there are no images in this split")
+        return names
+
+
+def part_folders(folder: Path) -> list[str]:
+    """Return the folders of annotations that are named for training, validation or testing, such as train."""
+    below = sorted(path for path in annotations_folder(folder).glob("*/") if parts_of(path.name))
+    return [path.name for path in below if next(path.rglob("*.[xX][mM][lL]"), None)]
 
 
 def is_plain(root: Path) -> bool:
     """Return whether `root` is itself a dataset folder rather than one that holds VOC<year>/."""
-    return (root / "ImageSets" / "Main").is_dir() or (root / "Annotations").is_dir()
+    if (root / "ImageSets" / "Main").is_dir() or (root / "Annotations").is_dir():
+        return True
+    return not _years(root) and _holds_annotations(root)
+
+
+def _holds_annotations(root: Path) -> bool:
+    """Return whether one of the first XML files in a folder, or two folders below, is an annotation in VOC format."""
+    for pattern in ("*", "*/*", "*/*/*"):
+        for path in islice(root.glob(f"{pattern}.[xX][mM][lL]"), 5):
+            elsewhere = pattern == "*/*/*" and (path.parents[1] / "ImageSets").is_dir()
+            if not elsewhere and path.is_file() and _ANNOTATION.search(path.read_bytes()[:2000]):
+                return True
+    return False
+
+
+def _years(root: Path) -> list[Path]:
+    return [*root.glob("VOC[0-9][0-9][0-9][0-9]"), *root.glob("VOCdevkit/VOC[0-9][0-9][0-9][0-9]")]
 
 
 def dataset_folders(root: Path) -> list[Path]:
     """Return `root` itself if it is a dataset folder, else its VOC<year>/, in `root` or in `root`/VOCdevkit."""
     if is_plain(root):
         return [root]
-    folders = [*root.glob("VOC[0-9][0-9][0-9][0-9]"), *root.glob("VOCdevkit/VOC[0-9][0-9][0-9][0-9]")]
-    return sorted(folders, key=lambda folder: folder.name)
-
-
-def check_root(root: Path) -> None:
-    """Raise InputError unless `root` is, or holds, a dataset folder."""
-    if not root.is_dir():
-        raise InputError(
-            f"--data.root {root}: no such folder; `frcnn mini-voc OUT_DIR` writes a small synthetic dataset, "
-            "--data.download true fetches VOC years"
-        )
-    if not dataset_folders(root):
-        raise InputError(
-            f"--data.root {root}: holds neither VOC<year>/ nor JPEGImages/, Annotations/ and ImageSets/Main/"
-        )
+    return sorted(_years(root), key=lambda folder: folder.name)
 
 
 def find_split(root: Path, name: str) -> Split:
@@ -80,6 +108,19 @@ def find_split(root: Path, name: str) -> Split:
     return next(iter(with_file or [split for split in splits if split.folder.is_dir()]), splits[-1])
 
 
+def image_folders(folder: Path) -> list[Path]:
+    """Return the folders that the images of a dataset folder may be below: JPEGImages/ or images/, else others."""
+    named = [path for path in (folder / name for name in _FOLDERS) if path.is_dir()]
+    place = annotations_folder(folder)
+    return named[:1] or ([folder] if place == folder else [folder / _FOLDERS[0], place, folder])
+
+
+def images_in(folder: Path) -> set[str]:
+    """Return the names of the images of a dataset folder: their paths below the folder of images, without suffix."""
+    found = (names_below(place, IMAGE_SUFFIXES, _FOLDERS if place == folder else ()) for place in image_folders(folder))
+    return next(filter(None, found), set())
+
+
 def find_image(folder: Path, stem: str, stated: str = "") -> Path:
     """Return the image `stem` in `folder`/JPEGImages, .jpg before other suffixes, which may be in capitals.
 
@@ -91,11 +132,15 @@ def find_image(folder: Path, stem: str, stated: str = "") -> Path:
     Raises:
         InputError: There is none.
     """
-    images = folder / "JPEGImages"
-    for suffix in IMAGE_SUFFIXES if images.is_dir() else ():
-        path = images / f"{stem}{suffix}"
-        if path.is_file():
-            return path
+    places = image_folders(folder)
+    above, _, last = stem.rpartition("/")
+    inner = [folder / above / name for name in _FOLDERS] if places[-1] == folder else []
+    for place, name in (*((place, last) for place in inner), *((place, stem) for place in places)):
+        for suffix in IMAGE_SUFFIXES if place.is_dir() else ():
+            path = f"{place}/{name}{suffix}"
+            if os.path.isfile(path):
+                return Path(path)
+    images = places[0]
     base = stated.replace("\\", "/").rsplit("/", 1)[-1]
     hint = f"; its annotation states {base}, which is there: rename it" if base and (images / base).is_file() else ""
     raise InputError(f"{images / stem}.jpg: no such image (nor .jpeg or .png), but a split names it{hint}")

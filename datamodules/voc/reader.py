@@ -13,23 +13,31 @@ from datamodules.file_cache import FileCache
 from datamodules.problems import Kind, Problem
 from datamodules.voc.annotation_cache import AnnotationCache
 from datamodules.voc.format import (
-    IMAGE_SUFFIXES,
     Annotation,
     NegativeBoxError,
     UnreadObject,
     VOCObject,
     parse_annotation_loosely,
     read_annotation_bytes,
-    read_split,
 )
-from datamodules.voc.layout import VOC_CLASSES, check_root, dataset_folders, find_image, find_split, is_plain
-from datamodules.voc.names import annotated_names, annotation_path, read_split_lines
+from datamodules.voc.layout import (
+    VOC_CLASSES,
+    dataset_folders,
+    find_image,
+    find_split,
+    image_folders,
+    images_in,
+    is_plain,
+    part_folders,
+)
+from datamodules.voc.names import annotated_names, annotation_path, annotations_folder, read_split_lines
 from detector.errors import InputError, listed, shortened
 
 
 class VOCFormat(DatasetFormat):
     """A dataset in PASCAL VOC format: VOC<year>/ folders, or one dataset folder."""
 
+    name = "voc"
     cache_kind: ClassVar[type[FileCache]] = AnnotationCache
 
     def cache(self, folder: Path) -> AnnotationCache:
@@ -52,14 +60,23 @@ class VOCFormat(DatasetFormat):
 
     def check_root(self) -> None:
         """Raise InputError unless the root is, or holds, a dataset folder."""
-        check_root(self.root)
+        if not self.root.is_dir():
+            raise InputError(
+                f"--data.root {self.root}: no such folder; `frcnn mini-voc OUT_DIR` writes a small synthetic dataset, "
+                "--data.download true fetches VOC years"
+            )
+        if not dataset_folders(self.root):
+            raise InputError(
+                f"--data.root {self.root}: holds neither VOC<year>/ nor JPEGImages/, Annotations/ and ImageSets/Main/, "
+                f"nor images beside XML files{self.other_format()}"
+            )
 
     def class_names(self, splits: Sequence[str], everything: bool = False) -> list[str]:
         """Return the 20 VOC classes for VOC years, else the sorted names found in annotations."""
         files = [find_split(self.root, name) for name in splits]
         if not self.plain:
             return list(VOC_CLASSES)
-        stems = {stem for split in files for stem in read_split(split.path)}
+        stems = {stem for split in files for stem in split.names()}
         stems |= set(annotated_names(self.root)) if everything else set()
         annotations = self.cache(self.root).annotations(sorted(stems))
         found: set[str] = set()
@@ -74,12 +91,8 @@ class VOCFormat(DatasetFormat):
     def list_images(self, splits: Sequence[str], missing_ok: bool = False, repeats: bool = False) -> list[Member]:
         """Return the images that split files name, in order."""
         files = [find_split(self.root, name) for name in splits]
-        there = [split for split in files if split.path.is_file() or not missing_ok]
-        return [
-            member
-            for split in there
-            for member in self._members(split.folder, read_split(split.path, repeats), split.path)
-        ]
+        there = [split for split in files if split.path.exists() or not missing_ok]
+        return [member for split in there for member in self._members(split.folder, split.names(repeats), split.path)]
 
     def _members(self, folder: Path, stems: Iterable[str], source: Path) -> list[Member]:
         # Years hold equal names of different images.
@@ -93,7 +106,6 @@ class VOCFormat(DatasetFormat):
         records: list[ImageRecord] = []
         for folder, group in groupby(members, key=lambda member: member.folder):
             stems = [member.stem for member in group]
-            place = folder / "JPEGImages"
             annotations = self.cache(folder).annotations(stems)
             stated = {stem: _stated(self.cache(folder).paths[stem], annotations[stem]) for stem in stems}
             images: dict[str, Path] = {}
@@ -101,22 +113,28 @@ class VOCFormat(DatasetFormat):
                 try:
                     images[stem] = find_image(folder, stem, file_name)
                 except InputError as error:
-                    one.problems.append(Problem(f"{place / stem}.jpg", None, "missing_image", str(error)))
+                    image = image_folders(folder)[0] / f"{stem}.jpg"
+                    one.problems.append(Problem(str(image), None, "missing_image", str(error)))
             headers = self.cache(folder).headers(images.values())
             for stem in stems:
                 path = images.get(stem)
-                name = f"{stem}.jpg" if path is None else path.relative_to(place).as_posix()
+                name = f"{stem}{'.jpg' if path is None else path.suffix}"
                 records.append(judge(stated[stem][0], name, path, headers[path] if path else None, class_names))
         return records
 
-    def all_splits(self) -> list[str]:
-        """Return the names of all split files but those of single classes ("name  1", "name -1")."""
-        return [
+    def offered(self) -> list[str] | None:
+        """Return the names of all split files but those of single classes ("name  1"), else of folders such as train/.
+
+        None where there is no dataset folder.
+        """
+        folders = dataset_folders(self.root)
+        found = [
             ("" if self.plain else f"{folder.name.removeprefix('VOC')}_") + path.stem
-            for folder in dataset_folders(self.root)
+            for folder in folders
             for path in sorted((folder / "ImageSets" / "Main").glob("*.txt"))
             if not _is_of_one_class(path)
         ]
+        return (found or [name for folder in folders for name in part_folders(folder)]) if folders else None
 
     def split_file(self, split: str) -> Path:
         """Return the file of a split."""
@@ -127,13 +145,13 @@ class VOCFormat(DatasetFormat):
         known = {member.image for member in members}
         others: list[Member] = []
         for folder in dataset_folders(self.root):
-            stems = {*annotated_names(folder), *(_images_in(folder) if look else ())}
-            others += self._members(folder, sorted(stems), folder / "Annotations")
+            stems = {*annotated_names(folder), *(images_in(folder) if look else ())}
+            others += self._members(folder, sorted(stems), annotations_folder(folder))
         return [member for member in others if member.image not in known]
 
     def empty_folders(self, members: Iterable[Member]) -> list[Path]:
-        """Return the JPEGImages/ that hold no image."""
-        return [folder / "JPEGImages" for folder in dataset_folders(self.root) if not _images_in(folder)]
+        """Return the folders of images that hold none."""
+        return [image_folders(folder)[0] for folder in dataset_folders(self.root) if not images_in(folder)]
 
 
 def _loosely(
@@ -172,17 +190,10 @@ def _stated(path: Path, annotation: Annotation | InputError) -> tuple[Stated, st
     return stated, whole.file_name
 
 
-def _images_in(folder: Path) -> set[str]:
-    """Return the names without suffix of the files in a dataset folder's JPEGImages/."""
-    images = folder / "JPEGImages"
-    paths = [path.relative_to(images) for path in images.rglob("*") if path.suffix in IMAGE_SUFFIXES]
-    return {path.with_suffix("").as_posix() for path in paths if not path.name.startswith(".")}
-
-
 def _is_of_one_class(path: Path) -> bool:
-    """Return whether all lines state whether the image shows the class of the file."""
+    """Return whether the first lines all state whether the image shows the class of the file."""
     try:
-        lines = read_split_lines(path)
+        lines = read_split_lines(path, most=20)
     except InputError:
         return False
     return bool(lines) and all(line.flagged for line in lines)
@@ -199,19 +210,20 @@ def _no_classes(
         annotations: By name, each read or the reason why it was not.
     """
     there = [f"{name}.xml" for name in annotated_names(folder)]
-    for path in split_files:
+    place = annotations_folder(folder)
+    for path in filter(Path.is_file, split_files):
         for line in read_split_lines(path):
             if not annotation_path(folder, line.name).is_file():
                 return InputError(
                     f"{path}: line {line.number} is {shortened(line.text)!r}, but there is no "
-                    f"{annotation_path(folder, line.name)}; {folder / 'Annotations'} holds "
+                    f"{annotation_path(folder, line.name)}; {place} holds "
                     f"{listed(there, 3) or 'no XML file'}"
                 )
             found = annotations.get(line.name)
             if isinstance(found, InputError):
                 return found
     if not there:
-        return InputError(f"{folder / 'Annotations'}: holds no XML file, so there are no images to train on")
+        return InputError(f"{place}: holds no XML file, so there are no images to train on")
     bad = next((one for one in annotations.values() if isinstance(one, InputError)), None)
     where = "of the splits " if split_files else ""
     return bad or InputError(f"{folder}: no annotation {where}names an object, so there are no classes")

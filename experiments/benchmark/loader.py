@@ -25,7 +25,8 @@ from datamodules.detection_dataset import DetectionDataset
 from datamodules.image_cache import CacheKind
 from datamodules.voc.datamodule import VOCDataModule
 from datamodules.voc.format import read_split
-from datamodules.voc.layout import check_root, find_split, is_plain
+from datamodules.voc.layout import find_split, is_plain
+from datamodules.voc.reader import VOCFormat
 from detector.errors import InputError
 from detector.image_batch import ImageConfig, make_batch
 from experiments.benchmark.cases import Benchmark, Case
@@ -83,7 +84,7 @@ def benchmark_data(options: LoaderOptions) -> Benchmark:
 
 def _link_devkit(root: Path, splits: Sequence[str], folder: Path, images: int) -> int:
     """Make a devkit at `folder`/VOCdevkit/VOC2012 with the first images of a split as `train`; return how many."""
-    check_root(root)
+    VOCFormat(root).check_root()
     if is_plain(root) or len(splits) != 1:
         raise InputError(
             f"--data.root {root}: must hold VOC<year>/ with one split, such as [2012_train]: the peer needs it"

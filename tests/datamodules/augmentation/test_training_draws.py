@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules.batches import _Packed, collate
 from datamodules.detection_datamodule import DetectionDataModule
+from datamodules.detection_dataset import _Packed, collate
 from datamodules.voc.datamodule import VOCDataModule
 from datamodules.voc.format import Annotation, VOCObject, write_annotation
 

@@ -1,0 +1,148 @@
+"""Folders and XML in VOC format as labelImg, CVAT, Roboflow and labelme leave them."""
+
+from pathlib import Path
+
+import pytest
+
+from datamodules.coco.reader import CocoFormat
+from datamodules.doctor.examine import DoctorOptions, examine
+from datamodules.ground_truth import read_ground_truth
+from datamodules.voc.datamodule import VOCDataModule
+from datamodules.voc.format import VOCObject
+from datamodules.voc.reader import VOCFormat
+from detector.errors import InputError
+
+LAYOUTS = {  # images, annotations, both with the split as {}
+    "images and annotations": ("images/{}", "annotations/{}"),
+    "Oxford's pets": ("images/{}", "annotations/xmls/{}"),
+    "labelImg in one folder": ("{}", "{}"),
+    "Roboflow": ("{}", "{}"),
+    "folders within splits": ("{}/images", "{}/annotations"),
+    "capitals within splits": ("{}/JPEGImages", "{}/Annotations"),
+    "images elsewhere": ("{}", "annotations/{}"),
+    "with VOC's names": ("JPEGImages/{}", "Annotations/{}"),
+}
+SPLITTED = [name for name in LAYOUTS if name not in ("Oxford's pets", "labelImg in one folder")]
+
+
+@pytest.fixture
+def laid_out(tmp_path, write_image, annotate):
+    """`laid_out(layout, splits)`: cat0, cat1 ... of train, valid and test, one cat in each, ever further right."""
+
+    def write(layout: str, splits: tuple[str, ...]) -> Path:
+        pictures, xmls = LAYOUTS[layout]
+        for number in range(6):
+            split = splits[min(number // 2, len(splits) - 1)]
+            image = write_image(tmp_path / "made", f"cat{number}.jpg")
+            xml = annotate(tmp_path / "made", f"cat{number}", VOCObject("cat", (number, 3, number + 6, 9)))
+            for made, place in ((image, pictures), (xml, xmls)):
+                target = tmp_path / "data" / place.format(split) / made.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                made.rename(target)
+        return tmp_path / "data"
+
+    return write
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_dataset_without_splits(laid_out, layout):
+    root = laid_out(layout, (".",))
+    format = VOCFormat(root)
+    assert format.offered() == [] and CocoFormat(root).offered() is None
+    members = format.list_others([], look=True)
+    assert [member.name for member in members] == [f"cat{number}" for number in range(6)]
+    records = format.read(members, ["cat"])
+    assert [record.name for record in records] == [f"cat{number}.jpg" for number in range(6)]
+    assert [record.objects[0].box for record in records] == [(number, 3, number + 6, 9) for number in range(6)]
+    assert all(record.usable and not record.problems for record in records)
+    data = VOCDataModule(str(root), val_fraction=0.5, num_workers=0)
+    data.setup("fit")
+    assert (data.class_names, len(data.train_dataset), len(data.val_dataset)) == (["cat"], 3, 3)
+
+
+@pytest.mark.parametrize("layout", SPLITTED)
+def test_folders_are_splits(laid_out, layout):
+    root = laid_out(layout, ("train", "valid", "test"))
+    assert VOCFormat(root).offered() == ["test", "train", "valid"]
+    data = VOCDataModule(str(root), ["train"], ["valid"], ["test"], num_workers=0)
+    data.setup()
+    assert data.train_dataset.file_names == ["train/cat0.jpg", "train/cat1.jpg"]
+    assert data.val_dataset[1][1]["boxes"].tolist() == [[3, 3, 9, 9]]
+    assert read_ground_truth(VOCFormat(root), ["test"]).image_names == ("test/cat4", "test/cat5")
+    report = examine(DoctorOptions(VOCFormat(root)))
+    assert report.problems == [] and report.splits == {"test": 2, "train": 2, "valid": 2}
+    with pytest.raises(InputError, match=r"data: has no split 'val'; its folders are test, train, valid"):
+        VOCDataModule(str(root), ["train"], ["val"], class_names=["cat"], num_workers=0).setup()
+
+
+def test_missing_files_are_named_where_they_should_be(laid_out):
+    root = laid_out("Roboflow", ("train", "valid"))
+    (root / "train" / "cat0.jpg").unlink()
+    (root / "valid" / "cat2.xml").unlink()
+    report = examine(DoctorOptions(VOCFormat(root)))
+    found = {(problem.kind, Path(problem.file).relative_to(root).as_posix()) for problem in report.problems}
+    assert found == {
+        ("missing_image", "train/cat0.jpg"),
+        ("missing_annotation", "valid/cat2.xml"),
+        ("not_in_split", "valid/cat2.jpg"),
+    }
+
+
+def test_other_xml_makes_no_dataset(tmp_path):
+    (tmp_path / "job").mkdir()
+    (tmp_path / "job" / "annotations.xml").write_text(
+        "<?xml version='1.0'?>\n<annotations><version>1.1</version></annotations>"
+    )
+    assert VOCFormat(tmp_path).offered() is None
+    with pytest.raises(InputError, match=r"holds neither VOC<year>/ nor JPEGImages/.* nor images beside XML files$"):
+        VOCFormat(tmp_path).check_root()
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "train.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    with pytest.raises(InputError, match=r"it looks like --data_format coco$"):
+        VOCFormat(tmp_path).check_root()
+
+
+OBJECT = "<bndbox><xmin>{}</xmin><ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox>"
+TOOLS = {
+    "labelImg": (
+        '<annotation verified="yes"><folder>images</folder><filename>i</filename><path>C:\\images\\i.png</path>'
+        "<source><database>Unknown</database></source><size><width>32</width><height>24</height><depth>3</depth></size>"
+        "<segmented>0</segmented><object><name>cat</name><pose>Unspecified</pose><truncated>0</truncated>"
+        f"<difficult>0</difficult>{OBJECT}</object></annotation>"
+    ),
+    "Roboflow": (
+        "<annotation><folder></folder><filename>i.png</filename><path>i.jpg</path><source><database>roboflow.com"
+        "</database></source><size><width>32</width><height>24</height><depth>3</depth></size><segmented>0</segmented>"
+        "<object><name>cat</name><pose>Unspecified</pose><truncated>0</truncated><difficult>0</difficult><occluded>0"
+        "</occluded><bndbox><xmin>{}</xmin><xmax>{2}</xmax><ymin>{1}</ymin><ymax>{3}</ymax></bndbox></object>"
+        "</annotation>"
+    ).replace("{}", "{0}"),
+    "CVAT": (
+        "<annotation><folder/><filename>sub/i.jpg</filename><source><database>Unknown</database><annotation>Unknown"
+        "</annotation><image>Unknown</image></source><size><width>32</width><height>24</height><depth/></size>"
+        "<segmented>0</segmented><object><name>cat</name><occluded>0</occluded>"
+        f"{OBJECT}<attributes><attribute><name>colour</name><value>red</value></attribute></attributes></object>"
+        "</annotation>"
+    ),
+    "labelme": (
+        "<annotation><folder/><filename>i.jpg</filename><database/><annotation/><image/><size><height>24</height><width>"
+        "32</width><depth>3</depth></size><segmented/><object><name>cat</name><pose/><truncated/><difficult/>"
+        f"{OBJECT}</object></annotation>"
+    ),
+    "without a word": (
+        "<annotation><object><name>cat</name><pose>Unspecified</pose><truncated>Unspecified</truncated>"
+        f"<difficult>Unspecified</difficult>{OBJECT}</object></annotation>"
+    ),
+}
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_xml_of_tools(tmp_path, write_image, tool):
+    write_image(tmp_path, "i.jpg").rename(tmp_path / "i.jpg")
+    (tmp_path / "JPEGImages").rmdir()
+    (tmp_path / "i.xml").write_text(TOOLS[tool].format(3.5, 4, 12.25, 9))
+    format = VOCFormat(tmp_path)
+    (record,) = format.read(format.list_others([], look=True), ["cat"])
+    (item,) = record.objects
+    assert (item.name, item.box, item.difficult) == ("cat", (2.5, 3, 12.25, 9), False)
+    assert (record.size, list(record.problems)) == ((32, 24), [])
