@@ -19,7 +19,8 @@ BIN = 2**0.25
 def audit_figure(given: AuditInput, result: AuditResult, title: str) -> "Figure":
     """Draw histograms of object sizes and aspect ratios, and both sides against each other, each with the anchors.
 
-    Anchors that are dropped from half of the images or more, because they fit nowhere, are marked.
+    Anchors that are dropped from half of the images or more, because they fit nowhere, are marked. Few objects far from
+    all others do not stretch the axes: a line below says how many lie beyond.
 
     Args:
         given: The objects.
@@ -39,11 +40,12 @@ def audit_figure(given: AuditInput, result: AuditResult, title: str) -> "Figure"
     figure = Figure(figsize=(15, 5.6), layout="constrained")
     sides, ratios, both = figure.subplots(1, 3)
     figure.suptitle(title)
-    _histogram(sides, np.sqrt(width * height), weight, best, np.sqrt(anchor_width * anchor_height), dead)
-    sides.set_xlabel("square root of area in pixels, after resizing")
-    _histogram(ratios, height / width, weight, best, anchor_height / anchor_width, dead)
-    ratios.set_xlabel("aspect ratio (height / width)")
-    edges = [_edges(np.concatenate(pair)) for pair in ((width, anchor_width), (height, anchor_height))]
+    label = "square root of area in pixels, after resizing"
+    _histogram(sides, label, np.sqrt(width * height), weight, best, np.sqrt(anchor_width * anchor_height), dead)
+    _histogram(
+        ratios, "aspect ratio (height / width)", height / width, weight, best, anchor_height / anchor_width, dead
+    )
+    edges = [_edges(width, anchor_width), _edges(height, anchor_height)]
     counts = np.histogram2d(width, height, edges, weights=weight)[0].T
     both.pcolormesh(*edges, np.ma.masked_equal(counts, 0), cmap="Blues", norm="log" if counts.any() else None)
     names = "anchor", "anchor that fits into half of the images at most"
@@ -51,7 +53,7 @@ def audit_figure(given: AuditInput, result: AuditResult, title: str) -> "Figure"
         if rows.any():
             points = anchor_width[rows], anchor_height[rows]
             both.plot(*points, "X", color=color, markersize=11, markeredgecolor="white", label=name)
-    both.set_xlabel("width in pixels, after resizing")
+    both.set_xlabel("width in pixels, after resizing" + _left_out(weight, (width, edges[0]), (height, edges[1])))
     both.set_ylabel("height in pixels (the darker, the more objects)")
     for axis, set_scale in ((both.xaxis, both.set_xscale), (both.yaxis, both.set_yscale)):
         _logarithmic(axis, set_scale)
@@ -60,9 +62,10 @@ def audit_figure(given: AuditInput, result: AuditResult, title: str) -> "Figure"
     return figure
 
 
-def _histogram(axes: Any, values: Array, weight: Array, best: Array, anchors: Array, dead: Array) -> None:
+def _histogram(axes: Any, label: str, values: Array, weight: Array, best: Array, anchors: Array, dead: Array) -> None:
     """Draw objects by a positive quantity, and a line at each anchor, in the colour of dead ones where all are dead."""
-    bins = _edges(np.concatenate((values, anchors)))
+    bins = _edges(values, anchors)
+    axes.set_xlabel(label + _left_out(weight, (values, bins)))
     groups = best >= 0.5, best < 0.5
     axes.hist(
         [values[rows] for rows in groups],
@@ -83,11 +86,28 @@ def _histogram(axes: Any, values: Array, weight: Array, best: Array, anchors: Ar
         axes.annotate(f"{value:.3g}", (value, 1), (3, -4), color=color, **place)
 
 
-def _edges(values: Array) -> Array:
-    """Return the edges of bins of equal ratio that hold all values."""
-    low, high = np.log(values.min()) / np.log(BIN), np.log(values.max()) / np.log(BIN)
-    edges: Array = BIN ** np.arange(np.floor(low), np.ceil(high) + 1.5)
+def _edges(values: Array, anchors: Array) -> Array:
+    """Return the edges of bins of equal ratio for objects' values, and for those of anchors, all of which they hold.
+
+    They end an octave beyond the middle 99% of the objects where these go on further.
+    """
+    if len(values):
+        low = max(values.min(), np.percentile(values, 0.5, method="higher") / 2)
+        high = min(values.max(), np.percentile(values, 99.5, method="lower") * 2)
+        anchors = np.append(anchors, (low, high))
+    first, last = np.log((anchors.min(), anchors.max())) / np.log(BIN)
+    edges: Array = BIN ** np.arange(np.floor(first), np.ceil(last) + 1.5)
     return edges
+
+
+def _left_out(weight: Array, *axes: tuple[Array, Array]) -> str:
+    """Return a line about the objects that lie beyond an axis, each given as values and edges, if there are any."""
+    hidden = np.any([(values < edges[0]) | (values > edges[-1]) for values, edges in axes], axis=0)
+    if not hidden.any():
+        return ""
+    line = f"\nnot shown: {np.ceil(weight[hidden].sum()):,.0f} of {weight.sum():,.0f} objects, beyond the axes"
+    found = axes[0][0][hidden]
+    return line if len(axes) > 1 else f"{line} ({found.min():.3g} to {found.max():.3g})"
 
 
 def _logarithmic(axis: Any, set_scale: Any) -> None:
