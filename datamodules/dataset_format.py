@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -131,6 +133,7 @@ class DatasetFormat(ABC):
 
     def __init__(self, root: str | Path, reading: Reading = USUAL) -> None:
         self.root = Path(root).expanduser()
+        self._said: set[str] = set()
         self.read_by(None, reading)
 
     def read_by(self, annotation_cache: str | None, reading: Reading) -> None:
@@ -142,6 +145,14 @@ class DatasetFormat(ABC):
     def cache(self, folder: Path) -> FileCache:
         """Return what is kept of the files of a dataset folder."""
         return self._caches.setdefault(folder, self.cache_kind(folder, self._cache_folder, self.reading))
+
+    def say(self, line: str) -> None:
+        """Say something once, by one process."""
+        from pytorch_lightning.utilities import rank_zero_only  # here, because it takes seconds to import
+
+        if line not in self._said:
+            self._said.add(line)
+            rank_zero_only(print)(line, file=sys.stderr)
 
     @abstractmethod
     def offered(self) -> list[str] | None:
@@ -158,8 +169,11 @@ class DatasetFormat(ABC):
     def other_format(self) -> str:
         """Return the end of a message: which of the formats that are loaded the root looks like, if not like this."""
         others = [kind for kind in DatasetFormat.__subclasses__() if kind is not type(self) and self.offered() is None]
-        found = next((kind.name for kind in others if kind(self.root).offered() is not None), None)
-        return f"; it looks like --data_format {found}" if found else ""
+        for kind in others:
+            with suppress(InputError):  # a file that is that format's business
+                if kind(self.root).offered() is not None:
+                    return f"; it looks like --data_format {kind.name}"
+        return ""
 
     @abstractmethod
     def class_names(self, splits: Sequence[str], everything: bool = False) -> list[str]:

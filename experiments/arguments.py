@@ -72,10 +72,11 @@ class DataFormatOptions:
     """The format of a dataset.
 
     Args:
-        data_format: Format of the dataset, which decides what --data options there are: voc (XML) or coco (JSON).
+        data_format: Format of the dataset, which decides what --data options there are: voc (XML), coco (JSON) or yolo
+            (text files).
     """
 
-    data_format: Literal["voc", "coco"] = "voc"
+    data_format: Literal["voc", "coco", "yolo"] = "voc"
 
 
 @dataclass(frozen=True, kw_only=True)

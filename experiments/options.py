@@ -13,13 +13,18 @@ from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from datamodules.coco.datamodule import CocoDataModule
 from datamodules.detection_datamodule import DetectionDataModule
 from datamodules.voc.datamodule import VOCDataModule
-from detector.errors import InputError
+from datamodules.yolo.datamodule import YoloDataModule
+from detector.errors import InputError, listed
 from detector.training.lightning_module import FasterRCNNModule
 from experiments.arguments import add_options, values_of
 from experiments.run.options import RunOptions
 from experiments.run.precision import Trainer
 
-DATA_FORMATS: Final[dict[str, type[DetectionDataModule]]] = {"voc": VOCDataModule, "coco": CocoDataModule}
+DATA_FORMATS: Final[dict[str, type[DetectionDataModule]]] = {
+    "voc": VOCDataModule,
+    "coco": CocoDataModule,
+    "yolo": YoloDataModule,
+}
 
 
 def find_data_format(arguments: Sequence[str]) -> str:
@@ -31,7 +36,7 @@ def find_data_format(arguments: Sequence[str]) -> str:
     in_files = [_in_file(name) for name in values_of(arguments, "--config", "-c")]
     asked = [name for name in ("voc", *in_files, *values_of(arguments, "--data_format")) if name is not None]
     if asked[-1] not in DATA_FORMATS:
-        raise InputError(f"--data_format {asked[-1]}: there are {' and '.join(DATA_FORMATS)}")
+        raise InputError(f"--data_format {asked[-1]}: there are {listed(list(DATA_FORMATS))}")
     return asked[-1]
 
 

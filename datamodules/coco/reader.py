@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import count, groupby
@@ -36,7 +35,6 @@ class CocoFormat(DatasetFormat):
         super().__init__(root, reading)
         self.image_dirs = image_dirs
         self._files: dict[Path, CocoFile] = {}
-        self._said: set[str] = set()
 
     def class_names(self, splits: Sequence[str], everything: bool = False) -> list[str]:
         """Return the categories of files by ascending id, without one that only names the group of the others."""
@@ -46,7 +44,7 @@ class CocoFormat(DatasetFormat):
         for file in files:
             root = [] if file.root is None or (file.root.id, file.root.name) not in used else [file.root]
             if file.root is not None and not root:
-                self._say(
+                self.say(
                     f"{file.path}: the category {file.root.name!r} (id {file.root.id}) is left out: it only names the "
                     "supercategory of the others, and has no objects"
                 )
@@ -58,14 +56,6 @@ class CocoFormat(DatasetFormat):
     def known_classes(self, splits: Sequence[str]) -> Sequence[str] | None:
         """Return the categories of files."""
         return self.class_names(splits) if splits else None
-
-    def _say(self, line: str) -> None:
-        """Say something once, by one process."""
-        from pytorch_lightning.utilities import rank_zero_only  # here, because it takes seconds to import
-
-        if line not in self._said:
-            self._said.add(line)
-            rank_zero_only(print)(line, file=sys.stderr)
 
     def split_file(self, split: str) -> Path:
         """Return the annotation file that a path or a short name means; raise InputError where there is none."""
@@ -94,7 +84,7 @@ class CocoFormat(DatasetFormat):
         if path not in self._files:
             self._files[path] = read_coco(path)
             for note in self._files[path].notes:
-                self._say(note)
+                self.say(note)
         return self._files[path]
 
     def list_images(self, splits: Sequence[str], missing_ok: bool = False, repeats: bool = False) -> list[Member]:
@@ -165,7 +155,7 @@ class CocoFormat(DatasetFormat):
         images = [image.result_id for file in files for image in file.images.values()]
         contradict = any(ids[category.name] != category.id for file in files for category in file.categories)
         if len(files) > 1 and (contradict or len(set(images)) < len(images)):
-            self._say(
+            self.say(
                 f"the files {', '.join(splits)} give one id to different images, or one category different ids: "
                 "results number images and classes by themselves"
             )

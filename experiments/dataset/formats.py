@@ -2,12 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from datamodules.coco.reader import CocoFormat
 from datamodules.dataset_format import DatasetFormat
 from datamodules.image_reading import USUAL, Reading
 from datamodules.voc.reader import VOCFormat
+from datamodules.yolo.reader import YoloFormat
 from detector.errors import InputError
+
+FORMATS: Final[dict[str, type[DatasetFormat]]] = {kind.name: kind for kind in (VOCFormat, CocoFormat, YoloFormat)}
 
 
 def dataset_format(
@@ -16,10 +20,10 @@ def dataset_format(
     """Return the format that `--data_format` names; root and image_dirs are as for `frcnn fit`.
 
     Raises:
-        InputError: Folders of images are given for a format that has one place for them.
+        InputError: Folders of images are given for a format that has its own places for them.
     """
-    if data_format == "coco":
+    if data_format == CocoFormat.name:
         return CocoFormat(root, reading=reading, image_dirs=image_dirs)
     if image_dirs is not None:
-        raise InputError("--data.image_dirs: a dataset in VOC format has its images in JPEGImages/")
-    return VOCFormat(root, reading=reading)
+        raise InputError(f"--data.image_dirs: is for --data_format coco; {data_format} has its own places for images")
+    return FORMATS[data_format](root, reading=reading)
