@@ -164,8 +164,9 @@ def read_label(text: str, path: Path, size: tuple[int, int], names: Mapping[int,
     for index, line in enumerate(lines):
         name, box = "", None
         try:
-            numbers = _numbers(line.split())
-            name = _name(numbers[0], names)
+            numbers = [_finite(word) for word in line.split()]
+            name = "" if math.isnan(numbers[0]) else _name(numbers[0], names)
+            _check(numbers)
             values = numbers[1:5] if keypoints else numbers[1:]
             polygons |= len(values) > 4
             box = _box(values, size)
@@ -177,18 +178,20 @@ def read_label(text: str, path: Path, size: tuple[int, int], names: Mapping[int,
     return Label(objects, problems, polygons)
 
 
-def _numbers(words: Sequence[str]) -> list[float]:
+def _finite(word: str) -> float:
     try:
-        numbers = [float(word) for word in words]
+        return float(word) if math.isfinite(float(word)) else math.nan
     except ValueError:
-        numbers = [math.nan]
+        return math.nan
+
+
+def _check(numbers: Sequence[float]) -> None:
     kind: Kind = "incomplete_object"
-    if not all(map(math.isfinite, numbers)):
+    if any(map(math.isnan, numbers)):
         raise _WrongError(kind, "is not of finite numbers")
     if len(numbers) < 5 or len(numbers) % 2 == 0:
         text = "class, centre x, centre y, width, height, or a class and the corners of a polygon, are needed"
         raise _WrongError(kind, f"has {len(numbers)} columns; {text}")
-    return numbers
 
 
 def _name(number: float, names: Mapping[int, str] | None) -> str:
