@@ -57,6 +57,13 @@ class AnchorConfig:
             raise InputError(f"anchors.base_size: {self.base_size} must be positive")
         check_choices("anchors", self)
 
+    def shapes_of_level(self, level: int) -> list[tuple[float, float]]:
+        """Return (scale, aspect ratio) of the anchors of a location of one feature level, in their order."""
+        scales, ratios = self.scales_of_level(level), self.aspect_ratios
+        if self.order == "ratio_major":
+            return [(scale, ratio) for ratio in ratios for scale in scales]
+        return [(scale, ratio) for scale in scales for ratio in ratios]
+
     def scales_of_level(self, level: int) -> list[float]:
         """Return the scales at one feature level."""
         first = self.scales[0]

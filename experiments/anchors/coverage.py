@@ -95,7 +95,7 @@ def anchor_lattices(config: AnchorConfig, strides: Sequence[int], largest: tuple
     generator = AnchorGenerator(replace(config, spacing="stride"), strides)
     cells = -(-max(largest) // min(strides))
     corners = np.stack([_corners(generator, (1, cells))[..., ::2], _corners(generator, (cells, 1))[..., 1::2]])
-    names = [(level, *name) for level in range(len(strides)) for name in _names(config, level)]
+    names = [(level, *name) for level in range(len(strides)) for name in config.shapes_of_level(level)]
     level, scale, aspect_ratio = (np.array(column) for column in zip(*names, strict=True))
     boxes = torch.cat(generator.cells).double().numpy()
     return AnchorLattices(
@@ -115,14 +115,6 @@ def _corners(generator: AnchorGenerator, size: tuple[int, int]) -> Array:
     levels = generator([size] * len(generator.strides), torch.device("cpu"))
     per_level = [level.view(-1, generator.anchors_per_location, 4).transpose(0, 1) for level in levels]
     return torch.cat(per_level).contiguous().numpy()
-
-
-def _names(config: AnchorConfig, level: int) -> list[tuple[float, float]]:
-    """Return (scale, aspect ratio) of a level's anchors, in their order."""
-    scales, ratios = config.scales_of_level(level), config.aspect_ratios
-    if config.order == "ratio_major":
-        return [(scale, ratio) for ratio in ratios for scale in scales]
-    return [(scale, ratio) for scale in scales for ratio in ratios]
 
 
 def all_locations(lattices: AnchorLattices, sizes: Array) -> Windows:

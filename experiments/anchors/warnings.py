@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 from detector.anchors import AnchorConfig
 from detector.image_batch import ImageConfig
 from detector.rpn import RPNConfig
+from detector.training.callbacks.anchor_telemetry import AnchorTelemetry
 from experiments.anchors.audit import AuditResult, audit
 from experiments.anchors.coverage import Array
 
@@ -20,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 class AnchorWarnings(pl.Callback):
     """Audit the anchors on some training images, and print what is wrong in short lines on stderr.
+
+    Where the run has `AnchorTelemetry`, tell it the share of positives that each anchor should get.
 
     Never stops a training: where the audit is not possible, nothing is said.
 
@@ -44,6 +47,9 @@ class AnchorWarnings(pl.Callback):
             result = audit_dataset(dataset, *about, self.images, self.seconds)
             part = "" if result.images == len(dataset) else f" (from {result.images} of {len(dataset)} images)"
             lines = [f"warning: {line}{part}" for line in result.warnings]
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, AnchorTelemetry):
+                    callback.expected = [anchor.positive_share for anchor in result.anchors]
         except Exception:
             logger.debug("no anchor audit at the start of this training", exc_info=True)
             return

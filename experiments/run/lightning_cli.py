@@ -18,8 +18,10 @@ from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_info
 
 from detector.errors import InputError
+from detector.training.callbacks.anchor_telemetry import AnchorTelemetry
 from detector.training.callbacks.checkpoints import AtomicCheckpoints, BestCheckpoint, SaveOnInterrupt
 from detector.training.callbacks.detection_images import DetectionImages
+from detector.training.callbacks.distributions import Distributions
 from detector.training.callbacks.progress import LossProgressBar
 from detector.training.callbacks.run_files import RunFiles
 from detector.training.callbacks.throughput import Throughput
@@ -236,7 +238,11 @@ class DetectorCLI(OptionsOfRuns):
         callbacks += [Throughput(config.log_every_n_steps or 20), ModelSummary(max_depth=2), AnchorWarnings()]
         callbacks += [CellProgress(self.run_folder)] if axes else []
         if config.logger not in (False, []):
-            callbacks += [LearningRateMonitor(logging_interval="step"), DetectionImages()]
+            given = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
+            own = {type(callback) for callback in (given if isinstance(given, list) else [given])}
+            rates = LearningRateMonitor(logging_interval="step")
+            usual = [rates, DetectionImages(), AnchorTelemetry(), Distributions()]
+            callbacks += [callback for callback in usual if type(callback) not in own]  # one's own replaces it
         if config.enable_checkpointing is not False:
             folder = self.run_folder / "checkpoints"
             best = BestCheckpoint(

@@ -4,15 +4,18 @@ import multiprocessing
 import time
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.multiprocessing.spawn import start_processes
 
 from detector.metrics import DetectionAP, ProposalRecall
+from detector.training.callbacks.anchor_telemetry import ShapesOfDetections
 
 CLASSES = ("cat", "dog", "cow")
 LIMIT_S = 120
@@ -41,6 +44,11 @@ def image_of(index: int, empty: bool) -> tuple[Item, Tensor, Item]:
     return {"boxes": found, "labels": found_labels, "scores": scores}, found, target
 
 
+def place_within(image_id: NDArray[Any]) -> NDArray[Any]:
+    """The place of each row among those of its image, which stand together."""
+    return np.arange(len(image_id)) - np.searchsorted(image_id, image_id)
+
+
 def measured(images: list[int], empty: bool, group: dist.ProcessGroup | None = None) -> dict[str, float]:
     detection_ap, recall = DetectionAP(CLASSES), ProposalRecall(CLASSES, top_k=(1, 2, 300))
     detection_ap.process_group = recall.process_group = group
@@ -50,6 +58,13 @@ def measured(images: list[int], empty: bool, group: dist.ProcessGroup | None = N
         recall.update([proposals], [target])
     values = {name: value.item() for name, value in {**detection_ap.compute(), **recall.compute()}.items()}
     results = detection_ap.results()
+    shapes = ShapesOfDetections()
+    shapes.process_group = group
+    for index in images:
+        prediction, _, target = image_of(index, empty)
+        shapes.update([10 * index + torch.arange(len(prediction["boxes"])) % 7], [target])
+    shape = shapes.compute()["shape"].numpy()
+    assert (shape == 10 * results["image_id"] + place_within(results["image_id"]) % 7).all()
     per_class = {f"recall/{name}": value for name, value in recall.recall_per_class().items()}
     return {**values, **per_class, "detections": len(results["score"]), "last": float(results["image_id"].sum())}
 

@@ -7,10 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
+from detector.training.callbacks.anchor_telemetry import AnchorTelemetry
 from experiments.anchors.warnings import AnchorWarnings
 
 KEYS = {"images", "objects", "mean_best_iou", "share_iou_50", "share_iou_70", "share_rescued", "anchors"}
@@ -224,7 +226,10 @@ def test_a_sample_is_called_one(mini_voc, capsys):
         image_config=ImageConfig(),
         difficult="drop",
     )
-    AnchorWarnings(images=5).on_fit_start(Trainer(datamodule=data), SimpleNamespace(model=model))  # type: ignore[arg-type]
+    telemetry = AnchorTelemetry()
+    trainer: Any = Trainer(datamodule=data, callbacks=[telemetry])
+    AnchorWarnings(images=5).on_fit_start(trainer, SimpleNamespace(model=model))  # type: ignore[arg-type]
+    assert np.isnan(telemetry.expected).all()  # of no positive anchor at all
     lines = capsys.readouterr().err.splitlines()
     assert "dead anchor: scale 40" in lines[0]
     assert "(from 4 of 12 images)" in lines[0]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 DDP = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
 
@@ -29,6 +30,13 @@ def detections(run: Path) -> list[Any]:
     return sorted((row["file_name"], row["category_id"], row["score"], *row["bbox"]) for row in rows)
 
 
+def objects_of(folder: Path, split: str) -> int:
+    """Objects of a split that are not difficult."""
+    names = (folder / "ImageSets" / "Main" / f"{split}.txt").read_text().split()
+    files = [(folder / "Annotations" / f"{name}.xml").read_text() for name in names]
+    return sum(text.count("<object>") - text.count("<difficult>1<") for text in files)
+
+
 @pytest.mark.timeout(150)
 def test_validation_equals_that_of_one_process(frcnn, frcnn_process, trained, tiny_config, tmp_path):
     """Seven images, one at a time: the second process gets fewer, and none is repeated to even that out."""
@@ -46,14 +54,24 @@ def test_validation_equals_that_of_one_process(frcnn, frcnn_process, trained, ti
 
 
 @pytest.mark.timeout(150)
-def test_training(frcnn, frcnn_process, tiny_config, metrics_of, tmp_path):
+def test_training(frcnn, frcnn_process, tiny_config, mini_voc, metrics_of, tmp_path):
     """Twelve images, two processes, two images each: three steps. The weights that are saved are those validated."""
-    code, log = run_processes(frcnn_process, "fit", "--config", tiny_config, "--data.eval_batch_size", 1, cwd=tmp_path)
+    histograms = "detector.training.callbacks.distributions.Distributions"
+    seen = ("--trainer.callbacks+", histograms, "--trainer.callbacks.log_every_n_steps", 3)
+    seen = (*seen, "--trainer.callbacks.every_n_steps", 1)
+    options = ("fit", "--config", tiny_config, "--data.eval_batch_size", 1)
+    code, log = run_processes(frcnn_process, *options, *seen, cwd=tmp_path)
     assert code == 0, log
     assert [path.name for path in (tmp_path / "runs" / "tiny").iterdir()] == ["seed0"]
     run = tmp_path / "runs" / "tiny" / "seed0"
     assert len(list(run.glob("events.out.tfevents.*"))) == 1
     assert metrics_of(run)["step"] == 3
+    (file,) = run.glob("events.out.tfevents.*")
+    events = EventAccumulator(str(file)).Reload()
+    (histogram,) = events.Histograms("train_distributions/object_iou")
+    assert histogram.histogram_value.num == objects_of(mini_voc, "train")  # of both processes
+    shares = [tag for tag in events.Tags()["scalars"] if tag.startswith("val_anchors/true_positives/")]
+    assert len(shares) == 2 and sum(events.Scalars(tag)[-1].value for tag in shares) == pytest.approx(1)
     before, found = evaluation(run), detections(run)
     checkpoint = run / "checkpoints" / "last.ckpt"
     result = frcnn(

@@ -146,8 +146,27 @@ def test_tensorboard_learning_rate_follows_the_schedule(events):
 
 def test_tensorboard_pictures(events, mini_voc):
     names = (mini_voc / "ImageSets" / "Main" / "odd.txt").read_text().split()
-    assert set(events.Tags()["images"]) == {f"val_images/{name}.jpg" for name in names}
+    assert set(events.Tags()["images"]) == {"anchors", *(f"val_images/{name}.jpg" for name in names)}
     assert len(events.Images(f"val_images/{names[0]}.jpg")) == 2  # one per validation
+
+
+def test_a_callback_of_ones_own_replaces_the_usual_one(frcnn, tiny_config, tmp_path):
+    """One telemetry that logs every second step instead of none within six steps; no histograms; no audit is lost."""
+    callbacks = "detector.training.callbacks"
+    options = (
+        *("--trainer.callbacks+", f"{callbacks}.anchor_telemetry.AnchorTelemetry"),
+        *("--trainer.callbacks.log_every_n_steps", 2),
+        *("--trainer.callbacks+", f"{callbacks}.distributions.Distributions", "--trainer.callbacks.every_n_steps", 0),
+    )
+    result = frcnn("fit", "--config", tiny_config, *options, "--trainer.limit_val_batches", 0, cwd=tmp_path)
+    assert result.code == 0, result.err
+    (file,) = tmp_path.glob("runs/tiny/seed0/events.out.tfevents.*")
+    events = EventAccumulator(str(file)).Reload()
+    for scale in (1, 2):
+        logged = events.Scalars(f"train_anchors/positives/stride8_scale{scale}_ratio1")
+        assert [event.step for event in logged] == [1, 3, 5]
+    assert len(events.Images("anchors")) == 1
+    assert events.Tags()["histograms"] == []
 
 
 def test_tensorboard_hyperparameters(events, trained, metrics_of):
