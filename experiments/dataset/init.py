@@ -15,10 +15,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from datamodules.dataset_format import DatasetFormat
 from datamodules.detection_datamodule import DetectionDataModule
 from datamodules.doctor.examine import DoctorOptions, Report, examine
-from datamodules.doctor.splits import read_split_table
 from datamodules.problems import KINDS
+from datamodules.splits import PARTS, parts_of
 from detector.errors import InputError, listed
 from experiments.benchmark.expectation import Expectation, expect_training
 from experiments.dataset.formats import dataset_format
@@ -89,12 +90,12 @@ def look_at(options: InitOptions) -> Dataset:
     Raises:
         InputError: It cannot be recognised, or not one image can be used.
     """
-    name = options.data_format or _recognise(options.root)
-    splits, val_fraction = _choose_splits(name, options)
+    format = _recognise(options)
+    splits, val_fraction = _choose_splits(format, options.val_fraction)
 
     def read(on_error: str) -> DetectionDataModule:
         named: dict[str, Any] = {f"{part}_splits": names for part, names in splits.items()}
-        data = DATA_FORMATS[name](options.root, **named, val_fraction=val_fraction, on_error=on_error)  # type: ignore[arg-type]
+        data = DATA_FORMATS[format.name](options.root, **named, val_fraction=val_fraction, on_error=on_error)  # type: ignore[arg-type]
         data.setup()
         return data
 
@@ -105,34 +106,34 @@ def look_at(options: InitOptions) -> Dataset:
         data, skip = read("skip"), str(error)
     images = len(data.train_dataset) + len(data.val_dataset)
     report = examine(DoctorOptions(data.format, images=images <= DECODED))
-    return Dataset(name, data, report, skip)
+    return Dataset(format.name, data, report, skip)
 
 
-def _recognise(root: str) -> str:
-    for name in DATA_FORMATS:
-        format = dataset_format(name, root)
-        try:
+def _recognise(options: InitOptions) -> DatasetFormat:
+    """Return the format that is asked for, or the first one that the folder looks like."""
+    for name in DATA_FORMATS if options.data_format is None else [options.data_format]:
+        format = dataset_format(name, options.root)
+        if options.data_format is not None or format.offered() is not None:
             format.check_root()
-        except InputError:
-            continue
-        if name == "voc" or format.all_splits():
-            return name
-    raise InputError(f"{root}: no dataset that is known")
+            return format
+    if not Path(options.root).is_dir():
+        raise InputError(f"{options.root}: no such folder")
+    raise InputError(f"{options.root}: holds no dataset in a format that is known: {', '.join(DATA_FORMATS)}")
 
 
-def _choose_splits(name: str, options: InitOptions) -> tuple[dict[str, list[str]], float | None]:
+def _choose_splits(format: DatasetFormat, val_fraction: float) -> tuple[dict[str, list[str]], float | None]:
     """Return splits by part, told by their names, and the share of images to validate on where none is for that."""
-    format = dataset_format(name, options.root)
-    format.check_root()
-    found = [split for split in read_split_table(format, {}).splits if split.members]
-    named = {part: [split.label for split in found if split.parts == {part}] for part in ("train", "val", "test")}
-    if not named["train"]:
-        both = [split.label for split in found if {"train", "val"} == split.parts]
-        named |= {"train": both, "val": []} if both or not named["val"] else {"train": named["val"], "val": []}
-    others = [split for split in found if not split.parts]
-    if not named["train"] and others and (format.needs_splits or len(others) == 1):
-        named["train"] = [max(others, key=lambda split: len(split.members)).label]
-    return named, None if named["val"] else options.val_fraction
+    found: dict[str, list[str]] = {}
+    for name in format.all_splits():
+        found.setdefault("".join(part for part in PARTS if part in parts_of(name)), []).append(name)
+    others = found.get("", [])
+    if len(others) > 1:  # which may hold the same images
+        others = [max(others, key=lambda name: len(format.list_images([name], repeats=True)))] * bool(
+            format.needs_splits
+        )
+    train = found.get("train") or found.get("trainval") or found.get("val") or others
+    val = found.get("val", []) if "train" in found else []
+    return {"train": train, "val": val, "test": found.get("test", [])}, None if val else val_fraction
 
 
 def config_text(root: str, found: Dataset, settings: dict[str, Any]) -> str:

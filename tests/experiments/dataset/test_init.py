@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +25,7 @@ from detector.metrics.voc_ap import GroundTruth
 from detector.training.lightning_module import FasterRCNNModule
 from experiments.benchmark.expectation import Expectation
 from experiments.dataset import init as command
+from experiments.dataset.options import InitOptions
 from experiments.dataset.settings import GIB, Machine, choose_network, choose_settings
 
 CPU = Machine("a processor", False, 16 * GIB, 4)
@@ -83,6 +85,7 @@ def write_roboflow(root: Path) -> dict[str, list[list[SceneObject]]]:
 
 
 LAYOUTS: dict[str, Any] = {
+    "labelimg": (write_labelimg, "voc", {"train": [], "val": [], "test": []}),
     "roboflow": (write_roboflow, "coco", {"train": ["train"], "val": ["valid"], "test": ["test"]}),
 }
 
@@ -122,6 +125,31 @@ def test_three_commands_lead_from_a_folder_to_pictures(tmp_path, frcnn, untimed,
     with Image.open(shown) as before, Image.open(picture) as after:
         pixels = np.asarray(before.resize(after.size), float), np.asarray(after.convert("RGB"), float)
     assert (np.abs(pixels[0] - pixels[1]).max(axis=2) > 100).sum() > 100  # boxes and labels
+
+
+@pytest.mark.parametrize(
+    ("files", "splits", "val_fraction"),
+    [
+        ("train val trainval test", {"train": ["train"], "val": ["val"], "test": ["test"]}, None),
+        ("trainval test", {"train": ["trainval"], "val": [], "test": ["test"]}, 0.3),
+        ("train test", {"train": ["train"], "val": [], "test": ["test"]}, 0.3),
+        ("val test", {"train": ["val"], "val": [], "test": ["test"]}, 0.3),
+        ("default", {"train": ["default"], "val": [], "test": []}, 0.3),
+        ("night day", {"train": [], "val": [], "test": []}, 0.3),  # all annotated images, each once
+        ("", {"train": [], "val": [], "test": []}, 0.3),
+    ],
+)
+def test_splits_are_told_by_their_names(tmp_path, mini_voc, files, splits, val_fraction) -> None:
+    root = Path(shutil.copytree(mini_voc, tmp_path / "data"))
+    folder = root / "ImageSets" / "Main"
+    lists = {name: (folder / f"{name}.txt").read_text() for name in ("train", "val", "test", "trainval")}
+    lists |= {"default": lists["train"], "night": lists["val"], "day": lists["train"]}
+    shutil.rmtree(folder)
+    folder.mkdir()
+    for name in files.split():
+        (folder / f"{name}.txt").write_text(lists[name])
+    found = command.look_at(InitOptions(root=str(root), val_fraction=0.3))
+    assert (found.data.splits.names, found.data.splits.val_fraction) == (splits, val_fraction)
 
 
 # ---- what is chosen ----
