@@ -238,6 +238,7 @@ def _print(
         table.add_row(title, escape(text))
     console = Console(highlight=False)
     console.print(table)
-    doctor = [shlex.join(["frcnn", "doctor", root])] if report.problems else []
+    other = [] if found.data_format == "voc" else ["--data_format", found.data_format]
+    doctor = [shlex.join(["frcnn", "doctor", root, *other])] if report.problems else []
     print(f"{path} is written, with the reasons for all values. Next:")
     print(*(f"  {command}" for command in [*commands, *doctor]), sep="\n")
