@@ -151,8 +151,10 @@ def choose_settings(network: Network, weights: str, truth: SplitTruth, machine: 
         machine: What trains.
 
     Raises:
-        InputError: Fewer than two images have objects.
+        InputError: There are none.
     """
+    if not len(truth.objects.box):
+        raise InputError(f"none of the {len(truth.sizes)} images to train on has an object")
     preset = PRESETS[network]
     shortest, longest, why = _sizes(truth, preset)
     anchors, why["anchors"] = _anchors(network, truth, preset, ImageConfig([shortest], longest))
@@ -212,6 +214,8 @@ def _anchors(network: Network, truth: SplitTruth, preset: Preset, image: ImageCo
     usual, objects = preset.anchors, truth.objects
     kept = ~objects.difficult
     views = training_views(image, truth.sizes, objects.box[kept], objects.image_id[kept])
+    if len(np.unique(views[0].image)) < 2:
+        return usual, "the usual ones: too few images show objects to fit others"
     per_level = isinstance(usual.scales[0], list)
     found = suggest_anchors(usual, backbone_strides(network), views, 1 if per_level else len(usual.scales))
     given = f"{found.given_mean_best_iou:.2f} by the usual {usual.scales}"
