@@ -18,11 +18,12 @@ from rich.table import Table
 from datamodules.dataset_format import DatasetFormat
 from datamodules.detection_datamodule import DetectionDataModule
 from datamodules.doctor.examine import DoctorOptions, Report, examine
+from datamodules.doctor.splits import read_split_table
 from datamodules.problems import KINDS
-from datamodules.splits import PARTS, parts_of
+from datamodules.splits import PARTS
 from detector.errors import InputError, listed
 from experiments.benchmark.expectation import Expectation, expect_training
-from experiments.dataset.formats import dataset_format
+from experiments.dataset.formats import FORMATS, dataset_format
 from experiments.dataset.options import InitOptions
 from experiments.dataset.settings import Machine, choose_network, choose_settings, this_machine
 from experiments.options import DATA_FORMATS
@@ -68,7 +69,8 @@ def init(options: InitOptions) -> None:
     Raises:
         InputError: No dataset there, too few images with objects, or a file that may not be written.
     """
-    path = Path(options.output or f"{Path(options.root).resolve().name}.yaml")
+    root = Path(options.root).resolve()
+    path = Path(options.output or f"{root.parent.name if root.is_file() else root.name}.yaml")
     if path.exists() and not options.overwrite:
         raise InputError(f"{path}: is there already; --overwrite true replaces it, --output names another file")
     found = look_at(options)
@@ -111,26 +113,25 @@ def look_at(options: InitOptions) -> Dataset:
 
 def _recognise(options: InitOptions) -> DatasetFormat:
     """Return the format that is asked for, or the first one that the folder looks like."""
-    for name in DATA_FORMATS if options.data_format is None else [options.data_format]:
+    if not Path(options.root).exists():
+        raise InputError(f"{options.root}: no such folder")
+    for name in FORMATS if options.data_format is None else [options.data_format]:
         format = dataset_format(name, options.root)
         if options.data_format is not None or format.offered() is not None:
             format.check_root()
             return format
-    if not Path(options.root).is_dir():
-        raise InputError(f"{options.root}: no such folder")
-    raise InputError(f"{options.root}: holds no dataset in a format that is known: {', '.join(DATA_FORMATS)}")
+    raise InputError(f"{options.root}: holds no annotations in a known format; there are {', '.join(FORMATS)}")
 
 
 def _choose_splits(format: DatasetFormat, val_fraction: float) -> tuple[dict[str, list[str]], float | None]:
     """Return splits by part, told by their names, and the share of images to validate on where none is for that."""
+    splits = {split.label: split for split in read_split_table(format, {}).splits if split.members}
     found: dict[str, list[str]] = {}
-    for name in format.all_splits():
-        found.setdefault("".join(part for part in PARTS if part in parts_of(name)), []).append(name)
+    for name, split in splits.items():
+        found.setdefault("".join(part for part in PARTS if part in split.parts), []).append(name)
     others = found.get("", [])
     if len(others) > 1:  # which may hold the same images
-        others = [max(others, key=lambda name: len(format.list_images([name], repeats=True)))] * bool(
-            format.needs_splits
-        )
+        others = [max(others, key=lambda name: len(splits[name].members))] if format.needs_splits else []
     train = found.get("train") or found.get("trainval") or found.get("val") or others
     val = found.get("val", []) if "train" in found else []
     return {"train": train, "val": val, "test": found.get("test", [])}, None if val else val_fraction

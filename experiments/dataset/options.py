@@ -64,7 +64,7 @@ class InitOptions:
     root: str = field(metadata=positional("DATASET_DIR"))
     output: str | None = None
     overwrite: bool | None = None
-    data_format: Literal["voc", "coco"] | None = None
+    data_format: Literal["voc", "coco", "yolo"] | None = None
     backbone: Network | None = None
     weights: str = "auto"
     val_fraction: float = 0.2

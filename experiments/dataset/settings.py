@@ -23,7 +23,7 @@ from experiments.dataset.options import Network
 from experiments.output import percent
 
 GIB: Final = 2**30
-CROWDED: Final = 0.02
+CROWDED: Final = 0.1
 """Share of objects that overlap another one of their class, from which on NMS must let more pass."""
 LEAST_GAIN: Final = 0.01
 """Mean best IoU that fitted anchors have to gain, or the usual ones stay."""
