@@ -7,8 +7,6 @@ the same on all ranks and in all workers, and when a run is resumed; an evaluati
 leaves the undecodable one out.
 """
 
-from __future__ import annotations
-
 import sys
 import tempfile
 from collections import Counter
@@ -41,19 +39,10 @@ def read_usable(
     look_for_cut_images: bool,
     report: Path | None,
 ) -> dict[str, list[ImageRecord]]:
-    """Read images, and stop because of problems or say that they are skipped.
+    """Return the usable images by part, with their usable objects; stop because of problems, or say what is skipped.
 
-    Args:
-        format: Of the dataset.
-        class_names: The known classes.
-        parts: Images by part.
-        leaks: Images that are in two parts, which may be others than those that are read.
-        on_error: What to do about data that cannot be used.
-        look_for_cut_images: Whether to look at the ends of image files too.
-        report: File for the list of what is skipped; None: a temporary file.
-
-    Returns:
-        The usable images by part, with their usable objects.
+    `leaks` may be of other parts than those that are read; the list of what is skipped goes into `report`, or into a
+    temporary file.
 
     Raises:
         InputError: There is something to stop for: the message names the first problem and the number of other files,
@@ -94,7 +83,13 @@ def refusal(broken: Sequence[Problem], first: str) -> InputError:
     files = len({problem.file for problem in broken} - {broken[0].file})
     more = f" (and {files} more files with problems)" if files else ""
     error = InputError(f"{first}{more}")
-    error.details = _details(broken) if len(broken) > 1 else ()
+    lines = [f"{problem.kind}: {problem.message}" for problem in broken[:SHOWN]]
+    if len(broken) > SHOWN:
+        where = rank_zero_only(write_problems)(broken)  # not into a run folder: there will be no run
+        lines.append(f"... and {len(broken) - SHOWN} more" + (f"; all {len(broken)} are in {where}" if where else ""))
+    if len(broken) > 1:
+        advice = "--data.on_error skip leaves out what is broken; frcnn doctor says more about the dataset"
+        error.details = (*lines, advice)
     return error
 
 
@@ -136,14 +131,6 @@ def write_problems(problems: Iterable[Problem], path: Path | None = None) -> Pat
     except OSError as error:
         raise InputError(f"{path}: the list of bad data cannot be written ({error.strerror})") from error
     return path
-
-
-def _details(broken: Sequence[Problem]) -> tuple[str, ...]:
-    lines = [f"{problem.kind}: {problem.message}" for problem in broken[:SHOWN]]
-    if len(broken) > SHOWN:
-        where = rank_zero_only(write_problems)(broken)  # not into a run folder: there will be no run
-        lines.append(f"... and {len(broken) - SHOWN} more" + (f"; all {len(broken)} are in {where}" if where else ""))
-    return (*lines, "--data.on_error skip leaves out what is broken; frcnn doctor says more about the dataset")
 
 
 @rank_zero_only

@@ -3,8 +3,6 @@
 Training, evaluation and `frcnn doctor` share this, so that the doctor says what a training does.
 """
 
-from __future__ import annotations
-
 import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -145,16 +143,10 @@ def spelling_of(name: str, class_names: Sequence[str], cutoff: float = 0.75) -> 
 
 
 def similar_classes(counts: Mapping[str, int]) -> dict[str, str]:
-    """Return the classes that look like another spelling of a more frequent one, where they were found, not given.
+    """Return the more frequent class by the one that looks like another spelling of it; they were found, not given.
 
     Equal but for case, blanks, hyphens, underscores or a plural's s; or, in names of at least five letters, nearly
     equal and ten times as rare. Names that differ in their digits are different classes.
-
-    Args:
-        counts: Objects by class.
-
-    Returns:
-        The more frequent name by the rarer one.
     """
     names = sorted(counts, key=lambda name: (-counts[name], name))
     found: dict[str, str] = {}

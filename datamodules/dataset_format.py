@@ -117,12 +117,7 @@ class ImageRecord:
 
 
 class DatasetFormat(ABC):
-    """Where the images and annotations of a dataset are, and how they are read.
-
-    Args:
-        root: As `--data.root`.
-        reading: How image files are read.
-    """
+    """Where the images and annotations of a dataset are, and how they are read."""
 
     name: ClassVar[str]
     """What `--data_format` calls it."""
@@ -202,15 +197,9 @@ class DatasetFormat(ABC):
     def read(
         self, members: Sequence[Member], class_names: Sequence[str] | None, look: bool = True
     ) -> list[ImageRecord]:
-        """Read and judge the annotations of images, and the headers of the images.
+        """Read and judge the annotations and headers of images, and return a record for each, in order.
 
-        Args:
-            members: The images, in order.
-            class_names: The known classes; None accepts all names.
-            look: Whether the images are looked for.
-
-        Returns:
-            A record for each member, in order.
+        None for the known classes accepts all names; without `look` images are not looked for.
         """
 
     def image_names(self, members: Sequence[Member]) -> tuple[str, ...]:

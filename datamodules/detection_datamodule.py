@@ -3,8 +3,6 @@
 It is exact under workers, ranks and resumed runs.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace

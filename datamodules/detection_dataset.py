@@ -4,8 +4,6 @@ Shape legend: `G` objects of an image, `H`, `W` its size in pixels, in the frame
 `image_reading`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
@@ -128,13 +126,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         )
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, Target]:
-        """Return one sample.
-
-        Args:
-            key: (epoch, index), or an index alone for epoch 0.
-
-        Returns:
-            image uint8 (3, H, W) RGB, and its target.
+        """Return the image, uint8 (3, H, W) RGB, and its target, of (epoch, index), or of an index alone in epoch 0.
 
         Raises:
             InputError: if the image cannot be decoded.
@@ -153,7 +145,9 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         target = self._target(index, sample.boxes, sample.labels, sample.difficult)
         if scale is not None:
             target["scale"] = scale
-        return _planes(sample.image), target
+        planes = np.empty((3, *sample.size), np.uint8)
+        cv2.split(sample.image, list(planes))  # a tenth of NumPy's time
+        return torch.from_numpy(planes), target
 
     def try_augmentation(self, draws: int = 8) -> None:
         """Augment the lowest and the narrowest image several times, to find what fails before a training does.
@@ -169,13 +163,6 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
         """Draw another image, all with equal probability; the same one where there is no other."""
         other = rng.randrange(max(1, len(self) - 1))
         return self.sample(other + (other >= index) if len(self) > 1 else index)
-
-
-def _planes(image: NDArray[np.uint8]) -> Tensor:
-    """Turn uint8 (H, W, 3) into (3, H, W), contiguous."""
-    planes = np.empty((3, *image.shape[:2]), np.uint8)
-    cv2.split(image, list(planes))  # a tenth of NumPy's time
-    return torch.from_numpy(planes)
 
 
 # ---- samples -> a batch, and its way from a worker process to training ----

@@ -5,8 +5,6 @@ the file's size and times. Whatever is not as it was written - damaged, cut, of 
 is read anew, and the file is replaced in one step, so that several processes may use it at once.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sys

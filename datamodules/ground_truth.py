@@ -1,7 +1,5 @@
 """Records of images -> flat arrays: the ground truth of training, validation, `frcnn evaluate` and `frcnn anchors`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -92,15 +90,8 @@ def truth_of(
     """Read the annotations of images, which need not be there.
 
     An image's size, to which its boxes are clipped, is that of the image file, or where that is missing the one its
-    annotation states.
-
-    Args:
-        format: Of the dataset.
-        splits: What the images are of.
-        members: The images.
-        class_names: In label order.
-        where: The beginning of messages.
-        skip: Leave out what cannot be used, as a training under `--data.on_error skip` does.
+    annotation states. Messages begin with `where`. With `skip`, what cannot be used is left out, as a training under
+    `--data.on_error skip` does.
 
     Raises:
         InputError: As `read_ground_truth`.

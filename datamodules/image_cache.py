@@ -3,8 +3,6 @@
 Each cache is filled when an image is first asked for, by whichever process asks: a run starts as soon as without one.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import mmap
@@ -41,11 +39,7 @@ class ImageReader(Protocol):
 
 
 class Decoder:
-    """A reader that decodes each time.
-
-    Args:
-        files: The image files.
-    """
+    """A reader that decodes each time."""
 
     def __init__(self, files: Sequence[ImageFile]) -> None:
         self.files = files
@@ -58,10 +52,7 @@ class Decoder:
 class MemoryCache:
     """Decoded pixels in memory that this process and its workers share, without copies and without /dev/shm.
 
-    Args:
-        files: the image files.
-        sizes: (height, width) of each.
-        processes: how many training processes on this machine keep such a cache.
+    Sizes are (height, width); so many training processes on this machine keep such a cache.
 
     Raises:
         InputError: The images need more memory than there is. Where worker processes are not forked, when they start.
@@ -103,14 +94,10 @@ class MemoryCache:
 
 
 class DiskCache:
-    """Decoded pixels as one .npy file for each image, which later runs use too.
+    """Decoded pixels as one .npy file for each image, in a folder that is made if needed, which later runs use too.
 
     A file's name is a hash of the image's path, size in bytes, time of change, orientation and bit depth: a changed
     image is decoded anew.
-
-    Args:
-        files: the image files.
-        folder: holds the cache; made if needed.
 
     Raises:
         InputError: The folder cannot be written to, or the disk is full.

@@ -1,7 +1,5 @@
 """Plain image files, without annotations, for prediction."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,13 +23,7 @@ NOT_READ: Final = (
 
 @dataclass
 class FoundImages:
-    """The images of a folder.
-
-    Args:
-        folder: Holds the files.
-        names: Paths relative to it, sorted.
-        left_out: By path relative to it: why a picture is not among them.
-    """
+    """The images of a folder by their sorted paths within it, and by such a path why a picture is not among them."""
 
     folder: Path
     names: list[str] = field(default_factory=list)
@@ -101,11 +93,6 @@ class ImageFiles(IterableDataset[tuple[Tensor, Target]]):
     """Image files as samples with an empty target, upright as every viewer shows them.
 
     Files that cannot be read are passed over.
-
-    Args:
-        folder: Holds the files.
-        names: Paths relative to it.
-        reading: How they are read.
 
     Attributes:
         left_out: By name: why an image was passed over, of those that have been asked for.

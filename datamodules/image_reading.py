@@ -5,8 +5,6 @@ frame that the annotation tool showed: the stored pixels in older tools (VOC's o
 today's, browsers included. The image size that an annotation states tells the two apart, see `frame`.
 """
 
-from __future__ import annotations
-
 import io
 import threading
 from collections.abc import Iterator
@@ -152,16 +150,10 @@ def frame(header: ImageHeader, stated: tuple[int, int]) -> tuple[tuple[int, int]
 
 
 def read_image(path: Path, upright: bool = False, reading: Reading = USUAL) -> NDArray[np.uint8]:
-    """Decode to RGB.
+    """Decode to RGB, uint8 (H, W, 3), contiguous; `upright` applies the EXIF orientation.
 
-    Args:
-        path: the file.
-        upright: apply the EXIF orientation.
-        reading: bits of the values, and how many pixels there may be.
-
-    Returns:
-        uint8 (H, W, 3), contiguous; greyscale, palette and CMYK images are converted, transparency is dropped, of
-        16 bits the upper 8 of `reading.bit_depth` are kept, and of an animation the first picture.
+    Greyscale, palette and CMYK images are converted, transparency is dropped, of 16 bits the upper 8 of
+    `reading.bit_depth` are kept, and of an animation the first picture.
 
     Raises:
         InputError: if the file is missing, truncated, no image or too large.

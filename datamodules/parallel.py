@@ -1,7 +1,5 @@
 """One function over many files: in several processes where that pays, with a progress bar where someone watches."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import signal

@@ -1,7 +1,5 @@
 """What can be wrong with a dataset: a fixed set of kinds, what each does to a training, and one `Problem` a finding."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -11,12 +9,7 @@ _STOPS = "stops training; --data.on_error skip leaves out this "
 
 
 class Consequence(NamedTuple):
-    """What a kind of problem does.
-
-    Args:
-        effect: what happens to it in training.
-        breaks: whether training stops (`--data.on_error raise`).
-    """
+    """What a kind of problem does to a training, and whether that stops (`--data.on_error raise`)."""
 
     effect: str
     breaks: bool = False

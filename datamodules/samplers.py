@@ -4,8 +4,6 @@ All samplers derive from `DistributedSampler`, also on one process, because Ligh
 DDP by one that repeats images; they are given rank and world size and never ask torch.distributed.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, cast
@@ -23,16 +21,8 @@ from detector.image_batch import ImageConfig, resized_size
 class EpochSampler(DistributedSampler):  # type: ignore[type-arg]
     """Shuffled training order that yields (epoch, index), so that a dataset can derive its randomness from both.
 
-    The order is a function of (seed, epoch) alone. Each rank gets equally many samples: with `drop_last` the tail of
-    the shuffled order is left out, otherwise its start is repeated.
-
-    Args:
-        dataset: anything with a length.
-        num_replicas: number of ranks.
-        rank: this rank.
-        seed: seed of the shuffling, equal on all ranks.
-        drop_last: leave the tail out instead of repeating images.
-        shuffle: False yields the images in their order.
+    The order is a function of (seed, epoch) alone; without `shuffle` it is that of the images. Each rank gets equally
+    many samples: with `drop_last` the tail of the shuffled order is left out, otherwise its start is repeated.
     """
 
     def __init__(
@@ -147,11 +137,8 @@ def group_by_aspect(
 ) -> AspectSampler:
     """Make the sampler that groups what `plain` shuffles; the first rank says on stderr how much padding that saves.
 
-    Args:
-        plain: The order without grouping.
-        sizes: (N, 2) height and width of the image files.
-        batch_size: Images per batch.
-        image: How they are resized; of several shortest sides the last one counts for what is said.
+    Sizes (N, 2) are height and width of the image files; of several shortest sides the last one counts for what is
+    said.
     """
     ratios = sizes[:, 0] / sizes[:, 1]
     grouped = AspectSampler(ratios, batch_size, plain.num_replicas, plain.rank, plain.seed, plain.drop_last)
@@ -177,11 +164,6 @@ class ShardSampler(DistributedSampler):  # type: ignore[type-arg]
     The first images are repeated to fill up, and the metrics count them once. Equal numbers, because DDP exchanges the
     buffers of batch norm in every forward pass of a training's validation: a rank with one batch more would hang.
     Yields plain indices.
-
-    Args:
-        dataset: anything with a length.
-        num_replicas: number of ranks.
-        rank: this rank.
     """
 
     def __init__(self, dataset: Sized, num_replicas: int = 1, rank: int = 0) -> None:

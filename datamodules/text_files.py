@@ -5,8 +5,6 @@ than one byte in which East Asian tools write, and files that were saved as UTF-
 another encoding.
 """
 
-from __future__ import annotations
-
 import codecs
 import re
 from pathlib import Path
@@ -66,10 +64,7 @@ def marked_encoding(data: bytes) -> str | None:
 def decode_text(data: bytes, path: Path, what: str) -> str:
     """Decode the text of a file that declares nothing: by its byte order mark, else UTF-8.
 
-    Args:
-        data: its contents.
-        path: for messages.
-        what: what it should be, such as "a text file of image names".
+    `what` says what it should be, such as "a text file of image names".
 
     Raises:
         InputError: It is in another encoding, and the message says where that shows.

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from detector.errors import InputError, check_choices
+from detector.errors import InputError, check_choices, check_numbers
 from detector.kernels.transfers import send
 
 
@@ -50,11 +50,11 @@ class AnchorConfig:
     order: Literal["ratio_major", "scale_major"] = "ratio_major"
 
     def __post_init__(self) -> None:
-        for key, values in (("scales", _flat(self.scales)), ("aspect_ratios", list(self.aspect_ratios))):
+        scales = [s for group in self.scales for s in (group if isinstance(group, Sequence) else [group])]
+        for key, values in (("scales", scales), ("aspect_ratios", list(self.aspect_ratios))):
             if not values or min(values) <= 0:
                 raise InputError(f"anchors.{key}: {getattr(self, key)} must be a list of positive numbers")
-        if self.base_size <= 0:
-            raise InputError(f"anchors.base_size: {self.base_size} must be positive")
+        check_numbers("anchors", self, {"(0, inf]": "base_size"})
         check_choices("anchors", self)
 
     def shapes_of_level(self, level: int) -> list[tuple[float, float]]:
@@ -68,10 +68,6 @@ class AnchorConfig:
         """Return the scales at one feature level."""
         first = self.scales[0]
         return list(self.scales[level]) if isinstance(first, list) else list(self.scales)  # type: ignore[arg-type]
-
-
-def _flat(scales: Sequence[float] | Sequence[Sequence[float]]) -> list[float]:
-    return [s for group in scales for s in (group if isinstance(group, Sequence) else [group])]
 
 
 def base_anchors(config: AnchorConfig, level: int = 0) -> Tensor:
@@ -97,9 +93,7 @@ def base_anchors(config: AnchorConfig, level: int = 0) -> Tensor:
 class AnchorGenerator:
     """Anchors for feature maps of given sizes; the last few sizes are cached, since images of a data set share them.
 
-    Args:
-        config: Shapes, order and offset.
-        strides: Pixels per cell of each level, fine to coarse.
+    `strides` are pixels per cell of each level, fine to coarse.
 
     Raises:
         InputError: The lists per level do not fit the number of levels, or levels differ in their number of anchors.

@@ -1,6 +1,7 @@
 """The exceptions that stand for bad input and for a failed training, as opposed to a bug; and how lines name files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
@@ -53,24 +54,40 @@ def value_text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def flat_options(config: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
+    """Return nested options as one level, with `a.b` keys as on the command line."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        nested = isinstance(value, Mapping) and value
+        flat |= flat_options(value, separator, f"{prefix}{key}{separator}") if nested else {f"{prefix}{key}": value}
+    return flat
+
+
 def check_choices(section: str, config: Any) -> None:
-    """Raise InputError for a field of type `Literal[...]` with another value.
+    """Raise InputError for a field of type `Literal[...]`, or of that or bool or a list, with another value.
 
     The command line checks that itself; Python and checkpoints do not.
     """
     for name, hint in get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if get_origin(hint) is Literal and value not in get_args(hint):
-            raise InputError(f"{section}.{name}: {value!r} is none of {', '.join(map(str, get_args(hint)))}")
+        value, kinds = getattr(config, name), (hint,) if get_origin(hint) is Literal else get_args(hint)
+        choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        others = tuple(get_origin(kind) or kind for kind in kinds if get_origin(kind) is not Literal)
+        if choices and value not in choices and not isinstance(value, others):
+            texts = ["true", "false"] * (bool in others) + list(map(str, choices)) + ["a list"] * (list in others)
+            raise InputError(f"{section}.{name}: {value!r} is none of {', '.join(texts)}")
 
 
-def check_four(key: str, values: Sequence[float]) -> None:
-    """Raise InputError unless there is one number for each of dx, dy, dw, dh."""
-    if len(values) != 4:
-        raise InputError(f"{key}: {values} has {len(values)} numbers, needs 4: of dx, dy, dw, dh")
+def check_numbers(section: str, config: Any, allowed: Mapping[str, str]) -> None:
+    """Raise InputError for a number of a field, or in its list, that is out of its interval; None is not looked at.
 
-
-def check_range(key: str, value: float, low: float, high: float = float("inf")) -> None:
-    """Raise InputError unless low <= value <= high."""
-    if not low <= value <= high:
-        raise InputError(f"{key}: {value} must be " + (f"in [{low}, {high}]" if high < float("inf") else f">= {low}"))
+    `allowed` gives the names of the fields by interval, such as "[0, 1)" or "[1, inf]".
+    """
+    for interval, names in allowed.items():
+        low, high = map(float, interval[1:-1].split(","))
+        for name in names.split():
+            value = getattr(config, name)
+            for number in value if isinstance(value, list) else () if value is None else (value,):
+                inside = low < number < high or (number == low and interval[0] == "[")
+                if not (inside or (number == high and interval[-1] == "]")):
+                    least = "positive" if interval[0] == "(" else f">= {low:g}"
+                    raise InputError(f"{section}.{name}: {value} must be {f'in {interval}' if high < inf else least}")

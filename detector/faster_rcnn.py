@@ -71,9 +71,7 @@ class FasterRCNN(nn.Module):
     def features(self, images: Sequence[Tensor], image: ImageConfig | None = None) -> tuple[list[Tensor], ImageBatch]:
         """Return the feature maps of all levels, each (B, channels, h, w), and the batch that they were computed from.
 
-        Args:
-            images: As in `forward`.
-            image: Sizes and normalisation other than the detector's own.
+        `image` holds sizes and normalisation other than the detector's own.
         """
         batch = make_batch(images, image or self.image_config, self.training)
         return self.backbone(batch.tensors), batch

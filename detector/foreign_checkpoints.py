@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
+from detector import VOC_CLASSES
 from detector.backbones.base import BackboneConfig
 from detector.errors import InputError, value_text
 from detector.faster_rcnn import FasterRCNN
@@ -26,12 +27,8 @@ from detector.state_dicts import WeightsReport, fill, read_content, slots_of, te
 from detector.training.finite import check_finite
 from detector.translated import KEY, Predictor, Translated, adapt_predictor
 
-ANCHORS = "anchors per location (model.anchors.scales x model.anchors.aspect_ratios)"
+ANCHORS = "anchors per location (anchors.scales x anchors.aspect_ratios)"
 
-VOC_NAMES = [
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-]
 # The ids 1 to 90 of COCO's 80 classes; the others were never used.
 _CATEGORIES: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
 COCO_NAMES = ["" if name == "N/A" else name for name in _CATEGORIES[1:]]
@@ -66,24 +63,27 @@ def load_detector(
     try:
         own = is_own(state)
         translated = translate_own(state, model, options, source) if own else translate(state, str(path))
-        _check_options(translated.options, _options_of(model, backbone), path)
+        ours = _options_of(model, backbone)
+        differing = [
+            f"{key} {value_text(value)} (is {value_text(ours[key])})"
+            for key, value in translated.options.items()
+            if value != ours[key]
+        ]
+        if differing:
+            raise InputError(f"{KEY} {path}: its network needs {', '.join(differing)}")
         _adapt_anchors(translated.tensors, model)
         remarks = [adapt_predictor(translated, model, class_names, predictor, source), translated.remark]
     except KeyError as error:
         raise InputError(f"{source}: is incomplete: it lacks what would be our {error}") from error
     if translated.norm_eps not in (None, backbone.norm_eps):
-        remarks.append(f"its batch norms were trained with --model.backbone.norm_eps {translated.norm_eps:g}")
+        remarks.append(f"its batch norms were trained with backbone.norm_eps {translated.norm_eps:g}")
     report = fill(slots_of(model), str(path), translated.tensors, KEY)
     report.remark = "; ".join(filter(None, remarks))
     return report
 
 
 def translate(state: Mapping[str, Tensor], source: str) -> Translated:
-    """Recognise the layout of a state dict and translate it.
-
-    Raises:
-        InputError: It is of no known layout, or its backbone is none of ours.
-    """
+    """Recognise the layout of a state dict and translate it; InputError if it is of none, or its backbone not ours."""
     if "rpn.head.cls_logits.weight" in state and "roi_heads.box_predictor.cls_score.weight" in state:
         return _translate_torchvision(state, source)
     if "extractor.0.weight" in state and "rpn.score.weight" in state and "head.cls_loc.weight" in state:
@@ -92,7 +92,7 @@ def translate(state: Mapping[str, Tensor], source: str) -> Translated:
         f"{KEY} {source}: is no detector of a known layout: its first tensor is {min(state)!r}; known are checkpoints "
         "of frcnn fit, torchvision's Faster R-CNNs (rpn.head.cls_logits.weight, ...) and "
         "chenyuntc/simple-faster-rcnn-pytorch's (extractor.0.weight, ...); weights of a classification network go to "
-        "--model.backbone.weights"
+        "backbone.weights"
     )
 
 
@@ -128,12 +128,12 @@ def _translate_torchvision(state: Mapping[str, Tensor], source: str) -> Translat
     fc = tensors["roi_heads.box_head.fc1.weight" if two_fc else "roi_heads.box_head.fc.weight"]
     backbone = _torchvision_backbone(tensors, source)
     options = {
-        "model.backbone.name": backbone,
-        "model.backbone.fpn_channels": channels,
-        "model.backbone.fpn_norm": "batch" if fpn_norm else "none",
-        "model.backbone.box_head": "two_fc" if two_fc else "conv_fc",
-        "model.backbone.box_head_channels": fc.shape[0],
-        "model.backbone.pool_size": math.isqrt(fc.shape[1] // channels),
+        "backbone.name": backbone,
+        "backbone.fpn_channels": channels,
+        "backbone.fpn_norm": "batch" if fpn_norm else "none",
+        "backbone.box_head": "two_fc" if two_fc else "conv_fc",
+        "backbone.box_head_channels": fc.shape[0],
+        "backbone.pool_size": math.isqrt(fc.shape[1] // channels),
         **_rpn_options(tensors),
     }
     classes = len(tensors["roi_heads.predictor.scores.weight"]) - 1
@@ -178,12 +178,12 @@ def _translate_chenyuntc(state: Mapping[str, Tensor]) -> Translated:
             rows = tensors[layer + kind]
             tensors[layer + kind] = rows.unflatten(0, (-1, 4))[:, _YXHW_TO_XYWH].flatten(0, 1)
     options = {
-        "model.backbone.name": "vgg16",
-        "model.backbone.pool_size": math.isqrt(tensors["roi_heads.box_head.fc6.weight"].shape[1] // 512),
+        "backbone.name": "vgg16",
+        "backbone.pool_size": math.isqrt(tensors["roi_heads.box_head.fc6.weight"].shape[1] // 512),
         **_rpn_options(tensors),
     }
     classes = len(tensors["roi_heads.predictor.scores.weight"]) - 1
-    return Translated(tensors, options, VOC_NAMES if classes == len(VOC_NAMES) else None)
+    return Translated(tensors, options, VOC_CLASSES if classes == len(VOC_CLASSES) else None)
 
 
 def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
@@ -195,9 +195,9 @@ def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
 
 def _rpn_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     return {
-        "model.rpn.conv_depth": 1 + sum(name.startswith("rpn.head.deeper.") for name in tensors) // 2,
-        "model.rpn.hidden_channels": len(tensors["rpn.head.conv.weight"]),
-        "model.roi.class_agnostic": False,
+        "rpn.conv_depth": 1 + sum(name.startswith("rpn.head.deeper.") for name in tensors) // 2,
+        "rpn.hidden_channels": len(tensors["rpn.head.conv.weight"]),
+        "roi.class_agnostic": False,
         ANCHORS: len(tensors["rpn.head.deltas.weight"]) // 4,
     }
 
@@ -205,25 +205,17 @@ def _rpn_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 def _options_of(model: FasterRCNN, backbone: BackboneConfig) -> dict[str, Any]:
     """Return the options that `Translated.options` may hold, with defaults resolved."""
     return {
-        "model.backbone.name": backbone.name,
-        "model.backbone.fpn_channels": backbone.fpn_channels,
-        "model.backbone.fpn_norm": backbone.fpn_norm,
-        "model.backbone.box_head": backbone.box_head,
-        "model.backbone.box_head_channels": model.roi_heads.box_head.out_channels,
-        "model.backbone.pool_size": model.roi_heads.box_head.pool_size,
-        "model.rpn.conv_depth": model.rpn.config.conv_depth,
-        "model.rpn.hidden_channels": model.rpn.head.conv.out_channels,
-        "model.roi.class_agnostic": model.roi_heads.config.class_agnostic,
+        "backbone.name": backbone.name,
+        "backbone.fpn_channels": backbone.fpn_channels,
+        "backbone.fpn_norm": backbone.fpn_norm,
+        "backbone.box_head": backbone.box_head,
+        "backbone.box_head_channels": model.roi_heads.box_head.out_channels,
+        "backbone.pool_size": model.roi_heads.box_head.pool_size,
+        "rpn.conv_depth": model.rpn.config.conv_depth,
+        "rpn.hidden_channels": model.rpn.head.conv.out_channels,
+        "roi.class_agnostic": model.roi_heads.config.class_agnostic,
         ANCHORS: model.rpn.anchor_generator.anchors_per_location,
     }
-
-
-def _check_options(theirs: Mapping[str, Any], ours: Mapping[str, Any], path: Path) -> None:
-    differing = [
-        f"{key} {value_text(value)} (is {value_text(ours[key])})" for key, value in theirs.items() if value != ours[key]
-    ]
-    if differing:
-        raise InputError(f"{KEY} {path}: its network needs {', '.join(differing)}")
 
 
 def _adapt_anchors(tensors: dict[str, Tensor], model: FasterRCNN) -> None:

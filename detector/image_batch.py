@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detector import boxes as box_ops
-from detector.errors import InputError, check_choices, check_range
+from detector.errors import InputError, check_choices, check_numbers
 from detector.kernels.transfers import constant
 from detector.sampling import GroundTruth
 
@@ -56,12 +56,9 @@ class ImageConfig:
             )
         if len(self.mean) != 3 or len(self.std) != 3:
             raise InputError(f"image.mean and image.std: got {len(self.mean)} and {len(self.std)} numbers; give 3 each")
-        if min(self.std) <= 0:
-            raise InputError(f"image.std: {self.std} must be positive")
-        if any(side < 16 for side in self.test_shortest_sides):
-            raise InputError(f"image.test_shortest_sides: {self.test_shortest_sides} must be of at least 16 pixels")
         check_choices("image", self)
-        check_range("image.pad_multiple", self.pad_multiple, 1)
+        allowed = {"(0, inf]": "std", "[1, inf]": "pad_multiple", "[16, inf]": "test_shortest_sides"}
+        check_numbers("image", self, allowed)
 
 
 class ImageBatch(NamedTuple):
@@ -114,7 +111,8 @@ def make_batch(
             pixels = F.interpolate(pixels[None], size=target, mode="bilinear", align_corners=False)[0]
         prepared.append(pixels)
     sizes = [(int(p.shape[-2]), int(p.shape[-1])) for p in prepared]
-    height, width = (_round_up(max(side), config.pad_multiple) for side in zip(*sizes, strict=True))
+    multiple = config.pad_multiple
+    height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
     channels_last = torch.zeros(len(images), height, width, 3, device=images[0].device)  # in memory
     batch = channels_last.permute(0, 3, 1, 2)
     for slot, pixels in zip(batch, prepared, strict=True):
@@ -144,7 +142,3 @@ def rescale(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int])
     """Return boxes (..., 4) of an image of `from_size` (height, width) in the same image at `to_size`."""
     sy, sx = to_size[0] / from_size[0], to_size[1] / from_size[1]
     return boxes * constant((sx, sy, sx, sy), boxes)
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

@@ -84,13 +84,7 @@ def loss_of_each_roi(
 ) -> Tensor:
     """Return the loss (S,) of each RoI by itself: classification, plus `reg_weight` times the box loss of positives.
 
-    Args:
-        logits: (S, C + 1).
-        labels: (S,) in 0..C.
-        pred_deltas: (S, 4) predictions for the RoI's class.
-        deltas: (S, 4) targets.
-        beta: As in `box_loss`.
-        reg_weight: Weight of the box loss.
+    It is of logits (S, C + 1), labels (S,) in 0..C, deltas (S, 4) predicted for the RoI's class, and targets (S, 4).
     """
     boxes = F.smooth_l1_loss(pred_deltas.float(), deltas, beta=beta, reduction="none").sum(dim=1)
     return F.cross_entropy(logits.float(), labels, reduction="none") + reg_weight * boxes * (labels > 0)

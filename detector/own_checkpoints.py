@@ -25,11 +25,7 @@ def translate_own(
 ) -> Translated:
     """Return a checkpoint's tensors without those that the model has in another shape.
 
-    Args:
-        state: As the file has it; averaged weights where the training averaged them.
-        model: The detector that is to begin with them.
-        options: Of the training; empty where they are not known.
-        source: The file and its option, for messages.
+    `options` are those of its training, empty where they are not known; `source` is the file and its key, for messages.
 
     Raises:
         InputError: It is of another backbone, or of an alternating training that has no single network yet.
@@ -51,18 +47,9 @@ def translate_own(
     config = model.roi_heads.config
     roi = {"delta_std": config.delta_std, "delta_mean": config.delta_mean} | options.get("roi", {})
     agnostic = _spread_deltas(tensors, bool(roi.get("class_agnostic")))
-    norm_eps = options.get("backbone", {}).get("norm_eps")
-    return Translated(
-        tensors,
-        {},
-        options.get("class_names"),
-        norm_eps,
-        roi["delta_std"],
-        roi["delta_mean"],
-        agnostic,
-        own=True,
-        remark=remark,
-    )
+    names, norm_eps = options.get("class_names"), options.get("backbone", {}).get("norm_eps")
+    units = roi["delta_std"], roi["delta_mean"]
+    return Translated(tensors, {}, names, norm_eps, *units, agnostic, own=True, remark=remark)
 
 
 def _check_backbone(
@@ -75,7 +62,7 @@ def _check_backbone(
             raise InputError(
                 f"{source}: is of another backbone{f', {kind}' if kind else ''}: {name} is "
                 f"{tuple(theirs[name].shape) if name in theirs else 'missing'} there and {tuple(shape)} here; give "
-                "the --model.backbone options of its run"
+                "the options of backbone of its run"
             )
 
 

@@ -15,7 +15,7 @@ from torchvision.ops import roi_pool
 from detector import boxes as box_ops
 from detector import losses
 from detector.backbones.box_heads import BoxHead
-from detector.errors import InputError, check_choices, check_four, check_range
+from detector.errors import InputError, check_choices, check_numbers
 from detector.image_batch import ImageBatch, to_original
 from detector.kernels.transfers import constant, true_indices
 from detector.post_processing import NMS, Candidates, likely_boxes, suppress
@@ -107,44 +107,27 @@ class RoIConfig:
                 f"roi.background_iou: {self.background_iou} must be [low, high] with "
                 f"0 <= low < high <= roi.positive_iou = {self.positive_iou}"
             )
-        if self.samples_per_image < 1 or not 0 < self.positive_fraction <= 1:
-            raise InputError(
-                f"roi.samples_per_image {self.samples_per_image} must be at least 1 and "
-                f"roi.positive_fraction {self.positive_fraction} in (0, 1]"
-            )
+        for key, values in (("delta_mean", self.delta_mean), ("delta_std", self.delta_std)):
+            if len(values) != 4:
+                raise InputError(f"roi.{key}: {values} has {len(values)} numbers, needs 4: of dx, dy, dw, dh")
+        allowed = {
+            "(0, 1]": "positive_fraction",
+            "[0, 1]": "positive_iou nms_iou ohem_nms_iou score_threshold",
+            "(0, inf]": "delta_std soft_nms_sigma",
+            "[1, inf]": "samples_per_image detections_per_image",
+            "[0, inf]": "sampling_ratio gt_jitter score_init_std delta_init_std reg_beta reg_weight",
+        }
+        check_numbers("roi", self, allowed)
         check_choices("roi", self)
-        check_four("roi.delta_mean", self.delta_mean)
-        check_four("roi.delta_std", self.delta_std)
-        for key, values in (("delta_std", self.delta_std), ("soft_nms_sigma", [self.soft_nms_sigma])):
-            if min(values) <= 0:
-                raise InputError(f"roi.{key}: {getattr(self, key)} must be positive")
-        if self.append_gt not in (True, False, "jittered"):
-            raise InputError(f"roi.append_gt: {self.append_gt!r} is none of true, false, jittered")
-        for key in ("positive_iou", "nms_iou", "ohem_nms_iou", "score_threshold"):
-            check_range(f"roi.{key}", getattr(self, key), 0, 1)
-        check_range("roi.detections_per_image", self.detections_per_image, 1)
-        for key in ("sampling_ratio", "gt_jitter", "score_init_std", "delta_init_std", "reg_beta", "reg_weight"):
-            check_range(f"roi.{key}", getattr(self, key), 0)
-        self._check_class_weights()
-
-    def _check_class_weights(self) -> None:
         weights = self.class_weights
-        if isinstance(weights, str):
-            if weights not in ("none", "balanced"):
-                raise InputError(f"roi.class_weights: {weights!r} is neither none nor balanced nor a list of numbers")
-        elif not weights or min(weights) < 0 or max(weights) == 0:
+        if not isinstance(weights, str) and (not weights or min(weights) < 0 or max(weights) == 0):
             raise InputError(f"roi.class_weights: {weights} must not be negative, nor 0 altogether")
 
 
 class BoxPredictor(nn.Module):
     """Linear layers for class scores (R, C + 1) and deltas (R, C * 4), or (R, 4) if class-agnostic.
 
-    Args:
-        in_features: Width of the box head's output.
-        num_classes: C.
-        class_agnostic: One set of deltas for all classes.
-        score_std: Standard deviation of the initial weights of the scores.
-        delta_std: And of the deltas.
+    `score_std` and `delta_std` are the standard deviations of their initial weights.
     """
 
     def __init__(
@@ -153,7 +136,7 @@ class BoxPredictor(nn.Module):
         num_classes: int,
         class_agnostic: bool,
         score_std: float = 0.01,
-        delta_std: float = 0.001,
+        delta_std: float = 1e-3,
     ) -> None:
         super().__init__()
         self.scores = nn.Linear(in_features, num_classes + 1)
@@ -175,11 +158,7 @@ class BoxPredictor(nn.Module):
 class RoIHeads(nn.Module):
     """Sampling, pooling, box head, predictor, losses and post-processing.
 
-    Args:
-        box_head: From the backbone: pooled features -> one vector per RoI.
-        strides: Pixels per cell of the levels that are pooled from, fine to coarse.
-        num_classes: C.
-        config: All other options.
+    `strides` are pixels per cell of the levels that are pooled from, fine to coarse.
     """
 
     canonical_level_side = 224.0
@@ -367,11 +346,5 @@ class RoIHeads(nn.Module):
     def suppress(self, found: Candidates) -> Candidates:
         """Return the candidates of an image that NMS within each class leaves, the best first."""
         config = self.config
-        return suppress(
-            found,
-            config.nms,
-            config.nms_iou,
-            config.soft_nms_sigma,
-            config.score_threshold,
-            config.detections_per_image,
-        )
+        limits = config.score_threshold, config.detections_per_image
+        return suppress(found, config.nms, config.nms_iou, config.soft_nms_sigma, *limits)

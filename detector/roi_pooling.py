@@ -76,16 +76,8 @@ def pool_whole_cells(features: Tensor, rois: Tensor, pool_size: int, stride: int
     """Take the maxima over all cells from that of a RoI's first corner to that of its last one, both included.
 
     RoIPool rounds a corner to the nearest cell, this rounds it down. It is what ports without a RoIPool operator do:
-    cut the map at the corners divided by the stride, then pool the cut to P x P (adaptive max pooling).
-
-    Args:
-        features: (B, channels, H, W).
-        rois: (R, 5): image index and box in image pixels.
-        pool_size: P.
-        stride: Pixels per cell.
-
-    Returns:
-        (R, channels, P, P), float32.
+    cut the map at the corners divided by the stride, then pool the cut to P x P (adaptive max pooling). Features are
+    (B, channels, H, W), RoIs (R, 5) as in `pool_aligned`, and the result is (R, channels, P, P) in float32.
     """
     features = features.float()
     height, width = features.shape[-2:]

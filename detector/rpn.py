@@ -17,7 +17,7 @@ from torchvision.ops import batched_nms
 from detector import boxes as box_ops
 from detector import losses
 from detector.anchors import AnchorConfig, AnchorGenerator
-from detector.errors import InputError, check_choices, check_range
+from detector.errors import InputError, check_choices, check_numbers
 from detector.image_batch import ImageBatch
 from detector.kernels.transfers import true_indices
 from detector.sampling import IGNORED, GroundTruth, Matches, SampledAnchors, match, sample
@@ -89,36 +89,19 @@ class RPNConfig:
                 f"rpn.negative_iou {self.negative_iou} and rpn.positive_iou {self.positive_iou}: "
                 "need 0 <= negative_iou <= positive_iou <= 1"
             )
-        if not 0 < self.positive_fraction <= 1:
-            raise InputError(f"rpn.positive_fraction: {self.positive_fraction} must be in (0, 1]")
-        if not 0 <= self.score_threshold < 1:
-            raise InputError(f"rpn.score_threshold: {self.score_threshold} must be in [0, 1)")
-        for key in (
-            "conv_depth",
-            "samples_per_image",
-            "pre_nms_train",
-            "post_nms_train",
-            "pre_nms_test",
-            "post_nms_test",
-        ):
-            if getattr(self, key) < 1:
-                raise InputError(f"rpn.{key}: {getattr(self, key)} must be at least 1")
+        allowed = {
+            "(0, 1]": "positive_fraction",
+            "[0, 1)": "score_threshold",
+            "[0, 1]": "nms_iou",
+            "[1, inf]": "conv_depth samples_per_image pre_nms_train post_nms_train pre_nms_test post_nms_test",
+            "[0, inf]": "hidden_channels init_std min_side reg_beta reg_weight",
+        }
+        check_numbers("rpn", self, allowed)
         check_choices("rpn", self)
-        if self.best_per_object not in (True, False, "one"):
-            raise InputError(f"rpn.best_per_object: {self.best_per_object!r} is none of true, false, one")
-        check_range("rpn.nms_iou", self.nms_iou, 0, 1)
-        for key in ("hidden_channels", "init_std", "min_side", "reg_beta", "reg_weight"):
-            check_range(f"rpn.{key}", getattr(self, key), 0)
 
 
 class RPNHead(nn.Module):
-    """3x3 convolutions, then 1x1 convolutions for objectness and deltas, shared by all levels.
-
-    Args:
-        in_channels: Channels of the features.
-        anchors_per_location: A.
-        config: Width and kind of objectness.
-    """
+    """3x3 convolutions, then 1x1 convolutions for objectness and deltas, shared by all levels."""
 
     def __init__(self, in_channels: int, anchors_per_location: int, config: RPNConfig) -> None:
         super().__init__()
@@ -166,14 +149,7 @@ class RPNOutput(NamedTuple):
 
 
 class RegionProposalNetwork(nn.Module):
-    """Head, anchors, proposals and losses.
-
-    Args:
-        in_channels: Channels of the features.
-        strides: Pixels per cell of each level.
-        anchors: Anchor shapes.
-        config: All other options.
-    """
+    """Head, anchors, proposals and losses; `strides` are pixels per cell of each level."""
 
     def __init__(self, in_channels: int, strides: Sequence[int], anchors: AnchorConfig, config: RPNConfig) -> None:
         super().__init__()
@@ -254,11 +230,7 @@ class RegionProposalNetwork(nn.Module):
     ) -> dict[str, Tensor]:
         """Return `loss_rpn_cls` and `loss_rpn_reg` (without its weight) over the sampled anchors of all images.
 
-        Args:
-            output: Predictions of the batch.
-            batch: Gives the images' sizes, for anchors that straddle the border.
-            truths: Objects of each image.
-            difficult: What difficult objects are in training: drop, keep or ignore.
+        The batch gives the images' sizes, for anchors that straddle the border; `difficult` is drop, keep or ignore.
         """
         return self.losses_of(output, self.sample_anchors(output, batch, truths, difficult), batch)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from detector.errors import InputError, listed
 
-KEY = "--model.backbone.weights"
+KEY = "backbone.weights"
 
 
 @dataclass
@@ -45,17 +45,12 @@ class WeightsReport:
         )
 
 
-def read_tensors(path: Path, key: str) -> dict[str, Tensor]:
-    """Read the tensors of an existing file: of safetensors where its name ends so, else of a pickle without code.
+def read_content(path: Path, key: str) -> Mapping[str, Any]:
+    """Read an existing file: of safetensors where its name ends so, else a pickle without code; {} if no mapping.
 
     Raises:
-        InputError: Beginning with the option `key`, for an unreadable or foreign file.
+        InputError: Beginning with the option `key`, for an unreadable file.
     """
-    return tensors_in(read_content(path, key), f"{key} {path}")
-
-
-def read_content(path: Path, key: str) -> Mapping[str, Any]:
-    """Read all of such a file; content that is no mapping is left out."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path, device="cpu")
@@ -126,8 +121,8 @@ def fill(slots: Mapping[str, Slot], source: str, state: Mapping[str, Tensor], ke
     if random_frozen := [name for name in missing if slots[name].frozen]:
         raise InputError(
             f"{key}: {source} lacks {len(random_frozen)} tensors that would be frozen at random values, "
-            f"first {random_frozen[0]!r}; train them by --model.backbone.frozen_stages 0 --model.backbone.norm batch, "
-            "or give complete weights"
+            f"first {random_frozen[0]!r}; train them by backbone.frozen_stages 0 and backbone.norm batch, or give "
+            "complete weights"
         )
     for network in {slot.network for slot in found.values()}:
         own = {slot.name: state[name] for name, slot in found.items() if slot.network is network}

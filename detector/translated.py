@@ -10,21 +10,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from detector import VOC_TO_COCO
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
 from detector.roi_heads import RoIConfig
 
 Predictor = Literal["match", "random", "by_name"]
-KEY = "--model.weights"
-
-VOC_TO_COCO = {
-    "aeroplane": "airplane",
-    "diningtable": "dining table",
-    "motorbike": "motorcycle",
-    "pottedplant": "potted plant",
-    "sofa": "couch",
-    "tvmonitor": "tv",
-}
+KEY = "weights"
 
 
 @dataclass

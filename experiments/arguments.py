@@ -169,11 +169,7 @@ def add_options(
 ) -> None:
     """Add an option for each field of a dataclass, with its type, its default and its text in the docstring.
 
-    Args:
-        parser: Of jsonargparse.
-        options: The dataclass.
-        prefix: Before the names of the options: "data.".
-        metadata: See `some_of`.
+    Names begin with the prefix, such as "data."; for the metadata see `some_of`.
     """
     hints, texts = get_type_hints(options), _texts(options)
     chosen = metadata or {}
@@ -314,9 +310,7 @@ def one_line_of_the_parser(prog: str, options: type[Any], arguments: Sequence[st
 def cause_of(text: str, options: type[Any] | None = None) -> str:
     """Return the reason that stands in many lines of jsonargparse, as a part of one line; other texts as they are.
 
-    Args:
-        text: The message.
-        options: Of the command, to name what is given by its place.
+    The options of the command name what is given by its place.
     """
     if required := re.fullmatch(r"the following arguments are required: (.+)", text.strip(), re.IGNORECASE):
         places = {one.name: one.metadata.get("positional") for one in fields(options)} if options else {}

@@ -54,19 +54,17 @@ class Command:
             if self.takes == "arguments":
                 given: list[Any] = [[self.name, *arguments]]
             elif self.takes == "options" or {"-h", "--help"} & set(arguments):
-                given = [build(options, self._parser(options).parse_args(arguments))]
+                more = "Takes --config and all other options of frcnn fit, too: frcnn fit --help shows them."
+                parser = new_parser(self.prog, options, None if self.takes == "options" else more)
+                given = [build(options, parser.parse_args(arguments))]
             else:
                 with quick_imports():
-                    from experiments.options import OptionsCLI
+                    from experiments.training_options import OptionsCLI
                 config = OptionsCLI(arguments, options, prog=self.prog).config
                 given = [build(options, config), config]
             with quick_imports():
                 function = _load(self.function)
             return function(*given) or 0
-
-    def _parser(self, options: type[Any]) -> Any:
-        more = "Takes --config and all other options of frcnn fit, too: frcnn fit --help shows them."
-        return new_parser(self.prog, options, None if self.takes == "options" else more)
 
 
 TOO: Final = "options of a training too"

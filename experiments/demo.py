@@ -31,18 +31,20 @@ def main() -> int:
     os.chdir(ROOT)
     print(expectation(), flush=True)
     run = choose_run_folder("runs", "mini_voc", None, seed=0)
-    pictures = run / "predictions"
+    pictured, pictures = run / "test_images", run / "predictions"
     started = time.monotonic()
     seconds = {}
     for command in (
         f"mini-voc {DATA} --images {IMAGES}",
         f"fit --config {CONFIG} --run_name {run.name}",
         f"test --ckpt_path {run}/checkpoints/last.ckpt",
-        f"predict --ckpt_path {run}/checkpoints/last.ckpt --images {_test_images(run)} --output {pictures}",
+        f"predict --ckpt_path {run}/checkpoints/last.ckpt --images {pictured} --output {pictures}",
     ):
         print(f"\n$ frcnn {command}", flush=True)
-        if command.startswith("predict"):
-            _link_test_images(run)
+        if command.startswith("predict"):  # which takes a folder: of the first images of the test split
+            pictured.mkdir(parents=True, exist_ok=True)
+            for name in (DATA / "ImageSets/Main/test.txt").read_text().split()[:24]:
+                (pictured / f"{name}.jpg").write_bytes((DATA / f"JPEGImages/{name}.jpg").read_bytes())
         began = time.monotonic()
         status = subprocess.run([sys.executable, "-m", "experiments.cli", *command.split()], check=False).returncode
         seconds[command.split()[0]] = time.monotonic() - began
@@ -71,18 +73,6 @@ def check(metrics: dict[str, Any]) -> int:
         file=sys.stderr,
     )
     return 1
-
-
-def _test_images(run: Path) -> Path:
-    return run / "test_images"
-
-
-def _link_test_images(run: Path) -> None:
-    """Copy the first images of the test split into a folder of their own, since predict takes a folder."""
-    folder = _test_images(run)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in (DATA / "ImageSets/Main/test.txt").read_text().split()[:24]:
-        (folder / f"{name}.jpg").write_bytes((DATA / f"JPEGImages/{name}.jpg").read_bytes())
 
 
 def _report(run: Path, metrics: dict[str, Any], pictures: Path, training: float, all_steps: float) -> None:

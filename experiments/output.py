@@ -41,17 +41,6 @@ def option_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def flat_options(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested options as one level, with `a.b` keys as on the command line."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flat_options(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def without_nan(value: Any) -> Any:
     """Return the same with None for nan and infinity, which JSON lacks, and lists for tuples."""
     if isinstance(value, Mapping):
@@ -68,10 +57,7 @@ def json_text(document: Any) -> str:
 
 @contextlib.contextmanager
 def writing(what: str) -> Iterator[None]:
-    """Make bad input of an error in writing a file.
-
-    Args:
-        what: The file, and the option that named it.
+    """Make bad input of an error in writing a file, which `what` names with its option.
 
     Raises:
         InputError: It cannot be written.

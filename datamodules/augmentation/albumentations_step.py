@@ -1,7 +1,5 @@
 """Transforms of albumentations as a step of an augmentation."""
 
-from __future__ import annotations
-
 import warnings
 from random import Random
 from typing import Any
@@ -43,9 +41,6 @@ class AlbumentationsStep(Step):
     """Neighbouring transforms of albumentations, in one `Compose`.
 
     Objects are dropped by the rule of `recipes.py`; cut off is what lies outside the image after each transform.
-
-    Args:
-        transforms: Instances of its classes.
     """
 
     def __init__(self, transforms: list[Any]) -> None:

@@ -4,8 +4,6 @@ The other images are drawn by the dataset from the same (seed, epoch, index) as 
 aspect ratio of the first image, so that batches grouped by aspect ratio stay grouped.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from random import Random

@@ -6,8 +6,6 @@ An object that a step cuts is dropped when less than a quarter of its area is le
 less than one pixel is left (unless it was thinner before and is not cut). An image may end up without objects.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from importlib import import_module

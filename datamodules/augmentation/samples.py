@@ -40,9 +40,7 @@ class Sample(NamedTuple):
 
 
 def place(
-    boxes: NDArray[np.float32],
-    window: tuple[float, float, float, float],
-    target: tuple[float, float, float, float],
+    boxes: NDArray[np.float32], window: tuple[float, float, float, float], target: tuple[float, float, float, float]
 ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
     """Move boxes of an image of which `window` is shown at `target`, and cut them to what is seen.
 
@@ -57,10 +55,8 @@ def place(
     Returns:
         Boxes float32 (K, 4) in the other image, and (K,) which of the G objects they belong to.
     """
-    scale = np.array(
-        [(target[2] - target[0]) / (window[2] - window[0]), (target[3] - target[1]) / (window[3] - window[1])]
-    )
-    scale, shift = np.tile(scale, 2), np.tile(target[:2], 2)
+    factors = (target[2] - target[0]) / (window[2] - window[0]), (target[3] - target[1]) / (window[3] - window[1])
+    scale, shift = np.tile(factors, 2), np.tile(target[:2], 2)
     whole = (boxes.astype(np.float64) - np.tile(window[:2], 2)) * scale + shift
     seen = np.clip(whole, np.tile(target[:2], 2), np.tile(target[2:], 2))
     before, after = whole[:, 2:] - whole[:, :2], seen[:, 2:] - seen[:, :2]

@@ -4,8 +4,6 @@ Written out, because albumentations' `Compose` takes longer for a flip with its 
 is called with a sample, its source of randomness, and a function that draws another image (not needed here).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from random import Random
 
@@ -153,20 +151,15 @@ class MinIoUCrop(Step):
         overlap = rng.choice(self.OVERLAPS)
         if overlap is None or not len(sample.boxes):
             return None
-        boxes = sample.boxes.astype(np.float64)
+        boxes, (height, width) = sample.boxes.astype(np.float64), sample.size
         for _ in range(self.trials):
-            patch = self._patch(*sample.size, rng)
-            if patch is not None and _best_iou(patch, boxes) >= max(overlap, 1e-6):
-                return patch
+            w, h = (max(1, round(side * rng.uniform(self.min_scale, 1.0))) for side in (width, height))
+            if 0.5 <= h / w <= 2.0:
+                left, top = rng.randint(0, width - w), rng.randint(0, height - h)
+                patch = left, top, left + w, top + h
+                if _best_iou(patch, boxes) >= max(overlap, 1e-6):
+                    return patch
         return None
-
-    def _patch(self, height: int, width: int, rng: Random) -> tuple[int, int, int, int] | None:
-        patch_w = max(1, round(width * rng.uniform(self.min_scale, 1.0)))
-        patch_h = max(1, round(height * rng.uniform(self.min_scale, 1.0)))
-        if not 0.5 <= patch_h / patch_w <= 2.0:
-            return None
-        left, top = rng.randint(0, width - patch_w), rng.randint(0, height - patch_h)
-        return left, top, left + patch_w, top + patch_h
 
 
 def _best_iou(patch: tuple[int, int, int, int], boxes: NDArray[np.float64]) -> float:

@@ -4,8 +4,6 @@ Each image is checked as a training checks it, but decoded whole, and files that
 come the questions about many images at once: splits, copies, classes.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -47,13 +45,9 @@ class DoctorOptions:
 
 @dataclass(frozen=True, eq=False)
 class Examined:
-    """One annotated image: what a training would find, and what it looks like.
+    """One annotated image: what a training would find, and what it looks like, if it was decoded.
 
-    Args:
-        member: Which one.
-        record: What a training would find.
-        print: What it looks like; None if it was not decoded.
-        brightest: Of an image of 16-bit values the largest one as it is decoded, in 0..255.
+    `brightest` is, of an image of 16-bit values, the largest one as it is decoded, in 0..255.
     """
 
     member: Member

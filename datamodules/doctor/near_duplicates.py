@@ -5,8 +5,6 @@ picture scaled down to 9 x 8. Copies that were saved again or scaled keep it up 
 of plain content; hence every candidate is compared by its pixels before it is called a copy.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -47,15 +45,7 @@ def fingerprint(image: NDArray[np.uint8]) -> Fingerprint:
 
 
 def copies(files: list[ImageFile], prints: list[Fingerprint]) -> list[list[int]]:
-    """Find groups of equal pictures.
-
-    Args:
-        files: the image files.
-        prints: their fingerprints.
-
-    Returns:
-        Groups of two or more positions, each ascending, in the order of their first one.
-    """
+    """Return groups of equal pictures: two or more positions, each ascending, in the order of their first one."""
     group = list(range(len(prints)))
     for first, second in _candidates(np.array([item.bits for item in prints], dtype=np.uint64)):
         one, two = sorted((group[first], group[second]))

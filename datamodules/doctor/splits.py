@@ -22,14 +22,7 @@ Image = tuple[Path, str]  # that of a `Member`
 
 @dataclass(frozen=True)
 class UsedSplit:
-    """A split and what it is for.
-
-    Args:
-        label: Its name as on the command line.
-        path: Its file.
-        parts: Of "train", "val" and "test"; empty if unknown.
-        members: Its images, each once.
-    """
+    """A split, its file, its images, each once, and for which of "train", "val" and "test" it is, if known."""
 
     label: str
     path: Path
@@ -43,13 +36,7 @@ class UsedSplit:
 
 @dataclass(frozen=True)
 class SplitTable:
-    """All splits that are examined.
-
-    Args:
-        splits: The splits.
-        chosen: Whether they were chosen, so that other images do not matter.
-        problems: What is wrong with their files.
-    """
+    """All splits that are examined, and what is wrong with their files; of chosen ones other images do not matter."""
 
     splits: tuple[UsedSplit, ...]
     chosen: bool
@@ -65,15 +52,7 @@ class SplitTable:
 
 
 def read_split_table(format: DatasetFormat, chosen: Mapping[str, Sequence[str]]) -> SplitTable:
-    """Read splits.
-
-    Args:
-        format: Of the dataset.
-        chosen: Names of splits by part; none: all splits that there are.
-
-    Raises:
-        InputError: A chosen split does not exist.
-    """
+    """Read the splits that are chosen by part, or all that there are; InputError where a chosen one does not exist."""
     wanted = [(name, frozenset([part])) for part, names in chosen.items() for name in names]
     for name, _ in wanted:
         if not format.split_file(name).is_file():
@@ -95,12 +74,7 @@ def read_split_table(format: DatasetFormat, chosen: Mapping[str, Sequence[str]])
 
 
 def split_problems(table: SplitTable, files: Mapping[Image, Path]) -> Iterator[Problem]:
-    """Yield what is wrong with the splits, beside images and annotations that are missing.
-
-    Args:
-        table: The splits.
-        files: For each image of the dataset the file by which problems name it.
-    """
+    """Yield what is wrong with the splits, beside missing images and annotations; problems name images by `files`."""
     yield from table.problems
     by_image = table.by_image()
     for (_, stem), splits in by_image.items():

@@ -15,8 +15,6 @@ Arrays: `H`, `W` image size in pixels; masks are float32 (H, W) coverages in 0..
 `form` is the (width, height) of an object in pixels.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
 
@@ -118,10 +116,7 @@ def _polygon(name: str) -> NDArray[np.float64]:
         angles = np.arange(10) * math.pi / 5 - math.pi / 2
         radii = np.where(np.arange(10) % 2 == 0, 1.0, 0.45)
         return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
-    corners = {
-        "rectangle": [(-1, -1), (1, -1), (1, 1), (-1, 1)],
-        "triangle": [(0, -1), (1, 1), (-1, 1)],
-    }
+    corners = {"rectangle": [(-1, -1), (1, -1), (1, 1), (-1, 1)], "triangle": [(0, -1), (1, 1), (-1, 1)]}
     return np.array(corners[name], dtype=float)
 
 

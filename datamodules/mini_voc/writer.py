@@ -8,8 +8,6 @@ Image `index` depends on `(seed, index)` only: a larger dataset of the same seed
 one, in the same splits.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -6,8 +6,9 @@ from typing import Any
 
 from datamodules.detection_datamodule import DetectionDataModule, collate
 from datamodules.voc.download import Archive, archive_for, download_voc, find_archive, is_half_unpacked
-from datamodules.voc.layout import VOC_CLASSES, find_split
+from datamodules.voc.layout import find_split
 from datamodules.voc.reader import VOCFormat
+from detector import VOC_CLASSES
 from detector.errors import InputError
 
 __all__ = ["VOC_CLASSES", "VOCDataModule", "collate"]

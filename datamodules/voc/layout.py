@@ -14,11 +14,6 @@ from datamodules.voc.format import IMAGE_SUFFIXES, read_split
 from datamodules.voc.names import annotated_names, annotations_folder, names_below
 from detector.errors import InputError, listed
 
-VOC_CLASSES: Final = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
-
 _FOLDERS: Final = ("JPEGImages", "images", "Images")
 _ANNOTATION = re.compile(rb"<(\w+:)?annotation[\s>]", re.IGNORECASE)
 _YEAR_SPLIT = re.compile(r"(\d{4})_(.+)")

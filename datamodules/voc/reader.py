@@ -21,7 +21,6 @@ from datamodules.voc.format import (
     read_annotation_bytes,
 )
 from datamodules.voc.layout import (
-    VOC_CLASSES,
     dataset_folders,
     find_image,
     find_split,
@@ -31,6 +30,7 @@ from datamodules.voc.layout import (
     part_folders,
 )
 from datamodules.voc.names import annotated_names, annotation_path, annotations_folder, read_split_lines
+from detector import VOC_CLASSES
 from detector.errors import InputError, listed, shortened
 
 

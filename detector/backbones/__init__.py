@@ -13,8 +13,7 @@ from detector.errors import InputError
 __all__ = ["Backbone", "BackboneConfig", "BoxHead", "backbone_strides", "build_backbone", "check_backbone_weights"]
 
 
-_Builder = Callable[[BackboneConfig], tuple[Backbone, BoxHead]]
-_BUILDERS: dict[BackboneName, _Builder] = {
+_BUILDERS: dict[BackboneName, Callable[[BackboneConfig], tuple[Backbone, BoxHead]]] = {
     "vgg16": vgg16.build_vgg16,
     "vgg16_bn": vgg16.build_vgg16,
     "resnet18_c4": resnet.build_resnet_c4,
@@ -61,16 +60,16 @@ def check_backbone_weights(config: BackboneConfig) -> None:
     Raises:
         InputError: There are no such weights, or random ones would stay frozen.
     """
-    key, kind = "--model.backbone", KINDS[config.name]
+    key, kind = "backbone", KINDS[config.name]
     if config.weights == "imagenet" and not kind.imagenet:
         raise InputError(
             f"{key}.weights imagenet: none exist for {config.name}; train it from scratch by "
-            f"{key}.weights none {key}.frozen_stages 0, or give a file"
+            f"{key}.weights none and {key}.frozen_stages 0, or give a file"
         )
     frozen_norm = kind.batch_norm and config.norm == "frozen"
     if config.random and (config.frozen_stages > 0 or frozen_norm):
         frozen = f"frozen_stages {config.frozen_stages}" + (", norm frozen" if frozen_norm else "")
         raise InputError(
             f"{key}.weights none: random weights would stay frozen ({frozen}); train them all by "
-            f"{key}.frozen_stages 0 {key}.norm batch, or give {key}.weights"
+            f"{key}.frozen_stages 0 and {key}.norm batch, or give {key}.weights"
         )

@@ -13,7 +13,7 @@ from typing import Final, Literal, NamedTuple, Self
 from torch import Tensor, nn
 
 from detector.backbones.batch_norm import FrozenBatchNorm2d
-from detector.errors import InputError
+from detector.errors import InputError, check_choices, check_numbers
 from detector.kernels.checkpointing import run_stage
 from detector.state_dicts import WeightsReport
 
@@ -118,25 +118,11 @@ class BackboneConfig:
     checkpoint_gradients: bool = False
 
     def __post_init__(self) -> None:
-        key = "--model.backbone"
-        if self.name not in KINDS:
-            raise InputError(f"{key}.name {self.name}: unknown; choose one of {', '.join(KINDS)}")
-        choices = (("norm", ("frozen", "batch")), ("fpn_norm", ("none", "batch")), ("box_head", ("two_fc", "conv_fc")))
-        for name, values in choices:
-            if getattr(self, name) not in values:
-                raise InputError(f"{key}.{name} {getattr(self, name)}: choose {' or '.join(values)}")
-        if self.box_head_stride not in (1, 2):
-            raise InputError(f"{key}.box_head_stride {self.box_head_stride}: choose 1 or 2")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"{key}.dropout {self.dropout}: must be at least 0 and less than 1")
-        for name in ("pool_size", "fpn_channels", "box_head_channels"):
-            size = getattr(self, name)
-            if size is not None and size < 1:
-                raise InputError(f"{key}.{name} {size}: must be at least 1")
-        if self.norm_eps < 0:
-            raise InputError(f"{key}.norm_eps {self.norm_eps}: must be at least 0")
+        check_choices("backbone", self)
+        allowed = {"[0, 1)": "dropout", "[0, inf]": "norm_eps", "[1, inf]": "pool_size fpn_channels box_head_channels"}
+        check_numbers("backbone", self, allowed)
         if KINDS[self.name].own_box_head and self.box_head != "two_fc":
-            raise InputError(f"{key}.box_head {self.box_head}: {self.name} has its own box head; use it with *_fpn")
+            raise InputError(f"backbone.box_head {self.box_head}: {self.name} has its own box head; use it with *_fpn")
         check_frozen_stages(self.frozen_stages, KINDS[self.name].stages)
 
     @property
@@ -150,9 +136,6 @@ class Body(nn.Module):
 
     images (B, 3, H, W), normalised -> feature maps from fine to coarse, (B, channels[i], ceil(H / strides[i]), ceil(W /
     strides[i])).
-
-    Attributes:
-        checkpoint_gradients: As of `BackboneConfig`.
     """
 
     checkpoint_gradients = False
@@ -160,9 +143,12 @@ class Body(nn.Module):
     strides: tuple[int, ...]
     channels: tuple[int, ...]
 
-    @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the feature maps, fine to coarse."""
+        """Return the feature maps, fine to coarse: those of the last stages, unless a network has others."""
+        maps = [images]
+        for stage in self.stages():
+            maps = [*maps, self.run(stage, maps[-1])][-len(self.strides) :]
+        return maps
 
     def run(self, modules: Sequence[nn.Module], x: Tensor) -> Tensor:
         """Apply the modules of a stage, or of a part of it, one after the other."""
@@ -170,7 +156,7 @@ class Body(nn.Module):
 
     @abstractmethod
     def stages(self) -> list[list[nn.Module]]:
-        """Return the modules of each stage that can be frozen, from the image on; together they hold all parameters."""
+        """Return the modules of each stage that can be frozen, from the image on; together they are the network."""
 
 
 class Backbone(nn.Module):
@@ -249,6 +235,4 @@ def norm_layer(config: BackboneConfig) -> Callable[[int], nn.Module]:
 def check_frozen_stages(count: int, stages: int) -> None:
     """Raise InputError unless 0 <= count <= stages."""
     if not 0 <= count <= stages:
-        raise InputError(
-            f"--model.backbone.frozen_stages {count}: this backbone has {stages} stages, give 0 to {stages}"
-        )
+        raise InputError(f"backbone.frozen_stages {count}: this backbone has {stages} stages, give 0 to {stages}")

@@ -13,9 +13,6 @@ class BoxHead(nn.Module):
     """pooled (R, in_channels, pool_size, pool_size) -> (R, out_channels); R may be 0.
 
     Attributes:
-        pool_size: Height and width of the pooled features in cells.
-        in_channels: Channels of the backbone's levels.
-        out_channels: Width of the vector from which classes and boxes are predicted.
         weight_prefixes: As on `Backbone`; empty where no pretrained weights exist for the head.
     """
 

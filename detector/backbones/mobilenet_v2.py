@@ -8,13 +8,8 @@ from detector.backbones.base import BackboneConfig, Body, SingleLevel, norm_laye
 from detector.backbones.box_heads import BoxHead, new_box_head
 from detector.backbones.fpn import FeaturePyramid
 
-STAGES = ("stride 2", "stride 4", "stride 8", "stride 16", "stride 32")
 _ENDS = (2, 4, 7, 14, 19)  # of the stages, in torchvision's `features`
 _CHANNELS = (16, 24, 32, 96, 1280)
-
-
-def _network(config: BackboneConfig) -> MobileNetV2:
-    return torchvision.models.mobilenet_v2(weights=None, norm_layer=norm_layer(config))
 
 
 class MobileNetV2Body(Body):
@@ -29,15 +24,6 @@ class MobileNetV2Body(Body):
         self.features = network.features[: self._ends[-1]]
         self.strides = (4, 8, 16, 32)[: depth - 1]
         self.channels = _CHANNELS[1:depth]
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the feature maps, fine to coarse."""
-        maps = []
-        x = images
-        for stage in self.stages():
-            x = self.run(stage, x)
-            maps.append(x)
-        return maps[1:]
 
     def stages(self) -> list[list[nn.Module]]:
         """Return the modules of each stage; see `Body.stages`."""
@@ -66,13 +52,13 @@ class MobileNetV2Head(BoxHead):
 
 def build_mobilenet_v2_c4(config: BackboneConfig) -> tuple[SingleLevel, MobileNetV2Head]:
     """Build `mobilenet_v2_c4` with random weights: stride 16, 96 channels."""
-    network = _network(config)
+    network = torchvision.models.mobilenet_v2(weights=None, norm_layer=norm_layer(config))
     box_head = MobileNetV2Head(network, config.pool_size or 7, config.box_head_stride)
     return SingleLevel(MobileNetV2Body(network, depth=4)), box_head
 
 
 def build_mobilenet_v2_fpn(config: BackboneConfig) -> tuple[FeaturePyramid, BoxHead]:
     """Build `mobilenet_v2_fpn` with random weights: strides 4 to 64."""
-    network = _network(config)
+    network = torchvision.models.mobilenet_v2(weights=None, norm_layer=norm_layer(config))
     backbone = FeaturePyramid(MobileNetV2Body(network, depth=5), config.fpn_channels, config.fpn_norm)
     return backbone, new_box_head(config, config.fpn_channels)

@@ -10,7 +10,6 @@ from detector.backbones.base import BackboneConfig, Body, norm_layer
 from detector.backbones.box_heads import BoxHead, new_box_head
 from detector.backbones.fpn import FeaturePyramid
 
-STAGES = ("stride 2", "stride 4", "stride 8", "stride 16", "stride 32", "last convolution")
 _STARTS = (0, 2, 4, 7, 13, 16, 17)  # of the stages, in torchvision's `features`: each begins with a strided block
 
 

@@ -8,22 +8,10 @@ import torch
 import torchvision
 from torch import Tensor
 
-from detector.backbones.base import Backbone, BackboneConfig
+from detector.backbones.base import KINDS, Backbone, BackboneConfig, BackboneName
 from detector.backbones.box_heads import BoxHead
 from detector.errors import InputError
-from detector.state_dicts import KEY, Slot, WeightsReport, fill, first_line, read_tensors, slots_of
-
-# The first ImageNet release of each network: the one that published detectors start from, and the input normalisation
-# (RGB in 0..1, ImageNet mean and std) is the same for all of them.
-IMAGENET_WEIGHTS = {
-    "vgg16": "VGG16_Weights.IMAGENET1K_V1",
-    "vgg16_bn": "VGG16_BN_Weights.IMAGENET1K_V1",
-    "resnet18": "ResNet18_Weights.IMAGENET1K_V1",
-    "resnet50": "ResNet50_Weights.IMAGENET1K_V1",
-    "resnet101": "ResNet101_Weights.IMAGENET1K_V1",
-    "mobilenet_v2": "MobileNet_V2_Weights.IMAGENET1K_V1",
-    "mobilenet_v3_large": "MobileNet_V3_Large_Weights.IMAGENET1K_V1",
-}
+from detector.state_dicts import KEY, Slot, WeightsReport, fill, first_line, read_content, slots_of, tensors_in
 
 
 def load_backbone_weights(backbone: Backbone, box_head: BoxHead, config: BackboneConfig) -> WeightsReport | None:
@@ -55,18 +43,21 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise InputError(f"{KEY} {path}: no such file; give a .pth, .pt or .safetensors file, 'imagenet' or 'none'")
     if path.suffix == ".ckpt":
-        raise InputError(f"{KEY} {path}: give a checkpoint of frcnn fit, which is a whole detector, by --model.weights")
+        raise InputError(f"{KEY} {path}: give a checkpoint of frcnn fit, which is a whole detector, by the key weights")
     if path.suffix not in (".pth", ".pt", ".safetensors"):
         raise InputError(f"{KEY} {path}: the name must end in .pth, .pt or .safetensors, not {path.suffix!r}")
-    return read_tensors(path, KEY)
+    return tensors_in(read_content(path, KEY), f"{KEY} {path}")
 
 
-def _fetch_imagenet(name: str) -> tuple[str, dict[str, Tensor]]:
-    """Read torchvision's ImageNet weights from torch hub's folder, downloading them first where they are not there."""
-    family = name.removesuffix("_c4").removesuffix("_fpn")
-    if family not in IMAGENET_WEIGHTS:
+def _fetch_imagenet(name: BackboneName) -> tuple[str, dict[str, Tensor]]:
+    """Read torchvision's ImageNet weights from torch hub's folder, downloading them first where they are not there.
+
+    They are the first release of each network: the one that published detectors start from, and the input normalisation
+    (RGB in 0..1, ImageNet mean and std) is the same for all of them.
+    """
+    if not KINDS[name].imagenet:
         raise InputError(f"{KEY} imagenet: none exist for {name}; give a file or 'none'")
-    weights = torchvision.models.get_weight(IMAGENET_WEIGHTS[family])
+    weights = torchvision.models.get_model_weights(name.removesuffix("_c4").removesuffix("_fpn"))["IMAGENET1K_V1"]
     try:
         state = weights.get_state_dict(progress=True, check_hash=True)
     except (OSError, HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:

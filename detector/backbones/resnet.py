@@ -12,8 +12,6 @@ from detector.backbones.base import BackboneConfig, Body, SingleLevel, norm_laye
 from detector.backbones.box_heads import BoxHead, new_box_head
 from detector.backbones.fpn import FeaturePyramid
 
-STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
-
 
 class ResNetBody(Body):
     """The stem and the first `depth` of the four layers; one map per layer, of strides 4, 8, 16 and 32."""
@@ -27,18 +25,10 @@ class ResNetBody(Body):
         self.strides = (4, 8, 16, 32)[:depth]
         self.channels = tuple(_channels(self.get_submodule(name)) for name in self._layers)
 
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the feature maps, fine to coarse."""
-        x = self.run([self.conv1, self.bn1, self.relu, self.maxpool], images)
-        maps = []
-        for name in self._layers:
-            x = self.run([self.get_submodule(name)], x)
-            maps.append(x)
-        return maps
-
     def stages(self) -> list[list[nn.Module]]:
         """Return the modules of each stage; see `Body.stages`."""
-        return [[self.conv1, self.bn1], *([self.get_submodule(name)] for name in self._layers)]
+        stem = [self.conv1, self.bn1, self.relu, self.maxpool]
+        return [stem, *([self.get_submodule(name)] for name in self._layers)]
 
 
 class ResNetHead(BoxHead):
@@ -50,7 +40,10 @@ class ResNetHead(BoxHead):
     def __init__(self, network: ResNet, pool_size: int, stride: int) -> None:
         super().__init__(pool_size, in_channels=_channels(network.layer3), out_channels=_channels(network.layer4))
         self.layer4 = network.layer4
-        _set_stride(self.layer4[0], stride)
+        first = self.layer4[0]
+        assert isinstance(first, BasicBlock | Bottleneck) and first.downsample is not None
+        for convolution in (first.conv1 if isinstance(first, BasicBlock) else first.conv2, first.downsample[0]):
+            convolution.stride = (stride, stride)
         self.weight_prefixes = {"layer4.": "layer4."}
 
     def forward(self, pooled: Tensor) -> Tensor:
@@ -73,22 +66,11 @@ def build_resnet_fpn(config: BackboneConfig) -> tuple[FeaturePyramid, BoxHead]:
 
 
 def _network(config: BackboneConfig) -> ResNet:
-    constructors = {
-        "resnet18": torchvision.models.resnet18,
-        "resnet50": torchvision.models.resnet50,
-        "resnet101": torchvision.models.resnet101,
-    }
-    return constructors[config.name.partition("_")[0]](weights=None, norm_layer=norm_layer(config))
+    constructor = getattr(torchvision.models, config.name.partition("_")[0])
+    network: ResNet = constructor(weights=None, norm_layer=norm_layer(config))
+    return network
 
 
 def _channels(layer: nn.Module) -> int:
     """Return the output channels of a layer: those of the last convolution of its last block."""
     return [module for module in layer.modules() if isinstance(module, nn.Conv2d)][-1].out_channels
-
-
-def _set_stride(block: nn.Module, stride: int) -> None:
-    assert isinstance(block, BasicBlock | Bottleneck)
-    main = block.conv1 if isinstance(block, BasicBlock) else block.conv2
-    assert block.downsample is not None
-    for convolution in (main, block.downsample[0]):
-        convolution.stride = (stride, stride)

@@ -10,8 +10,6 @@ from torch.nn import functional as F
 from detector.backbones.base import BackboneConfig, Body, SingleLevel
 from detector.backbones.box_heads import BoxHead, new_box_head
 
-STAGES = ("stem", "layer1", "layer2", "layer3")
-
 
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions with batch norm beside a shortcut.
@@ -51,13 +49,6 @@ class SmallBody(Body):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the feature maps, fine to coarse."""
-        x = images
-        for stage in self.stages():
-            x = self.run(stage, x)
-        return [x]
 
     def stages(self) -> list[list[nn.Module]]:
         """Return the modules of each stage; see `Body.stages`."""

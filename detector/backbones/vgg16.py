@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from detector.backbones.base import BackboneConfig, Body, SingleLevel, norm_layer
 from detector.backbones.box_heads import BoxHead
 
-STAGES = ("conv1", "conv2", "conv3", "conv4", "conv5")
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
 
 
@@ -46,13 +45,6 @@ class VGG16Body(Body):
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the feature maps, fine to coarse."""
-        x = images
-        for stage in self.stages():
-            x = self.run(stage, x)
-        return [x]
 
     def stages(self) -> list[list[nn.Module]]:
         """Return the modules of each stage; see `Body.stages`."""

@@ -19,7 +19,8 @@ def run_stage(modules: Sequence[nn.Module], x: Tensor, checkpointed: bool) -> Te
 
     Modules are functions of their input: they draw no random numbers.
     """
-    if not _needs_gradients(modules, x):
+    tensors = (x, *(parameter for module in modules for parameter in module.parameters()))
+    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
         return pooled_in_strips(modules, x) if worth_strips(modules, x) else _run(modules, x)
     if not checkpointed:
         return _run(modules, x)
@@ -40,12 +41,6 @@ def _run(modules: Sequence[nn.Module], x: Tensor) -> Tensor:
     for module in modules:
         x = module(x)
     return x
-
-
-def _needs_gradients(modules: Sequence[nn.Module], x: Tensor) -> bool:
-    """Return whether a backward pass may come through `modules` on `x`."""
-    tensors = (x, *(parameter for module in modules for parameter in module.parameters()))
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 @contextmanager

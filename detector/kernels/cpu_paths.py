@@ -45,7 +45,7 @@ def use_cpu_kernels(kernels: CpuKernels) -> str:
 def check_cpu_kernels(kernels: str) -> None:
     """Raise InputError for functions that there are not."""
     if kernels not in get_args(CpuKernels):
-        raise InputError(f"--model.cpu_kernels {kernels}: choose {', '.join(get_args(CpuKernels))}")
+        raise InputError(f"cpu_kernels {kernels}: choose {', '.join(get_args(CpuKernels))}")
 
 
 def computes_now(x: Tensor) -> bool:

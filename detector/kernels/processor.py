@@ -69,7 +69,9 @@ def cpu_bfloat16() -> str | None:
 
 def cpu_flags() -> set[str]:
     """Return the processor's flags up to the limit of the environment, named as by `torch.cpu.get_capabilities`."""
-    return set(_processor_flags()) - _forbidden()
+    value = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
+    newest = _NEWEST.get(value.lower(), _X86[-1])
+    return set(_processor_flags()) - set(_X86[_X86.index(newest) + 1 :])
 
 
 @lru_cache
@@ -80,10 +82,3 @@ def _processor_flags(cpuinfo: str = "/proc/cpuinfo") -> frozenset[str]:
     lines = path.read_text().splitlines() if path.is_file() else []
     flags = next((line.split(":")[1].split() for line in lines if line.startswith(("flags", "Features"))), [])
     return frozenset("avx512_f" if flag == "avx512f" else flag for flag in flags)
-
-
-def _forbidden() -> set[str]:
-    """Those of `_X86` that the environment keeps from use."""
-    value = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
-    newest = _NEWEST.get(value.lower(), _X86[-1])
-    return set(_X86[_X86.index(newest) + 1 :])

@@ -47,16 +47,9 @@ def interpolation(
 ) -> tuple[Tensor, Tensor]:
     """Return cells and weights along one axis, both (R, P, 2 S): the two neighbours of each sampling point.
 
-    The rules of torchvision's operator: points beyond -1 or `cells` count as 0, points beyond the outermost cells'
-    centres take the outermost cell; without `aligned` a RoI is at least one cell long.
-
-    Args:
-        start: (R,) first edge of the RoIs, in cells.
-        end: (R,) last edge.
-        cells: (R,) length of the RoI's map.
-        pool_size: P.
-        sampling: S.
-        aligned: See `pool_aligned`.
+    RoIs go from `start` to `end` (R,), in cells, on maps that are `cells` (R,) long. The rules are those of
+    torchvision's operator: points beyond -1 or `cells` count as 0, points beyond the outermost cells' centres take the
+    outermost cell; without `aligned` a RoI is at least one cell long.
     """
     length = end - start if aligned else (end - start).clamp(min=1.0)
     points = torch.arange(pool_size * sampling, dtype=start.dtype)

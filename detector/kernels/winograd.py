@@ -42,13 +42,8 @@ class Passes(NamedTuple):
 def winograd_passes(x: Tensor, weight: Tensor, geometry: tuple[Any, ...], trained: bool) -> Passes:
     """Return for which passes of a convolution of `x` (B, C, H, W) with `weight` (D, C, h, w) the algorithm is faster.
 
-    Where gradients may be asked for (`trained`), it is so on some processors only.
-
-    Args:
-        x: In float32, on a CPU.
-        weight: In float32.
-        geometry: Stride, padding, dilation and groups; all but 3 x 3 kernels padded by a cell are none of Winograd's.
-        trained: Whether a gradient may be asked for.
+    Both are in float32, on a CPU. Where gradients may be asked for (`trained`), it is so on some processors only.
+    `geometry` is stride, padding, dilation and groups: all but 3 x 3 kernels padded by a cell are none of Winograd's.
     """
     channels_out, channels_in, *kernel = weight.shape
     stride, padding, dilation, groups = geometry

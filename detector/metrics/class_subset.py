@@ -21,7 +21,7 @@ def chosen_classes(chosen: Sequence[str], class_names: Sequence[str]) -> tuple[s
     unknown = [name for name in chosen if name not in class_names]
     if unknown or not chosen:
         what = f"{unknown[0]} is no class" if unknown else "names no class"
-        raise InputError(f"--classes [{', '.join(chosen)}]: {what}; there are {', '.join(class_names)}")
+        raise InputError(f"classes [{', '.join(chosen)}]: {what}; there are {', '.join(class_names)}")
     return tuple(name for name in class_names if name in chosen)
 
 

@@ -53,13 +53,9 @@ class ClassMatches:
 def match_coco(
     detections: Detections, ground_truth: GroundTruth, image_ids: IntArray, labels: Sequence[int]
 ) -> Iterator[ClassMatches]:
-    """Match the detections of each class.
+    """Match the detections of each class; all are in images of `image_ids` (N,), which ascend.
 
-    Args:
-        detections: Detections, all in images of `image_ids`.
-        ground_truth: Objects, all in images of `image_ids`; difficult ones are crowds, as in `evaluate_coco`.
-        image_ids: (N,) the images, ascending.
-        labels: The classes.
+    Difficult objects are crowds, as in `evaluate_coco`.
     """
     for label in labels:
         mine = _best_of_each_image(detections, np.flatnonzero(detections.label == label))
@@ -115,12 +111,7 @@ def _iou(boxes: NDArray[np.float64], objects: NDArray[np.float64], crowd: BoolAr
 
 
 def _match(iou: NDArray[np.float64], crowd: BoolArray, ignored: BoolArray) -> tuple[BoolArray, BoolArray]:
-    """Match the detections of an image, best score first.
-
-    Args:
-        iou: (D, G).
-        crowd: (G,).
-        ignored: (4, G) by size.
+    """Match the detections of an image, best score first, from IoU (D, G), crowd (G,) and ignored (4, G) by size.
 
     Returns:
         Whether each detection has an object, and whether that is ignored, both (4, 10, D).

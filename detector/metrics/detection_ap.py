@@ -47,14 +47,10 @@ class DetectionAP(FlatStateMetric):
       `evaluate_voc`);
     - `AP50_voc_class/<name>`: area under the curve of one class, nan for a class without objects, which the means
       leave out;
-    - with `coco`: the numbers of `evaluate_coco`.
+    - with `coco`: the numbers of `evaluate_coco`, which take most of the time.
 
     An image that is given several times (distributed samplers repeat some) counts once, as the lowest rank saw it
     first. Detections and objects of classes that are not in `only` are ignored by `compute`, though not by `results`.
-
-    Args:
-        class_names: Names of the classes 1..C.
-        coco: Compute COCO's numbers too; they take most of the time.
     """
 
     def __init__(self, class_names: Sequence[str], coco: bool = True) -> None:
@@ -120,22 +116,22 @@ class DetectionAP(FlatStateMetric):
         return {"image_id": found.image_id, "label": found.label, "score": found.score, "box": found.box}
 
     def _collect(self) -> EvaluatedSplit:
-        image_id = self.ints("image_id")
+        image_id = self.array("image_id")
         chosen = first_of_each_image(image_id)
         images = image_id[chosen]
-        counts, object_counts = self.ints("detection_count"), self.ints("object_count")
+        counts, object_counts = self.array("detection_count"), self.array("object_count")
         rows, object_rows = rows_of(chosen, counts), rows_of(chosen, object_counts)
         detections = Detections(
             image_id=np.repeat(images, counts[chosen]),
-            label=self.ints("detection_label")[rows],
-            score=self.floats("detection_score")[rows],
-            box=self.floats("detection_box").reshape(-1, 4)[rows],
+            label=self.array("detection_label")[rows],
+            score=self.array("detection_score")[rows],
+            box=self.array("detection_box").reshape(-1, 4)[rows],
         )
         ground_truth = GroundTruth(
             image_id=np.repeat(images, object_counts[chosen]),
-            label=self.ints("object_label")[object_rows],
-            box=self.floats("object_box").reshape(-1, 4)[object_rows],
-            difficult=self.ints("object_difficult")[object_rows].astype(np.bool_),
+            label=self.array("object_label")[object_rows],
+            box=self.array("object_box").reshape(-1, 4)[object_rows],
+            difficult=self.array("object_difficult")[object_rows].astype(np.bool_),
         )
         return EvaluatedSplit(images, detections, ground_truth)
 

@@ -79,14 +79,9 @@ def break_down_errors(
     iou_threshold: float = 0.5,
     background_iou: float = 0.1,
 ) -> ErrorBreakdown:
-    """Sort the errors of a detector into kinds; see the top of the module.
+    """Sort the errors of a detector on C classes into kinds; see the top of the module. Other classes are left out.
 
-    Args:
-        detections: D detections.
-        ground_truth: G objects.
-        labels: The C classes to evaluate; others are left out of everything.
-        iou_threshold: Lowest IoU that finds an object.
-        background_iou: Lowest IoU that touches an object at all.
+    An object is found from `iou_threshold` on, and touched at all from `background_iou` on.
 
     Raises:
         InputError: Not 0 < background_iou < iou_threshold <= 1.

@@ -20,12 +20,8 @@ class FlatStateMetric(Metric):
     torchmetrics gathers a list state that is empty on one process as an empty float32 tensor of one dimension. Beside
     int64 tensors, or tensors of two dimensions, on the other processes, the messages then differ in size: gloo aborts,
     NCCL may hang. Here each state is made one tensor of its own type before it is gathered, so that processes with few
-    images, or none, exchange the same messages as the others.
-
-    Args:
-        class_names: Names of the classes 1..C.
-        ints: Names of the states of type int64.
-        floats: Names of the states of type float32.
+    images, or none, exchange the same messages as the others. `ints` and `floats` name the states of type int64 and
+    float32.
 
     Attributes:
         only: Those of `class_names` that the numbers are of, in the same order; all by default.
@@ -62,14 +58,9 @@ class FlatStateMetric(Metric):
             raise RuntimeError("call compute() first: what was seen is gathered from all processes there")
         return self._evaluated
 
-    def ints(self, name: str) -> IntArray:
-        """Return an int64 state as one array (n,) on the CPU; inside `compute` that of all processes, by rank."""
-        array: IntArray = self._concatenated(name).cpu().numpy()
-        return array
-
-    def floats(self, name: str) -> NDArray[np.float32]:
-        """Return a float32 state in the same way."""
-        array: NDArray[np.float32] = self._concatenated(name).cpu().numpy()
+    def array(self, name: str) -> NDArray[Any]:
+        """Return a state as one array (n,) of its type; inside `compute` that of all processes, by rank."""
+        array: NDArray[Any] = self._concatenated(name).cpu().numpy()
         return array
 
     def tensors(self, values: dict[str, float]) -> dict[str, Tensor]:
@@ -131,11 +122,10 @@ def check_boxes(what: str, boxes: Tensor, counts: list[int], image_ids: Tensor, 
     bad = ~finite | (boxes[:, 2:] < boxes[:, :2]).any(dim=1)
     if not bool(bad.any()):
         return
-    row = int(bad.to(torch.int64).argmax())
-    image, index = _locate(row, counts, image_ids)
+    row, place = _locate(bad, counts, image_ids)
     score = "" if scores is None else f", score {float(scores[row])}"
     raise InputError(
-        f"{what} {index} of image {image}: box {boxes[row].tolist()}{score} ({int(bad.sum())} bad in this batch); "
+        f"{what} {place}: box {boxes[row].tolist()}{score} ({int(bad.sum())} bad in this batch); "
         "values must be finite and boxes x1 <= x2, y1 <= y2"
     )
 
@@ -143,15 +133,13 @@ def check_boxes(what: str, boxes: Tensor, counts: list[int], image_ids: Tensor, 
 def check_labels(what: str, labels: Tensor, counts: list[int], image_ids: Tensor, num_classes: int) -> None:
     """Raise InputError if one of the labels (n,) of a batch is not in 1..num_classes."""
     bad = (labels < 1) | (labels > num_classes)
-    if not bool(bad.any()):
-        return
-    row = int(bad.to(torch.int64).argmax())
-    image, index = _locate(row, counts, image_ids)
-    raise InputError(f"{what} {index} of image {image}: label {int(labels[row])}; labels must be in 1..{num_classes}")
+    if bool(bad.any()):
+        row, place = _locate(bad, counts, image_ids)
+        raise InputError(f"{what} {place}: label {int(labels[row])}; labels must be in 1..{num_classes}")
 
 
-def _locate(row: int, counts: list[int], image_ids: Tensor) -> tuple[int, int]:
-    """Return the image id, and the index within that image, of a row of the concatenated batch."""
-    ends = np.cumsum(counts)
+def _locate(bad: Tensor, counts: list[int], image_ids: Tensor) -> tuple[int, str]:
+    """Return the first bad row of a concatenated batch, and its index and image in words."""
+    row, ends = int(bad.to(torch.int64).argmax()), np.cumsum(counts)
     position = int(np.searchsorted(ends, row, side="right"))
-    return int(image_ids[position]), row - int(ends[position]) + counts[position]
+    return row, f"{row - int(ends[position]) + counts[position]} of image {int(image_ids[position])}"

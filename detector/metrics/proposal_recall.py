@@ -42,10 +42,6 @@ class ProposalRecall(FlatStateMetric):
 
     Where an image has fewer than k proposals, those it has are used. An image that is given several times counts once.
 
-    Args:
-        class_names: Names of the classes 1..C.
-        top_k: Numbers of proposals, at least 1 each.
-
     Attributes:
         detail_k: The number of proposals for sizes and classes: 300, or the largest of `top_k` if 300 is not among
             them.
@@ -93,12 +89,12 @@ class ProposalRecall(FlatStateMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return all numbers over everything seen so far, on all processes; see the class."""
-        chosen = first_of_each_image(self.ints("image_id"))
-        rows = rows_of(chosen, self.ints("object_count"))
-        label = self.ints("object_label")
+        chosen = first_of_each_image(self.array("image_id"))
+        rows = rows_of(chosen, self.array("object_count"))
+        label = self.array("object_label")
         rows = rows[np.isin(label[rows], [i for i, name in enumerate(self.class_names, start=1) if name in self.only])]
-        best_iou = self.floats("best_iou").reshape(-1, len(self.top_k))[rows]
-        area = self.floats("object_area")[rows]
+        best_iou = self.array("best_iou").reshape(-1, len(self.top_k))[rows]
+        area = self.array("object_area")[rows]
         self._evaluated = (best_iou, label[rows])
         values: dict[str, float] = {}
         for column, k in enumerate(self.top_k):
@@ -114,18 +110,13 @@ class ProposalRecall(FlatStateMetric):
     def recall_curve(self, k: int | None = None) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
         """Return the recalls (10,) in the last `compute` at thresholds (10,) .50:.05:.95, which come first.
 
-        Args:
-            k: Number of proposals, one of `top_k`; default: `detail_k`.
+        They are of `k` proposals, one of `top_k`; by default `detail_k`.
         """
         best_iou, _ = self._results(k)
         return IOU_THRESHOLDS, _recalls(best_iou)
 
     def recall_per_class(self, k: int | None = None) -> dict[str, float]:
-        """Return the recall at IoU 0.5 of each class in the last `compute`, nan for a class without objects.
-
-        Args:
-            k: Number of proposals, one of `top_k`; default: `detail_k`.
-        """
+        """Return the recall of `k` proposals at IoU 0.5 of each class, nan for a class without objects."""
         best_iou, label = self._results(k)
         classes = [(i, name) for i, name in enumerate(self.class_names, start=1) if name in self.only]
         return {name: float(_recalls(best_iou[label == i])[0]) for i, name in classes}

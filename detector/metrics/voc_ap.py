@@ -181,14 +181,9 @@ def evaluate_voc(
     iou_threshold: float = 0.5,
     assignment: Assignment | None = None,
 ) -> VOCResult:
-    """Evaluate detections by the rules of the VOC devkit (see the top of the module).
+    """Evaluate detections of some classes by the rules of the VOC devkit (see the top of the module).
 
-    Args:
-        detections: D detections.
-        ground_truth: G objects.
-        labels: The classes to evaluate.
-        iou_threshold: Lowest IoU that finds an object, in (0, 1].
-        assignment: What `assign` returned for the same arguments, to evaluate several thresholds at the cost of one.
+    `assignment` is what `assign` returned for the same arguments, to evaluate several thresholds at the cost of one.
 
     Raises:
         InputError: `iou_threshold` outside (0, 1].
@@ -206,14 +201,9 @@ def evaluate_voc(
 def class_aps(
     detections: Detections, order: IntArray, flags: FlagArray, labels: Sequence[int], npos: Sequence[int]
 ) -> tuple[ClassAP, ...]:
-    """Return the average precision of each class.
+    """Return the average precision of each class, of which `npos` objects are to be found.
 
-    Args:
-        detections: D detections.
-        order: (D,) their `canonical_order`.
-        flags: (D,) how they are judged, in the order of the detections.
-        labels: The classes.
-        npos: Number of objects to be found of each class.
+    `order` (D,) is the `canonical_order` of the detections, `flags` (D,) how they are judged, in their own order.
     """
     first, last = (np.searchsorted(detections.label[order], list(labels), side=side) for side in ("left", "right"))
     results = []

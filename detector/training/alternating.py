@@ -150,8 +150,7 @@ class AlternatingTraining(nn.Module, JointTraining):
         one network, in step 3 with step 2's detector.
         """
         if self.proposer is None:
-            detections, proposals = self.model(images)
-            return detections, proposals
+            return super().detect(images)
         batch = make_batch(images, self.model.image_config, self.training)
         proposals, features = self._propose(batch)
         if self.step == 1:
@@ -175,7 +174,7 @@ class AlternatingTraining(nn.Module, JointTraining):
 
     def check_endless(self) -> None:
         """Raise InputError, because where the steps end is a share of the length."""
-        raise InputError("alternating training needs its length: give --trainer.max_epochs or --trainer.max_steps")
+        raise InputError("alternating training needs its length: give trainer.max_epochs or trainer.max_steps")
 
     def steps(self, trainer: pl.Trainer) -> int:
         """Fix where the steps end, and return how many optimiser steps the one at work has.
@@ -185,7 +184,7 @@ class AlternatingTraining(nn.Module, JointTraining):
                 strategy that shards the network.
         """
         if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-            raise InputError("--trainer.strategy: alternating training works on one device or with ddp")
+            raise InputError("trainer.strategy: alternating training works on one device or with ddp")
         total = trainer.estimated_stepping_batches
         if math.isinf(total):
             self.check_endless()
@@ -221,12 +220,13 @@ class AlternatingTraining(nn.Module, JointTraining):
         trainer = module.trainer
         if not self._is_over(trainer):
             return
-        for averages in _averages(trainer):
+        averaged = _averages(trainer)
+        for averages in averaged:
             averages.on_train_end(trainer, module)
         module.zero_grad(set_to_none=True)
         while self._is_over(trainer):
             self._enter(self.step + 1)
-        for averages in _averages(trainer):
+        for averages in averaged:
             averages.setup(trainer, module, "fit")
         if isinstance(trainer.strategy, DDPStrategy):
             # DDP exchanges the gradients of the parameters that had one when it was built.

@@ -44,7 +44,7 @@ def check_state(path: str | Path, theirs: Mapping[str, Tensor], ours: Mapping[st
     if differing:
         more = f", and {len(differing) - 1} more tensors differ" if len(differing) > 1 else ""
         raise InputError(
-            f"{path}: is of another network than the --model options: {differing[0]}{more}; give the options of "
+            f"{path}: is of another network than the options of the model: {differing[0]}{more}; give the options of "
             f"its run, or {afresh(path)}"
         )
 

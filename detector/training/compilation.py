@@ -47,7 +47,7 @@ def compile_networks(networks: Iterable[nn.Module], mode: CompileMode, device: t
 def check_compile_mode(mode: str) -> None:
     """Raise InputError for a mode that there is not."""
     if mode not in ("none", *_OPTIONS):
-        raise InputError(f"--model.compile {mode}: choose none, {' or '.join(_OPTIONS)}")
+        raise InputError(f"compile {mode}: choose none, {' or '.join(_OPTIONS)}")
 
 
 @cache
@@ -60,8 +60,8 @@ def check_compiler(device_type: str) -> None:
         reason = next((line for line in lines if not line.startswith("backend=")), type(error).__name__)
         needed = "a C++ compiler (such as g++, or one named by CXX)" if device_type == "cpu" else "Triton and gcc"
         raise InputError(
-            f"--model.compile: nothing can be compiled for the {device_type} here ({reason}); install {needed}, or "
-            "give --model.compile none"
+            f"compile: nothing can be compiled for the {device_type} here ({reason}); install {needed}, or give "
+            "compile none"
         ) from error
 
 

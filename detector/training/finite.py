@@ -11,7 +11,7 @@ from torch import Tensor
 from detector.errors import InputError, TrainingError, printable
 
 HELP = (
-    "a smaller --model.optimizer.lr, more warmup_steps or --trainer.gradient_clip_val may help; earlier checkpoints "
+    "a smaller optimizer.lr, more optimizer.warmup_steps or trainer.gradient_clip_val may help; earlier checkpoints "
     "are as they were"
 )
 Seen = tuple[int, Sequence[str], Mapping[str, Tensor]]

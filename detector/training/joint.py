@@ -19,9 +19,6 @@ class JointTraining:
     """A training of the whole detector in one stage: what a step computes, for how long, and what is saved.
 
     Parameters are optimised where they require a gradient, which is for a scheme to set.
-
-    Args:
-        model: The detector.
     """
 
     name: SchemeName = "joint"
@@ -50,8 +47,8 @@ class JointTraining:
 
     def detect(self, images: Sequence[Tensor]) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
         """Return detections and proposals; see `FasterRCNN.forward`."""
-        detections, proposals = self.model(images)
-        return detections, proposals
+        found: tuple[list[dict[str, Tensor]], list[Tensor]] = self.model(images)
+        return found
 
     def logged(self) -> Mapping[str, float]:
         """Return what is logged beside the losses, by name."""

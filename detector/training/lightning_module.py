@@ -194,7 +194,7 @@ class FasterRCNNModule(pl.LightningModule):
         reading = getattr(getattr(trainer, "datamodule", None), "reading", None)
         if reading is not None and reading.bit_depth != bit_depth_of(checkpoint):
             raise InputError(
-                f"{path}: was trained with --data.bit_depth {bit_depth_of(checkpoint)}, but now it is "
+                f"{path}: was trained with bit_depth {bit_depth_of(checkpoint)}, but now it is "
                 f"{reading.bit_depth}; give the checkpoint's"
             )
         self.scheme.restore(checkpoint, self if fit else None)
@@ -216,11 +216,11 @@ class FasterRCNNModule(pl.LightningModule):
             raise InputError(
                 f"{path}: was trained on {len(theirs)} classes ({', '.join(theirs)}), but the data has "
                 f"{len(self.class_names)} classes ({', '.join(self.class_names)}); "
-                f"give the checkpoint's by --data.class_names, or {afresh(path)} --model.weights_predictor by_name"
+                f"give the checkpoint's by data.class_names, or {afresh(path)}, with weights_predictor by_name"
             )
         scheme: SchemeName = "joint" if checkpoint.get("alternating") is None else "alternating"
         if fit and scheme != self.scheme.name:
-            raise InputError(f"{path}: was trained by --model.training_scheme {scheme}; go on with the same one")
+            raise InputError(f"{path}: was trained by training_scheme {scheme}; go on with the same one")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the training scheme needs to go on."""

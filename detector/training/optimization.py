@@ -11,7 +11,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from detector.errors import InputError, check_choices, check_range
+from detector.errors import InputError, check_choices, check_numbers
 
 
 @dataclass
@@ -32,7 +32,7 @@ class OptimizerConfig:
             to 1000).
         warmup_start: Its first value relative to `lr` (torchvision, detectron2: 0.001).
         schedule: `step` (times `gamma` at each milestone), `cosine` (to 0 at the end) or `constant`; only `constant`
-            needs no length of the training, such as `--trainer.max_epochs`.
+            needs no length of the training, such as `max_epochs` of the trainer.
         milestones: Where `step` drops, as fractions of all steps; py-faster-rcnn: 50,000 of 70,000.
         gamma: Factor at each milestone.
         ema_decay: Decay of an exponential moving average of the weights, with which a run is validated and saved; 0:
@@ -54,25 +54,21 @@ class OptimizerConfig:
     ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise InputError(f"optimizer.lr: {self.lr} must be positive")
-        if any(not 0 < m < 1 for m in self.milestones):
-            raise InputError(f"optimizer.milestones: {self.milestones} must be fractions of the training, in (0, 1)")
+        allowed = {
+            "(0, inf]": "lr",
+            "(0, 1)": "milestones",
+            "[0, 1)": "ema_decay momentum",
+            "[0, 1]": "warmup_start",
+            "[0, inf]": "weight_decay bias_lr_factor new_layer_lr_factor warmup_steps gamma",
+        }
+        check_numbers("optimizer", self, allowed)
         check_choices("optimizer", self)
-        for key in ("ema_decay", "momentum"):
-            if not 0 <= getattr(self, key) < 1:
-                raise InputError(f"optimizer.{key}: {getattr(self, key)} must be in [0, 1)")
-        for key in ("weight_decay", "bias_lr_factor", "new_layer_lr_factor", "warmup_steps", "gamma"):
-            check_range(f"optimizer.{key}", getattr(self, key), 0)
-        check_range("optimizer.warmup_start", self.warmup_start, 0, 1)
 
 
 def lr_factor(config: OptimizerConfig, total_steps: float) -> Callable[[int], float]:
     """Return the learning rate relative to `lr` as a function of the step, warm-up included.
 
-    Args:
-        config: The schedule.
-        total_steps: Optimiser steps of the whole training; infinite where only time or early stopping ends it.
+    The total is infinite where only time or early stopping ends the training.
 
     Raises:
         InputError: The schedule needs a length, and there is none.
@@ -80,9 +76,9 @@ def lr_factor(config: OptimizerConfig, total_steps: float) -> Callable[[int], fl
     drops = config.schedule == "cosine" or (config.schedule == "step" and config.milestones)
     if math.isinf(total_steps) and drops:
         raise InputError(
-            f"optimizer.schedule: {config.schedule} needs the training's length: give --trainer.max_epochs or "
-            "--trainer.max_steps, beside which max_time and early stopping may end it sooner, or "
-            "--model.optimizer.schedule constant"
+            f"optimizer.schedule: {config.schedule} needs the training's length: give trainer.max_epochs or "
+            "trainer.max_steps, beside which max_time and early stopping may end it sooner, or "
+            "optimizer.schedule constant"
         )
 
     def factor(step: int) -> float:
@@ -242,13 +238,8 @@ class AveragedWeights(pl.Callback):
 def share_of_step(loss: Tensor, batch: int, batches: float, of_step: int) -> Tensor:
     """Return the loss of a batch, so scaled that a step's gradient is the mean over its accumulated batches.
 
-    Lightning divides by `accumulate_grad_batches`; an epoch's last step may have fewer batches.
-
-    Args:
-        loss: Of the batch.
-        batch: Its number in the epoch, from 0.
-        batches: Of the epoch; may be infinite.
-        of_step: `accumulate_grad_batches`.
+    Lightning divides by `accumulate_grad_batches`, here `of_step`; an epoch's last step may have fewer batches. They
+    are numbered from 0; the epoch may have infinitely many.
     """
     last = int(batches) % of_step if math.isfinite(batches) else 0
     return loss * (of_step / last) if last and batch >= batches - last else loss

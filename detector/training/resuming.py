@@ -5,8 +5,6 @@ without a word, and the first step after a longer schedule's start would have th
 end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,7 +43,7 @@ def changes_text(changes: Changes) -> str:
 
 def afresh(path: object) -> str:
     """Return the way out where a training cannot go on from a checkpoint, as part of a message."""
-    return f"start a new training from its weights: --model.weights {path} instead of --ckpt_path"
+    return f"start a new training from its weights: weights {path} instead of ckpt_path"
 
 
 def check_resumption(
@@ -53,11 +51,7 @@ def check_resumption(
 ) -> bool:
     """Check that a training can go on from a checkpoint, say what changes, and return whether the optimiser's do.
 
-    Args:
-        path: Of the checkpoint.
-        checkpoint: Its content, before anything of it is used.
-        options: Of the model, as they are now.
-        groups: The optimiser's, as of `parameter_groups`.
+    Options and the groups of parameters are those of the model as it is now.
 
     Raises:
         InputError: The checkpoint holds no optimiser, one of another kind, or one of other layers.
@@ -67,7 +61,7 @@ def check_resumption(
         raise InputError(f"{path}: holds weights and no state of a training, so none can go on; {afresh(path)}")
     if "optimizer.name" in changes:
         old, new = changes["optimizer.name"]
-        raise InputError(f"{path}: --model.optimizer.name {new} cannot go on from the state of {old}; {afresh(path)}")
+        raise InputError(f"{path}: optimizer.name {new} cannot go on from the state of {old}; {afresh(path)}")
     theirs = {group["name"]: len(group["params"]) for group in checkpoint["optimizer_states"][0]["param_groups"]}
     ours = {group["name"]: len(group["params"]) for group in groups}
     if theirs != ours:
@@ -87,12 +81,7 @@ def let_options_count(
 ) -> None:
     """Let options count instead of those with which the optimiser was made or that Lightning has restored.
 
-    Args:
-        trainer: Has an optimiser over such groups, and its schedule.
-        groups: As of `parameter_groups`.
-        config: The options.
-        steps: Of the schedule.
-        schedule_only: Whether none but the length of the schedule may differ.
+    `schedule_only` says that none but the length of the schedule, which has so many steps, may differ.
     """
     optimizer, scheduler = trainer.optimizers[0], trainer.lr_scheduler_configs[0].scheduler
     assert isinstance(scheduler, LambdaLR)

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TextIO
@@ -22,7 +21,8 @@ from experiments.ablation.local_launcher import LocalLauncher
 from experiments.ablation.monitor import Monitor, Snapshot, look_at
 from experiments.ablation.options import AblateOptions
 from experiments.ablation.plan import Plan, plan
-from experiments.output import json_text
+from experiments.output import json_text, number
+from experiments.results.runs import deviation, mean
 
 
 def ablate(options: AblateOptions) -> int:
@@ -37,7 +37,12 @@ def ablate(options: AblateOptions) -> int:
     launcher = None if options.dry_run else _launcher(options, slots)
     planned = plan(grid, options.runs_dir)
     checks = Checks(planned, need_data=launcher is not None, devices=options.gpus_per_run)
-    _print_head(planned, checks, _at_a_time(options, slots), shown)
+    at_a_time = f"{len(slots)} at a time"
+    if options.launcher == "ray":
+        at_a_time = "as many at a time as the Ray cluster has room for"
+    elif options.launcher == "slurm" and len(slots) == 1:
+        at_a_time = "as one SLURM array"
+    _print_head(planned, checks, at_a_time, shown)
     if launcher is None:
         _print_commands(planned, slots, options.format)
         return 0
@@ -77,14 +82,6 @@ def slots_of(options: AblateOptions) -> list[dict[str, str]]:
         return [_threads(count) for _ in range(count)]
     names, groups = _device_names(options.gpus), options.gpu_groups
     return [_threads(len(groups)) | {"CUDA_VISIBLE_DEVICES": ",".join(names[gpu] for gpu in group)} for group in groups]
-
-
-def _at_a_time(options: AblateOptions, slots: Sequence[Mapping[str, str]]) -> str:
-    if options.launcher == "ray":
-        return "as many at a time as the Ray cluster has room for"
-    if options.launcher == "slurm" and len(slots) == 1:
-        return "as one SLURM array"
-    return f"{len(slots)} at a time"
 
 
 def _device_names(gpus: Sequence[str]) -> dict[str, str]:
@@ -141,12 +138,9 @@ def _print_head(planned: Plan, checks: Checks, at_a_time: str, shown: TextIO) ->
     left_out = f", {len(grid.exclude)} combinations left out" if grid.exclude else ""
     known = [steps for steps in checks.steps if steps is not None]
     steps = f"{sum(known):,} training steps" if len(known) == len(checks.steps) else "an unknown number of steps"
-    lines = [
-        f"{grid.name}: {len(planned.cells)} cells ({' x '.join(sizes)}{left_out}), {steps}, {at_a_time}, in "
-        f"{planned.folder}",
-        *checks.lines,
-    ]
-    print("\n".join(lines), file=shown, flush=True)
+    cells = f"{len(planned.cells)} cells ({' x '.join(sizes)}{left_out})"
+    first = f"{grid.name}: {cells}, {steps}, {at_a_time}, in {planned.folder}"
+    print("\n".join([first, *checks.lines]), file=shown, flush=True)
 
 
 def _print_commands(planned: Plan, slots: Sequence[Mapping[str, str]], style: str) -> None:
@@ -168,8 +162,7 @@ def _print_result(planned: Plan, folders: Sequence[CellFolder], style: str) -> N
         cells = [
             {"folder": folder.path.name, **folder.read(), "metrics": folder.metrics() or None} for folder in folders
         ]
-        document = {"name": planned.grid.name, "folder": str(planned.folder), "cells": cells}
-        print(json_text(document))
+        print(json_text({"name": planned.grid.name, "folder": str(planned.folder), "cells": cells}))
         return
     ended = [look_at(folder) for folder in folders]
     if any(cell.status == "done" and cell.metric for cell in ended):
@@ -193,8 +186,7 @@ def _result_table(grid: Grid, cells: Sequence[Snapshot]) -> Table:
         table.add_column("paper")
     for setting, done in settings.items():
         values = [cell.metric[1] for cell in done if cell.metric]
-        std = f"{statistics.stdev(values):.4f}" if len(values) > 1 else ""
-        row = [*done[0].state["axes"].values(), f"{statistics.fmean(values):.4f}", std]
+        row = [*done[0].state["axes"].values(), number(mean(values), ".4f"), number(deviation(values), ".4f", "")]
         paper = [f"{grid.paper[setting]:.3f}" if setting in grid.paper else ""] if grid.paper else []
         table.add_row(*row, str(len(values)), *paper)
     return table

@@ -18,7 +18,7 @@ from detector.rpn import RPNConfig
 from detector.training.optimization import OptimizerConfig
 from experiments.ablation.plan import Plan, hashed_options
 from experiments.anchors.warnings import audit_dataset
-from experiments.options import DATA_FORMATS
+from experiments.dataset.formats import data_module_of
 
 Detector = tuple[AnchorConfig, Sequence[int], ImageConfig, RPNConfig, str]
 """What an audit has to know of one: anchors, strides, image, rpn, difficult."""
@@ -86,7 +86,7 @@ class Checks:
         key = json.dumps([config.data_format, options], sort_keys=True, default=str)
         if key not in self._modules:
             try:
-                module: DetectionDataModule = DATA_FORMATS[config.data_format](**options)
+                module: DetectionDataModule = data_module_of(config.data_format)(**options)
                 module.setup(("test" if config.data.get("test_splits") else "validate") if self._evaluated else None)
                 self._modules[key] = module
             except InputError as error:

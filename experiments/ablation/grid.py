@@ -10,8 +10,7 @@ from typing import Any
 
 import yaml
 
-from detector.errors import InputError, brief
-from experiments.output import flat_options
+from detector.errors import InputError, brief, flat_options
 
 KEYS = ("base", "evaluate", "axes", "seeds", "exclude", "baseline", "overrides", "paper")
 LONGEST_LABEL = 60
@@ -172,8 +171,12 @@ def _grid(path: Path, content: dict[str, Any]) -> Grid:
         axes=axes,
         seeds=_seeds(content.get("seeds", [0])),
         exclude=tuple(_labels(axes, item, "exclude") for item in _list(content.get("exclude", []), "exclude")),
-        overrides=_overrides(content.get("overrides") or {}, axes),
+        overrides=_options(content.get("overrides") or {}, "overrides"),
     )
+    _check_options(grid.overrides, "overrides")
+    for axis in axes:
+        for option in sorted(grid.overrides.keys() & axis.options):
+            raise InputError(f"overrides: {option} is set by the axis {axis.name}, too")
     settings = {setting_name(setting) for setting in grid.settings()}
     if not settings:
         raise InputError("exclude: leaves no cell")
@@ -209,9 +212,8 @@ def _seeds(value: Any) -> tuple[int, ...]:
 
 def _axes(value: Any) -> tuple[Axis, ...]:
     axes: list[Axis] = []
-    for key, content in _mapping(
-        value or {}, "axes", "an axis each, such as model.anchors.scales: [[8], [16]]"
-    ).items():
+    wanted = "an axis each, such as model.anchors.scales: [[8], [16]]"
+    for key, content in _mapping(value or {}, "axes", wanted).items():
         axis = _axis(str(key), content)
         for other in axes:
             if other.name == axis.name:
@@ -265,15 +267,6 @@ def _axis(key: str, content: Any) -> Axis:
 def _options(value: Any, where: str) -> Options:
     """Return option -> value, from keys with dots or nested ones."""
     return flat_options(_mapping(value, where, "option: value"))
-
-
-def _overrides(value: Any, axes: Sequence[Axis]) -> Options:
-    options = _options(value, "overrides")
-    _check_options(options, "overrides")
-    for axis in axes:
-        for option in sorted(options.keys() & axis.options):
-            raise InputError(f"overrides: {option} is set by the axis {axis.name}, too")
-    return options
 
 
 def _check_options(options: Options, where: str) -> None:

@@ -33,9 +33,7 @@ class Launcher(ABC):
     def run(self, folders: Sequence[CellFolder], tick: Callable[[], None] = lambda: None) -> None:
         """Run what is not done; return when all cells have been tried, here or by others, or after a request to stop.
 
-        Args:
-            folders: Of all cells.
-            tick: Called again and again.
+        `tick` is called again and again.
 
         Raises:
             InputError: What shows only when it begins: a folder that cannot be written, an option of the engine.

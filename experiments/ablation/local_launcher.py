@@ -28,17 +28,7 @@ LAST_MOMENTS = 5.0
 
 @dataclass
 class Attempt:
-    """A cell at work.
-
-    Attributes:
-        folder: Of the cell.
-        lock: Its lock.
-        slot: Position of what it computes on.
-        stage: First word of the current command.
-        process: The current command.
-        started: When the attempt began.
-        asked: When it was asked to stop; None: not yet.
-    """
+    """A cell at work, with the position of what it computes on, the first word of its command and that process."""
 
     folder: CellFolder
     lock: int
@@ -46,7 +36,7 @@ class Attempt:
     stage: str
     process: BaseProcess
     started: float
-    asked: float | None = None
+    asked: float | None = None  # to stop
 
 
 class LocalLauncher(Launcher):
@@ -88,7 +78,13 @@ class LocalLauncher(Launcher):
         except OSError as error:
             raise InputError(f"{error.filename or folders[0].path.parent}: cannot write ({error.strerror})") from error
         finally:
-            self._kill_all()
+            for attempt in self._attempts:  # after an error: nothing goes on without a runner
+                send(attempt.process, signal.SIGKILL)
+                attempt.process.join()
+                with contextlib.suppress(OSError):
+                    attempt.folder.end("interrupted", time.monotonic() - attempt.started, None)
+                os.close(attempt.lock)
+            self._attempts = []
 
     def drain(self) -> None:
         """Stop gently, and return when the commands have ended: for a signal handler that interrupts `run`."""
@@ -190,25 +186,9 @@ class LocalLauncher(Launcher):
         self._free = sorted([*self._free, attempt.slot])
         os.close(attempt.lock)
 
-    def _kill_all(self) -> None:
-        """Kill all commands after an error: nothing goes on without a runner."""
-        for attempt in self._attempts:
-            send(attempt.process, signal.SIGKILL)
-            attempt.process.join()
-            with contextlib.suppress(OSError):
-                attempt.folder.end("interrupted", time.monotonic() - attempt.started, None)
-            os.close(attempt.lock)
-        self._attempts = []
-
 
 def run_cell(path: str, environment: Mapping[str, str], program: str = PROGRAM) -> str:
-    """Run one cell here to its end, wherever here is: what other machines execute; return its status.
-
-    Args:
-        path: Of the cell's folder.
-        environment: For its commands.
-        program: What gets their arguments.
-    """
+    """Run one cell here to its end, wherever here is: what other machines execute; return its status."""
     folder = CellFolder(Path(path))
     LocalLauncher([environment], LAST_MOMENTS, program).run([folder])
     return str(folder.read()["status"])

@@ -20,14 +20,7 @@ IMPORTANT_FIRST = ("running", "failed", "interrupted", "done", "pending")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Hold what the files of a cell say at one moment.
-
-    Attributes:
-        folder: Of the cell.
-        state: Its `cell.json`.
-        metric: Name and value of the first of `METRICS` that there is.
-        step: Reached by a training that goes on.
-    """
+    """Hold what the files of a cell say: `cell.json`, the first of `METRICS` that there is, and a training's step."""
 
     folder: CellFolder
     state: State
@@ -60,14 +53,7 @@ def look_at(folder: CellFolder) -> Snapshot:
 
 
 class Monitor:
-    """What watches the cells of a grid, and shows how far they are.
-
-    Args:
-        name: Of the grid.
-        folders: Of its cells.
-        parallel: How many run at the same time.
-        out: Where to show; a live table if this is a terminal.
-    """
+    """What watches the cells of a grid, and shows how far they are: in a live table if `out` is a terminal."""
 
     def __init__(self, name: str, folders: Sequence[CellFolder], parallel: int, out: TextIO) -> None:
         self.name = name
@@ -96,10 +82,8 @@ class Monitor:
     def look(self) -> None:
         """Read all cells that are not done; tell what has changed."""
         self._looked = time.monotonic()
-        before, self.cells = (
-            self.cells,
-            [cell if cell.status == "done" else look_at(cell.folder) for cell in self.cells],
-        )
+        before = self.cells
+        self.cells = [cell if cell.status == "done" else look_at(cell.folder) for cell in before]
         for old, new in zip(before, self.cells, strict=True):
             if (old.status, old.state.get("attempts")) != (new.status, new.state.get("attempts")):
                 self._tell(new)

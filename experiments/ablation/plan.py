@@ -10,12 +10,12 @@ from typing import Any
 
 from jsonargparse import ArgumentError, Namespace
 
-from detector.errors import InputError, brief
+from detector.errors import InputError, brief, flat_options
 from experiments.ablation.cell_folder import State, shell_line
 from experiments.ablation.grid import Cell, Grid, Options
-from experiments.options import OptionsCLI
-from experiments.output import flat_options, option_text
+from experiments.output import option_text
 from experiments.run.folder import run_folder_of
+from experiments.training_options import OptionsCLI
 
 NOT_HASHED = {
     "config",
@@ -125,7 +125,12 @@ def plan(grid: Grid, runs_dir: str) -> Plan:
             checkpoint.
     """
     checkpoints = {seed: _checkpoint(grid, seed) for seed in grid.seeds}
-    base = grid.base or _config_of(grid, checkpoints[grid.seeds[0]])
+    base, first = grid.base, checkpoints[grid.seeds[0]]
+    if base is None:
+        run = run_folder_of(first) if first is not None else None
+        if run is None:
+            raise InputError(f"{grid.path}: evaluate: {first} is in no run folder; give its config file as base:")
+        base = run / "config.yaml"
     base = Path(os.path.relpath(base)) if base.is_relative_to(Path.cwd()) else base
     try:
         parser = OptionsCLI([f"--config={base}"], prog="frcnn fit")
@@ -180,13 +185,6 @@ def _checkpoint(grid: Grid, seed: int) -> Path | None:
             f"{grid.path}: evaluate: one checkpoint gives the same numbers for all seeds; write {{seed}} into its path"
         )
     return path
-
-
-def _config_of(grid: Grid, checkpoint: Path | None) -> Path:
-    folder = run_folder_of(checkpoint) if checkpoint is not None else None
-    if folder is None:
-        raise InputError(f"{grid.path}: evaluate: {checkpoint} is in no run folder; give its config file as base:")
-    return folder / "config.yaml"
 
 
 def _hash(options: Options) -> str:

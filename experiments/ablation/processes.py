@@ -35,15 +35,7 @@ NOT_INHERITED = {
 
 @dataclass(frozen=True)
 class Job:
-    """One command.
-
-    Attributes:
-        arguments: Of the program.
-        log: File that its output is added to.
-        cwd: Working directory.
-        environment: Variables beside those of the runner.
-        program: Path of a Python script; another than `frcnn` for tests.
-    """
+    """One command: the arguments of a Python script, whose output is added to a log, and its own variables."""
 
     arguments: tuple[str, ...]
     log: str

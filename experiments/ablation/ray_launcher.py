@@ -31,14 +31,9 @@ OBJECT_STORE = 100 * 1024**2
 class RayLauncher(Launcher):
     """What submits each cell as a Ray task that asks for its GPUs, or for CPUs where the cluster has no GPU.
 
-    A cell whose machine is lost is given to another one, `RETRIES` times, and goes on from its last checkpoint.
-
-    Args:
-        environment: Of every cell.
-        gpus: Of every cell, where the cluster has some.
-        address: Of a running cluster, "auto" for the one this machine is part of; None starts one here, unless
-            RAY_ADDRESS names one.
-        program: What gets the arguments of the cells' commands.
+    A cell whose machine is lost is given to another one, `RETRIES` times, and goes on from its last checkpoint. The
+    address "auto" is that of the cluster that this machine is part of; None starts one here, unless RAY_ADDRESS names
+    one.
 
     Raises:
         InputError: Ray is not installed, or nothing answers at the address.
@@ -135,12 +130,9 @@ def _check_address(address: str) -> None:
 
 
 def demand(gpus: int, threads: int, machines: Sequence[Mapping[str, float]]) -> tuple[int, int]:
-    """Return the CPUs and GPUs that every cell asks Ray for.
+    """Return the CPUs and GPUs that every cell asks Ray for, from `CPU` and `GPU` of each machine.
 
-    Args:
-        gpus: Of a cell, where there are some; its share of their machine's CPUs comes with them.
-        threads: Of a cell on CPUs; less where no machine has as many.
-        machines: `CPU` and `GPU` of each.
+    With a cell's GPUs comes its share of their machine's CPUs; without, as many as it has threads, or as a machine has.
 
     Raises:
         InputError: No machine has so many GPUs.

@@ -31,11 +31,7 @@ class SlurmLauncher(Launcher):
     """
 
     def __init__(
-        self,
-        environments: Sequence[Mapping[str, str]],
-        gpus: int,
-        options: Mapping[str, Any],
-        program: str = PROGRAM,
+        self, environments: Sequence[Mapping[str, str]], gpus: int, options: Mapping[str, Any], program: str = PROGRAM
     ) -> None:
         super().__init__()
         self.submitit = import_engine("slurm", "submitit")
@@ -88,12 +84,7 @@ class SlurmLauncher(Launcher):
 
 
 class SlurmJob:
-    """What a job of the array executes; before the job's time is over it saves, and goes back into the queue.
-
-    Args:
-        environment: For the cell's commands.
-        program: What gets their arguments.
-    """
+    """What a job of the array executes; before the job's time is over it saves, and goes back into the queue."""
 
     def __init__(self, environment: Mapping[str, str], program: str = PROGRAM) -> None:
         self.environment = environment

@@ -43,12 +43,7 @@ class Loss(nn.Module):
 
 
 def benchmark_devices(networks: Sequence[Network], devices: Sequence[int], setting: Setting) -> Benchmark:
-    """Time training steps of our detector on one device and on several.
-
-    Args:
-        networks: Those to time.
-        devices: Numbers of devices; one is always measured, to compare with.
-        setting: What is run, with so many images per device.
+    """Time training steps of our detector on one device, to compare with, and on these numbers of them.
 
     Raises:
         InputError: A number below 1, or more GPUs than there are.
@@ -67,7 +62,11 @@ def benchmark_devices(networks: Sequence[Network], devices: Sequence[int], setti
         alone = 0.0
         for world in sorted({1, *devices}):
             title = f"{case_name(network, precision, number)} per device, {world} device{'s' * (world > 1)}"
-            spent = _milliseconds(network, number, precision, world, setting)
+            with tempfile.TemporaryDirectory() as folder:
+                store = str(Path(folder) / "store")
+                arguments = [(rank, world, store, network, number, precision, setting) for rank in range(world)]
+                times = run_processes(time_steps, arguments, setting.time_limit)
+            spent = median(max(step) for step in zip(*times, strict=True))
             case = Case(title, spent, number=number * world, value=world)
             alone = alone or case.ours_per_s
             efficiency = case.ours_per_s / (world * alone)
@@ -80,16 +79,6 @@ def benchmark_devices(networks: Sequence[Network], devices: Sequence[int], setti
     if not cuda and max(devices) > cores:
         benchmark.notes.append(f"{max(devices)} processes share {cores} cores")
     return benchmark
-
-
-def _milliseconds(network: Network, number: int, precision: str, world: int, setting: Setting) -> float:
-    """Return the median time of a step of `world` processes."""
-    with tempfile.TemporaryDirectory() as folder:
-        store = str(Path(folder) / "store")
-        arguments = [(rank, world, store, network, number, precision, setting) for rank in range(world)]
-        times = run_processes(time_steps, arguments, setting.time_limit)
-    typical: float = median(max(step) for step in zip(*times, strict=True))
-    return typical
 
 
 def time_steps(

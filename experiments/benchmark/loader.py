@@ -38,13 +38,9 @@ PEER: Final = "torchvision VOCDetection"
 
 @dataclass(frozen=True)
 class DataCase:
-    """One comparison.
+    """One comparison under the augmentation of both.
 
-    Attributes:
-        name: What is compared.
-        augmentation: Of both.
-        batch: Deliver resized, normalised and padded batches rather than images.
-        cache: What our loader keeps; the peer keeps nothing.
+    With `batch` they deliver resized, normalised and padded batches rather than images. The peer keeps nothing.
     """
 
     name: str

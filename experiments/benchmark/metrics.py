@@ -44,21 +44,16 @@ def benchmark_evaluate(options: MetricsOptions) -> Benchmark:
         raise InputError("the peer of this benchmark needs pycocotools: pip install pycocotools")
     images, detections = options.images, options.detections
     names = ("VOC", "VOC + COCO + proposal recall")
-    ours = {name: _measured(name, images, detections, options.repeats) for name in names}
-    peer, peer_mb = _measured(PEER, images, detections, 1)
+    repeats = {name: options.repeats for name in names} | {PEER: 1}
+    found = {name: run_processes(measure, [(name, images, detections, often)])[0] for name, often in repeats.items()}
+    peer, peer_mb = found.pop(PEER)
     title = f"evaluation of {images} images with {detections} detections each, {CLASSES} classes"
     packages = ("torch", "torchmetrics", "pycocotools", "faster-coco-eval", "numpy")
     benchmark = Benchmark(title, device_name(CPU), packages)
-    for name, (parts, megabytes) in ours.items():
+    for name, (parts, megabytes) in found.items():
         times = sum(parts.values()), sum(peer.values())
         benchmark.add(Case(name, *times, shares(parts), PEER, ours_peak_mb=megabytes, peer_peak_mb=peer_mb))
     return benchmark
-
-
-def _measured(name: str, images: int, detections: int, repeats: int) -> tuple[Parts, float | None]:
-    """Return what `measure` finds in a process of its own."""
-    found: list[tuple[Parts, float | None]] = run_processes(measure, [(name, images, detections, repeats)])
-    return found[0]
 
 
 def measure(name: str, images: int, detections: int, repeats: int) -> tuple[Parts, float | None]:

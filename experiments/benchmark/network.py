@@ -12,13 +12,7 @@ from experiments.benchmark.cases import Benchmark, Case
 from experiments.benchmark.measuring import Parts, device_name, median_parts_in_turn, median_times, shares
 from experiments.benchmark.memory import StepMemory
 from experiments.benchmark.models import OBJECTS, Network, build_network, make_images
-from experiments.benchmark.programs import (
-    PACKAGES,
-    Setting,
-    our_program,
-    peer_program,
-    ready,
-)
+from experiments.benchmark.programs import PACKAGES, Setting, our_program, peer_program, ready
 from experiments.benchmark.step_parts import NETWORK_PARTS, parts_program
 from experiments.benchmark.torchvision_peer import NAME, build_peer, peer_batch
 
@@ -27,12 +21,6 @@ def benchmark_network(networks: Sequence[Network], setting: Setting, peer: bool,
     """Time our detector and torchvision's for each network, number of images and precision.
 
     A precision other than float32 is also compared with torchvision's float32, which is how its users run it.
-
-    Args:
-        networks: Those to time.
-        setting: What is run.
-        peer: Whether torchvision's detector runs too.
-        memory: Whether peak memory is measured too.
 
     Raises:
         InputError: Options that torchvision does not have.

@@ -25,12 +25,8 @@ def run_processes(
 ) -> list[Any]:
     """Run `function(*arguments)` in one new process for each tuple, all at the same time, and return what they return.
 
-    All end with the first that fails, and with this process.
-
-    Args:
-        function: Importable by its name, as spawned processes demand.
-        arguments: Of each process.
-        seconds: After which those that have not returned are ended.
+    All end with the first that fails, with this process, and after so many seconds. The function is importable by its
+    name, as spawned processes demand.
 
     Raises:
         ProcessFailed: One raised something, died, or took longer.
@@ -49,21 +45,19 @@ def run_processes(
                     rank = next(rank for rank, process in enumerate(group.processes) if process.is_alive())
                     raise ProcessFailed(f"process {rank + 1} of {len(arguments)} took longer than {seconds:g} s")
         except ProcessExitedException as error:
-            answer = answers[error.error_index]
-            cause = answer.read_text() if answer.is_file() else _ending(error.exit_code)
+            answer, code = answers[error.error_index], error.exit_code
+            cause = f"ended with exit status {code}"
+            if answer.is_file():
+                cause = answer.read_text()
+            elif code < 0:
+                hint = ", as for want of memory" if -code == signal.SIGKILL else ""
+                cause = f"was ended by signal {signal.Signals(-code).name}{hint}"
             raise ProcessFailed(f"process {error.error_index + 1} of {len(arguments)} {cause}") from None
         finally:
             for process in group.processes:
                 process.kill()
                 process.join()
         return [pickle.loads(answer.read_bytes()) for answer in answers]
-
-
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"ended with exit status {code}"
-    cause = ", as for want of memory" if -code == signal.SIGKILL else ""
-    return f"was ended by signal {signal.Signals(-code).name}{cause}"
 
 
 def _work(

@@ -24,17 +24,7 @@ PACKAGES: Final = ("torch", "torchvision", "numpy")
 
 @dataclass(frozen=True)
 class Setting:
-    """The numbers, precisions and device of what is run.
-
-    Args:
-        kind: Training steps or inferences.
-        batch_sizes: Images per step.
-        precisions: As Lightning names them.
-        repeats: Timed rounds; of each, the median counts.
-        compile: Whether ours is compiled.
-        time_limit: Seconds for processes that are started.
-        device: Of all networks; by default the first GPU, or the CPU.
-    """
+    """The numbers, precisions and device of what is run; see `InferOptions`."""
 
     kind: Literal["train", "infer"]
     batch_sizes: Sequence[int] = (1,)

@@ -4,7 +4,7 @@ The points of a sweep run in turn, round by round, in one process. Those of diff
 head, and so do their weights.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Final, Literal
@@ -13,7 +13,7 @@ from detector.anchors import AnchorConfig
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
 from experiments.benchmark.cases import Benchmark, Case
-from experiments.benchmark.measuring import Parts, device_name, median_parts_in_turn, median_times
+from experiments.benchmark.measuring import device_name, median_parts_in_turn, median_times
 from experiments.benchmark.models import OBJECTS, Batch, Network, build_network, make_images
 from experiments.benchmark.network import case_name, our_case
 from experiments.benchmark.programs import PACKAGES, Setting, our_program, ready
@@ -39,11 +39,7 @@ class Point:
 def benchmark_sweep(networks: Sequence[Network], sweep: Sweep, setting: Setting, plot: str | None = None) -> Benchmark:
     """Time steps of our detector at several numbers of objects, of anchors per location, or of images.
 
-    Args:
-        networks: Those to time.
-        sweep: What varies.
-        setting: What is run; its numbers of images are those of the sweep over them, or else each gets a sweep.
-        plot: An image file (.png, .pdf, .svg) to draw.
+    The setting's numbers of images are those of the sweep over them, or else each gets a sweep.
 
     Raises:
         InputError: Objects in inference, or a file that cannot be written.
@@ -61,7 +57,11 @@ def benchmark_sweep(networks: Sequence[Network], sweep: Sweep, setting: Setting,
         points = _points(sweep, network, group, setting)
         for precision in setting.precisions:
             curve = curves[case_name(network, precision, None if over_images else group[0])] = []
-            for point, time, parts in _timed(points, precision, setting):
+            runs = [our_program(point.model, point.batch, precision, setting) for point in points]
+            times = median_times(runs, setting.device, setting.repeats)
+            in_parts = [parts_program(point.model, point.batch, precision, setting) for point in points]
+            medians = median_parts_in_turn(in_parts, setting.repeats)
+            for point, time, parts in zip(points, times, medians, strict=True):
                 number = len(point.batch[0])
                 varied = "" if over_images else f", {point.value} {UNITS[sweep]}"
                 case = our_case(f"{case_name(network, precision, number)}{varied}", time, number, parts)
@@ -109,14 +109,6 @@ def with_scales(config: AnchorConfig, number: int) -> AnchorConfig:
     return replace(config, scales=scales, aspect_ratios=list(RATIOS))
 
 
-def _timed(points: Sequence[Point], precision: str, setting: Setting) -> Iterator[tuple[Point, float, Parts]]:
-    """Yield each point with the time of its step and of the parts of it, all in milliseconds."""
-    runs = [our_program(point.model, point.batch, precision, setting) for point in points]
-    times = median_times(runs, setting.device, setting.repeats)
-    in_parts = [parts_program(point.model, point.batch, precision, setting) for point in points]
-    yield from zip(points, times, median_parts_in_turn(in_parts, setting.repeats), strict=True)
-
-
 def growth(title: str, cases: Sequence[Case], sweep: Sweep) -> str:
     """Return in words what grew from the first to the last case: x times the objects, y times the time."""
     first, last = cases[0], cases[-1]
@@ -130,33 +122,31 @@ def growth(title: str, cases: Sequence[Case], sweep: Sweep) -> str:
     )
 
 
-COLUMNS: Final = 3
-
-
 def plot_sweep(curves: Mapping[str, Sequence[Case]], unit: str, title: str, path: str, rates: bool) -> None:
     """Draw a picture for each curve: images per second, or the detector's own parts one on top of the other.
 
-    Above the parts a dashed line shows growth in proportion to the number from the first point on.
-
-    Args:
-        curves: Cases by ascending number, under the title of each.
-        unit: Of the numbers.
-        title: Of the whole.
-        path: An image file (.png, .pdf, .svg); its folder is made.
-        rates: Draw images per second.
+    Above the parts a dashed line shows growth in proportion to the number from the first point on. The cases of a curve
+    ascend by their number.
 
     Raises:
         InputError: The file cannot be written.
     """
     from matplotlib.figure import Figure  # here, because it takes a second to import
 
-    columns = min(COLUMNS, len(curves))
+    columns = min(3, len(curves))
     rows = -(-len(curves) // columns)
     figure = Figure(figsize=(6.4 * columns, 4.4 * rows + 1), layout="constrained")
     figure.suptitle(title)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for place, (name, cases) in zip(axes, curves.items(), strict=False):
-        (_draw_rates if rates else _draw_parts)(place, [case.value or 0 for case in cases], cases)
+        values = [case.value or 0 for case in cases]
+        if rates:
+            place.plot(values, [case.ours_per_s for case in cases], "o-", color="C0", label="images per second")
+            place.set_xscale("log", base=2)
+            place.set_xticks(values, [str(value) for value in values])
+            place.set_ylabel("images per second")
+        else:
+            _draw_parts(place, values, cases)
         place.set_title(name, fontsize=10)
         place.set_xlabel(unit)
         place.set_ylim(bottom=0)
@@ -165,13 +155,6 @@ def plot_sweep(curves: Mapping[str, Sequence[Case]], unit: str, title: str, path
     found = {name: mark for place in axes for mark, name in zip(*place.get_legend_handles_labels(), strict=True)}
     figure.legend(list(found.values()), list(found), loc="outside lower center", ncols=2 * columns)
     save_plot(figure, path, dpi=100)
-
-
-def _draw_rates(axes: Any, values: list[int], cases: Sequence[Case]) -> None:
-    axes.plot(values, [case.ours_per_s for case in cases], "o-", color="C0", label="images per second")
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(values, [str(value) for value in values])
-    axes.set_ylabel("images per second")
 
 
 def _draw_parts(axes: Any, values: list[int], cases: Sequence[Case]) -> None:

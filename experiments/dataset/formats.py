@@ -1,8 +1,9 @@
-"""The formats of datasets by name, for commands that need no data module."""
+"""The formats of datasets by name: how files are read, and the data module, which takes long to import."""
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from datamodules.coco.reader import CocoFormat
 from datamodules.dataset_format import DatasetFormat
@@ -12,6 +13,13 @@ from datamodules.yolo.reader import YoloFormat
 from detector.errors import InputError
 
 FORMATS: Final[dict[str, type[DatasetFormat]]] = {kind.name: kind for kind in (VOCFormat, CocoFormat, YoloFormat)}
+
+
+def data_module_of(data_format: str) -> Any:
+    """Return the class of the data modules of a format, which are in the same folder and named alike."""
+    reader = FORMATS[data_format]
+    module = import_module(reader.__module__.replace(".reader", ".datamodule"))
+    return getattr(module, reader.__name__.replace("Format", "DataModule"))
 
 
 def dataset_format(

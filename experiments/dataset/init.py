@@ -23,10 +23,9 @@ from datamodules.problems import KINDS
 from datamodules.splits import PARTS
 from detector.errors import InputError, listed
 from experiments.benchmark.expectation import Expectation, expect_training
-from experiments.dataset.formats import FORMATS, dataset_format
+from experiments.dataset.formats import FORMATS, data_module_of, dataset_format
 from experiments.dataset.options import InitOptions
 from experiments.dataset.settings import Machine, choose_network, choose_settings, this_machine
-from experiments.options import DATA_FORMATS
 from experiments.output import duration, writing
 from experiments.run.folder import choose_run_folder
 
@@ -97,7 +96,8 @@ def look_at(options: InitOptions) -> Dataset:
 
     def read(on_error: str) -> DetectionDataModule:
         named: dict[str, Any] = {f"{part}_splits": names for part, names in splits.items()}
-        data = DATA_FORMATS[format.name](options.root, **named, val_fraction=val_fraction, on_error=on_error)  # type: ignore[arg-type]
+        kind = data_module_of(format.name)
+        data: DetectionDataModule = kind(options.root, **named, val_fraction=val_fraction, on_error=on_error)
         data.setup()
         return data
 

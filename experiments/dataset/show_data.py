@@ -13,8 +13,8 @@ from datamodules.detection_datamodule import DetectionDataModule
 from datamodules.detection_dataset import DetectionDataset, Target
 from detector.drawing import class_color, draw_boxes
 from detector.errors import InputError, printable
+from experiments.dataset.formats import data_module_of
 from experiments.dataset.options import ShowDataOptions
-from experiments.options import DATA_FORMATS
 from experiments.output import writing
 
 CELL: Final = 320  # pixels of the longer side of a picture
@@ -33,7 +33,7 @@ def show_data(options: ShowDataOptions, config: Namespace) -> None:
     Raises:
         InputError: A bad value, anything wrong with the dataset, or the folder cannot be written to.
     """
-    data = DATA_FORMATS[config.data_format](**config.data.as_dict())
+    data: DetectionDataModule = data_module_of(config.data_format)(**config.data.as_dict())
     data.prepare_data()
     dataset = data.train_dataset
     if not len(dataset):

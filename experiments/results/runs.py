@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
-from detector.errors import InputError, listed
-from experiments.output import flat_options, option_text
+from detector.errors import InputError, flat_options, listed
+from experiments.output import option_text
 
 STATUSES = ("failed", "running", "interrupted", "unfinished", "pending", "missing", "done")
 """Of a run, worst first: `missing` has no folder yet; `unfinished` is an ordinary run without final numbers, at work or

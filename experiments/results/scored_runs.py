@@ -12,7 +12,7 @@ from typing import Any
 from datamodules.detection_datamodule import DetectionDataModule
 from datamodules.ground_truth import SplitTruth
 from detector.errors import InputError
-from experiments.options import DATA_FORMATS
+from experiments.dataset.formats import FORMATS, data_module_of
 from experiments.results.files import read_results
 from experiments.results.runs import Run
 from experiments.results.scores import Scored, score
@@ -96,11 +96,10 @@ def data_module(run: Run) -> DetectionDataModule:
         InputError: Anything wrong with the options or the dataset.
     """
     name = str(run.config.get("data_format") or "voc")
-    kind = DATA_FORMATS.get(name)
-    if kind is None:
+    if name not in FORMATS:
         raise InputError(f"{run.folder / 'config.yaml'}: data_format {name}: there is no such format")
     try:
-        data = kind(**data_options(run))
+        data: DetectionDataModule = data_module_of(name)(**data_options(run))
     except TypeError as error:
         raise InputError(f"{run.folder / 'config.yaml'}: data: {error}") from error
     if (run.folder / "splits").is_dir():

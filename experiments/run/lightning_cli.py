@@ -30,7 +30,6 @@ from detector.training.compilation import check_compiler
 from detector.training.resuming import changes_text
 from experiments.anchors.warnings import AnchorWarnings
 from experiments.arguments import add_options, cause_of, values_of
-from experiments.options import OptionsOfRuns
 from experiments.results.files import write_devkit_results
 from experiments.run.checks import check_devkit_names, check_monitors, check_writable
 from experiments.run.folder import ENVIRONMENT_VARIABLE, choose_run_folder, folder_of_classes, run_folder_of
@@ -39,6 +38,7 @@ from experiments.run.host_memory import keep_freed_memory
 from experiments.run.options import EvaluationOptions, TestOptions
 from experiments.run.precision import check_precision, resolve_precision
 from experiments.run.resuming import folder_to_go_on_in, nothing_left, other_options
+from experiments.training_options import OptionsOfRuns
 
 
 class ConfigFile(SaveConfigCallback):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from detector import VOC_CLASSES
 from detector.drawing import class_color, draw_boxes, draw_detections
-from detector.foreign_checkpoints import VOC_NAMES
 
 RED = (255, 0, 0)
 
@@ -41,7 +41,7 @@ def captions_of(picture: Tensor, without: Tensor, colors: list[tuple[int, int, i
 
 def test_colours_of_vocs_classes_differ_to_all_eyes() -> None:
     """In CIELAB, where 2.3 is just visible; the eyes without red or green as Vienot, Brettel and Mollon (1999)."""
-    colors = np.array([class_color(name) for name in VOC_NAMES]) / 255
+    colors = np.array([class_color(name) for name in VOC_CLASSES]) / 255
     to_lms = np.array([[17.8824, 43.5161, 4.11935], [3.45565, 27.1554, 3.86714], [0.0299566, 0.184309, 1.46709]])
     no_red = np.array([[0, 2.02344, -2.52581], [0, 1, 0], [0, 0, 1]])
     no_green = np.array([[1, 0, 0], [0.494207, 0, 1.24827], [0, 0, 1]])

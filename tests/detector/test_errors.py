@@ -1,6 +1,58 @@
 """How messages name things: in one line that is not too long."""
 
-from detector.errors import brief, listed, shortened
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+
+from detector.errors import InputError, brief, check_choices, check_numbers, flat_options, listed, shortened
+
+
+@dataclass
+class Config:
+    share: float = 0.5
+    count: int | None = None
+    sides: list[float] = field(default_factory=lambda: [1.0])
+    kind: Literal["a", "b"] = "a"
+    add: bool | Literal["some"] = True
+    weights: list[float] | Literal["none"] = "none"
+
+
+ALLOWED = {"[0, 1)": "share", "[1, inf]": "count", "(0, inf]": "sides"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"share": 1}, r"^part\.share: 1 must be in \[0, 1\)$"),
+        ({"share": -0.1}, r"^part\.share: -0\.1 must be in \[0, 1\)$"),
+        ({"share": float("nan")}, r"^part\.share: nan must be in \[0, 1\)$"),
+        ({"count": 0}, r"^part\.count: 0 must be >= 1$"),
+        ({"sides": [1.0, 0.0]}, r"^part\.sides: \[1\.0, 0\.0\] must be positive$"),
+        ({"kind": "c"}, r"^part\.kind: 'c' is none of a, b$"),
+        ({"add": "all"}, r"^part\.add: 'all' is none of true, false, some$"),
+        ({"weights": "even"}, r"^part\.weights: 'even' is none of none, a list$"),
+    ],
+)
+def test_values_out_of_their_range_are_refused(options: dict[str, Any], message: str) -> None:
+    config = Config(**options)
+    with pytest.raises(InputError, match=message):
+        check_numbers("part", config, ALLOWED)
+        check_choices("part", config)
+
+
+@pytest.mark.parametrize(
+    "options", [{"share": 0}, {"count": 1}, {"sides": [1e-9, float("inf")]}, {"add": "some"}, {"weights": [0.5]}]
+)
+def test_values_at_the_ends_of_their_range_are_taken(options: dict[str, Any]) -> None:
+    check_numbers("part", Config(**options), ALLOWED)
+    check_choices("part", Config(**options))
+
+
+def test_options_on_one_level() -> None:
+    nested = {"a": {"b": {"c": 1}, "d": {}}, "e": [2]}
+    assert flat_options(nested) == {"a.b.c": 1, "a.d": {}, "e": [2]}
+    assert flat_options(nested, "/") == {"a/b/c": 1, "a/d": {}, "e": [2]}
 
 
 def test_lists_say_how_many_are_left_out():

@@ -16,16 +16,16 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import AnchorGenerator, FastRCNNPredictor, TwoMLPHead
 from torchvision.ops import MultiScaleRoIAlign, nms, roi_pool
 
+from detector import VOC_CLASSES, VOC_TO_COCO
 from detector.anchors import AnchorConfig
 from detector.backbones.base import BackboneConfig
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
-from detector.foreign_checkpoints import COCO_NAMES, VOC_NAMES, load_detector
+from detector.foreign_checkpoints import COCO_NAMES, load_detector
 from detector.image_batch import ImageConfig
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
 from detector.training.lightning_module import FasterRCNNModule
-from detector.translated import VOC_TO_COCO
 
 State = dict[str, Tensor]
 RESNET18 = {"name": "resnet18_fpn", "weights": "file", "pool_size": 2, "box_head_channels": 48, "norm": "batch"}
@@ -82,11 +82,11 @@ def detections(model: FasterRCNN) -> tuple[list[dict[str, Tensor]], list[Tensor]
 def test_coco_names_are_torchvisions() -> None:
     categories = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     assert ["" if name == "N/A" else name for name in categories[1:]] == COCO_NAMES
-    assert set(VOC_TO_COCO) < set(VOC_NAMES) and len(VOC_NAMES) == 20
+    assert set(VOC_TO_COCO) < set(VOC_CLASSES) and len(VOC_CLASSES) == 20
 
 
 def test_voc_classes_take_cocos_rows_by_name(coco_state: State, coco_file: Path) -> None:
-    names = ["sofa", "person", *VOC_NAMES[:2]]  # in an order of their own
+    names = ["sofa", "person", *VOC_CLASSES[:2]]  # in an order of their own
     model, config = build(RESNET18, 4)
     report = load_detector(model, config, names, coco_file, "match")
     rows = [0, 63, 1, 5, 2]  # COCO's ids
@@ -98,7 +98,7 @@ def test_voc_classes_take_cocos_rows_by_name(coco_state: State, coco_file: Path)
     assert (report.missing, report.unexpected, report.remark) == ([], [], "4 of its 90 classes, by name")
     assert report.summary().endswith("unexpected: none; 4 of its 90 classes, by name")
     model, config = build(RESNET18, 20)
-    assert load_detector(model, config, VOC_NAMES, coco_file, "match").missing == []
+    assert load_detector(model, config, VOC_CLASSES, coco_file, "match").missing == []
 
 
 @pytest.mark.parametrize(
@@ -148,15 +148,15 @@ def test_anchor_order_objectness_and_delta_std_are_those_of_the_options(coco_fil
 @pytest.mark.parametrize(
     ("backbone", "options", "words"),
     [
-        ({"name": "vgg16"}, {}, ["model.backbone.name resnet18_fpn (is vgg16)"]),
-        ({"fpn_norm": "batch"}, {}, ["model.backbone.fpn_norm none (is batch)"]),
-        ({"box_head": "conv_fc"}, {}, ["model.backbone.box_head two_fc (is conv_fc)"]),
-        ({"box_head_channels": 32}, {}, ["model.backbone.box_head_channels 48 (is 32)"]),
-        ({"pool_size": 7}, {}, ["model.backbone.pool_size 2 (is 7)"]),
-        ({"fpn_channels": 128}, {}, ["model.backbone.fpn_channels 256 (is 128)"]),
-        ({}, {"rpn": {"conv_depth": 2}}, ["model.rpn.conv_depth 1 (is 2)"]),
-        ({}, {"roi": {"class_agnostic": True}}, ["model.roi.class_agnostic false (is true)"]),
-        ({}, {"anchors": {}}, ["anchors per location", "model.anchors.scales", "6 (is 9)"]),
+        ({"name": "vgg16"}, {}, ["backbone.name resnet18_fpn (is vgg16)"]),
+        ({"fpn_norm": "batch"}, {}, ["backbone.fpn_norm none (is batch)"]),
+        ({"box_head": "conv_fc"}, {}, ["backbone.box_head two_fc (is conv_fc)"]),
+        ({"box_head_channels": 32}, {}, ["backbone.box_head_channels 48 (is 32)"]),
+        ({"pool_size": 7}, {}, ["backbone.pool_size 2 (is 7)"]),
+        ({"fpn_channels": 128}, {}, ["backbone.fpn_channels 256 (is 128)"]),
+        ({}, {"rpn": {"conv_depth": 2}}, ["rpn.conv_depth 1 (is 2)"]),
+        ({}, {"roi": {"class_agnostic": True}}, ["roi.class_agnostic false (is true)"]),
+        ({}, {"anchors": {}}, ["anchors per location", "anchors.scales", "6 (is 9)"]),
     ],
 )
 def test_options_of_another_network_are_refused_with_those_that_fit(
@@ -166,7 +166,7 @@ def test_options_of_another_network_are_refused_with_those_that_fit(
         model, config = build(RESNET18 | backbone, 90, **options)
     with pytest.raises(InputError) as caught:
         load_detector(model, config, COCO_NAMES, coco_file, "match")
-    for word in ["--model.weights", str(coco_file), *words]:
+    for word in ["weights ", str(coco_file), *words]:
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -181,7 +181,7 @@ def test_unusable_files_are_refused(coco_state: State, tmp_path: Path) -> None:
         assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
         return str(caught.value)
 
-    with pytest.raises(InputError, match=r"--model\.weights .*absent\.pth: no such file"):
+    with pytest.raises(InputError, match=r"^weights .*absent\.pth: no such file"):
         load_detector(model, config, COCO_NAMES, tmp_path / "absent.pth", "match")
     assert "no detector of a known layout" in message({"conv1.weight": torch.zeros(1)})
     assert "'conv1.weight'" in message({"conv1.weight": torch.zeros(1)})
@@ -218,7 +218,7 @@ def test_a_model_takes_a_whole_detector_instead_of_backbone_weights(
     copy.unlink()
     again = FasterRCNNModule(**module.hparams, load_backbone_weights=False)
     again.load_state_dict(module.state_dict())
-    with pytest.raises(InputError, match=r"--model\.weights .*copy\.pth: no such file"):
+    with pytest.raises(InputError, match=r"^weights .*copy\.pth: no such file"):
         FasterRCNNModule(**module.hparams)
     without = options | {"backbone": BackboneConfig(**(RESNET18 | {"weights": "none", "norm": "frozen"}))}
     with pytest.raises(InputError, match="random weights would stay frozen"):
@@ -321,7 +321,7 @@ def test_chenyuntcs_detector_gives_its_original_detections(objectness: str, tmp_
         rpn={"objectness": objectness, "min_side": 16},
         roi={"pooling": "roi_pool", "nms_iou": 0.3, "detections_per_image": 1000},
     )
-    report = load_detector(model, config, VOC_NAMES, path, "match")
+    report = load_detector(model, config, VOC_CLASSES, path, "match")
     assert (report.loaded, report.missing, report.unexpected, report.remark) == (40, [], [], "")
 
     coarse = torch.rand(1, 3, 12, 16, generator=torch.Generator().manual_seed(2)) * 255
@@ -342,7 +342,7 @@ def test_chenyuntcs_detector_with_dropout_has_another_index(tmp_path: Path) -> N
     state = {name.replace("classifier.2", "classifier.3"): tensor for name, tensor in chenyuntc_state().items()}
     torch.save(state, tmp_path / "weights.pth")
     model, config = build({"name": "vgg16", "weights": "file", "pool_size": 2}, 20, anchors={})
-    assert load_detector(model, config, VOC_NAMES, tmp_path / "weights.pth", "match").missing == []
+    assert load_detector(model, config, VOC_CLASSES, tmp_path / "weights.pth", "match").missing == []
     wrong, config = build({"name": "vgg16", "weights": "file", "pool_size": 1}, 20, anchors={}, rpn={"conv_depth": 3})
-    with pytest.raises(InputError, match=r"model\.backbone\.pool_size 2 \(is 1\), model\.rpn\.conv_depth 1 \(is 3\)"):
-        load_detector(wrong, config, VOC_NAMES, tmp_path / "weights.pth", "match")
+    with pytest.raises(InputError, match=r" backbone\.pool_size 2 \(is 1\), rpn\.conv_depth 1 \(is 3\)"):
+        load_detector(wrong, config, VOC_CLASSES, tmp_path / "weights.pth", "match")

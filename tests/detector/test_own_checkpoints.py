@@ -188,11 +188,13 @@ def test_files_of_weights_alone(trained_module: FasterRCNNModule, tmp_path: Path
 
 
 def test_what_cannot_begin_a_training(trained_module: FasterRCNNModule, checkpoint: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"is of another backbone, small_c4: backbone\.\S+ is .* give the --model"):
+    with pytest.raises(
+        InputError, match=r"is of another backbone, small_c4: backbone\.\S+ .* give the options of backbone"
+    ):
         start(checkpoint, OLD, "match", backbone={"name": "resnet18_fpn"})
     with pytest.raises(InputError, match="choose one of match, random, by_name"):
         start(checkpoint, OLD, "some")
-    with pytest.raises(InputError, match=r"last\.ckpt: give a checkpoint of frcnn fit.* by --model\.weights"):
+    with pytest.raises(InputError, match=r"last\.ckpt: give a checkpoint of frcnn fit.* by the key weights"):
         module(OLD, backbone={"weights": str(checkpoint)})
     two_networks = module(OLD, training_scheme="alternating")
     with pytest.raises(InputError, match="up to the end of step 2 there is no single network"):

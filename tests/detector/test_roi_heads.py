@@ -334,14 +334,14 @@ def test_losses_equal_torchvisions(heads: Heads) -> None:
         ({"delta_std": [0.1, 0.1, 0.2, 0]}, r"roi\.delta_std: .* must be positive"),
         ({"delta_mean": [0.0] * 5}, r"roi\.delta_mean: .* has 5 numbers, needs 4"),
         ({"append_gt": "maybe"}, r"roi\.append_gt: 'maybe' is none of true, false, jittered"),
-        ({"class_weights": "even"}, r"roi\.class_weights: 'even'"),
+        ({"class_weights": "even"}, r"roi\.class_weights: 'even' is none of none, balanced, a list"),
         ({"class_weights": [0.0, 0.0]}, r"roi\.class_weights: \[0.0, 0.0\]"),
         ({"nms": "soft"}, r"roi\.nms: 'soft' is none of hard, soft_linear, soft_gaussian"),
         ({"soft_nms_sigma": 0.0}, r"roi\.soft_nms_sigma: 0.0 must be positive"),
         ({"ohem_nms_iou": 7}, r"roi\.ohem_nms_iou: 7 must be in \[0, 1\]"),
         ({"detections_per_image": 0}, r"roi\.detections_per_image: 0 must be >= 1"),
         ({"pooling": "max"}, r"roi\.pooling: 'max' is none of roi_align, .*, roi_pool_floor"),
-        ({"positive_fraction": 1.5}, r"roi\.positive_fraction 1.5"),
+        ({"positive_fraction": 1.5}, r"roi\.positive_fraction: 1.5 must be in \(0, 1\]"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

@@ -325,7 +325,7 @@ def test_the_first_published_file_needs_norms_without_epsilon(monkeypatch: pytes
         differences.append(max(float((x - y).abs().max() / y.std()) for x, y in zip(features, expected, strict=True)))
         remarks.append(report.remark)
     assert differences[0] < 1e-4 < 1e-3 < differences[1]
-    assert remarks == ["", "its batch norms were trained with --model.backbone.norm_eps 0"]
+    assert remarks == ["", "its batch norms were trained with backbone.norm_eps 0"]
 
 
 def test_conv_fc_heads_are_equal_in_float64() -> None:

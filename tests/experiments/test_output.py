@@ -6,7 +6,7 @@ import math
 import pytest
 
 from detector.errors import InputError
-from experiments.output import duration, flat_options, json_text, number, option_text, percent, writing
+from experiments.output import duration, json_text, number, option_text, percent, writing
 
 
 def test_unknown_numbers_are_as_wide_as_known_ones():
@@ -34,7 +34,6 @@ def test_json_has_null_for_what_is_not_finite():
 
 
 def test_options_as_on_the_command_line():
-    assert flat_options({"a": {"b": {"c": 1}, "d": {}}, "e": [2]}) == {"a.b.c": 1, "a.d": {}, "e": [2]}
     assert [option_text(value) for value in ("x", [1, 2], None)] == ["x", "[1, 2]", "null"]
 
 

@@ -194,8 +194,8 @@ class ShapesOfDetections(FlatStateMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return `shape` (D,), int64, over all processes."""
-        shapes: IntArray = self.ints("shape")
-        rows = rows_of(first_of_each_image(self.ints("image_id")), self.ints("count"))
+        shapes: IntArray = self.array("shape")
+        rows = rows_of(first_of_each_image(self.array("image_id")), self.array("count"))
         return {"shape": torch.from_numpy(shapes[rows])}
 
 

@@ -94,7 +94,7 @@ class SaveOnInterrupt(Checkpoint):
             progress.increment_ready()
             progress.increment_started()
         trainer.save_checkpoint(self.path)
-        rank_zero_info(f"Interrupted at step {trainer.global_step}. To go on: add --ckpt_path {self.path}")
+        rank_zero_info(f"Interrupted at step {trainer.global_step}. To go on: give ckpt_path {self.path}")
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True

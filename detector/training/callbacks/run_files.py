@@ -12,6 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 
+from detector.errors import flat_options
 from detector.files import write_json
 from detector.kernels.cpu_paths import cpu_kernels
 from detector.metrics.coco_results import coco_results
@@ -27,7 +28,7 @@ class RunFiles(pl.Callback):
     `metrics.json` holds the metrics of the last validation or test under their logged names (null where undefined),
     `epoch` and `step` (completed ones), `seed`, `git_commit` and, of a CPU, `cpu_kernels`, the special paths that the
     layers took; a test adds to what the training wrote.
-    Where `--classes` chose some, `classes` holds them, and the metrics are of these alone.
+    Where `classes` chose some, `classes` holds them, and the metrics are of these alone.
     `predictions.json` holds the detections of the last validation or test as COCO results, with file and class names;
     on data in COCO's format under the ids of the annotation file, so that COCO's own tools take them.
 
@@ -108,7 +109,11 @@ class RunFiles(pl.Callback):
         metrics = {name: v for name, v in _metrics(trainer).items() if name in names and math.isfinite(v)}
         # At the step of the last log: at 0, the default, the final numbers would bend every curve back.
         step = max(trainer.global_step - 1, 0)
-        hparams = self.axes | flatten_hparams(pl_module.hparams)
+        # TensorBoard shows texts for lists and None without loss.
+        hparams = self.axes | {
+            key: value if isinstance(value, bool | int | float) else "none" if value is None else str(value)
+            for key, value in flat_options(pl_module.hparams, "/").items()
+        }
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(hparams, metrics, step)
@@ -190,22 +195,6 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip() or None
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def flatten_hparams(hparams: Mapping[str, Any], prefix: str = "") -> dict[str, str | float | int | bool]:
-    """Return nested options on one level, with `a/b` keys.
-
-    Lists become text, and None "none", which TensorBoard shows without loss.
-    """
-    flat: dict[str, str | float | int | bool] = {}
-    for key, value in hparams.items():
-        if isinstance(value, Mapping):
-            flat |= flatten_hparams(value, f"{prefix}{key}/")
-        elif isinstance(value, bool | int | float | str):
-            flat[prefix + key] = value
-        else:
-            flat[prefix + key] = "none" if value is None else str(value)
-    return flat
 
 
 def _metrics(trainer: pl.Trainer) -> dict[str, float]:

@@ -12,8 +12,8 @@ from datamodules.doctor.near_duplicates import fingerprint, same_pixels
 from datamodules.image_cache import ImageFile
 from datamodules.problems import KINDS
 from datamodules.voc.format import Annotation, VOCObject, write_annotation
-from datamodules.voc.layout import VOC_CLASSES
 from datamodules.voc.reader import VOCFormat
+from detector import VOC_CLASSES
 from detector.errors import InputError
 
 

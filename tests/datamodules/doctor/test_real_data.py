@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from datamodules.doctor.examine import DoctorOptions, examine
-from datamodules.voc.layout import VOC_CLASSES
 from datamodules.voc.reader import VOCFormat
+from detector import VOC_CLASSES
 
 ROOT = Path(__file__).resolve().parents[3]
 SHARED = Path(os.environ.get("FRCNN_SHARED_DATA") or ROOT.parent / "shared" / "data")

@@ -7,8 +7,8 @@ from PIL import Image
 from datamodules.ground_truth import read_ground_truth
 from datamodules.voc.datamodule import VOCDataModule
 from datamodules.voc.format import Annotation, VOCObject, write_annotation
-from datamodules.voc.layout import VOC_CLASSES
 from datamodules.voc.reader import VOCFormat
+from detector import VOC_CLASSES
 from detector.errors import InputError
 
 

@@ -12,9 +12,9 @@ import pytest
 from datamodules.ground_truth import read_ground_truth
 from datamodules.voc.annotation_cache import AnnotationCache
 from datamodules.voc.format import Annotation
-from datamodules.voc.layout import VOC_CLASSES
 from datamodules.voc.names import annotated_names
 from datamodules.voc.reader import VOCFormat
+from detector import VOC_CLASSES
 
 pytestmark = pytest.mark.real_data
 ARCHIVE = "voc2007-annotations.tar.xz"

@@ -230,5 +230,5 @@ def test_too_short_a_training_is_refused():
 
 
 def test_an_endless_training_is_refused():
-    with pytest.raises(InputError, match=r"--trainer\.max_epochs or --trainer\.max_steps"):
+    with pytest.raises(InputError, match=r"give trainer\.max_epochs or trainer\.max_steps"):
         fit(lightning_module(), batches=3, max_epochs=-1)

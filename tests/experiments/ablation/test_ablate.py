@@ -179,7 +179,7 @@ def test_gentle_stop_in_the_middle_of_a_cell(frcnn, start, grid, undisturbed, tm
     assert "Traceback" not in err
     second = cell_folders(tmp_path)[SECOND]
     assert state(second)["status"] == "interrupted"
-    assert "To go on: add --ckpt_path" in (second / "cell.log").read_text()
+    assert "To go on: give ckpt_path" in (second / "cell.log").read_text()
     assert frcnn("ablate", grid, cwd=tmp_path).code == 1
     assert_same_grid(tmp_path, undisturbed[0])
 

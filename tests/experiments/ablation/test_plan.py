@@ -65,7 +65,7 @@ def test_a_changed_base_is_named_and_gives_new_cells(grid, tmp_path, monkeypatch
         ({"model.anchors.scales": [[[1], [2]]]}, "cell scales=1_2,seed=0: "),
         (
             {"model.backbone.frozen_stages": [0, 9]},
-            "cell frozen_stages=9,seed=0: --model.backbone.frozen_stages 9: this",
+            "cell frozen_stages=9,seed=0: backbone.frozen_stages 9: this",
         ),
         ({"model.roi.nms_iou": [3]}, "cell nms_iou=3,seed=0: roi.nms_iou"),
         ({"data.train_splits": [["absent"]]}, "absent.txt"),

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from experiments.options import DATA_FORMATS
 from PIL import Image
 
 from datamodules.voc.datamodule import VOCDataModule
-from experiments.options import DATA_FORMATS
 
 NOT_IN_ALL = {
     "coco": {"file_name_mismatch", "missing_annotation", "unreadable_annotation"},

@@ -250,10 +250,10 @@ def test_checkpoint_with_two_networks_is_validated_and_does_not_predict(in_step_
 def test_going_on_by_another_scheme_is_refused(in_step_2, trained, frcnn, tiny_config, tmp_path):
     joint = ("--model.training_scheme", "joint")
     line = refusal(frcnn("fit", "--config", tiny_config, *joint, "--ckpt_path", last(in_step_2), cwd=tmp_path))
-    assert "last.ckpt: was trained by --model.training_scheme alternating" in line
+    assert "last.ckpt: was trained by training_scheme alternating" in line
     checkpoint = copy_of(trained, tmp_path)
     line = refusal(frcnn("fit", "--config", tiny_config, *OPTIONS, "--ckpt_path", checkpoint, cwd=tmp_path))
-    assert "copy.ckpt: was trained by --model.training_scheme joint" in line
+    assert "copy.ckpt: was trained by training_scheme joint" in line
 
 
 def test_going_on_by_other_steps_is_refused(in_step_2, frcnn, tiny_config, tmp_path):

@@ -10,8 +10,8 @@ import yaml
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 
 from detector.kernels import processor
-from experiments.options import OptionsCLI
 from experiments.run.precision import automatic_precision, emulation, resolve_precision, slowdown
+from experiments.training_options import OptionsCLI
 
 
 @pytest.fixture

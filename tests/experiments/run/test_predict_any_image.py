@@ -274,7 +274,7 @@ def test_a_checkpoint_knows_the_bit_depth_of_its_training(frcnn, tiny_config, mi
     checkpoint = tmp_path / "runs" / "tiny" / "seed0" / "checkpoints" / "last.ckpt"
     refused = frcnn("validate", *options, "--ckpt_path", checkpoint, "--results_dir", "r", cwd=tmp_path)
     assert refused.code == 2
-    assert "trained with --data.bit_depth 12, but now it is 16" in refused.err
+    assert "trained with bit_depth 12, but now it is 16" in refused.err
 
     def detections(images: Path, *more: object) -> list[Any]:
         shutil.rmtree(tmp_path / "out", ignore_errors=True)

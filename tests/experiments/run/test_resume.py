@@ -103,7 +103,7 @@ def test_interrupt_key_in_the_middle_of_a_step(tiny_config, frcnn, tmp_path, und
     run = tmp_path / "runs" / "tiny" / "seed0"
     assert process.returncode == 1, process.stderr
     assert "Traceback" not in process.stderr
-    assert "--ckpt_path runs/tiny/seed0/checkpoints/last.ckpt" in process.stdout + process.stderr
+    assert "give ckpt_path runs/tiny/seed0/checkpoints/last.ckpt" in process.stdout + process.stderr
     assert load(run)["global_step"] == 9
     assert not (run / "metrics.json").exists()
     resume(frcnn, tiny_config, run)

@@ -1,30 +1,19 @@
 """The options of a training: what `frcnn fit` has, and a parser of it that builds nothing, for other commands."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from datamodules.coco.datamodule import CocoDataModule
-from datamodules.detection_datamodule import DetectionDataModule
-from datamodules.voc.datamodule import VOCDataModule
-from datamodules.yolo.datamodule import YoloDataModule
 from detector.errors import InputError, listed
 from detector.training.lightning_module import FasterRCNNModule
 from experiments.arguments import add_options, values_of
+from experiments.dataset.formats import FORMATS, data_module_of
 from experiments.run.options import RunOptions
 from experiments.run.precision import Trainer
-
-DATA_FORMATS: Final[dict[str, type[DetectionDataModule]]] = {
-    "voc": VOCDataModule,
-    "coco": CocoDataModule,
-    "yolo": YoloDataModule,
-}
 
 
 def find_data_format(arguments: Sequence[str]) -> str:
@@ -35,8 +24,8 @@ def find_data_format(arguments: Sequence[str]) -> str:
     """
     in_files = [_in_file(name) for name in values_of(arguments, "--config", "-c")]
     asked = [name for name in ("voc", *in_files, *values_of(arguments, "--data_format")) if name is not None]
-    if asked[-1] not in DATA_FORMATS:
-        raise InputError(f"--data_format {asked[-1]}: there are {listed(list(DATA_FORMATS))}")
+    if asked[-1] not in FORMATS:
+        raise InputError(f"--data_format {asked[-1]}: there are {listed(list(FORMATS))}")
     return asked[-1]
 
 
@@ -51,18 +40,12 @@ def _in_file(name: str) -> str | None:
 
 
 class OptionsOfRuns(LightningCLI):
-    """The options of Lightning, the model and the data, and what `frcnn fit`, `validate` and `test` have beside them.
-
-    Args:
-        arguments: Of the command line.
-        parser_kwargs: Of jsonargparse's parser, such as `prog`.
-        named: As LightningCLI's.
-    """
+    """The options of Lightning, the model and the data, and what `frcnn fit`, `validate` and `test` add."""
 
     def __init__(self, arguments: list[str], parser_kwargs: dict[str, Any], **named: Any) -> None:
         super().__init__(
             FasterRCNNModule,
-            DATA_FORMATS[find_data_format(arguments)],
+            data_module_of(find_data_format(arguments)),
             trainer_class=Trainer,
             seed_everything_default=0,
             trainer_defaults={"use_distributed_sampler": False, "log_every_n_steps": 20},
@@ -85,13 +68,7 @@ class OptionsOfRuns(LightningCLI):
 
 
 class OptionsCLI(OptionsOfRuns):
-    """The options of `frcnn fit`, as `config`, from config files and arguments.
-
-    Args:
-        arguments: Of the command line.
-        options: A dataclass of more options.
-        parser_kwargs: Of jsonargparse's parser, such as `prog`.
-    """
+    """The options of `frcnn fit`, as `config`, from config files and arguments, and more of them from a dataclass."""
 
     def __init__(self, arguments: list[str], options: type[Any] | None = None, **parser_kwargs: Any) -> None:
         self._more = options
