@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from experiments.options import DATA_FORMATS
 from PIL import Image
 
 from datamodules.voc.datamodule import VOCDataModule
+from experiments.dataset.formats import data_module_of
 
 NOT_IN_ALL = {
     "coco": {"file_name_mismatch", "missing_annotation", "unreadable_annotation"},
@@ -150,7 +150,7 @@ def results_of(coco: Path, split: str, by_name: bool) -> list[dict[str, Any]]:
 
 def test_the_first_batch_of_a_training(both, frcnn, tiny_config, tmp_path):
     batches = []
-    for kind, root in ((VOCDataModule, both.voc), (DATA_FORMATS[both.name], both.other)):
+    for kind, root in ((VOCDataModule, both.voc), (data_module_of(both.name), both.other)):
         data = kind(str(root), ["train"], ["val"], augmentation="ssd_crop", batch_size=4, seed=3, num_workers=0)
         data.setup("fit")
         batches.append(next(iter(data.train_dataloader())))
