@@ -146,7 +146,7 @@ def config_text(root: str, found: Dataset, settings: dict[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    pages.filters["yaml"] = _yaml
+    pages.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=not str(value).isprintable())  # JSON is YAML
     report = found.report
     text = pages.get_template("init.yaml.j2").render(
         settings,
@@ -161,16 +161,6 @@ def config_text(root: str, found: Dataset, settings: dict[str, Any]) -> str:
         sided=any(SIDED.search(name) for name in found.data.class_names),
     )
     return "".join(f"{line}\n" for line in _short_lines(text))
-
-
-def _yaml(value: Any) -> str:
-    """Return a value as YAML has it: JSON, with words as they are where they are plain."""
-    if isinstance(value, str) and re.fullmatch(r"[A-Za-z./][\w./-]*", value) and value.lower() not in _NO_WORDS:
-        return value
-    return json.dumps(value, ensure_ascii=not str(value).isprintable())
-
-
-_NO_WORDS: Final = ("true", "false", "yes", "no", "on", "off", "null", "y", "n")
 
 
 def _short_lines(text: str) -> Iterator[str]:

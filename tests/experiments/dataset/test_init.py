@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.error import URLError
 
@@ -26,7 +27,7 @@ from detector.training.lightning_module import FasterRCNNModule
 from experiments.benchmark.expectation import Expectation
 from experiments.dataset import init as command
 from experiments.dataset.options import InitOptions
-from experiments.dataset.settings import GIB, Machine, choose_network, choose_settings
+from experiments.dataset.settings import GIB, Machine, choose_network, choose_settings, this_machine
 
 CPU = Machine("a processor", False, 16 * GIB, 4)
 GPU = Machine("a GPU", True, 24 * GIB, 16)
@@ -126,7 +127,7 @@ def test_three_commands_lead_from_a_folder_to_pictures(tmp_path, frcnn, untimed,
     assert config["data"]["root"] == "my shapes"
     assert config["data"]["class_names"] == list(CLASS_NAMES[:3])
     assert {part: config["data"].get(f"{part}_splits", []) for part in splits} == splits
-    assert dict(re.findall(r"- (\w+)  # (\d+) objects", text)) == {name: str(count) for name, count in counts.items()}
+    assert dict(re.findall(r'- "(\w+)"  # (\d+) objects', text)) == {name: str(count) for name, count in counts.items()}
     assert f"{sum(images.values())}: " in first.out and f"{counts.total()} of 3 classes" in first.out
 
     printed = [shlex.split(line)[1:] for line in first.out.splitlines() if line.startswith("  frcnn")]
@@ -252,6 +253,16 @@ def test_the_heads_follow_classes_and_crowds() -> None:
     assert (chosen["nms_iou"], chosen["proposals"], chosen["detections"]) == (0.5, 300, 300)
 
 
+@pytest.mark.parametrize("gpu", [True, False])
+def test_the_machine_is_the_gpu_where_there_is_one(monkeypatch, gpu) -> None:
+    found = SimpleNamespace(name="NVIDIA X", total_memory=8 * GIB)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: found)
+    machine = this_machine()
+    assert (machine.name == "NVIDIA X", machine.gpu, machine.memory == 8 * GIB) == (gpu, gpu, gpu)
+    assert machine.cores >= 1 and machine.memory > GIB
+
+
 # ---- weights ----
 
 
@@ -320,6 +331,20 @@ def test_pretrained_layers_are_frozen(tmp_path, frcnn, untimed, mini_voc) -> Non
     assert frcnn("init", mini_voc, *given, cwd=tmp_path).code == 0
     backbone = yaml.safe_load((tmp_path / "mini.yaml").read_text())["model"]["backbone"]
     assert backbone == {"name": "mobilenet_v2_c4", "weights": "weights.pth", "frozen_stages": 2, "norm": "frozen"}
+
+
+def test_classes_of_any_name_are_written_and_pictures_of_left_and_right_are_not_mirrored(
+    tmp_path, frcnn, untimed, mini_voc, resolve
+) -> None:
+    root = Path(shutil.copytree(mini_voc, tmp_path / "data"))
+    names = dict(zip(CLASS_NAMES, ("no", "1e3", "a: b # c", "größe", "turn left", "null"), strict=True))
+    for path in (root / "Annotations").iterdir():
+        path.write_text(re.sub(r"<name>(\w+)", lambda found: f"<name>{names[found[1]]}", path.read_text()))
+    result = frcnn("init", "data", *QUICK, cwd=tmp_path)
+    assert result.code == 0, result.err
+    options = resolve("--config", str(tmp_path / "data.yaml"))
+    assert options.data.class_names == sorted(names.values())
+    assert options.data.augmentation == "none"
 
 
 def test_a_file_that_is_there_stays_unless_it_is_to_be_replaced(tmp_path, frcnn, untimed, mini_voc) -> None:
