@@ -20,10 +20,19 @@ from detector.metrics.flat_states import (
     image_ids_of,
     rows_of,
 )
-from detector.metrics.voc_ap import IntArray
+from detector.metrics.voc_ap import FloatArray, IntArray
 
 # float32 as the IoUs are: an IoU of exactly 0.65 reaches the threshold 0.65
 IOU_THRESHOLDS: Final = np.linspace(0.5, 0.95, 10).astype(np.float32)
+TOP_K: Final = (50, 100, 300, 1000, 2000)
+
+
+def reachable(most: int) -> list[int]:
+    """Return the numbers k of `TOP_K` up to the most proposals that an image has, and, if there are more, that number.
+
+    Recall at a larger k would be the same number under another name.
+    """
+    return sorted({min(k, max(most, 1)) for k in TOP_K})
 
 
 class ProposalRecall(FlatStateMetric):
@@ -50,7 +59,7 @@ class ProposalRecall(FlatStateMetric):
         InputError: `top_k` is empty or holds a number below 1.
     """
 
-    def __init__(self, class_names: Sequence[str], top_k: Sequence[int] = (50, 100, 300, 1000, 2000)) -> None:
+    def __init__(self, class_names: Sequence[str], top_k: Sequence[int] = TOP_K) -> None:
         super().__init__(class_names, ("image_id", "object_count", "object_label"), ("object_area", "best_iou"))
         if not top_k or min(top_k) < 1:
             raise InputError(f"top_k is {list(top_k)}; give at least one number of proposals, each at least 1")
@@ -95,29 +104,29 @@ class ProposalRecall(FlatStateMetric):
         rows = rows[np.isin(label[rows], [i for i, name in enumerate(self.class_names, start=1) if name in self.only])]
         best_iou = self.array("best_iou").reshape(-1, len(self.top_k))[rows]
         area = self.array("object_area")[rows]
-        self._evaluated = (best_iou, label[rows])
+        self._evaluated = (best_iou, label[rows], area)
         values: dict[str, float] = {}
         for column, k in enumerate(self.top_k):
             recalls = _recalls(best_iou[:, column])
             values[f"proposal_recall@{k}"] = float(recalls[0])
             values[f"proposal_AR@{k}"] = float(recalls.mean())
-        detail = best_iou[:, self.top_k.index(self.detail_k)]
-        for size, (low, high) in SIZES.items():
-            of_size = (area >= low) & (area <= high)
-            values[f"proposal_AR@{self.detail_k}_{size}"] = float(_recalls(detail[of_size]).mean())
+        for size, recalls in self.recall_by_size().items():
+            if size != "all":
+                values[f"proposal_AR@{self.detail_k}_{size}"] = float(recalls.mean())
         return self.tensors(values)
 
-    def recall_curve(self, k: int | None = None) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-        """Return the recalls (10,) in the last `compute` at thresholds (10,) .50:.05:.95, which come first.
+    def recall_by_size(self, k: int | None = None) -> dict[str, NDArray[np.float64]]:
+        """Return the recalls (10,) in the last `compute` at IoU .50:.05:.95, of `all` objects and of COCO's sizes.
 
         They are of `k` proposals, one of `top_k`; by default `detail_k`.
         """
-        best_iou, _ = self._results(k)
-        return IOU_THRESHOLDS, _recalls(best_iou)
+        best_iou, _, area = self._results(k)
+        of_size = {size: (area >= low) & (area <= high) for size, (low, high) in SIZES.items()}
+        return {"all": _recalls(best_iou)} | {size: _recalls(best_iou[rows]) for size, rows in of_size.items()}
 
     def recall_per_class(self, k: int | None = None) -> dict[str, float]:
         """Return the recall of `k` proposals at IoU 0.5 of each class, nan for a class without objects."""
-        best_iou, label = self._results(k)
+        best_iou, label, _ = self._results(k)
         classes = [(i, name) for i, name in enumerate(self.class_names, start=1) if name in self.only]
         return {name: float(_recalls(best_iou[label == i])[0]) for i, name in classes}
 
@@ -130,12 +139,12 @@ class ProposalRecall(FlatStateMetric):
         best: Tensor = running[:, last]
         return best
 
-    def _results(self, k: int | None) -> tuple[NDArray[np.float32], IntArray]:
+    def _results(self, k: int | None) -> tuple[NDArray[np.float32], IntArray, FloatArray]:
         k = self.detail_k if k is None else k
         if k not in self.top_k:
             raise InputError(f"recall with {k} proposals was not asked for; top_k is {list(self.top_k)}")
-        best_iou, label = self.last_evaluated()
-        return best_iou[:, self.top_k.index(k)], label
+        best_iou, label, area = self.last_evaluated()
+        return best_iou[:, self.top_k.index(k)], label, area
 
 
 def _recalls(best_iou: NDArray[np.float32]) -> NDArray[np.float64]:

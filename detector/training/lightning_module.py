@@ -24,6 +24,7 @@ from detector.image_batch import ImageConfig
 from detector.kernels.cpu_paths import CpuKernels, check_cpu_kernels, use_cpu_kernels
 from detector.metrics import DetectionAP, ProposalRecall
 from detector.metrics.class_subset import chosen_classes
+from detector.metrics.proposal_recall import reachable
 from detector.roi_heads import BoxPredictor, RoIConfig
 from detector.rpn import RegionProposalNetwork, RPNConfig, RPNHead
 from detector.training.alternating import AlternatingConfig, AlternatingTraining
@@ -139,7 +140,8 @@ class FasterRCNNModule(pl.LightningModule):
         self.alternating = AlternatingTraining(self.model, alternating) if training_scheme == "alternating" else None
         self._joint = JointTraining(self.model)
         self.val_ap, self.test_ap = DetectionAP(class_names), DetectionAP(class_names)
-        self.val_recall, self.test_recall = ProposalRecall(class_names), ProposalRecall(class_names)
+        top_k = reachable(min(rpn.post_nms_test, rpn.pre_nms_test * len(self.model.backbone.strides)))
+        self.val_recall, self.test_recall = ProposalRecall(class_names, top_k), ProposalRecall(class_names, top_k)
 
     @property
     def scheme(self) -> JointTraining:

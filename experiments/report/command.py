@@ -18,7 +18,7 @@ def report(options: ReportOptions) -> None:
     """
     output, style, made = options.output, options.style, build_report(options)
     if style == "html":
-        text = html_page(made)
+        text = html_page(made, Path(output or "report.html").parent)
     elif style == "json":
         text = json_text(made.document) + "\n"
     else:

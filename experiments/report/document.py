@@ -8,21 +8,33 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 from jsonargparse import dict_to_namespace
 
 from detector.errors import InputError, brief, listed
+from detector.metrics.coco_ap import SIZES
+from detector.metrics.proposal_recall import TOP_K, reachable
 from experiments.anchors.audit import AuditResult
 from experiments.anchors.audited_data import AuditInput, audit_input
 from experiments.output import without_nan
 from experiments.report.options import ReportOptions
 from experiments.results.curves import Curve, read_curves
-from experiments.results.runs import Run, RunGroup, RunsFolder, deviation, mean, read_folder
+from experiments.results.runs import (
+    Run,
+    RunGroup,
+    RunsFolder,
+    deviation,
+    has_part,
+    mean,
+    most_proposals,
+    read_folder,
+)
 from experiments.results.scored_runs import Scorer, data_options
-from experiments.results.scores import CLASS_PREFIX, Scored, average, difference
+from experiments.results.scores import CLASS_PREFIX, Scored, average, difference, recall_by_size
 
-RECALL = "proposal_recall@300"
 VOC_ONLY = ("AP50_voc07", "AP50_voc")
 """Metrics whose intervals need none of COCO's, which take most of the time."""
+SIZE_NAMES = ("all", *SIZES)
 CURVES = ("train/loss", "train/images_per_second", "train/peak_memory_mib")
 
 
@@ -54,28 +66,39 @@ def build_report(options: ReportOptions) -> Report:
     tested = any(f"test/{VOC_ONLY[0]}" in run.metrics for run in runs)
     # Tests, if any finished run has one: validations chose nothing but may have been looked at.
     part = options.part or ("test" if tested else "val")
-    names = list(dict.fromkeys([*options.metrics, RECALL]))
+    parts = {cell.name: options.part or _part(cell, part) for cell in grid.cells}
+    names = list(dict.fromkeys([*options.metrics, _recall(runs)]))
     _check_metrics(options.metrics, part, runs)
-    validated = [f"val/{name}" for name in options.metrics if "/" not in name.split("_class/")[0]]
+    validated = [f"val/{name}" for name in options.metrics if not has_part(name)]
     curves = {run.folder: read_curves(run.folder, (*CURVES, *validated)) for run in runs}
-    notes: list[str] = []
+    notes = [line for cell in grid.cells for line in _repeats(cell, parts[cell.name])]
     audits = _audits(grid, notes)
-    scorer = Scorer(part, options.bootstrap, options.seed, coco=not set(options.metrics) <= set(VOC_ONLY))
-    scored = _scored(grid, scorer, notes) if grid.baseline is not None and options.bootstrap else {}
+    resamples = options.bootstrap if grid.baseline is not None else 0
+    scored: dict[Path, Scored] = {}
+    if resamples or options.style in ("html", "json"):
+        coco = not set(options.metrics) <= set(VOC_ONLY)
+        scorers = {one: Scorer(one, resamples, options.seed, coco) for one in set(parts.values())}
+        for cell in grid.cells:
+            scored |= _scored(cell, scorers[parts[cell.name]], notes)
     cells = []
     for cell in grid.cells:
-        row = _row(cell, part, names, curves)
-        differences = _differences(cell, grid.baseline, scored, notes)
+        row = _row(cell, parts[cell.name], names, curves)
+        row["recall_by_size"] = _recall_by_size(cell, parts[cell.name], scored)
+        comparable = grid.baseline is not None and parts[cell.name] == parts[grid.baseline.name]
+        differences = _differences(cell, grid.baseline if comparable else None, scored, notes)
         row["differences"] = {name: one for name, one in differences.items() if name in names}
         row["per_class"] = {name: one for name, one in differences.items() if name.startswith(CLASS_PREFIX)}
         row["anchors"] = _anchors(*audits[cell.name]) if cell.name in audits else None
         cells.append(row)
     for name in names:
-        without = [run.folder.name for cell in grid.cells for run in cell.done if run.metric(name, part) is None]
+        done = [(run, parts[cell.name]) for cell in grid.cells for run in cell.done]
+        without = [run.folder.name for run, own in done if run.metric(name, own) is None]
         notes += [f"finished, but without {part} {name}: {listed(without, 3)}"] if without else []
     counts = dict(Counter(run.status for run in runs))
     summary = f"{len(grid.cells)} cells, {len(runs)} runs: "
     summary += ", ".join(f"{number} {status}" for status, number in counts.items())
+    repeats = sum(len(cell.repeats) for cell in grid.cells)
+    summary += f"; {repeats} more repeat a seed" if repeats else ""
     document = {
         "name": grid.name,
         "folder": str(grid.folder),
@@ -89,6 +112,50 @@ def build_report(options: ReportOptions) -> Report:
         "notes": list(dict.fromkeys(notes)),
     }
     return Report(grid, without_nan(document), curves, audits)
+
+
+def _part(cell: RunGroup, part: str) -> str:
+    """Return the part of the data whose metrics a row shows: validations where none of its finished runs was tested."""
+    found = [any(f"{one}/{VOC_ONLY[0]}" in run.metrics for run in cell.done) for one in (part, "val")]
+    return "val" if found == [False, True] else part
+
+
+def _recall(runs: Sequence[Run]) -> str:
+    """Return the recall that every run can have, of 300 proposals, as in the paper, or of the next smaller number."""
+    logged = [{int(name.split("@")[1]) for name in run.metrics if "/proposal_recall@" in name} for run in runs]
+    numbers = [
+        of_run or set(reachable(most_proposals(run.config) or TOP_K[-1]))
+        for run, of_run in zip(runs, logged, strict=True)
+    ]
+    common = set.intersection(*numbers) or set.union(*numbers)
+    return f"proposal_recall@{max((k for k in common if k <= 300), default=300)}"
+
+
+def _recall_by_size(cell: RunGroup, part: str, scored: Mapping[Path, Scored]) -> dict[str, dict[str, list[float]]]:
+    """Return the recall of proposals and of detections, as means over seeds, where it is known."""
+    known = [run.metrics.get("proposal_recall_by_size") for run in cell.done]
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for table in (one.get(part) for one in known if isinstance(one, Mapping)):
+        if isinstance(table, Mapping):
+            found.setdefault(f"proposals@{table.get('k')}", []).append(table)
+    found["detections"] = [recall_by_size(scored[run.folder]) for run in cell.done if run.folder in scored]
+    return {
+        name: {size: np.mean([np.array(one[size], float) for one in tables], axis=0).tolist() for size in SIZE_NAMES}
+        for name, tables in found.items()
+        if tables
+    }
+
+
+def _repeats(cell: RunGroup, part: str) -> list[str]:
+    """Return a line for each run that repeats the seed of another."""
+    lines = []
+    for run, instead in cell.repeats:
+        again, first = (one.metric(VOC_ONLY[0], part) for one in (run, instead))
+        told = "" if again is None or first is None else f", with {again - first:+.4f} in {part}/{VOC_ONLY[0]}"
+        lines.append(
+            f"{cell.name}: {run.folder.name} repeats seed {run.seed} of {instead.folder.name}{told}: not counted"
+        )
+    return lines
 
 
 def _check_metrics(metrics: Sequence[str], part: str, runs: Sequence[Run]) -> None:
@@ -113,7 +180,9 @@ def _row(cell: RunGroup, part: str, names: Sequence[str], curves: Mapping[Path, 
         "name": cell.name,
         "axes": dict(cell.axes),
         "status": cell.status,
+        "part": part,
         "seeds": [run.seed for run in cell.runs],
+        "repeats": [_run(run, {}) for run, _ in cell.repeats],
         "runs": [_run(run, curves[run.folder]) for run in cell.runs],
         "metrics": metrics,
         "images_per_second": logged("train/images_per_second"),
@@ -135,16 +204,16 @@ def _run(run: Run, curves: Mapping[str, Curve]) -> dict[str, Any]:
     }
 
 
-def _scored(grid: RunsFolder, scorer: Scorer, notes: list[str]) -> dict[Path, Scored]:
-    """Score every finished run whose detections are there."""
+def _scored(cell: RunGroup, scorer: Scorer, notes: list[str]) -> dict[Path, Scored]:
+    """Score every finished run of a cell whose detections are there."""
     found = {}
-    for run in (run for cell in grid.cells for run in cell.done):
+    for run in cell.done:
         if run.metric(VOC_ONLY[0], scorer.part) is None:
             continue  # noted already
         try:
             found[run.folder] = scorer.score(run)
         except InputError as error:
-            notes.append(f"no interval for {run.folder.name}: {error}")
+            notes.append(f"no {'interval' if scorer.resamples else 'recall by size'} for {run.folder.name}: {error}")
     return found
 
 
@@ -157,14 +226,14 @@ def _differences(
     ours = [run for run in cell.done if run.folder in scored]
     theirs = [run for run in baseline.done if run.folder in scored]
     pairs = [(run, other) for run in ours for other in theirs if run.seed == other.seed and run.seed is not None]
-    paired = len({run.seed for run, _ in pairs}) == len(pairs) > 0
+    paired = bool(pairs)
     if paired:  # equal seeds on both sides, so that a seed that only one of them has finished does not shift the mean
         ours, theirs = [run for run, _ in pairs], [other for _, other in pairs]
     if not ours or not theirs:
         return {}
     try:
         total = difference(*(average([scored[run.folder] for run in runs]) for runs in (ours, theirs)))
-        single = [(run.seed, difference(scored[run.folder], scored[other.folder])) for run, other in pairs if paired]
+        single = [(run.seed, difference(scored[run.folder], scored[other.folder])) for run, other in pairs]
     except InputError as error:
         notes.append(f"{cell.name}: {error}")
         return {}

@@ -1,22 +1,31 @@
 """A report as one HTML page that needs nothing else: no network, no script, pictures inside."""
 
 import base64
-import itertools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from experiments.report.document import Report
+from experiments.report.document import SIZE_NAMES, Report
 from experiments.report.pictures import anchor_pictures, curves_picture
-from experiments.report.text import difference_text, legend, problems, spread, state, table_rows
+from experiments.report.text import axis_names, difference_text, legend, problems, spread, state, table_rows
 
-BLUE, RED, GREEN, WHITE = (8, 64, 129), (178, 40, 40), (24, 120, 56), (255, 255, 255)
+BLUE, ORANGE, WHITE = (8, 64, 129), (179, 88, 6), (255, 255, 255)
+"""Told apart by all kinds of colour vision."""
+FILES = ("config.yaml", "metrics.json", "predictions.json", "cell.log", "checkpoints")
+PICTURES = (".jpg", ".jpeg", ".png")
 
 
-def html_page(made: Report) -> str:
-    """Return the whole page, as `report.html.j2` lays it out."""
+def html_page(made: Report, folder: Path) -> str:
+    """Return the whole page, as `report.html.j2` lays it out.
+
+    Args:
+        made: What it tells.
+        folder: Where it will be: links to the runs start from there.
+    """
     document = made.document
     headers, rows = table_rows(document)
     metric = next(iter(document["cells"][0]["metrics"]))
@@ -24,15 +33,19 @@ def html_page(made: Report) -> str:
     known = [value for value in means if value is not None] or [0.0]
     low, range_of_means = min(known), max(known) - min(known)
     compared = [cell for cell in document["cells"] if cell["per_class"]]
-    changes = [abs(one["difference"] or 0) for cell in compared for one in cell["per_class"].values()]
-    largest = max(changes, default=0) or 1
+    largest = max(
+        (abs(one["difference"]) for cell in compared for one in cell["per_class"].values() if one["excludes_zero"]),
+        default=1,
+    )
     varying = [axis for axis, values in document["axes"].items() if len(values) > 1]
+    varying.sort(key=lambda axis: axis == "experiment")  # a map is of the options within one
 
     def shade(mean: float) -> str:
         return _color(0.05 + 0.85 * ((mean - low) / range_of_means if range_of_means else 0.5), BLUE)
 
-    def shade_difference(value: float) -> str:
-        return _color(0.75 * abs(value) / largest, GREEN if value > 0 else RED)
+    def shade_difference(one: Mapping[str, Any]) -> str:
+        value = one["difference"]
+        return _color(0.75 * abs(value) / largest, BLUE if value > 0 else ORANGE) if one["excludes_zero"] else ""
 
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -44,6 +57,12 @@ def html_page(made: Report) -> str:
     )
     pages.filters["base64"] = lambda data: base64.b64encode(data).decode()
     pages.globals |= {"zip": zip, "state": state, "spread": spread, "difference": difference_text}
+    anchors = anchor_pictures(made)
+    recalls = [
+        (cell["name"], what if cell["part"] == document["part"] else f"{what}, {cell['part']}", by_size)
+        for cell in document["cells"]
+        for what, by_size in cell["recall_by_size"].items()
+    ]
     return pages.get_template("report.html.j2").render(
         document=document,
         headers=headers,
@@ -53,32 +72,57 @@ def html_page(made: Report) -> str:
         problems=problems(document),
         metric=metric,
         varying=varying,
+        axis_names=axis_names(document),
         maps=_heat_maps(document, varying),
         shade=shade,
         curves=curves_picture(made),
+        recalls=recalls,
+        sizes=[size for size in SIZE_NAMES if any(set(by_size[size]) != {None} for _, _, by_size in recalls)],
         compared=compared,
         shade_difference=shade_difference,
-        anchors=anchor_pictures(made),
+        anchors=anchors,
+        anchors_of={name: number for number, (names, _, _) in enumerate(anchors) for name in names},
+        shade_recall=lambda value: _color(0.9 * value, BLUE),
+        files=lambda run: _links(Path(run), folder),
     )
 
 
-def _heat_maps(document: Mapping[str, Any], varying: Sequence[str]) -> list[tuple[str, list[list[Any]]]]:
-    """Return a title and the cells by row and column for each combination of the axes beyond the first two.
+def _links(run: Path, folder: Path) -> list[tuple[str, str]]:
+    """Return names and addresses of what is in a run folder: its files, and folders that hold pictures."""
+    counts: dict[Path, int] = {}
+    for path in run.rglob("*"):
+        if path.suffix.lower() in PICTURES:
+            counts[path.parent] = counts.get(path.parent, 0) + 1
+    there = [(name, run / name) for name in FILES if (run / name).exists()]
+    there += [(f"{count} pictures in {path.name}", path) for path, count in sorted(counts.items())]
+    there = [(run.name, run), *there] if run.is_dir() else []
+    return [
+        (name, quote(os.path.relpath(path.resolve(), folder.resolve()).replace(os.sep, "/"))) for name, path in there
+    ]
 
-    A cell that is not in the grid is None.
+
+def _heat_maps(
+    document: Mapping[str, Any], varying: Sequence[str]
+) -> list[tuple[str, list[str], list[tuple[str, list[Any]]]]]:
+    """Return a title, columns and rows of cells for each combination of the axes beyond the first two.
+
+    A cell that is not in the grid is None. A combination that has a single row or column has no map.
     """
     if len(varying) < 2:
         return []
     down, across, *others = varying
     by_place = {tuple(cell["axes"].get(axis) for axis in varying): cell for cell in document["cells"]}
+    names = axis_names(document)
     maps = []
-    for fixed in itertools.product(*(document["axes"][axis] for axis in others)):
-        cells = [
-            [by_place.get((row, column, *fixed)) for column in document["axes"][across]]
-            for row in document["axes"][down]
-        ]
-        if any(cell is not None for line in cells for cell in line):
-            maps.append((", ".join(f"{axis} = {label}" for axis, label in zip(others, fixed, strict=True)), cells))
+    for fixed in dict.fromkeys(place[2:] for place in by_place):
+        rows, columns = (
+            [label for label in document["axes"][axis] if any(p[side] == label and p[2:] == fixed for p in by_place)]
+            for side, axis in enumerate((down, across))
+        )
+        if len(rows) > 1 and len(columns) > 1:
+            title = ", ".join(f"{names[axis]} = {label}" for axis, label in zip(others, fixed, strict=True))
+            cells = [(row, [by_place.get((row, column, *fixed)) for column in columns]) for row in rows]
+            maps.append((title, columns, cells))
     return maps
 
 

@@ -20,7 +20,8 @@ class ReportOptions(ResampleOptions):
         output: Write there instead of printing.
         metrics: Such as "[AP, AP50]".
         baseline: Cell to compare with; by default the grid's own.
-        part: Metrics of which data; by default test, if any finished run was tested, else val.
+        part: Metrics of which data; by default test, if any finished run was tested, else val. Rows that were not
+            tested then show val, marked.
         bootstrap: Resamples of the images, for 95 % intervals; 0 for none.
     """
 

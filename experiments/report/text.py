@@ -4,7 +4,7 @@ import csv
 import io
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.output import number
+from experiments.results.runs import has_part
 
 WIDE = 1000
 """Columns of a table that goes into a file or a pipe: nothing is wrapped there."""
@@ -23,19 +24,45 @@ def text_table(document: Mapping[str, Any]) -> str:
     """Return the report for a terminal, in its width if standard output is one."""
     terminal = sys.stdout.isatty()
     console = Console(file=io.StringIO(), width=None if terminal else WIDE, force_terminal=False)
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    headers, rows = table_rows(document)
-    for index, header in enumerate(headers):
-        table.add_column(header, justify="left" if index <= len(document["axes"]) else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(text) for text in row))
     console.print(Text(f"{document['name']}: {document['summary']}"))
-    console.print()
-    console.print(table)
+    headers, rows = table_rows(document)
+    for columns in _tables([*zip(headers, *rows, strict=True)], console.width):
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+        whole = sum(max(map(len, column)) + 3 for column in columns) <= console.width + 3
+        for header, *cells in columns:
+            justify: Any = "left" if header in headers[: len(document["axes"]) + 1] else "right"
+            width = None if whole else _width([header, *cells])
+            table.add_column(Text(header), justify=justify, overflow="fold", width=width)
+        for row in list(zip(*columns, strict=True))[1:]:
+            table.add_row(*map(Text, row))
+        console.print()
+        console.print(table)
     for line in (*legend(document), *problems(document)):
         console.print(Text(line))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return "".join(line.rstrip() + "\n" for line in text.splitlines())
+
+
+def _width(column: Sequence[str]) -> int:
+    """Return the width of a column, whose header may be broken between words."""
+    return max(len(text) for text in (*column[0].split(), *column[1:]))
+
+
+def _tables(columns: Sequence[Sequence[str]], width: int) -> list[list[Sequence[str]]]:
+    """Divide a table that is too wide into several, whose rows are numbered."""
+
+    def fit(some: Sequence[Sequence[str]]) -> bool:
+        return sum(_width(column) + 3 for column in some) <= width + 3
+
+    if fit(columns):
+        return [list(columns)]
+    numbers = ["row", *(str(number) for number in range(1, len(columns[0])))]
+    tables: list[list[Sequence[str]]] = [[numbers]]
+    for column in columns:
+        if len(tables[-1]) > 1 and not fit([*tables[-1], column]):
+            tables.append([numbers])
+        tables[-1].append(column)
+    return tables
 
 
 def table_rows(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -44,10 +71,17 @@ def table_rows(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]
     return [header for header, _ in rows[0]], [[text for _, text in row] for row in rows]
 
 
+def axis_names(document: Mapping[str, Any]) -> dict[str, str]:
+    """Return what axes are called: by the last part of an option, where that tells it from the others."""
+    last = [axis.rsplit(".", 1)[-1] for axis in document["axes"]]
+    return {axis: one if last.count(one) == 1 else axis for axis, one in zip(document["axes"], last, strict=True)}
+
+
 def _shown(cell: Mapping[str, Any], document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    row = [(axis, cell["axes"].get(axis, "")) for axis in document["axes"]] + [("runs", state(cell))]
-    for name, metric in cell["metrics"].items():
-        row.append((name, spread(metric)))
+    row = [(name, cell["axes"].get(axis, "")) for axis, name in axis_names(document).items()]
+    row.append(("runs", state(cell)))
+    for name in cell["metrics"]:
+        row.append((name, spread(cell, name, document)))
         if document["baseline"] is not None and any(name in other["differences"] for other in document["cells"]):
             row.append(("difference [95 % interval]", difference_text(cell, name, document)))
     if any(other["paper"] is not None for other in document["cells"]):
@@ -62,9 +96,10 @@ def _shown(cell: Mapping[str, Any], document: Mapping[str, Any]) -> list[tuple[s
 
 
 def state(cell: Mapping[str, Any]) -> str:
-    """Return how many runs of a cell are in which state, such as "2 done, 1 failed"."""
+    """Return how many runs of a cell are in which state, such as "2 done, 1 failed (+ 1 repeated)"."""
     found = [run["status"] for run in cell["runs"]]
-    return ", ".join(f"{found.count(status)} {status}" for status in dict.fromkeys(found))
+    repeats = f" (+ {len(cell['repeats'])} repeated)" if cell["repeats"] else ""
+    return ", ".join(f"{found.count(status)} {status}" for status in dict.fromkeys(found)) + repeats
 
 
 def difference_text(cell: Mapping[str, Any], name: str, document: Mapping[str, Any]) -> str:
@@ -102,6 +137,8 @@ def legend(document: Mapping[str, Any]) -> list[str]:
         )
     elif document["baseline"] is None:
         lines.append("(no baseline: name a cell by --baseline for differences)")
+    if any(cell["part"] != document["part"] for cell in document["cells"]):
+        lines.append("(val: validation metrics, of rows that were not tested; not to be compared with test metrics)")
     return lines
 
 
@@ -134,7 +171,7 @@ def csv_table(document: Mapping[str, Any]) -> str:
 def _plain(cell: Mapping[str, Any], axes: Iterable[str]) -> list[tuple[str, Any]]:
     row = [("name", cell["name"]), *((axis, _no_date(cell["axes"].get(axis, ""))) for axis in axes)]
     row += [("status", cell["status"]), ("seeds", len(cell["seeds"]))]
-    row.append(("done", sum(run["status"] == "done" for run in cell["runs"])))
+    row += [("done", sum(run["status"] == "done" for run in cell["runs"])), ("part", cell["part"])]
     for name, metric in cell["metrics"].items():
         known = cell["differences"].get(name, {}) | metric
         row += [(f"{name} {end}", known.get(end)) for end in ENDS]
@@ -149,8 +186,10 @@ def _no_date(label: str) -> str:
     return f"[{label}]" if re.fullmatch(r"[\d.]+([-_][\d.]+)+", label) else label
 
 
-def spread(metric: Mapping[str, Any]) -> str:
-    """Return the mean and the deviation of a metric, such as "0.6000 ± 0.1414"."""
+def spread(cell: Mapping[str, Any], name: str, document: Mapping[str, Any]) -> str:
+    """Return the mean and the deviation of a metric, such as "0.6000 ± 0.1414"; "val" before those of no test."""
+    metric = cell["metrics"][name]
     if metric["mean"] is None:
         return "-"
-    return f"{metric['mean']:.4f}" + ("" if metric["std"] is None else f" ± {metric['std']:.4f}")
+    other = "" if cell["part"] == document["part"] or has_part(name) else f"{cell['part']} "
+    return other + f"{metric['mean']:.4f}" + ("" if metric["std"] is None else f" ± {metric['std']:.4f}")

@@ -84,7 +84,9 @@ def _document(options: CompareOptions, runs: tuple[Run, Run], part: str) -> dict
     chosen = most_different(change, options.images)
     pictures: list[str | None] = [None] * len(chosen)
     notes: list[str] = []
-    if options.output is not None:
+    if options.output is not None and not chosen:
+        notes.append(_why_nothing_is_drawn(options, (a, b)))
+    elif options.output is not None:
         try:
             pictures, notes = draw_images(runs, (a, b), part, chosen, options.score_threshold, options.output)
         except InputError as error:
@@ -115,6 +117,17 @@ def _document(options: CompareOptions, runs: tuple[Run, Run], part: str) -> dict
         ],
         "notes": notes,
     }
+
+
+def _why_nothing_is_drawn(options: CompareOptions, runs: tuple[Scored, Scored]) -> str:
+    if options.images == 0:
+        return "no pictures: --images 0"
+    threshold = options.score_threshold
+    why = f"no pictures: A and B make equally many errors in every image, counting scores of {threshold:g} or more"
+    best = [float(run.detections.score.max(initial=0)) for run in runs]
+    if min(best) >= threshold:
+        return why
+    return f"{why}; A's highest is {best[0]:.2f}, B's {best[1]:.2f}: give a lower --score_threshold"
 
 
 def _table(document: Mapping[str, Any]) -> list[str]:

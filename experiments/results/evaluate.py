@@ -14,7 +14,7 @@ from datamodules.ground_truth import SplitTruth, read_ground_truth
 from detector.metrics.bootstrap import interval
 from detector.metrics.class_subset import chosen_classes, of_classes
 from detector.metrics.error_breakdown import KINDS, break_down_errors
-from detector.metrics.proposal_recall import ProposalRecall
+from detector.metrics.proposal_recall import ProposalRecall, reachable
 from detector.metrics.voc_ap import Detections
 from experiments.dataset.formats import dataset_format
 from experiments.output import json_text, number
@@ -112,8 +112,8 @@ def _proposal_recall(truth: SplitTruth, proposals: Detections) -> dict[str, floa
     objects = truth.objects
     columns = {"boxes": objects.box, "labels": objects.label, "difficult": objects.difficult}
     tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
-    metric = ProposalRecall(truth.class_names)
     count = len(truth.image_names)
+    metric = ProposalRecall(truth.class_names, reachable(int(np.bincount(images, minlength=1).max())))
     for image, found, there in zip(
         range(count), _by_image(images, count), _by_image(objects.image_id, count), strict=True
     ):

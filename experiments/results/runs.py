@@ -9,10 +9,11 @@ import os
 import re
 import socket
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from jsonargparse import Namespace
@@ -27,8 +28,8 @@ NOT_COMPARED = ("seed_everything", "run_name", "runs_dir", "experiment", "ckpt_p
 """Options that do not make another configuration of a run."""
 RESULTS = ("metrics.json", "checkpoints", "events.out.*")
 """What tells a run from a folder that holds a config.yaml alone."""
-MOST_AXES = 4
-"""Options in which ordinary runs differ that are shown as axes; with more, rows are called by their runs."""
+MOST_IN_NAMES = 4
+"""Options in which ordinary runs differ that are all in a row's name; of more, those that tell the rows apart."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Run:
 
     def metric(self, name: str, part: str) -> float | None:
         """Return a metric; one without a prefix is of the reported part of the data."""
-        value = self.metrics.get(name if "/" in name.split("_class/")[0] else f"{part}/{name}")
+        value = self.metrics.get(name if has_part(name) else f"{part}/{name}")
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
@@ -66,14 +67,26 @@ class RunGroup:
     Attributes:
         name: `axis=value,...`, or that of the experiment.
         axes: Value labels by axis.
-        runs: In the order of the plan; at least one.
+        runs: In the order of the plan; at least one, and one of each seed that is known.
         paper: A published number to stand beside AP50, a fraction.
+        repeats: Further runs of these seeds, each with the run that counts instead.
     """
 
     name: str
     axes: Mapping[str, str]
     runs: tuple[Run, ...]
     paper: float | None = None
+    repeats: tuple[tuple[Run, Run], ...] = ()
+
+    @classmethod
+    def of(cls, name: str, axes: Mapping[str, str], runs: Sequence[Run], paper: float | None = None) -> Self:
+        """Return the group of runs of which several may have one seed: a finished, tested, early one counts."""
+        counting: dict[object, Run] = {}
+        for run in sorted(runs, key=_rank):
+            counting.setdefault(run.folder if run.seed is None else run.seed, run)
+        pairs = [(run, counting.get(run.seed, run)) for run in runs]
+        kept, repeats = ([pair for pair in pairs if (pair[0] is pair[1]) == one] for one in (True, False))
+        return cls(name, axes, tuple(run for run, _ in kept), paper, tuple(repeats))
 
     @property
     def status(self) -> str:
@@ -149,6 +162,11 @@ def read_run(folder: str | Path) -> Run:
     return run
 
 
+def has_part(name: str) -> bool:
+    """Return whether the name of a metric says of which data it is, such as val/AP; a class follows another slash."""
+    return "/" in name.split("_class/")[0]
+
+
 def mean(values: Iterable[float | None]) -> float | None:
     """Return the mean of those that there are."""
     known = [value for value in values if value is not None]
@@ -191,7 +209,7 @@ def _planned_cells(folder: Path, plan: Mapping[str, Any]) -> Iterator[RunGroup]:
             _read(folder / Path(entry["folder"]).name, entry.get("seed"), _planned_config(plan, entry))
             for entry in entries
         )
-        yield RunGroup(name, axes, runs, _fraction(published.get(name)))
+        yield RunGroup.of(name, axes, runs, _fraction(published.get(name)))
 
 
 def _planned_config(plan: Mapping[str, Any], entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,6 +232,12 @@ def _is_gone(record: Mapping[str, Any]) -> bool:
     except OSError as error:
         return isinstance(error, ProcessLookupError)  # else it is another user's
     return False
+
+
+def _rank(run: Run) -> tuple[bool, bool, str]:
+    """Return what sorts runs of one seed: finished ones first, then tested ones, then by when they were started."""
+    started = min((path.name for path in run.folder.glob("events.out.*")), default="")
+    return run.status != "done", "test/AP50_voc07" not in run.metrics, started
 
 
 def _without_seed(name: str) -> str:
@@ -260,16 +284,33 @@ def _ordinary_cells(folder: Path) -> list[RunGroup]:
     keys = sorted({key for label in labels for key in label})
     differing = [key for key in keys if len({label.get(key) for label in labels}) > 1]
     experiments = [experiment for experiment, _ in groups]
+    telling = _telling_apart(differing, labels, experiments)
     cells = []
     for experiment, label, members in zip(experiments, labels, groups.values(), strict=True):
-        own = {key: label.get(key, "none") for key in differing}
-        if len(differing) > MOST_AXES:
-            own = {"run": members[0].folder.name} if experiments.count(experiment) > 1 else {}
+        own = {key: label.get(key, "none") for key in dict.fromkeys([*telling, *differing])}
         first = {"experiment": experiment} if len(set(experiments)) > 1 or not own else {}
-        text = ", ".join(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in own.items())
+        named = telling if len(differing) > MOST_IN_NAMES else differing
+        text = ", ".join(f"{key.rsplit('.', 1)[-1]}={own[key]}" for key in named)
         name = f"{experiment}: {text}" if experiments.count(experiment) > 1 else experiment
-        cells.append(RunGroup(name, first | own, tuple(members)))
+        cells.append(RunGroup.of(name, first | own, members))
     return cells
+
+
+def _telling_apart(keys: Sequence[str], labels: Sequence[Mapping[str, str]], names: Sequence[str]) -> list[str]:
+    """Return few options by which rows of one name differ, those first that tell most of them apart."""
+    chosen: list[str] = []
+    kinds: list[tuple[object, ...]] = [(name,) for name in names]
+
+    def alike(kinds: Sequence[tuple[object, ...]]) -> int:
+        return sum(count**2 for count in Counter(kinds).values())
+
+    while keys and alike(kinds) > len(labels):
+        with_key = {key: [(*kind, label.get(key)) for kind, label in zip(kinds, labels, strict=True)] for key in keys}
+        best = min(with_key, key=lambda key: alike(with_key[key]))
+        if alike(with_key[best]) == alike(kinds):
+            break  # 1 and "1" read alike
+        chosen, kinds = [*chosen, best], with_key[best]
+    return chosen
 
 
 # ---- one run ----
@@ -284,7 +325,7 @@ def _read(folder: Path, seed: int | None = None, planned: Mapping[str, Any] | No
         planned: Of a cell of a grid: what stands for a config.yaml that is not there.
     """
     config, metrics = _config(folder) or planned or {}, _read_json(folder / "metrics.json")
-    numbers = {} if isinstance(metrics, str) else metrics
+    numbers = {} if isinstance(metrics, str) else _as_reached(metrics, most_proposals(config))
     record: dict[str, Any] | str
     if (folder / "cell.json").is_file():
         record = _read_json(folder / "cell.json")
@@ -294,7 +335,7 @@ def _read(folder: Path, seed: int | None = None, planned: Mapping[str, Any] | No
         record = {"status": "missing"}
     else:
         given = config.get("seed_everything")
-        record = {"seed": numbers.get("seed", given if isinstance(given, int) else None)}
+        record = {"seed": numbers.get("seed", given if type(given) is int else None)}
         record["status"] = "done" if (folder / "metrics.json").exists() else "unfinished"
     status, error = str(record.get("status")), record.get("error")
     if status not in STATUSES:
@@ -306,6 +347,26 @@ def _read(folder: Path, seed: int | None = None, planned: Mapping[str, Any] | No
     if error is not None:
         error = _end_of(str(error))
     return Run(folder, record.get("seed", seed), status, error, record.get("seconds"), numbers, config)
+
+
+def most_proposals(config: Any) -> int | None:
+    """Return how many proposals an image has at most in evaluations of a run; None where config.yaml does not tell."""
+    for key in ("model", "rpn", "post_nms_test"):
+        config = config.get(key) if isinstance(config, Mapping) else None
+    return config if isinstance(config, int) else None
+
+
+def _as_reached(metrics: Mapping[str, Any], most: int | None) -> dict[str, Any]:
+    """Call recalls by the number of proposals that there could be, where an older run says more: one number, one name.
+
+    An evaluation with more proposals than the training had keeps its own.
+    """
+    named: dict[str, Any] = {}
+    for name, value in metrics.items():
+        reached = re.sub(r"(?<=@)\d+", lambda k: str(min(int(k[0]), most or int(k[0]))), name)
+        if named.setdefault(reached if "/proposal_" in name else name, value) != value:
+            return dict(metrics)
+    return named
 
 
 def _config(folder: Path) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import numpy as np
 from datamodules.ground_truth import SplitTruth
 from detector.errors import InputError
 from detector.metrics.bootstrap import Samples, bootstrap, interval, share_above_zero
+from detector.metrics.coco_matching import AREAS, match_coco
 from detector.metrics.detection_ap import EvaluatedSplit, average_precisions_by_name
-from detector.metrics.voc_ap import Detections
+from detector.metrics.voc_ap import TRUE_POSITIVE, Detections
 
 CLASS_PREFIX = "AP50_voc_class/"
 
@@ -56,6 +57,20 @@ def average(runs: Sequence[Scored]) -> Scored:
     values = {name: float(np.mean([run.values[name] for run in runs])) for name in first.values}
     samples = {name: np.mean([run.samples[name] for run in runs], axis=0) for name in first.samples}
     return replace(first, values=values, samples=samples)
+
+
+def recall_by_size(run: Scored) -> dict[str, Samples]:
+    """Return the share of objects that the detections find, whatever their scores, by COCO's matching.
+
+    Returns:
+        Of `all`, `small`, `medium` and `large` objects, each (10,) at IoU .50:.05:.95; nan without objects.
+    """
+    labels = range(1, len(run.truth.class_names) + 1)
+    matches = list(match_coco(run.detections, run.truth.objects, run.truth.image_ids, labels))
+    found = np.sum([(one.flags == TRUE_POSITIVE).sum(axis=2) for one in matches], axis=0)
+    objects = np.sum([one.objects.sum(axis=1) for one in matches], axis=0)[:, None]
+    recalls = np.divide(found, objects, out=np.full(found.shape, np.nan), where=objects > 0)
+    return {(size or "_all")[1:]: row for size, row in zip(AREAS, recalls, strict=True)}
 
 
 def difference(ours: Scored, theirs: Scored) -> dict[str, dict[str, Any]]:

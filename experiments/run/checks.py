@@ -92,5 +92,8 @@ def _training_metrics(model: FasterRCNNModule) -> set[str]:
 def _validation_metrics(model: FasterRCNNModule) -> set[str]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The ``compute`` method of metric")
-        metrics = DetectionAP(model.class_names).compute() | ProposalRecall(model.class_names).compute()
+        metrics = (
+            DetectionAP(model.class_names).compute()
+            | ProposalRecall(model.class_names, model.val_recall.top_k).compute()
+        )
     return {f"val/{name}" for name in metrics}

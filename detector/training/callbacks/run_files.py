@@ -19,7 +19,7 @@ from detector.metrics.coco_results import coco_results
 from detector.training.lightning_module import FasterRCNNModule
 from detector.training.lightning_private import log_at_step
 
-HPARAMS_METRICS = ("val/AP50_voc07", "val/AP50_voc", "val/AP", "val/AP50", "val/proposal_recall@300")
+HPARAMS_METRICS = ("AP50_voc07", "AP50_voc", "AP", "AP50")
 
 
 class RunFiles(pl.Callback):
@@ -29,6 +29,7 @@ class RunFiles(pl.Callback):
     `epoch` and `step` (completed ones), `seed`, `git_commit` and, of a CPU, `cpu_kernels`, the special paths that the
     layers took; a test adds to what the training wrote.
     Where `classes` chose some, `classes` holds them, and the metrics are of these alone.
+    `proposal_recall_by_size` has for `val` and `test` the number `k` of proposals and their recall at IoU .50:.05:.95.
     `predictions.json` holds the detections of the last validation or test as COCO results, with file and class names;
     on data in COCO's format under the ids of the annotation file, so that COCO's own tools take them.
 
@@ -50,6 +51,7 @@ class RunFiles(pl.Callback):
         self.axes = dict(axes or {})
         self._progress: dict[str, int] = {}
         self._trained = False
+        self._recall_by_size: dict[str, dict[str, Any]] = {}
         self.predictions: list[dict[str, Any]] | None = None
 
     def on_load_checkpoint(
@@ -105,7 +107,9 @@ class RunFiles(pl.Callback):
             self._log_hyperparameters(trainer, pl_module)
 
     def _log_hyperparameters(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        names = {*HPARAMS_METRICS, *(name.replace("val/", "test/") for name in HPARAMS_METRICS)}
+        assert isinstance(pl_module, FasterRCNNModule)
+        recall = f"proposal_recall@{pl_module.val_recall.detail_k}"
+        names = {f"{stage}/{name}" for stage in ("val", "test") for name in (*HPARAMS_METRICS, recall)}
         metrics = {name: v for name, v in _metrics(trainer).items() if name in names and math.isfinite(v)}
         # At the step of the last log: at 0, the default, the final numbers would bend every curve back.
         step = max(trainer.global_step - 1, 0)
@@ -123,9 +127,13 @@ class RunFiles(pl.Callback):
     def _keep(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, FasterRCNNModule)
         metric = pl_module.val_ap if stage == "val" else pl_module.test_ap
+        recall = pl_module.val_recall if stage == "val" else pl_module.test_recall
         loader: Any = trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders
         metric.compute()  # all ranks: gathers
+        recall.compute()
         if trainer.is_global_zero:
+            by_size = {size: [_finite(value) for value in values] for size, values in recall.recall_by_size().items()}
+            self._recall_by_size[stage] = {"k": recall.detail_k, **by_size}
             data = loader.dataset
             ids = getattr(data, "image_ids", None), getattr(data, "category_ids", None)
             self.predictions = coco_results(metric.results(), data.file_names, pl_module.class_names, *ids)
@@ -146,8 +154,9 @@ class RunFiles(pl.Callback):
             {name: value for name, value in before.items() if not name.startswith(of_others) and name != "classes"}
             | ({} if classes is None else {"classes": classes})
             | (self._test_record(trainer, before) if trainer.state.fn == "test" else {})
-            | {name: value if math.isfinite(value) else None for name, value in _metrics(trainer).items()}
+            | {name: _finite(value) for name, value in _metrics(trainer).items()}
             | {
+                "proposal_recall_by_size": before.get("proposal_recall_by_size", {}) | self._recall_by_size,
                 "epoch": trainer.current_epoch,
                 "step": trainer.global_step,
                 "seed": int(os.environ.get("PL_GLOBAL_SEED", "0")),
@@ -195,6 +204,10 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip() or None
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 def _metrics(trainer: pl.Trainer) -> dict[str, float]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from detector.errors import InputError
 from detector.metrics import ProposalRecall
+from detector.metrics.proposal_recall import reachable
 
 
 def target(
@@ -97,11 +98,42 @@ def test_per_class_and_curve() -> None:
     assert (per_class["cat"], per_class["dog"]) == (1.0, 0.5)
     assert math.isnan(per_class["cow"])
     assert metric.recall_per_class(1)["dog"] == 0.0
-    thresholds, recalls = metric.recall_curve(2)
-    np.testing.assert_allclose(thresholds, np.arange(50, 100, 5) / 100, atol=1e-6)
-    np.testing.assert_allclose(recalls, [2 / 3] * 3 + [1 / 3] * 7)  # IoUs 0.6, 1 and 0
+    np.testing.assert_allclose(metric.recall_by_size(2)["all"], [2 / 3] * 3 + [1 / 3] * 7)  # IoUs 0.6, 1 and 0
     with pytest.raises(InputError, match=r"recall with 7 proposals was not asked for; top_k is \[1, 2\]"):
-        metric.recall_curve(7)
+        metric.recall_by_size(7)
+
+
+def test_recall_by_size_and_threshold() -> None:
+    metric = ProposalRecall(["cat"], top_k=(4,))
+    # areas 100, 2500, 2500 and 40,000, best IoU 0.8, 1, 0.5 and 0
+    boxes: list[list[float]] = [[0, 0, 10, 10], [100, 0, 150, 50], [200, 0, 250, 50], [0, 200, 200, 400]]
+    metric.update(
+        [proposals_of([[0, 0, 10, 8], boxes[1], [200, 0, 250, 25], [900, 900, 950, 950]])], [target(0, boxes, [1] * 4)]
+    )
+    values = values_of(metric)
+    found = metric.recall_by_size()
+    assert list(found) == ["all", "small", "medium", "large"]
+    np.testing.assert_allclose(found["all"], [3 / 4] + [1 / 2] * 6 + [1 / 4] * 3)
+    np.testing.assert_allclose(found["small"], [1] * 7 + [0] * 3)
+    np.testing.assert_allclose(found["medium"], [1] + [1 / 2] * 9)
+    np.testing.assert_allclose(found["large"], [0] * 10)
+    assert values["proposal_AR@4_medium"] == pytest.approx(0.55)
+
+
+@pytest.mark.parametrize(
+    ("most", "numbers"),
+    [
+        (0, [1]),
+        (30, [30]),
+        (50, [50]),
+        (150, [50, 100, 150]),
+        (300, [50, 100, 300]),
+        (1000, [50, 100, 300, 1000]),
+        (5000, [50, 100, 300, 1000, 2000]),
+    ],
+)
+def test_only_numbers_of_proposals_that_there_can_be(most: int, numbers: list[int]) -> None:
+    assert reachable(most) == numbers
 
 
 def test_no_proposals_is_zero_and_no_objects_is_nan() -> None:

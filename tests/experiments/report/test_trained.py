@@ -8,10 +8,13 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from torchvision.ops import box_iou
 
 from datamodules.ground_truth import read_ground_truth
 from datamodules.voc.reader import VOCFormat
@@ -177,6 +180,9 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[str] = []
         self.fetched: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.styles: list[list[str]] = []
         self.images = 0
         self.rows: list[list[str]] = []
         self.feed(text)
@@ -189,11 +195,15 @@ class Page(HTMLParser):
             self.open.append(tag)
         if tag == "tr":
             self.rows.append([])
+            self.styles.append([])
         if tag in ("td", "th"):
             self.rows[-1].append("")
+            self.styles[-1].append(dict(attrs).get("style") or "")
+        self.ids += [str(value) for name, value in attrs if name == "id"]
+        self.links += [str(value) for name, value in attrs if (tag, name) == ("a", "href")]
         for name, value in attrs:
             assert not name.startswith("on")
-            if name in ("src", "href", "srcset", "data", "action"):
+            if tag != "a" and name in ("src", "href", "srcset", "data", "action"):
                 self.images += (value or "").startswith("data:image/png;base64,")
                 self.fetched += [] if (value or "").startswith("data:") else [str(value)]
 
@@ -221,6 +231,66 @@ def test_page_is_whole_and_fetches_nothing(report, grid, frcnn, tmp_path):
     assert re.match(r"0\.\d{4} ± 0\.\d{4}[-+]", heat[1])
     classes = [row for row in page.rows if row[0] in ("cross", "ellipse", "rectangle", "ring", "star", "triangle")]
     assert len(classes) == 6
+
+
+def test_links_lead_to_what_is_there(grid, frcnn, tmp_path):
+    folder = Path(shutil.copytree(grid, tmp_path / "runs #1"))
+    run = next(folder.glob("scales=8,seed=0-*"))
+    (run / "found").mkdir()
+    for name in ("a.jpg", "b.png"):
+        (run / "found" / name).touch()
+    result = frcnn("report", folder, "--output", "pages/new/report.html", "--bootstrap", 0, cwd=tmp_path)
+    assert result.code == 0
+    page = Page((tmp_path / "pages" / "new" / "report.html").read_text())
+    assert {link[1:] for link in page.links if link.startswith("#")} <= set(page.ids)
+    outside = [unquote(link) for link in page.links if not link.startswith("#")]
+    found = {(tmp_path / "pages" / "new" / link).resolve() for link in outside}
+    assert all(path.exists() for path in found)
+    assert found >= {run, run / "config.yaml", run / "metrics.json", run / "predictions.json", run / "found"}
+    assert found.isdisjoint(folder.glob("scales=16,seed=1-*/*"))
+    row = next(row for row in page.rows if row[0] == "scales=8" and "config.yaml" in row[-1])
+    assert row[1:3] == ["0", "done"]
+    assert "2 pictures in found" in row[-1]
+
+
+def test_only_what_excludes_zero_has_a_colour(report, grid):
+    page = Page(report(grid, "--bootstrap", 200, style="html"))
+    starred, others = set(), set()
+    for row, styles in zip(page.rows, page.styles, strict=True):
+        if row[0] in ("cross", "ellipse", "rectangle", "ring", "star", "triangle"):
+            for text, style in zip(row[1:], styles[1:], strict=True):
+                (starred if "*" in text else others).add(bool(style))
+    assert (starred, others) == ({True}, {False})
+
+
+def test_recall_by_size_and_iou(report, grid, mini_voc, trained):
+    cells = report(grid, "--bootstrap", 0)["cells"]
+    truth = read_ground_truth(VOCFormat(mini_voc), ["odd"])
+    kept = ~truth.objects.difficult
+    box = truth.objects.box[kept].astype(float)
+    area = (box[:, 2:] - box[:, :2]).prod(axis=1)
+    limits = {"all": (0, 1e9), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e9)}
+    sizes = {name: (area >= low) & (area <= high) for name, (low, high) in limits.items()}
+    best = []  # what one detection overlaps two objects, no other is left: with few detections that is each one's best
+    found = read_results(grid / "scales=16,seed=0-00000000" / "predictions.json", truth)
+    for image, label, one in zip(
+        truth.objects.image_id[kept], truth.objects.label[kept], truth.objects.box[kept], strict=True
+    ):
+        others = found.box[(found.image_id == image) & (found.label == label)]
+        best.append(float(box_iou(torch.tensor(one)[None], torch.tensor(others)).max()) if len(others) else 0.0)
+    by_size = cells[2]["recall_by_size"]["detections"]
+    for name, rows in sizes.items():
+        expected = [np.mean(np.array(best)[rows] >= t / 100) if rows.any() else None for t in range(50, 100, 5)]
+        assert by_size[name] == pytest.approx(expected, abs=1e-9)
+    recorded = json.loads((trained / "metrics.json").read_text())["proposal_recall_by_size"]["val"]
+    for name in sizes:
+        assert cells[0]["recall_by_size"]["proposals@30"][name] == pytest.approx(recorded[name])
+    page = Page(report(grid, "--bootstrap", 0, style="html"))
+    rows = {(row[0], row[1]): (row, style) for row, style in zip(page.rows, page.styles, strict=True) if len(row) > 2}
+    row, style = rows["scales=16", "detections"]
+    assert row[2:7] == [f"{by_size['all'][index]:.2f}" for index in (0, 2, 4, 6, 8)]
+    assert all("background" in one for one in style[2:7])
+    assert rows["scales=8", "proposals@30"][0][2] == f"{recorded['all'][0]:.2f}"
 
 
 def test_names_cannot_become_markup(report, tmp_path, writer):

@@ -95,8 +95,8 @@ def test_differences_are_b_minus_a(compare, frcnn, trained, other, mini_voc, tmp
         prefix = "AP50_voc_class/"
         found = document["per_class" if name.startswith(prefix) else "metrics"][name.removeprefix(prefix)]
         assert (found["low"], found["high"]) == (one["low"], one["high"])
-    assert "proposal_recall@300" in document["metrics"]
-    assert document["metrics"]["proposal_recall@300"]["low"] is None
+    assert "proposal_recall@30" in document["metrics"]
+    assert document["metrics"]["proposal_recall@30"]["low"] is None
 
 
 def test_images_that_differ_most(compare, other, trained, mini_voc):
@@ -146,6 +146,34 @@ def test_a_run_beside_itself(compare, trained, frcnn, tmp_path):
     text = frcnn("compare", trained, trained, "--bootstrap", 20, cwd=tmp_path).out
     assert "options that differ\n  none\n" in text
     assert "B makes fewer in 0 of 7 images, more in 0" in text
+
+
+def test_why_nothing_is_drawn(compare, trained, other, tmp_path):
+    def notes(run: Path, *options: object) -> list[str]:
+        document = compare(run, "--bootstrap", 20, "--output", "pictures", *options)
+        assert [image["picture"] for image in document["images"]] == []
+        assert not (tmp_path / "pictures").exists()
+        return document["notes"]
+
+    same = "no pictures: A and B make equally many errors in every image, counting scores of"
+    highest = max(entry["score"] for entry in json.loads((trained / "predictions.json").read_text()))
+    (note,) = notes(other, "--score_threshold", 1)
+    assert note.startswith(f"{same} 1 or more; A's highest is {highest:.2f}, B's 0.")
+    assert note.endswith(": give a lower --score_threshold")
+    assert notes(trained, "--score_threshold", 0) == [f"{same} 0 or more"]
+    assert notes(other, "--score_threshold", threshold(trained), "--images", 0) == ["no pictures: --images 0"]
+    assert compare(trained, "--bootstrap", 20)["notes"] == []  # nothing was to be drawn
+
+
+def test_recalls_of_more_proposals_than_there_were_are_one_number(compare, trained, tmp_path):
+    run = Path(shutil.copytree(trained, tmp_path / "older", ignore=shutil.ignore_patterns("checkpoints")))
+    metrics = json.loads((run / "metrics.json").read_text())
+    value = metrics.pop("val/proposal_recall@30")
+    metrics |= {f"val/proposal_recall@{k}": value for k in (50, 100, 300, 1000, 2000)}
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    found = compare(run, "--bootstrap", 20)["metrics"]
+    assert [name for name in found if "recall" in name] == ["proposal_recall@30"]
+    assert found["proposal_recall@30"]["difference"] == 0
 
 
 def test_table(frcnn, trained, other, tmp_path):

@@ -207,8 +207,8 @@ def test_recall_of_proposals_where_they_are_given(evaluate, tmp_path) -> None:
     proposals.write_text(json.dumps(rows))
     document = evaluate(GOOD, "--proposals", proposals)
     assert document["proposal_recall@50"] == pytest.approx(0.5)
-    assert document["proposal_recall@100"] == document["proposal_AR@300"] == pytest.approx(1.0)
-    assert document["proposal_recall_class@300/dog"] == pytest.approx(1.0)
+    assert document["proposal_recall@61"] == document["proposal_AR@61"] == pytest.approx(1.0)
+    assert document["proposal_recall_class@61/dog"] == pytest.approx(1.0)
     check(document)
 
 

@@ -98,7 +98,7 @@ def test_losses_of_each_step_and_its_number(undisturbed):
     assert len(events.Scalars("train/loss")) == 18
     # Validations after 6, 12 and 18 optimiser steps: in steps 2, 3 and 4, each of a network that detects.
     assert [e.step for e in events.Scalars("val/AP50_voc07")][:3] == [5, 11, 17]
-    assert [e.step for e in events.Scalars("val/proposal_recall@300")][:3] == [5, 11, 17]
+    assert [e.step for e in events.Scalars("val/proposal_recall@30")][:3] == [5, 11, 17]
 
 
 def test_first_step_is_validated_by_its_proposals_alone(frcnn, tiny_config, tmp_path, metrics_of):
@@ -107,9 +107,9 @@ def test_first_step_is_validated_by_its_proposals_alone(frcnn, tiny_config, tmp_
     assert frcnn("fit", "--config", tiny_config, *SCHEME, *shares, cwd=tmp_path).code == 0
     run = tmp_path / "runs" / "tiny" / "seed0"
     events = EventAccumulator(str(min(run.glob("events.out.tfevents.*")))).Reload()
-    assert [e.step for e in events.Scalars("val/proposal_recall@300")][:2] == [5, 11]
+    assert [e.step for e in events.Scalars("val/proposal_recall@30")][:2] == [5, 11]
     assert {e.step for e in events.Scalars("val/AP50_voc07")} == {11}
-    assert metrics_of(run)["val/proposal_recall@50"] > 0
+    assert metrics_of(run)["val/proposal_recall@30"] > 0
     assert load(run, "best")["global_step"] == 12
 
 
@@ -139,7 +139,7 @@ def test_final_checkpoint_is_as_one_of_joint_training(undisturbed, trained, frcn
     assert result.code == 0, result.err
     (written,) = tmp_path.rglob("metrics.json")
     after = json.loads(written.read_text())
-    assert before["val/proposal_recall@50"] > 0
+    assert before["val/proposal_recall@30"] > 0
     for name, value in before.items():
         if name.startswith("val/"):
             assert after[name.replace("val/", "test/", 1)] == value
@@ -240,7 +240,7 @@ def test_checkpoint_with_two_networks_is_validated_and_does_not_predict(in_step_
     result = frcnn("validate", "--ckpt_path", last(in_step_2), cwd=in_step_2.parents[2])
     assert result.code == 0, result.err
     metrics = json.loads((in_step_2 / "metrics.json").read_text())
-    assert metrics["val/proposal_recall@50"] > 0
+    assert metrics["val/proposal_recall@30"] > 0
     assert "val/AP50_voc07" in metrics
     options = ("--images", mini_voc / "JPEGImages", "--output", tmp_path / "out")
     line = refusal(frcnn("predict", "--ckpt_path", last(in_step_2), *options, cwd=tmp_path))

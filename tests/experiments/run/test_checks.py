@@ -20,7 +20,7 @@ MODE = "--trainer.callbacks.mode"
     [
         ((*EARLY_STOPPING, "val/mAP", MODE, "max"), ["EarlyStopping: monitor val/mAP", "no such metric", "val/AP50"]),
         ((*CHECKPOINT, "val_loss"), ["ModelCheckpoint: monitor val_loss", "no such metric", "train/loss_rpn_cls"]),
-        ((*CHECKPOINT, "val/AP50_voc_class/zebra", MODE, "max"), ["no such metric", "val/proposal_recall@300"]),
+        ((*CHECKPOINT, "val/AP50_voc_class/zebra", MODE, "max"), ["no such metric", "val/proposal_recall@30"]),
         ((*CHECKPOINT, "val/AP", MODE, "max", "--trainer.limit_val_batches", "0"), ["no validations"]),
         ((*EARLY_STOPPING, "val/AP"), ["monitor val/AP", "higher", "mode: max"]),  # min is Lightning's default
         ((*CHECKPOINT, "train/loss", MODE, "max"), ["monitor train/loss", "lower", "mode: min"]),
@@ -84,7 +84,7 @@ def test_metrics_that_are_logged_can_be_watched(tmp_path, tiny_config, frcnn) ->
         "class Own(pl.Callback):\n"
         "    def on_validation_epoch_end(self, trainer, pl_module): pl_module.log('own/number', 1.0)\n"
     )
-    watch = ("val/AP50_voc_class/star", "val/proposal_AR@300_small", "val/AR@10", "own/number")
+    watch = ("val/AP50_voc_class/star", "val/proposal_AR@30_small", "val/AR@10", "own/number")
     callbacks = [
         {"class_path": "ModelCheckpoint", "init_args": {"monitor": name, "mode": "max", "filename": f"watch{number}"}}
         for number, name in enumerate(watch)

@@ -41,8 +41,8 @@ def test_validation_of_some_classes_is_the_mean_of_their_own(frcnn, run, mini_vo
     # One recall from the others: of all objects that are not difficult, weighted by how many there are.
     objects = read_ground_truth(VOCFormat(mini_voc), ["odd"]).objects
     count = np.bincount(objects.label[~objects.difficult], minlength=7)[[3, 6]]
-    recalls = [one["val/proposal_recall@300"] for one in each]
-    assert pair["val/proposal_recall@300"] == pytest.approx(np.average(recalls, weights=count))
+    recalls = [one["val/proposal_recall@30"] for one in each]
+    assert pair["val/proposal_recall@30"] == pytest.approx(np.average(recalls, weights=count))
 
     document = frcnn(
         *("evaluate", run / "classes" / "triangle-rectangle" / "predictions.json", "--data.root", mini_voc),

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -19,8 +20,7 @@ LOSSES = {f"train/{name}" for name in ("loss", "loss_rpn_cls", "loss_rpn_reg", "
 METRICS = {
     *("val/AP50_voc07", "val/AP50_voc", "val/AP", "val/AP50", "val/AP75"),
     *("val/AP_small", "val/AP_medium", "val/AP_large"),
-    *(f"val/proposal_recall@{k}" for k in (50, 100, 300, 1000, 2000)),
-    *(f"val/proposal_AR@{k}" for k in (50, 100, 300, 1000, 2000)),
+    *("val/proposal_recall@30", "val/proposal_AR@30"),
     *(f"val/AP50_voc_class/{name}" for name in ("cross", "ellipse", "rectangle", "ring", "star", "triangle")),
 }
 
@@ -55,12 +55,19 @@ def test_metrics_json(trained, metrics_of):
 
     metrics = json.loads((trained / "metrics.json").read_text(), parse_constant=refuse)
     assert metrics.keys() >= METRICS | LOSSES | {"epoch", "step", "seed", "git_commit"}
+    # of 30 proposals, which is all that there are
+    assert [name for name in metrics if "proposal_recall@" in name] == ["val/proposal_recall@30"]
+    by_size = metrics["proposal_recall_by_size"]["val"]
+    assert (by_size["k"], len(by_size["all"])) == (30, 10)
+    assert by_size["all"][0] == pytest.approx(metrics["val/proposal_recall@30"])
+    for size in ("small", "medium", "large"):
+        assert np.mean(by_size[size]) == pytest.approx(metrics[f"val/proposal_AR@30_{size}"])
     assert (metrics["epoch"], metrics["step"], metrics["seed"]) == (14, 14 * 6, 0)
     assert metrics["git_commit"] is None or len(metrics["git_commit"].removesuffix("-dirty")) == 40
     values = [value for value in evaluation(metrics).values() if value is not None]
     assert all(0 <= value <= 1 for value in values)
     assert metrics["val/AP50_voc07"] > 0  # or the comparisons below would compare nothing
-    assert metrics["val/proposal_recall@50"] > 0.2
+    assert metrics["val/proposal_recall@30"] > 0.2
 
 
 def test_metrics_of_absent_classes_are_null(copied_run, frcnn, metrics_of, mini_voc):
@@ -117,7 +124,7 @@ def test_the_best_checkpoint_is_of_the_highest_ap(frcnn, tiny_config, tmp_path, 
 
 def test_tensorboard_scalars(events, trained, metrics_of):
     tags = set(events.Tags()["scalars"])
-    assert tags >= LOSSES | {"train/images_per_second", "val/AP50_voc07", "val/AP", "val/proposal_recall@300"}
+    assert tags >= LOSSES | {"train/images_per_second", "val/AP50_voc07", "val/AP", "val/proposal_recall@30"}
     assert any(tag.startswith("lr") for tag in tags)
     assert len(events.Scalars("train/loss")) == 14 * 6  # log_every_n_steps is 1
     steps = [event.step for event in events.Scalars("val/AP50_voc07")]
