@@ -2,7 +2,7 @@
 
 import base64
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,24 +29,8 @@ def html_page(made: Report, folder: Path) -> str:
     document = made.document
     headers, rows = table_rows(document)
     metric = next(iter(document["cells"][0]["metrics"]))
-    means = [cell["metrics"][metric]["mean"] for cell in document["cells"]]
-    known = [value for value in means if value is not None] or [0.0]
-    low, range_of_means = min(known), max(known) - min(known)
-    compared = [cell for cell in document["cells"] if cell["per_class"]]
-    largest = max(
-        (abs(one["difference"]) for cell in compared for one in cell["per_class"].values() if one["excludes_zero"]),
-        default=1,
-    )
     varying = [axis for axis, values in document["axes"].items() if len(values) > 1]
     varying.sort(key=lambda axis: axis == "experiment")  # a map is of the options within one
-
-    def shade(mean: float) -> str:
-        return _color(0.05 + 0.85 * ((mean - low) / range_of_means if range_of_means else 0.5), BLUE)
-
-    def shade_difference(one: Mapping[str, Any]) -> str:
-        value = one["difference"]
-        return _color(0.75 * abs(value) / largest, BLUE if value > 0 else ORANGE) if one["excludes_zero"] else ""
-
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -74,17 +58,35 @@ def html_page(made: Report, folder: Path) -> str:
         varying=varying,
         axis_names=axis_names(document),
         maps=_heat_maps(document, varying),
-        shade=shade,
         curves=curves_picture(made),
         recalls=recalls,
         sizes=[size for size in SIZE_NAMES if any(set(by_size[size]) != {None} for _, _, by_size in recalls)],
-        compared=compared,
-        shade_difference=shade_difference,
+        compared=[cell for cell in document["cells"] if cell["per_class"]],
         anchors=anchors,
         anchors_of={name: number for number, (names, _, _) in enumerate(anchors) for name in names},
-        shade_recall=lambda value: _color(0.9 * value, BLUE),
         files=lambda run: _links(Path(run), folder),
+        **_shades(document, metric),
     )
+
+
+def _shades(document: Mapping[str, Any], metric: str) -> dict[str, Callable[[Any], str]]:
+    """Return what colours a mean of the reported part, a difference of which an interval is known, and a recall."""
+    cells = document["cells"]
+    means = [cell["metrics"][metric]["mean"] for cell in cells if cell["part"] == document["part"]]
+    known = [value for value in means if value is not None] or [0.0]
+    low, range_of_means = min(known), max(known) - min(known)
+    sure = [one["difference"] for cell in cells for one in cell["per_class"].values() if one["excludes_zero"]]
+    largest = max(map(abs, sure), default=1)
+
+    def shade_difference(one: Mapping[str, Any]) -> str:
+        value = one["difference"]
+        return _color(0.75 * abs(value) / largest, BLUE if value > 0 else ORANGE) if one["excludes_zero"] else ""
+
+    return {
+        "shade": lambda mean: _color(0.05 + 0.85 * ((mean - low) / range_of_means if range_of_means else 0.5), BLUE),
+        "shade_difference": shade_difference,
+        "shade_recall": lambda value: _color(0.9 * value, BLUE),
+    }
 
 
 def _links(run: Path, folder: Path) -> list[tuple[str, str]]:
