@@ -85,7 +85,7 @@ def test_unknown_classes_are_refused_and_the_known_ones_named(
     assert result.code == 2
     line = result.err.splitlines()[-1]
     assert line.startswith("frcnn: ")
-    assert "classes [" in line
+    assert "classes" in line
     if classes != "[]":
         assert words in line
         assert line.endswith("there are cross, ellipse, rectangle, ring, star, triangle")

@@ -196,7 +196,7 @@ def test_averaging_switched_off_and_on_again(frcnn, tiny_config, cwd):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--model.optimizer.name", "sgd"), "--model.optimizer.name sgd cannot go on from the state of adamw"),
+        (("--model.optimizer.name", "sgd"), "optimizer.name sgd cannot go on from the state of adamw"),
         (
             ("--model.backbone.frozen_stages", 1, "--model.weights", "detector.pth"),
             "model.backbone.frozen_stages: 0 in the checkpoint, 1 from here on); go on with the options of its run",
@@ -216,7 +216,7 @@ def test_what_cannot_change_names_the_way_out(frcnn, tiny_config, cwd, options, 
     assert result.code == 2
     line = result.err.splitlines()[-1]
     assert message in line
-    assert f"--model.weights {last} instead of --ckpt_path" in line
+    assert f"weights {last} instead of ckpt_path" in line
     assert files(last.parents[1])["checkpoints/last.ckpt"] == before["checkpoints/last.ckpt"]
 
 
