@@ -41,12 +41,9 @@ def cache_folder(option: str | None = None) -> Path | None:
 
 
 class FileCache:
-    """Image headers of one dataset folder. A format derives from this for its annotations.
+    """Image headers of one dataset folder, kept in `cache_dir` if there is one. Formats derive theirs.
 
-    Args:
-        folder: that of the dataset.
-        cache_dir: from `cache_folder`; None keeps nothing.
-        reading: images of more pixels than that allows have no usable header.
+    Images of more pixels than `reading` allows have no usable header.
     """
 
     kind: ClassVar[str] = "headers"  # folder of the files within that of the cache
@@ -66,7 +63,8 @@ class FileCache:
         rows, unknown = self._load(), []
         found: dict[Path, ImageHeader | InputError] = {}
         for path in dict.fromkeys(paths):
-            key, stamp = self._key(path), _stamp(path)
+            inside, stamp = str(path).removeprefix(f"{self.folder}/"), _stamp(path)
+            key = inside if inside != str(path) else str(path.absolute())
             row = rows.get(key)
             if row is not None and row[:3] == stamp:
                 found[path] = ImageHeader(*row[3:])
@@ -90,10 +88,6 @@ class FileCache:
             return header
         except InputError as error:
             return error
-
-    def _key(self, path: Path) -> str:
-        inside = str(path).removeprefix(f"{self.folder}/")
-        return inside if inside != str(path) else str(path.absolute())
 
     def _load(self) -> dict[str, Row]:
         if self._rows is None:

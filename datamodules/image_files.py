@@ -33,9 +33,7 @@ class FoundImages:
 def find_images(path: str | Path, ignore: Callable[[Path], bool] = lambda _: False) -> FoundImages:
     """Find a file, or all images of a folder and its subfolders, also those that are linked.
 
-    Args:
-        path: The file or folder.
-        ignore: Whether an image is none to be found, such as a picture that was drawn earlier.
+    Those to ignore are none to be found, such as pictures that were drawn earlier.
 
     Raises:
         InputError: Nothing there, or no image.

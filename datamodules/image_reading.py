@@ -136,12 +136,9 @@ def _orientation(image: Image.Image) -> int:
 def frame(header: ImageHeader, stated: tuple[int, int]) -> tuple[tuple[int, int], bool]:
     """Return the frame that boxes refer to: (width, height), and whether the image's orientation has to be applied.
 
-    It is the stored frame where the annotation states the size of the stored pixels and that of the upright picture
-    differs, else the upright one; so upright also for half turns and mirrored pictures, which no size tells.
-
-    Args:
-        header: of the image.
-        stated: (width, height) in the annotation; zeros where it states none.
+    It is the stored frame where the annotation states the size (width, height) of the stored pixels and that of the
+    upright picture differs, else the upright one; so upright also for half turns and mirrored pictures, which no size
+    tells, and where the annotation states none: zeros.
     """
     stored = (header.width, header.height)
     if header.orientation == 1 or (stated == stored and stored != header.upright_size):

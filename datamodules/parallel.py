@@ -21,13 +21,10 @@ MAX_PROCESSES = 8
 def map_files(
     function: Callable[[Item], Result], items: Sequence[Item], what: str, parallel_from: int | None = None
 ) -> list[Result]:
-    """Return `[function(item) for item in items]`.
+    """Return `[function(item) for item in items]`, with a progress bar of this heading where stderr is a terminal.
 
-    Args:
-        function: defined at the top of a module, cheap to start, without side effects.
-        items: e.g. paths; it, they and the results are pickled.
-        what: heading of the progress bar, which is drawn on stderr where that is a terminal.
-        parallel_from: number of items from which on other processes are started; default: PARALLEL_FROM.
+    The function is defined at the top of a module, is cheap to start and has no side effects; it, the items and the
+    results are pickled. Other processes are started from `parallel_from` items on; by default PARALLEL_FROM.
     """
     with _results(function, items, PARALLEL_FROM if parallel_from is None else parallel_from) as results:
         return list(_watched(results, len(items), what))

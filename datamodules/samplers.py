@@ -118,10 +118,8 @@ class AspectSampler(EpochSampler):
 def padded_share(sizes: NDArray[np.int64], batches: Iterable[Sequence[int]], multiple: int = 1) -> float:
     """Return the share of padding in all pixels, when each batch is padded to its largest height and width.
 
-    Args:
-        sizes: (N, 2) height and width of the images as the network sees them.
-        batches: indices of the images of each batch.
-        multiple: batches are padded to a multiple of this many pixels.
+    Sizes (N, 2) are height and width as the network sees them, batches the indices of their images; they are padded to
+    a multiple of so many pixels.
     """
     used = padded = 0
     for batch in batches:
@@ -193,12 +191,9 @@ def done_so_far(trainer: pl.Trainer) -> dict[str, int]:
 
 
 def go_on(sampler: EpochSampler, state: Mapping[str, int], terms: Mapping[str, int]) -> None:
-    """Let the sampler start behind the batches that are done.
+    """Let the sampler start behind the batches that are done, from `done_so_far` with the terms of that time.
 
-    Args:
-        sampler: Of the training images.
-        state: `done_so_far` with the terms of that time.
-        terms: What the number of batches hangs on, as it is now: `batch_size`, `world_size` and the like.
+    Terms are what the number of batches hangs on, `batch_size`, `world_size` and the like, as they are now.
 
     Raises:
         InputError: a term has changed, and the state is of the middle of an epoch.

@@ -23,13 +23,7 @@ _COMPARED = 128
 
 @dataclass(frozen=True, eq=False)
 class Fingerprint:
-    """What is kept of a picture.
-
-    Args:
-        bits: dHash of 64 bits.
-        thumbnail: uint8 (32, 32), grey.
-        aspect_ratio: height / width of the picture.
-    """
+    """What is kept of a picture: its dHash of 64 bits, a grey thumbnail, uint8 (32, 32), and its height / width."""
 
     bits: int
     thumbnail: NDArray[np.uint8]

@@ -5,12 +5,11 @@ is given, or else taken from its name: `train`, `trainval`, `val` (`valid`, `val
 shares images with `train` and `val` by intention, and splits with other names share them with any.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from datamodules.dataset_format import DatasetFormat, Member
 from datamodules.problems import Problem
@@ -29,7 +28,7 @@ class UsedSplit:
     parts: frozenset[str]
     members: tuple[Member, ...]
 
-    def excludes(self, other: UsedSplit) -> bool:
+    def excludes(self, other: Self) -> bool:
         """Return whether the two must not share images."""
         return bool(self.parts) and bool(other.parts) and not self.parts & other.parts
 

@@ -42,10 +42,7 @@ def _detector(model: Namespace) -> Detector:
 class Checks:
     """What is known of all cells beforehand: their options, data and, on some images, anchors are looked at.
 
-    Args:
-        plan: The grid.
-        need_data: False: a dataset that is not there is a note, not an error.
-        devices: Of each run, for the number of its steps.
+    Unless data is needed, a dataset that is not there is a note, not an error. So many devices train each cell.
 
     Attributes:
         steps: Optimiser steps of each cell, in order; None where unknown.

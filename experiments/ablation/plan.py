@@ -31,13 +31,9 @@ NOT_HASHED = {
 
 @dataclass(frozen=True)
 class PlannedCell(Cell):
-    """A cell that is ready to run.
+    """A cell that is ready to run: its options, parsed as by `frcnn fit`, its folder and the arguments of its commands.
 
-    Attributes:
-        config: Every option, parsed as `frcnn fit` parses it.
-        hash: SHA-256 of all options that decide what is trained.
-        folder: Its run folder.
-        stages: Arguments of the `frcnn` commands that make it up.
+    The hash is SHA-256 of all options that decide what is trained.
     """
 
     config: Namespace

@@ -61,9 +61,8 @@ def source_variables() -> dict[str, str]:
 def prepare(environment: Mapping[str, str], program: str = PROGRAM) -> None:
     """Begin to import what trainings need, in the process that forks; do nothing where it runs already.
 
-    Args:
-        environment: Of the commands; OMP_NUM_THREADS is read when libraries are loaded, so this process takes it over.
-        program: Another than `frcnn` needs no imports.
+    OMP_NUM_THREADS is read when libraries are loaded, so this process takes over that of the commands. Another program
+    than `frcnn` needs no imports.
     """
     multiprocessing.set_forkserver_preload(["experiments.ablation.preload"] if program == PROGRAM else [])
     os.environ.update(source_variables())
