@@ -16,7 +16,7 @@ from detector.metrics.coco_ap import SIZES
 from detector.metrics.proposal_recall import TOP_K, reachable
 from experiments.anchors.audit import AuditResult
 from experiments.anchors.audited_data import AuditInput, audit_input
-from experiments.output import without_nan
+from experiments.output import option_text, without_nan
 from experiments.report.options import ReportOptions
 from experiments.results.curves import Curve, read_curves
 from experiments.results.runs import (
@@ -94,6 +94,8 @@ def build_report(options: ReportOptions) -> Report:
         done = [(run, parts[cell.name]) for cell in grid.cells for run in cell.done]
         without = [run.folder.name for run, own in done if run.metric(name, own) is None]
         notes += [f"finished, but without {part} {name}: {listed(without, 3)}"] if without else []
+    chosen = [f"{run.folder.name} {option_text(run.metrics['classes'])}" for run in runs if run.metrics.get("classes")]
+    notes += [f"metrics of some classes alone: {listed(chosen, 3)}"] if chosen else []
     counts = dict(Counter(run.status for run in runs))
     summary = f"{len(grid.cells)} cells, {len(runs)} runs: "
     summary += ", ".join(f"{number} {status}" for status, number in counts.items())
@@ -133,11 +135,11 @@ def _recall(runs: Sequence[Run]) -> str:
 
 def _recall_by_size(cell: RunGroup, part: str, scored: Mapping[Path, Scored]) -> dict[str, dict[str, list[float]]]:
     """Return the recall of proposals and of detections, as means over seeds, where it is known."""
-    known = [run.metrics.get("proposal_recall_by_size") for run in cell.done]
     found: dict[str, list[Mapping[str, Any]]] = {}
-    for table in (one.get(part) for one in known if isinstance(one, Mapping)):
-        if isinstance(table, Mapping):
-            found.setdefault(f"proposals@{table.get('k')}", []).append(table)
+    for run in cell.done:
+        table = (run.metrics.get("proposal_recall_by_size") or {}).get(part)
+        if table is not None:
+            found.setdefault(f"proposals@{table['k']}", []).append(table)
     found["detections"] = [recall_by_size(scored[run.folder]) for run in cell.done if run.folder in scored]
     return {
         name: {size: np.mean([np.array(one[size], float) for one in tables], axis=0).tolist() for size in SIZE_NAMES}
@@ -150,11 +152,11 @@ def _repeats(cell: RunGroup, part: str) -> list[str]:
     """Return a line for each run that repeats the seed of another."""
     lines = []
     for run, instead in cell.repeats:
+        line = f"{cell.name}: {run.folder.name} repeats seed {run.seed} of {instead.folder.name}"
         again, first = (one.metric(VOC_ONLY[0], part) for one in (run, instead))
-        told = "" if again is None or first is None else f", with {again - first:+.4f} in {part}/{VOC_ONLY[0]}"
-        lines.append(
-            f"{cell.name}: {run.folder.name} repeats seed {run.seed} of {instead.folder.name}{told}: not counted"
-        )
+        if again is not None and first is not None:
+            line += f", with {again - first:+.4f} in {part}/{VOC_ONLY[0]}"
+        lines.append(f"{line}: not counted")
     return lines
 
 

@@ -279,6 +279,7 @@ def _ordinary_cells(folder: Path) -> list[RunGroup]:
         experiment = str(run.config.get("experiment") or run.folder.resolve().parent.name)
         flat = flat_options(run.config)
         options = {key: value for key, value in flat.items() if key.split(".")[0] not in NOT_COMPARED}
+        options |= {"classes": run.metrics["classes"]} if run.metrics.get("classes") else {}  # numbers of these alone
         groups.setdefault((experiment, json.dumps(options, sort_keys=True, default=str)), []).append(run)
     labels = [{key: option_text(value) for key, value in json.loads(text).items()} for _, text in groups]
     keys = sorted({key for label in labels for key in label})

@@ -94,6 +94,15 @@ def test_runs_of_unknown_seed_repeat_nothing(tmp_path):
     assert ([run.seed for run in cell.runs], cell.repeats) == ([None, None], ())
 
 
+def test_numbers_of_some_classes_are_not_averaged_with_those_of_all(report, tmp_path):
+    write_run(tmp_path / "runs" / "a", 0, ap(0.2))
+    write_run(tmp_path / "runs" / "b", 1, ap(0.8) | {"classes": ["star"]})
+    document = report(tmp_path / "runs")
+    found = {cell["axes"]["classes"]: cell["metrics"]["AP50_voc07"]["mean"] for cell in document["cells"]}
+    assert found == {"none": 0.2, '["star"]': 0.8}
+    assert 'metrics of some classes alone: b ["star"]' in document["notes"]
+
+
 # ---- options that differ are columns ----
 
 
