@@ -57,18 +57,11 @@ def _path(record: ImageRecord) -> Path:
 
 
 class DetectionDataset(Dataset[tuple[Tensor, Target]]):
-    """Images with boxes; images are decoded on access.
+    """Images with boxes; images are decoded on access, and the label of class i is i + 1.
 
     A sample's augmentation is a pure function of (seed, epoch, index): it depends on neither workers, ranks nor where a
-    run was resumed.
-
-    Args:
-        records: the images, in order.
-        class_names: names of the classes; the label of class i is i + 1.
-        augmentation: from `build_augmentation`; None leaves images alone.
-        seed: seed of the augmentation.
-        reading: how image files are read.
-        category_ids: what results of detections call the classes; None: 1..C, and images by their positions.
+    run was resumed. None leaves images alone. The ids say what results of detections call classes and images; None:
+    1..C, and images by their positions.
     """
 
     def __init__(

@@ -60,12 +60,8 @@ def read_ground_truth(
 ) -> SplitTruth:
     """Read the annotations of splits in the same order and with the same boxes as a training does.
 
-    Args:
-        format: Of the dataset.
-        splits: Names of the splits.
-        class_names: In label order; default: those that the format has by definition or states, else the sorted names
-            found in all annotations of the dataset, so that numbers do not depend on the split.
-        option: What names `splits` on the command line, for messages.
+    Classes are by default those that the format has by definition or states, else the sorted names found in all
+    annotations of the dataset, so that numbers do not depend on the split. Messages say that `option` names the splits.
 
     Raises:
         InputError: A missing or bad file, an unknown class, an image name that is given twice; names the first such

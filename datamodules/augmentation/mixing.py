@@ -153,9 +153,11 @@ class CopyPasteBoxes(Step):
         image, parts, covered = sample.image.copy(), [sample], np.zeros(len(sample.boxes))
         for index in rng.sample(range(len(other.boxes)), count):
             window = self._window(other, index)
-            width, height = self._patch_size(window, sample.size, rng)
+            (rows, columns), width, height = sample.size, window[2] - window[0], window[3] - window[1]
+            scale = min(rng.uniform(*self.scale), self.max_side * columns / width, self.max_side * rows / height)
+            patch = max(1, int(height * scale)), max(1, int(width * scale))
             boxes = np.concatenate([part.boxes for part in parts])
-            place_at = self._find_place((height, width), sample.size, boxes, covered, rng)
+            place_at = self._find_place(patch, sample.size, boxes, covered, rng)
             if place_at is None:
                 continue
             target, covered = place_at
@@ -173,11 +175,6 @@ class CopyPasteBoxes(Step):
         left, top = max(0, int(x1 - dx)), max(0, int(y1 - dy))
         right, bottom = max(left + 1, math.ceil(x2 + dx)), max(top + 1, math.ceil(y2 + dy))
         return left, top, min(width, right), min(height, bottom)
-
-    def _patch_size(self, window: Part, size: tuple[int, int], rng: Random) -> tuple[int, int]:
-        width, height = window[2] - window[0], window[3] - window[1]
-        scale = min(rng.uniform(*self.scale), self.max_side * size[1] / width, self.max_side * size[0] / height)
-        return max(1, int(width * scale)), max(1, int(height * scale))
 
     def _find_place(
         self,

@@ -43,7 +43,9 @@ def copies(files: list[ImageFile], prints: list[Fingerprint]) -> list[list[int]]
     group = list(range(len(prints)))
     for first, second in _candidates(np.array([item.bits for item in prints], dtype=np.uint64)):
         one, two = sorted((group[first], group[second]))
-        if one != two and _alike(prints[first], prints[second]) and same_pixels(files[first], files[second]):
+        alike = 0.97 < prints[first].aspect_ratio / prints[second].aspect_ratio < 1 / 0.97
+        alike = alike and _close(prints[first].thumbnail, prints[second].thumbnail)
+        if one != two and alike and same_pixels(files[first], files[second]):
             group = [one if number == two else number for number in group]
     members: dict[int, list[int]] = {}
     for index, number in enumerate(group):
@@ -58,11 +60,6 @@ def same_pixels(first: ImageFile, second: ImageFile) -> bool:
     except InputError:
         return False
     return _close(one, two)
-
-
-def _alike(first: Fingerprint, second: Fingerprint) -> bool:
-    ratio = first.aspect_ratio / second.aspect_ratio
-    return 0.97 < ratio < 1 / 0.97 and _close(first.thumbnail, second.thumbnail)
 
 
 def _close(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> bool:
