@@ -11,7 +11,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from experiments.report.document import SIZE_NAMES, Report
 from experiments.report.pictures import anchor_pictures, curves_picture
-from experiments.report.text import axis_names, difference_text, legend, problems, spread, state, table_rows
+from experiments.report.text import (
+    axis_names,
+    difference_text,
+    leading_axes,
+    legend,
+    problems,
+    spread,
+    state,
+    table_rows,
+)
 
 BLUE, ORANGE, WHITE = (8, 64, 129), (179, 88, 6), (255, 255, 255)
 """Told apart by all kinds of colour vision."""
@@ -51,7 +60,7 @@ def html_page(made: Report, folder: Path) -> str:
         document=document,
         headers=headers,
         rows=list(zip(document["cells"], rows, strict=True)),
-        texts=len(document["axes"]) + 1,
+        texts=leading_axes(document) + 1,
         legend=legend(document),
         problems=problems(document),
         metric=metric,

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.output import number
-from experiments.results.runs import has_part
+from experiments.results.runs import MOST_IN_NAMES, has_part
 
 WIDE = 1000
 """Columns of a table that goes into a file or a pipe: nothing is wrapped there."""
@@ -30,7 +30,7 @@ def text_table(document: Mapping[str, Any]) -> str:
         table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         whole = sum(max(map(len, column)) + 3 for column in columns) <= console.width + 3
         for header, *cells in columns:
-            justify: Any = "left" if header in headers[: len(document["axes"]) + 1] else "right"
+            justify: Any = "left" if header in headers[: leading_axes(document) + 1] else "right"
             width = None if whole else _width([header, *cells])
             table.add_column(Text(header), justify=justify, overflow="fold", width=width)
         for row in list(zip(*columns, strict=True))[1:]:
@@ -66,7 +66,7 @@ def _tables(columns: Sequence[Sequence[str]], width: int) -> list[list[Sequence[
 
 
 def table_rows(document: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return headers and cells of the table, as texts: the axes, the state of the runs, then numbers."""
+    """Return headers and cells of the table, as texts: leading axes, the state of the runs, numbers, other axes."""
     rows = [_shown(cell, document) for cell in document["cells"]]
     return [header for header, _ in rows[0]], [[text for _, text in row] for row in rows]
 
@@ -77,9 +77,18 @@ def axis_names(document: Mapping[str, Any]) -> dict[str, str]:
     return {axis: one if last.count(one) == 1 else axis for axis, one in zip(document["axes"], last, strict=True)}
 
 
+def leading_axes(document: Mapping[str, Any]) -> int:
+    """Return how many axes stand before the numbers: of many, those that tell the rows apart; others follow."""
+    whole, labels = len(document["axes"]), [list(cell["axes"].values()) for cell in document["cells"]]
+    if whole <= MOST_IN_NAMES:
+        return whole
+    return next((n for n in range(1, whole) if len({tuple(row[:n]) for row in labels}) == len(labels)), whole)
+
+
 def _shown(cell: Mapping[str, Any], document: Mapping[str, Any]) -> list[tuple[str, str]]:
-    row = [(name, cell["axes"].get(axis, "")) for axis, name in axis_names(document).items()]
-    row.append(("runs", state(cell)))
+    axes = [(name, cell["axes"].get(axis, "")) for axis, name in axis_names(document).items()]
+    first = leading_axes(document)
+    row = [*axes[:first], ("runs", state(cell))]
     for name in cell["metrics"]:
         row.append((name, spread(cell, name, document)))
         if document["baseline"] is not None and any(name in other["differences"] for other in document["cells"]):
@@ -92,6 +101,7 @@ def _shown(cell: Mapping[str, Any], document: Mapping[str, Any]) -> list[tuple[s
         ("objects with an anchor of IoU >= 0.5", number((cell["anchors"] or {}).get("share_iou_50"), ".3f")),
         ("images/s", number(cell["images_per_second"], ".1f")),
         ("memory (MiB)", number(cell["peak_memory_mib"], ".0f")),
+        *axes[first:],
     ]
 
 
