@@ -23,14 +23,12 @@ class Expectation:
     Attributes:
         steps: How many there are.
         seconds: Of one step.
-        precision: In which it is computed.
-        reason: Why in that one.
+        precision: In which it is computed, and why.
     """
 
     steps: int
     seconds: float
     precision: str
-    reason: str
 
     @property
     def minutes(self) -> tuple[float, float]:
@@ -40,7 +38,7 @@ class Expectation:
 
     def __str__(self) -> str:
         """Return what the minutes are told from."""
-        return f"{self.steps} steps of {1000 * self.seconds:.0f} ms in {self.precision}, since {self.reason}"
+        return f"{self.steps} steps of {1000 * self.seconds:.0f} ms in {self.precision}"
 
 
 def expect_training(config: Path, images: int) -> Expectation:
@@ -49,7 +47,7 @@ def expect_training(config: Path, images: int) -> Expectation:
     batch_size, epochs = options["data"]["batch_size"], options["trainer"]["max_epochs"]
     precision, reason = automatic_precision(this_device().type)
     seconds = seconds_per_step(config, batch_size, precision)
-    return Expectation(epochs * max(images // batch_size, 1), seconds, precision, reason)
+    return Expectation(epochs * max(images // batch_size, 1), seconds, f"{precision}, since {reason}")
 
 
 def seconds_per_step(config: Path, batch_size: int, precision: str) -> float:

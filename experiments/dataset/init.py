@@ -25,7 +25,7 @@ from detector.errors import InputError, listed
 from experiments.benchmark.expectation import Expectation, expect_training
 from experiments.dataset.formats import FORMATS, data_module_of, dataset_format
 from experiments.dataset.options import InitOptions
-from experiments.dataset.settings import Machine, choose_network, choose_settings, this_machine
+from experiments.dataset.settings import choose_network, choose_settings, this_machine
 from experiments.output import duration, writing
 from experiments.run.folder import choose_run_folder
 
@@ -52,11 +52,6 @@ class Dataset:
     skip: str
 
     @property
-    def made(self) -> bool:
-        """Return whether the images to validate on are taken from those to train on."""
-        return self.data.splits.val_fraction is not None
-
-    @property
     def images(self) -> tuple[int, int]:
         """Return how many images there are to train and to validate on."""
         return len(self.data.train_dataset), len(self.data.val_dataset)
@@ -77,12 +72,12 @@ def init(options: InitOptions) -> None:
     network, weights, about_weights = choose_network(options.backbone, options.weights, machine)
     settings = choose_settings(network, weights, found.data.ground_truth("train"), machine)
     settings["why"]["weights"] = about_weights
-    commands = _commands(path, found)
-    text = config_text(options.root, found, settings | {"machine": machine.name, "commands": commands})
+    settings |= {"machine": machine.name, "commands": _commands(path, found)}
+    text = config_text(options.root, found, settings)
     with writing(str(path)):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
-    _print(options.root, path, found, machine, settings, expect_training(path, found.images[0]), commands)
+    _print(options.root, path, found, settings, expect_training(path, found.images[0]))
 
 
 def look_at(options: InitOptions) -> Dataset:
@@ -170,56 +165,34 @@ def _short_lines(text: str) -> Iterator[str]:
         if len(line) <= LINE or not mark:
             yield line
             continue
-        indent = code[: len(code) - len(code.lstrip())] + "# "
-        yield from textwrap.wrap(
-            comment,
-            LINE,
-            initial_indent=indent,
-            subsequent_indent=indent,
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        margin = code[: len(code) - len(code.lstrip())] + "# "
+        whole = {"break_long_words": False, "break_on_hyphens": False}
+        yield from textwrap.wrap(comment, LINE, initial_indent=margin, subsequent_indent=margin, **whole)
         yield code
 
 
 def _commands(path: Path, found: Dataset) -> list[str]:
     """Return what to run next: the training, and the detection of objects in images that it is validated on."""
-    run = choose_run_folder("runs", path.stem, None, seed=0)
-    images = found.data.val_dataset.files[0].path.parent
-    predict = [
-        "predict",
-        "--ckpt_path",
-        f"{run}/checkpoints/best.ckpt",
-        "--images",
-        str(images),
-        "--output",
-        f"{run}/pictures",
-    ]
-    return [shlex.join(["frcnn", *words]) for words in (["fit", "--config", str(path)], predict)]
+    run = shlex.quote(str(choose_run_folder("runs", path.stem, None, seed=0)))
+    images = shlex.quote(str(found.data.val_dataset.files[0].path.parent))
+    predict = f"frcnn predict --ckpt_path {run}/checkpoints/best.ckpt --images {images} --output {run}/pictures"
+    return [f"frcnn fit --config {shlex.quote(str(path))}", predict]
 
 
-def _print(
-    root: str,
-    path: Path,
-    found: Dataset,
-    machine: Machine,
-    settings: dict[str, Any],
-    expected: Expectation,
-    commands: list[str],
-) -> None:
+def _print(root: str, path: Path, found: Dataset, settings: dict[str, Any], expected: Expectation) -> None:
     report, (train, val) = found.report, found.images
     kinds = Counter(problem.kind for problem in report.problems)
     low, high = (60 * minutes for minutes in expected.minutes)
     classes = [f"{name} {report.classes.get(name, 0)}" for name in found.data.class_names]
     names = found.data.splits.names
-    made = "made by val_fraction" if found.made else f"{listed(names['train'])} and {listed(names['val'])}"
+    made = f"{listed(names['train'])} and {listed(names['val'])}" if names["val"] else "made by val_fraction"
     table = Table(title=f"{root}: {found.data_format} format", show_header=False)
     for title, text in {
         "images": f"{report.images}: {train} to train on, {val} to validate on ({made})",
         "objects": f"{report.objects} of {len(classes)} classes: {listed(classes, 12)}",
         "problems": (listed([f"{kinds[kind]} {kind}" for kind in KINDS if kinds[kind]]) or "none")
         + ("; on_error: skip leaves out what cannot be used" if found.skip else ""),
-        "machine": machine.name,
+        "machine": settings["machine"],
         "network": f"{settings['network']}, weights {settings['weights']}: {settings['why']['weights']}",
         "image size": f"{settings['shortest']}, longer side up to {settings['longest']}; {settings['why']['shortest']}",
         "anchors": settings["why"]["anchors"],
@@ -227,9 +200,8 @@ def _print(
         "time": f"about {duration(low)} to {duration(high)} on this machine: {expected}",
     }.items():
         table.add_row(title, escape(text))
-    console = Console(highlight=False)
-    console.print(table)
-    other = [] if found.data_format == "voc" else ["--data_format", found.data_format]
-    doctor = [shlex.join(["frcnn", "doctor", root, *other])] if report.problems else []
+    Console(highlight=False).print(table)
+    other = "" if found.data_format == "voc" else f" --data_format {found.data_format}"
+    doctor = [f"frcnn doctor {shlex.quote(root)}{other}"] if report.problems else []
     print(f"{path} is written, with the reasons for all values. Next:")
-    print(*(f"  {command}" for command in [*commands, *doctor]), sep="\n")
+    print(*(f"  {command}" for command in [*settings["commands"], *doctor]), sep="\n")

@@ -37,7 +37,7 @@ QUICK = ("--weights", "none", "--backbone", "small_c4")
 @pytest.fixture
 def untimed(monkeypatch: pytest.MonkeyPatch) -> None:
     """No steps are timed."""
-    monkeypatch.setattr(command, "expect_training", lambda *given: Expectation(100, 0.6, "32-true", "it is asked for"))
+    monkeypatch.setattr(command, "expect_training", lambda *given: Expectation(100, 0.6, "32-true"))
 
 
 # ---- three layouts, as their tools write them ----
