@@ -166,8 +166,8 @@ def _short_lines(text: str) -> Iterator[str]:
             yield line
             continue
         margin = code[: len(code) - len(code.lstrip())] + "# "
-        whole = {"break_long_words": False, "break_on_hyphens": False}
-        yield from textwrap.wrap(comment, LINE, initial_indent=margin, subsequent_indent=margin, **whole)
+        words = textwrap.TextWrapper(LINE - len(margin), break_long_words=False, break_on_hyphens=False)
+        yield from (margin + part for part in words.wrap(comment))
         yield code
 
 
