@@ -8,6 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from detector.errors import InputError
+
+
+def check_checkpoint(path: str | Path) -> None:
+    """Raise InputError unless there is a file."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such checkpoint file")
+
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:
     """Write a JSON file so that it is either the old or the new one, never half of it."""

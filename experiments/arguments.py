@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
+from difflib import SequenceMatcher
 from itertools import pairwise
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -31,6 +32,8 @@ _TYPES: Final = {
     "<class 'int'>": "a whole number",
     "<class 'float'>": "a number",
     "<class 'dict'>": "a mapping: {...}",
+    "<class 'bool'>": "true or false",
+    "<class 'str'>": "text, in quotes",
 }
 
 
@@ -207,16 +210,21 @@ def build(options: type[Options], values: Namespace) -> Options:
     return options(**given | nested)
 
 
-def new_parser(prog: str, options: type[Any], epilog: str | None = None) -> ArgumentParser:
+def new_parser(prog: str, options: type[Any]) -> ArgumentParser:
     """Return the parser of a command; its help says what the docstring of its options says."""
-    import docstring_parser
     from jsonargparse import ArgumentParser
 
-    text = docstring_parser.parse(options.__doc__ or "")
-    description = " ".join(part for part in (text.short_description, text.long_description) if part)
-    parser = ArgumentParser(prog=prog, description=description, epilog=epilog, exit_on_error=False)
+    parser = ArgumentParser(prog=prog, description=description_of(options), exit_on_error=False, allow_abbrev=False)
     add_options(parser, options)
     return parser
+
+
+def description_of(options: type[Any]) -> str:
+    """Return what the docstring of the options of a command says before those."""
+    import docstring_parser
+
+    text = docstring_parser.parse(options.__doc__ or "")
+    return " ".join(part for part in (text.short_description, text.long_description) if part)
 
 
 def _texts(options: type[Any]) -> dict[str, str]:
@@ -288,13 +296,12 @@ def find_modules_here() -> None:
 
 
 @contextlib.contextmanager
-def one_line_of_the_parser(prog: str, options: type[Any], arguments: Sequence[str]) -> Iterator[None]:
+def one_line_of_the_parser(parser: ArgumentParser, arguments: Sequence[str]) -> Iterator[None]:
     """Raise what jsonargparse complains about as an `InputError` of one line.
 
     Args:
-        prog: The command, whose help shows all options.
-        options: The dataclass of its options.
-        arguments: Given to it, to name the config file that is no YAML: none of the parsers does.
+        parser: Knows all options of the command; another one of them may complain.
+        arguments: Given to it, to name the config file, which none of the parsers does.
     """
     from jsonargparse import ArgumentError
 
@@ -302,20 +309,43 @@ def one_line_of_the_parser(prog: str, options: type[Any], arguments: Sequence[st
         yield
     except ArgumentError as error:
         files = values_of(arguments, "--config", "-c")
-        cause = cause_of(str(error), options).replace("<unicode string>", " or ".join(files))
-        more = "" if "\n" in cause or cause.startswith("--") else f" ({prog} --help shows all options)"
+        cause = cause_of(str(error), parser).replace("<unicode string>", " or ".join(files))
+        unknown = re.search(r"(?:unrecognized arguments: (--)|there is no option )([\w.]+)", cause)
+        meant = _most_alike(unknown[2], parser) if unknown else ""
+        cause += f"; did you mean {unknown[1] or ''}{meant}?" if unknown and meant else ""
+        every = "--help all" if "--config" in parser._option_string_actions else "--help"
+        more = "" if "\n" in cause or cause.startswith("--") else f" ({parser.prog} {every} shows all options)"
         raise InputError(cause + more) from None
 
 
-def cause_of(text: str, options: type[Any] | None = None) -> str:
+def _most_alike(name: str, parser: ArgumentParser) -> str:
+    """Return the option that a misspelt one may have meant, or "": alike in its last part, and most as a whole."""
+
+    def likeness(option: str) -> tuple[bool, float]:
+        last, whole = (
+            SequenceMatcher(None, *pair).ratio()
+            for pair in ((name.rpartition(".")[2], option.rpartition(".")[2]), (name, option))
+        )
+        return last >= 0.6, last + whole
+
+    options = [option.removeprefix("--") for option in parser._option_string_actions if option.startswith("--")]
+    best = max(options, key=likeness)
+    return best if likeness(best)[0] else ""
+
+
+def cause_of(text: str, parser: ArgumentParser | None = None) -> str:
     """Return the reason that stands in many lines of jsonargparse, as a part of one line; other texts as they are.
 
-    The options of the command name what is given by its place.
+    The parser of the command names what is given by its place.
     """
     if required := re.fullmatch(r"the following arguments are required: (.+)", text.strip(), re.IGNORECASE):
-        places = {one.name: one.metadata.get("positional") for one in fields(options)} if options else {}
-        missing = ", ".join(places.get(name) or f"--{name}" for name in required[1].split(", "))
-        return f"the following arguments are required: {missing}"
+        places = {one.dest: str(one.metavar) for one in parser._actions if not one.option_strings} if parser else {}
+        names = [re.sub(r"^(fit|validate|test)\.", "", name) for name in required[1].split(", ")]
+        return f"the following arguments are required: {', '.join(places.get(name, f'--{name}') for name in names)}"
+    if missing := re.search(r'"config":\s+File does not exist: .(.+).$', text.strip()):
+        return f"--config {os.path.relpath(missing[1])}: no such file"
+    if unknown := re.search(r"(?:Option '([\w.]+)' is not|does not accept option '([\w.]+)')", text):
+        return f"<unicode string>: there is no option {unknown[1] or unknown[2]}"
     key = re.match(r'\s*Parser key "([^"]+)"', text)
     given = re.search(r"Problem with given class_path '([^']+)':\s*([^\n]+)", text)
     if given is not None and re.match(_CLASS_PATH_REASONS, given[2]):

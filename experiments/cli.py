@@ -14,7 +14,17 @@ from typing import Any, Final, Literal
 from detector.errors import InputError, TrainingError
 from detector.kernels.threads import wait_politely
 from experiments.arguments import as_spelt_now, build, find_modules_here, new_parser, one_line_of_the_parser
+from experiments.run.option_table import (
+    check_arguments,
+    config_of_checkpoint,
+    find_data_format,
+    part_of_help,
+    training_help,
+    training_parser,
+)
 from experiments.run.startup import quick_imports, run_process
+
+TOO: Final = "options of a training too"
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,7 @@ class Command:
             there are kinds.
         takes: Also all options of a training: these, parsed, are the second argument of the function. Or "arguments":
             it parses them itself, name included.
+        check: "module:function" in this package, of a module that imports nothing slow: is given the options first.
     """
 
     name: str
@@ -36,6 +47,7 @@ class Command:
     options: str = ""
     function: str = ""
     takes: Literal["options", "options of a training too", "arguments"] = "options"
+    check: str = ""
 
     @property
     def prog(self) -> str:
@@ -50,24 +62,33 @@ class Command:
             print(help_text(self.name), end="")
             return 0
         options = _load(self.options)
-        with one_line_of_the_parser(self.prog, options, arguments):
-            if self.takes == "arguments":
-                given: list[Any] = [[self.name, *arguments]]
-            elif self.takes == "options" or {"-h", "--help"} & set(arguments):
-                more = "Takes --config and all other options of frcnn fit, too: frcnn fit --help shows them."
-                parser = new_parser(self.prog, options, None if self.takes == "options" else more)
-                given = [build(options, parser.parse_args(arguments))]
+        if self.takes == "options":
+            parser = new_parser(self.prog, options)
+        else:
+            part = part_of_help(arguments)
+            arguments = [*config_of_checkpoint(arguments), *arguments] if self.takes == "arguments" else arguments
+            parser = training_parser(self.name, options, find_data_format(arguments))
+            if part is not None:
+                print(training_help(parser, options, part), end="")
+                return 0
+        with one_line_of_the_parser(parser, arguments):
+            if self.takes == "options":
+                given: list[Any] = [build(options, parser.parse_args(arguments))]
             else:
-                with quick_imports():
-                    from experiments.training_options import OptionsCLI
-                config = OptionsCLI(arguments, options, prog=self.prog).config
-                given = [build(options, config), config]
+                check_arguments(parser, arguments)
+                given = [[self.name, *arguments]]
+            if self.check:
+                _load(self.check)(*given)
             with quick_imports():
                 function = _load(self.function)
+                if self.takes == TOO:
+                    from experiments.training_options import OptionsCLI
+
+                    config = OptionsCLI(arguments, options, prog=self.prog).config
+                    given = [build(options, config), config]
             return function(*given) or 0
 
 
-TOO: Final = "options of a training too"
 COMMANDS: Final = (
     Command(
         "fit",
@@ -91,7 +112,11 @@ COMMANDS: Final = (
         "arguments",
     ),
     Command(
-        "predict", "detect objects in image files, and draw them", "run.options:PredictOptions", "run.predict:predict"
+        "predict",
+        "detect objects in image files, and draw them",
+        "run.options:PredictOptions",
+        "run.predict:predict",
+        check="run.options:check_prediction",
     ),
     Command(
         "evaluate",
@@ -104,6 +129,7 @@ COMMANDS: Final = (
         "train a grid of options and seeds:     frcnn ablate experiments/ablations/anchors_mini_voc.yaml",
         "ablation.options:AblateOptions",
         "ablation.ablate:ablate",
+        check="ablation.grid:check_cells",
     ),
     Command(
         "anchors",

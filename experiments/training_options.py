@@ -1,42 +1,16 @@
 """The options of a training: what `frcnn fit` has, and a parser of it that builds nothing, for other commands."""
 
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import yaml
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
-from detector.errors import InputError, listed
 from detector.training.lightning_module import FasterRCNNModule
-from experiments.arguments import add_options, values_of
+from experiments.arguments import add_options
 from experiments.dataset.formats import FORMATS, data_module_of
+from experiments.run.option_table import Rows, find_data_format, rows_of, write_table
 from experiments.run.options import RunOptions
 from experiments.run.precision import Trainer
-
-
-def find_data_format(arguments: Sequence[str]) -> str:
-    """Return the format that is asked for by `--data_format`, or else by `data_format:` in the last of config files.
-
-    Raises:
-        InputError: There is no such format.
-    """
-    in_files = [_in_file(name) for name in values_of(arguments, "--config", "-c")]
-    asked = [name for name in ("voc", *in_files, *values_of(arguments, "--data_format")) if name is not None]
-    if asked[-1] not in FORMATS:
-        raise InputError(f"--data_format {asked[-1]}: there are {listed(list(FORMATS))}")
-    return asked[-1]
-
-
-def _in_file(name: str) -> str | None:
-    """Return the format that a file asks for; one that cannot be read is the parser's to complain about."""
-    try:
-        content = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    value = content.get("data_format") if isinstance(content, dict) else None
-    return None if value is None else str(value)
 
 
 class OptionsOfRuns(LightningCLI):
@@ -60,6 +34,10 @@ class OptionsOfRuns(LightningCLI):
     def subcommands() -> dict[str, set[str]]:
         """Return Lightning's, all but predict, which works on images rather than on a dataset."""
         return {name: skipped for name, skipped in LightningCLI.subcommands().items() if name != "predict"}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Return a parser that takes whole names only."""
+        return super().init_parser(allow_abbrev=False, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add where the run is written, and give class names from the data to the model."""
@@ -89,3 +67,25 @@ class OptionsCLI(OptionsOfRuns):
 
     def _set_seed(self) -> None:
         """Do nothing: what is random here has its own generator."""
+
+
+def option_table() -> dict[str, Rows]:
+    """Return what `option_table.json` is to say, from the parsers themselves."""
+    formats = {
+        name: rows_of(OptionsCLI([f"--data_format={name}", "--data.root=here"], prog="frcnn").parser)
+        for name in FORMATS
+    }
+    methods: dict[str, Rows] = {}
+    for name, skipped in OptionsOfRuns.subcommands().items():
+        parser = LightningArgumentParser()
+        parser.add_method_arguments(pl.Trainer, name, skip=set(skipped))
+        methods[name] = rows_of(parser)
+    of_data = {
+        name: {key: row for key, row in rows.items() if key.startswith("data.")} for name, rows in formats.items()
+    }
+    common = {key: row for key, row in formats["voc"].items() if key not in of_data["voc"] | methods["fit"]}
+    return {"all": common, **of_data, **methods}
+
+
+if __name__ == "__main__":
+    write_table(option_table())

@@ -25,7 +25,7 @@ import yaml
 
 from datamodules.mini_voc.writer import write_mini_voc
 from experiments.cli import main
-from experiments.run import lightning_cli
+from experiments.run import lightning_cli, option_table
 from experiments.run.lightning_cli import DetectorCLI
 from tests.broken_dataset import BrokenDataset, break_dataset
 
@@ -227,6 +227,7 @@ def resolve(frcnn: Frcnn) -> Resolve:
     def run(*arguments: str) -> Any:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(lightning_cli, "DetectorCLI", ParsedOnly)
+            patch.setattr(option_table, "check_files", lambda *_: None)
             result = frcnn("fit", *arguments, cwd=ROOT)
         assert result.code == 0, result.err
         return ParsedOnly.last.config["fit"]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from detector.errors import InputError
+from detector.files import check_checkpoint
 from detector.training.resuming import afresh
 
 
@@ -17,8 +18,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         InputError: The file is missing, unreadable, or no such checkpoint.
     """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such checkpoint file")
+    check_checkpoint(path)
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:

@@ -11,6 +11,11 @@ from typing import Any
 import yaml
 
 from detector.errors import InputError, brief, flat_options
+from experiments.ablation.options import AblateOptions
+from experiments.arguments import one_line_of_the_parser
+from experiments.output import option_text
+from experiments.run.option_table import find_data_format, parse_known, training_parser
+from experiments.run.options import RunOptions
 
 KEYS = ("base", "evaluate", "axes", "seeds", "exclude", "baseline", "overrides", "paper")
 LONGEST_LABEL = 60
@@ -113,6 +118,30 @@ class Grid:
             for seed in self.seeds
             for setting in self.settings()
         ]
+
+
+def check_cells(options: AblateOptions) -> None:
+    """Refuse a base config, or options of axes, that `frcnn fit` would refuse; each value once, in the first cell.
+
+    Raises:
+        InputError: Names the file, or the cell.
+    """
+    grid = read_grid(options.grid)
+    if grid.base is None:
+        return
+    base = [f"--config={grid.base}"]
+    parser, seen = training_parser("fit", RunOptions, find_data_format(base)), set[str]()
+    with one_line_of_the_parser(parser, base):
+        parse_known(parser, base)
+    for cell in grid.cells():
+        words = [f"--{option}={option_text(value)}" for option, value in cell.options.items()]
+        if not seen.issuperset(words):
+            try:
+                with one_line_of_the_parser(parser, base):
+                    parse_known(parser, [*base, *words])
+            except InputError as error:
+                raise InputError(f"{grid.path}: cell {cell.name}: {error}") from None
+            seen |= {*words}
 
 
 def setting_name(axes: Mapping[str, str]) -> str:

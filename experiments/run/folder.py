@@ -26,8 +26,29 @@ def folder_of_classes(run_folder: Path, classes: Sequence[str]) -> Path:
     return run_folder / "classes" / re.sub(r"[^\w-]+", "_", "-".join(classes))[:100]
 
 
-def choose_run_folder(runs_dir: str, experiment: str, run_name: str | None, seed: int) -> Path:
+def repeated_run(files: Sequence[object], run_name: str | None) -> Path | None:
+    """Return the run that a new one repeats: that whose own `config.yaml` is the last of its config files.
+
+    Args:
+        files: The config files.
+        run_name: As they say; where the run's folder has another name, there is no repeat.
+    """
+    file = Path(str(files[-1])) if files else Path()
+    if not re.fullmatch(r"config(_resumed_\d+)?\.yaml", file.name):
+        return None
+    name = r"seed\d+" if run_name is None else re.escape(run_name)
+    return file.parent if re.fullmatch(rf"{name}(-\d+)?", file.absolute().parent.name) else None
+
+
+def choose_run_folder(runs_dir: str, experiment: str, run_name: str | None, seed: int, numbered: bool = False) -> Path:
     """Return the folder of a new run: the given name, which must be free, or `seed<N>`, numbered where that is taken.
+
+    Args:
+        runs_dir: Folder of all runs.
+        experiment: Folder in it.
+        run_name: As given.
+        seed: For the name where none is given.
+        numbered: Whether a given name is numbered, too.
 
     Raises:
         InputError: `run_name` is taken, so that no run is overwritten.
@@ -35,15 +56,14 @@ def choose_run_folder(runs_dir: str, experiment: str, run_name: str | None, seed
     if ENVIRONMENT_VARIABLE in os.environ:
         return Path(os.environ[ENVIRONMENT_VARIABLE])
     parent = Path(runs_dir) / experiment
-    if run_name is not None:
-        folder = parent / run_name
-        if _taken(folder):
-            raise InputError(
-                f"{folder}: there is a run already; choose another --run_name, or go on with it by "
-                f"--ckpt_path {folder}/checkpoints/last.ckpt"
-            )
-        return folder
-    names = (f"seed{seed}" if n == 1 else f"seed{seed}-{n}" for n in range(1, 1_000_000))
+    name = f"seed{seed}" if run_name is None else run_name
+    folder = parent / name
+    if run_name is not None and not numbered and _taken(folder):
+        raise InputError(
+            f"{folder}: there is a run already; choose another --run_name, or go on with it by "
+            f"--ckpt_path {folder}/checkpoints/last.ckpt"
+        )
+    names = (f"{name}-{n}" if n > 1 else name for n in range(1, 1_000_000))
     return next(parent / name for name in names if not _taken(parent / name))
 
 

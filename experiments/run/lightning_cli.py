@@ -32,12 +32,18 @@ from experiments.anchors.warnings import AnchorWarnings
 from experiments.arguments import add_options, cause_of, values_of
 from experiments.results.files import write_devkit_results
 from experiments.run.checks import check_devkit_names, check_monitors, check_writable
-from experiments.run.folder import ENVIRONMENT_VARIABLE, choose_run_folder, folder_of_classes, run_folder_of
+from experiments.run.folder import (
+    ENVIRONMENT_VARIABLE,
+    choose_run_folder,
+    folder_of_classes,
+    repeated_run,
+    run_folder_of,
+)
 from experiments.run.grid_progress import CellProgress, axes_of_environment
 from experiments.run.host_memory import keep_freed_memory
 from experiments.run.options import EvaluationOptions, TestOptions
 from experiments.run.precision import check_precision, resolve_precision
-from experiments.run.resuming import folder_to_go_on_in, nothing_left, other_options
+from experiments.run.resuming import folder_to_go_on_in, nothing_left, other_options, repeat_text
 from experiments.training_options import OptionsOfRuns
 
 
@@ -62,14 +68,14 @@ class DetectorCLI(OptionsOfRuns):
     """The command line of a training, a validation or a test: of the command that comes first in `arguments`."""
 
     def __init__(self, arguments: list[str]) -> None:
-        self._asked = arguments[:1]
+        self._arguments = arguments
         super().__init__(arguments, {}, save_config_callback=ConfigFile)
 
     run_folder: Path
     goes_on_from: Path | None
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        if subcommand not in self._asked:  # only its name and description are shown; its options take time to find
+        if subcommand != self._arguments[0]:  # only its name and description are shown; its options take time to find
             return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand != "fit":
@@ -141,10 +147,6 @@ class DetectorCLI(OptionsOfRuns):
             kept = ("global_step", "loops", "hyper_parameters", "alternating")
             self.done_before = {key: content.get(key) for key in kept}
             config.model.load_backbone_weights = False
-        elif self.subcommand != "fit":
-            raise InputError(
-                f"frcnn {self.subcommand} needs --ckpt_path, for example runs/X/seed0/checkpoints/last.ckpt"
-            )
         trainer = config.trainer
         check_precision(trainer.precision)
         trainer.precision = resolve_precision(trainer.precision, trainer.accelerator, trainer.devices)
@@ -171,14 +173,19 @@ class DetectorCLI(OptionsOfRuns):
         results = config.get("results_dir")
         found = Path(results) if results is not None else None
         old = run_folder_of(checkpoint) if checkpoint is not None else None
+        repeated = repeated_run(config.get("config") or [], config.run_name) if self.subcommand == "fit" else None
+        numbered = repeated is not None and not values_of(self._arguments, "--run_name")
         if found is None and checkpoint is not None:
-            found = folder_to_go_on_in(checkpoint, config) if self.subcommand == "fit" else old
+            found = folder_to_go_on_in(checkpoint, config, numbered) if self.subcommand == "fit" else old
         self.run_folder = found or choose_run_folder(
             config.runs_dir or "runs",
             config.experiment or _experiment_name(config),
             config.run_name,
             int(config.seed_everything),
+            numbered,
         )
+        if repeated is not None and repeated.absolute() != self.run_folder.absolute():
+            rank_zero_info(f"{self.run_folder}: {repeat_text(repeated, config)}")
         self.goes_on_from = old if self.subcommand == "fit" and old != self.run_folder else None
         if old is not None and self.subcommand == "fit" and (changes := other_options(old, config)):
             rank_zero_info(f"{old}: goes on with other options: {changes_text(changes)}")
@@ -256,16 +263,12 @@ class DetectorCLI(OptionsOfRuns):
 
 
 def run_lightning(arguments: list[str]) -> None:
-    """Run `fit`, `validate` or `test`, the first of the arguments, with the rest of a command line.
-
-    A validation or test without `--config` takes the configuration of its checkpoint's run.
-    """
+    """Run `fit`, `validate` or `test`, the first of the arguments, with the rest of a command line."""
     # Of a checkpoint's callbacks an evaluation needs none, and a training only what `BestCheckpoint` takes over.
     warnings.filterwarnings("ignore", message="The dirpath has changed from")
     if arguments[0] != "fit":
         warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided")
-    rest = arguments[1:]
-    DetectorCLI([arguments[0], *_config_of_checkpoint(rest), *rest])
+    DetectorCLI(arguments)
 
 
 def _is_endless(trainer: pl.Trainer) -> bool:
@@ -277,14 +280,6 @@ def _is_endless(trainer: pl.Trainer) -> bool:
 def _with_atomic_checkpoints(plugins: Any) -> list[Any]:
     given = list(plugins) if isinstance(plugins, list | tuple) else [] if plugins is None else [plugins]
     return given if any(isinstance(plugin, CheckpointIO) for plugin in given) else [*given, AtomicCheckpoints()]
-
-
-def _config_of_checkpoint(arguments: list[str]) -> list[str]:
-    checkpoints = values_of(arguments, "--ckpt_path")
-    if not checkpoints or {"--help", "-h"} & set(arguments) or values_of(arguments, "--config", "-c"):
-        return []
-    folder = run_folder_of(checkpoints[0])
-    return ["--config", str(folder / "config.yaml")] if folder else []
 
 
 def _experiment_name(config: Namespace) -> str:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from detector.files import check_checkpoint
 from experiments.arguments import DataFormatOptions, DataOptions, ScoreOptions, check_least, some_of
 
 
@@ -81,3 +82,8 @@ class PredictOptions(ScoreOptions):
         """Refuse a batch without images."""
         super().__post_init__()
         check_least(self, batch_size=1)
+
+
+def check_prediction(options: PredictOptions) -> None:
+    """Refuse a checkpoint that is not there."""
+    check_checkpoint(options.ckpt_path)

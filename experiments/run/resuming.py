@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 
+from detector.errors import value_text
 from detector.training.resuming import Changes, changed_options
 from experiments.run.folder import choose_run_folder, run_folder_of
 
@@ -17,13 +18,15 @@ NOT_COMPARED = {
     *("trainer.default_root_dir", "trainer.profiler", "trainer.plugins"),
 }
 """Options that decide nothing of what is trained."""
+WHERE = {"config", "runs_dir", "experiment", "run_name", "ckpt_path"}
 
 
-def folder_to_go_on_in(checkpoint: str, config: Namespace) -> Path | None:
+def folder_to_go_on_in(checkpoint: str, config: Namespace, numbered: bool = False) -> Path | None:
     """Return the run folder of a resumed training: its checkpoint's, or a new one where another name is asked for.
 
     A name is asked for by `run_name`, `experiment` or `runs_dir`; what is not given of the three is as in the old run,
     but for the run's name, which is then `seed<N>`. What the old run's own config file says asks for nothing.
+    `numbered` is that of `choose_run_folder`.
 
     Returns:
         The folder; None where the checkpoint is in no run folder.
@@ -44,7 +47,11 @@ def folder_to_go_on_in(checkpoint: str, config: Namespace) -> Path | None:
     if (other_runs_dir, other_experiment, other_name) == (None, None, None):
         return run
     return choose_run_folder(
-        other_runs_dir or str(runs_dir), other_experiment or experiment, other_name, int(config.seed_everything)
+        other_runs_dir or str(runs_dir),
+        other_experiment or experiment,
+        other_name,
+        int(config.seed_everything),
+        numbered,
     )
 
 
@@ -63,6 +70,14 @@ def other_options(run: Path, config: Namespace) -> Changes:
     now = {key: value for key, value in config.as_dict().items() if key in ("seed_everything", "data", "trainer")}
     plain: dict[str, Any] = yaml.safe_load(yaml.safe_dump(_plain(now)))
     return {key: value for key, value in changed_options(saved_options(run), plain).items() if key not in NOT_COMPARED}
+
+
+def repeat_text(repeated: Path, config: Namespace) -> str:
+    """Return what a log says of a run that repeats another one: which, and what differs."""
+    changes = changed_options(saved_options(repeated, newest=False), _plain(config.as_dict()))
+    shown = {name: values for name, values in changes.items() if name not in NOT_COMPARED | WHERE}
+    with_ = "; ".join(f"{name} {value_text(new)}, there {value_text(old)}" for name, (old, new) in shown.items())
+    return f"repeats {repeated}" + (f" with {with_}" if with_ else ", same options and seed")
 
 
 def nothing_left(checkpoint: Mapping[str, Any], max_epochs: int | None, max_steps: int) -> str:

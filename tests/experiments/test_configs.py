@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from detector.training.lightning_module import FasterRCNNModule
-from experiments.run import lightning_cli
+from experiments.run.option_table import config_of_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -114,5 +114,5 @@ def test_configuration_of_a_checkpoint_in_a_folder_named_by_axes(tmp_path: Path)
     (run / "config.yaml").write_text("")
     path = str(run / "checkpoints" / "last.ckpt")
     expected = ["--config", str(run / "config.yaml")]
-    assert lightning_cli._config_of_checkpoint(["--ckpt_path", path]) == expected
-    assert lightning_cli._config_of_checkpoint([f"--ckpt_path={path}"]) == expected
+    assert config_of_checkpoint(["--ckpt_path", path]) == expected
+    assert config_of_checkpoint([f"--ckpt_path={path}"]) == expected

@@ -16,7 +16,7 @@ from datamodules.voc.format import read_annotation, read_split
 from detector.errors import InputError
 from experiments.results.runs import read_run
 from experiments.results.scored_runs import Scorer
-from experiments.training_options import find_data_format
+from experiments.run.option_table import find_data_format
 
 
 @pytest.fixture(scope="module")

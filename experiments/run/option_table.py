@@ -1,0 +1,304 @@
+"""The options of a training, known without importing torch: what is refused at once, and the texts of `--help`.
+
+`make options` writes the table, `option_table.json` beside this file, from the parser of `frcnn fit`; a test compares
+them. What the table cannot know is left to that parser: class paths and their arguments, parts in files of their own,
+and what the code names by now.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections.abc
+import datetime
+import json
+import os
+import pathlib
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args, get_origin
+
+import yaml
+
+from detector.errors import InputError, flat_options, listed
+from detector.files import check_checkpoint
+from experiments.arguments import add_options, description_of, values_of
+from experiments.output import option_text
+from experiments.run.folder import AXES_VARIABLE, run_folder_of
+from experiments.run.options import RunOptions
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+Rows = dict[str, tuple[str, Any, str]]
+"""Name of an option, without dashes -> its type, default and help; of a part, such as model.rpn: "", None, a title."""
+
+TYPES: Final = vars(typing) | {one.__name__: one for one in (collections, datetime, pathlib, NoneType)}
+TABLE: Final = Path(__file__).with_suffix(".json")
+FIRST: Final = {
+    "The run": ("config", "ckpt_path", "run_name", "seed_everything"),
+    "The data": (
+        *("data_format", "data.root", "data.train_splits", "data.val_splits"),
+        *("data.batch_size", "data.augmentation"),
+    ),
+    "The detector": (
+        *("model.backbone.name", "model.anchors.scales", "model.anchors.aspect_ratios"),
+        *("model.image.shortest_side", "model.weights"),
+    ),
+    "The training": (
+        *("model.optimizer.lr", "trainer.max_epochs", "trainer.accelerator", "trainer.devices"),
+        "trainer.precision",
+    ),
+}
+"""The twenty options that people change first."""
+
+
+# ---- the table ----
+
+
+@cache
+def read_table() -> dict[str, Rows]:
+    """Return the rows of all trainings, and those of one format (voc, coco) or command (fit, validate, test) alone."""
+    table: dict[str, Rows] = json.loads(TABLE.read_text())
+    return table
+
+
+def write_table(table: dict[str, Rows]) -> None:
+    """Write the table, an option a line."""
+    parts = (
+        f"{json.dumps(part)}: {{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items())
+        for part, rows in table.items()
+    )
+    TABLE.write_text("{" + "},\n".join(parts) + "}}\n")
+
+
+def rows_of(parser: ArgumentParser) -> Rows:
+    """Return the rows of a parser; classes of Lightning have the type Any."""
+    rows: Rows = {}
+    for action in (action for group in parser._action_groups for action in group._group_actions):
+        if action.dest in parser.groups:
+            rows[action.dest] = ("", None, parser.groups[action.dest].title or "")
+        elif type(action).__name__ == "ActionLink":
+            rows[action.dest] = ("Any", None, "")  # a config file may have it
+        elif (hint := getattr(action, "_typehint", action.type)) and not action.dest.endswith(".help"):
+            kind = hint.__name__ if type(hint) is type else str(hint).replace("typing.", "")
+            kind = re.sub(r"\b(pytorch_lightning|lightning_fabric)[\w.]+", "Any", kind)
+            text = " ".join((action.help or "").replace("``", "").replace(".Set to", ". Set to").split())
+            rows[action.dest] = (kind, action.default, text)
+    return rows
+
+
+@cache
+def training_parser(command: str, options: type[Any], data_format: str) -> ArgumentParser:
+    """Return a parser of a command that takes the options of a training.
+
+    Args:
+        command: Its name.
+        options: The dataclass of its own options.
+        data_format: Decides which options of data there are.
+    """
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog=f"frcnn {command}", exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("-c", "--config", action="config", help="YAML file of options; of several, later ones win.")
+    if options is not RunOptions:
+        add_options(parser, options)
+    table = read_table()
+    rows = table["all"] | table[data_format] | table[command if command in table else "fit"]
+    for name, (kind, default, text) in rows.items():
+        if kind:
+            required = name == "data.root"
+            named: dict[str, Any] = {"type": eval(kind, TYPES), "default": default, "required": required}
+            parser.add_argument(f"--{name}", help=text or None, **named)
+    return parser
+
+
+# ---- what config files and arguments say ----
+
+
+def find_data_format(arguments: Sequence[str]) -> str:
+    """Return the format that is asked for by `--data_format`, or else by `data_format:` in the last of config files.
+
+    Raises:
+        InputError: There is no such format.
+    """
+    in_files = [content["data_format"] for content in _contents(arguments) if content.get("data_format") is not None]
+    asked = str(["voc", *in_files, *values_of(arguments, "--data_format")][-1])
+    known = get_args(typing.get_type_hints(RunOptions)["data_format"])
+    if asked not in known:
+        raise InputError(f"--data_format {asked}: there are {listed(known)}")
+    return asked
+
+
+def _contents(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Give the content of each config file; one that cannot be read is the parser's to complain about."""
+    for name in values_of(arguments, "--config", "-c"):
+        try:
+            content = yaml.load(Path(name).read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        except (OSError, ValueError, yaml.YAMLError):
+            continue
+        if isinstance(content, dict):
+            yield content
+
+
+def config_of_checkpoint(arguments: Sequence[str]) -> list[str]:
+    """Return the option that names the config file of a checkpoint's run, unless there is one."""
+    checkpoints = values_of(arguments, "--ckpt_path")
+    folder = run_folder_of(checkpoints[0]) if checkpoints and not values_of(arguments, "--config", "-c") else None
+    return ["--config", str(folder / "config.yaml")] if folder else []
+
+
+def check_arguments(parser: ArgumentParser, arguments: Sequence[str]) -> None:
+    """Refuse options, values, config files, checkpoints and datasets that are wrong or not there.
+
+    Does nothing in processes that repeat a command that was checked: those of other devices, and cells of a grid.
+
+    Args:
+        parser: Of the table.
+        arguments: Of the command.
+
+    Raises:
+        InputError: The checkpoint or the dataset is not there.
+        ArgumentError: Something else is wrong.
+    """
+    if AXES_VARIABLE not in os.environ and os.environ.get("LOCAL_RANK", "0") == "0":
+        config = parse_known(parser, arguments)
+        if config is not None:
+            check_files(parser.prog, config)
+
+
+def parse_known(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace | None:
+    """Return what arguments say, without those about classes; None where that is for the parser of trainings to say.
+
+    Raises:
+        ArgumentError: Something is wrong.
+    """
+    from jsonargparse import ArgumentError
+
+    rows = [item for rows in read_table().values() for item in rows.items()]
+    parts, classes = ({name for name, row in rows if re.search(kind, row[0])} for kind in ("^$", r"\bAny\b"))
+    known, about_class = [], False
+    for word in arguments:
+        if re.match("--?[a-z]", word):
+            name = word.partition("=")[0].removeprefix("--").rstrip("+")
+            about_class = any(f"{name}.".startswith(f"{one}.") for one in classes)
+            if name in parts or name == "print_config" or name.endswith(".help"):
+                return None
+        if not about_class:
+            known.append(word)
+    if any(key in parts and value for content in _contents(arguments) for key, value in flat_options(content).items()):
+        return None
+    try:
+        return parser.parse_args(known)
+    except ArgumentError as error:
+        name = re.search(r"--([\w.]+)|option '([\w.]+)|Parser key \"([\w.]+)", str(error))
+        value = re.search(r"value: (.+)", str(error))
+        option = next(filter(None, name.groups())) if name else ""
+        is_of_another_format = value is None and option in dict(rows)
+        if name and not is_of_another_format and _is_in_the_code(option, value and value[1]):
+            return None
+        raise
+
+
+def _is_in_the_code(name: str, value: str | None) -> bool:
+    """Return whether the code has an option, or a literal value of one, of which the table knows nothing yet."""
+    of, last = name.split(".")[0], name.split(".")[-1]
+    named = re.compile(rf"(?m)^ +{last}: " if value is None else rf"Literal\[[^]]*[\"']{re.escape(value)}[\"']")
+    folders = {"model": "detector", "data": "datamodules", "trainer": "pytorch_lightning/trainer/trainer.py"}
+    package = find_spec(folders.get(of, "").partition("/")[0] or "experiments")
+    place = Path(str(package and package.origin)).parents[1] / folders.get(of, "none")
+    sources = [place] if place.is_file() else place.glob("**/*.py")
+    return any(named.search(path.read_text(encoding="utf-8")) for path in sources)
+
+
+def check_files(prog: str, config: Namespace) -> None:
+    """Refuse a checkpoint or a dataset that is not there.
+
+    Raises:
+        InputError: Names it.
+    """
+    if config.get("ckpt_path") is not None:
+        check_checkpoint(config.ckpt_path)
+    elif prog in ("frcnn validate", "frcnn test"):
+        raise InputError(f"{prog} needs --ckpt_path, for example runs/X/seed0/checkpoints/last.ckpt")
+    if not (config.data.get("download") or Path(config.data.root).expanduser().is_dir()):
+        from experiments.dataset.formats import dataset_format
+
+        dataset_format(config.data_format, config.data.root).check_root()
+
+
+# ---- --help ----
+
+
+def part_of_help(arguments: Sequence[str]) -> str | None:
+    """Return what help is asked for: "" of the first options, "all" or a part such as "model.rpn"; None: none."""
+    words = [part for word in arguments for part in word.split("=", 1)]
+    asked = [*(index for index, word in enumerate(words) if word in ("-h", "--help"))]
+    return next(iter(words[asked[0] + 1 :]), "") if asked else None
+
+
+def training_help(parser: ArgumentParser, options: type[Any], part: str) -> str:
+    """Return the help of a command that takes the options of a training, in `COLUMNS` columns.
+
+    Args:
+        parser: Of the table.
+        options: The dataclass of its own options.
+        part: Of `part_of_help`; other options follow it on the command line.
+
+    Raises:
+        InputError: There is no such part.
+    """
+    rows = {"config": ("Any", None, "YAML file of options; of several, later ones win.")} | rows_of(parser)
+    titles = {name: row[2] for rows in read_table().values() for name, row in rows.items() if not row[0]}
+    own = () if options is RunOptions else tuple(field.name for field in fields(options))
+    shows_all = bool(part) and not part.startswith("-")
+    sections: dict[str, Sequence[str]] = {f"Of {parser.prog} alone": own} if own else {}
+    if not shows_all:
+        sections |= FIRST if parser.prog in ("frcnn fit", "frcnn validate", "frcnn test") else {}
+    else:
+        found: dict[str, list[str]] = {}
+        for name in (name for name in rows if name not in own and (part == "all" or f"{name}.".startswith(f"{part}."))):
+            above = name.rpartition(".")[0]
+            found.setdefault(above or "The run", []).append(name)
+        if not found:
+            raise InputError(f"--help {part}: there are all, {listed([*titles], 20)}")
+        sections |= found
+    shown = argparse.ArgumentParser(
+        prog=parser.prog,
+        usage="%(prog)s --config FILE.yaml [--OPTION VALUE ...]",
+        description=f"{description_of(options)} Options may stand in the file, each dot a level: "
+        "model: {anchors: {scales: [8, 16, 32]}}; those of the command line win.",
+        epilog=f"All {len(rows)} options: {parser.prog} --help all; those of a part: {parser.prog} --help model.rpn; "
+        "the arguments of a class: --trainer.callbacks.help EarlyStopping.",
+        add_help=False,
+    )
+    for title, names in sections.items():
+        group = shown.add_argument_group(title, titles.get(title))
+        for name in (name for name in names if name in rows):
+            kind, default, text = rows[name]
+            values = _values(eval(kind, TYPES)) if name != "config" else "FILE.yaml"
+            short = len(values) <= 24
+            said = name == "config" or (default is None and "default" in text.lower())
+            default = [] if said else ["required" if name == "data.root" else f"default: {option_text(default)}"]
+            more = "; ".join([*([] if short else [values.replace("|", " | ")]), *default])
+            text = text if shows_all else text.partition(". ")[0].rstrip(".") + "."
+            text = (f"{text} ({more})" if more else text).replace("%", "%%")
+            group.add_argument(f"--{name}", metavar=values if short else "VALUE", help=text)
+    return shown.format_help()
+
+
+def _values(hint: Any) -> str:
+    """Return the values of a type, such as sgd|adamw, int|null, or [float]."""
+    of, origin = get_args(hint), get_origin(hint)
+    if origin in (Literal, Union, UnionType):
+        texts = "|".join(str(one) if origin is Literal else _values(one) for one in of)
+        return "|".join(dict.fromkeys(texts.split("|")))
+    if origin is list:
+        return f"[{_values(of[0])}]"
+    names = {NoneType: "null", bool: "true|false", Any: "class", str: "text", Path: "text"}
+    return names.get(hint) or getattr(hint, "__name__", str(hint))
