@@ -6,7 +6,7 @@ BIN := .venv/bin
 UV ?= $(shell command -v uv)
 WANTED := --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)') --editable '.[dev]'
 
-.PHONY: install demo test test_slow small_changes lint format
+.PHONY: install shell options demo test test_slow small_changes lint format
 
 install: .venv/installed
 
@@ -23,6 +23,13 @@ else
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(WANTED)
 endif
 	@touch $@
+
+shell: install
+	@echo "frcnn is found in this shell; exit leaves it"
+	@VIRTUAL_ENV="$(CURDIR)/.venv" PATH="$(CURDIR)/.venv/bin:$$PATH" "$${SHELL:-/bin/sh}"
+
+options: install
+	$(BIN)/python -m experiments.training_options
 
 demo: install
 	$(BIN)/python -m experiments.demo
