@@ -228,6 +228,31 @@ def test_same_seed_same_run_other_seed_other_run(frcnn, tiny_config, tmp_path):
     assert seeds == [3, 3, 4]
 
 
+def test_the_config_of_a_run_repeats_it_under_the_next_free_name(frcnn, tiny_config, tmp_path, caplog):
+    """To the bit, with the same config.yaml to the letter; a name on the command line is taken as it is."""
+    runs = tmp_path / "runs" / "tiny"
+    fit = ("fit", "--config", tiny_config, "--trainer.max_steps", 2, "--trainer.limit_val_batches", 0)
+    caplog.set_level("INFO")
+    assert frcnn(*fit, "--run_name", "mine", cwd=tmp_path).code == 0
+    again = ("fit", "--config", "runs/tiny/mine/config.yaml")
+    assert frcnn(*again, cwd=tmp_path).code == 0
+    assert frcnn("fit", "--config", "runs/tiny/mine-2/config.yaml", "--trainer.max_steps", 1, cwd=tmp_path).code == 0
+    first, second = (
+        torch.load(runs / name / "checkpoints" / "last.ckpt", weights_only=True) for name in ("mine", "mine-2")
+    )
+    assert all(torch.equal(tensor, second["state_dict"][name]) for name, tensor in first["state_dict"].items())
+    assert (runs / "mine" / "config.yaml").read_bytes() == (runs / "mine-2" / "config.yaml").read_bytes()
+    assert [text for text in (record.getMessage() for record in caplog.records) if "repeats" in text] == [
+        "runs/tiny/mine-2: repeats runs/tiny/mine, same options and seed",
+        "runs/tiny/mine-3: repeats runs/tiny/mine-2 with trainer.max_steps 1, there 2",
+    ]
+    for given in ((*again, "--run_name", "mine"), (*fit, "--run_name", "mine-2")):
+        result = frcnn(*given, cwd=tmp_path)
+        assert result.code == 2 and "there is a run already; choose another --run_name" in result.err
+    (tmp_path / "named.yaml").write_text((runs / "mine" / "config.yaml").read_text())  # a user's file names one run
+    assert frcnn("fit", "--config", "named.yaml", "--experiment", "tiny", cwd=tmp_path).code == 2
+
+
 # ---- validate and test ----
 
 
