@@ -80,9 +80,10 @@ def write_table(table: dict[str, Rows]) -> None:
 def rows_of(parser: ArgumentParser) -> Rows:
     """Return the rows of a parser; classes of Lightning have the type Any."""
     rows: Rows = {}
+    parts = parser.groups or {}
     for action in (action for group in parser._action_groups for action in group._group_actions):
-        if action.dest in parser.groups:
-            rows[action.dest] = ("", None, parser.groups[action.dest].title or "")
+        if action.dest in parts:
+            rows[action.dest] = ("", None, parts[action.dest].title or "")
         elif type(action).__name__ == "ActionLink":
             rows[action.dest] = ("Any", None, "")  # a config file may have it
         elif (hint := getattr(action, "_typehint", action.type)) and not action.dest.endswith(".help"):
@@ -196,11 +197,11 @@ def parse_known(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace |
     try:
         return parser.parse_args(known)
     except ArgumentError as error:
-        name = re.search(r"--([\w.]+)|option '([\w.]+)|Parser key \"([\w.]+)", str(error))
+        named = re.search(r"--([\w.]+)|option '([\w.]+)|Parser key \"([\w.]+)", str(error))
         value = re.search(r"value: (.+)", str(error))
-        option = next(filter(None, name.groups())) if name else ""
+        option = next(filter(None, named.groups())) if named else ""
         is_of_another_format = value is None and option in dict(rows)
-        if name and not is_of_another_format and _is_in_the_code(option, value and value[1]):
+        if option and not is_of_another_format and _is_in_the_code(option, value and value[1]):
             return None
         raise
 
@@ -301,4 +302,4 @@ def _values(hint: Any) -> str:
     if origin is list:
         return f"[{_values(of[0])}]"
     names = {NoneType: "null", bool: "true|false", Any: "class", str: "text", Path: "text"}
-    return names.get(hint) or getattr(hint, "__name__", str(hint))
+    return names.get(hint) or str(getattr(hint, "__name__", hint))
