@@ -23,12 +23,13 @@ GROUND_TRUTH_COLOR = (255, 255, 255)
 LARGEST_SIDE: Final = 65_500  # of a JPEG
 LARGEST_ENLARGED: Final = 8192  # the longer side of an enlarged picture: of a strip of pixels would be gigabytes
 _MARK: Final = b"drawn by frcnn"
-# Bright colours, each as far as possible from those before it, to all eyes and to those that lack red or green.
+# Bright colours, far from each other to all eyes, also to those that lack red or green. By their order and the salt
+# VOC's twenty classes have twenty of them, and MiniVOC's six are far apart.
 _PALETTE: Final = bytes.fromhex(
-    "ff3c2d 005aff 69ffff c396f0 ffc300 b400a5 00a596 a54b5a 78d296 b4ff87 009600 5a87d2 f0964b 87d2ff ff5a96 ffa5d2"
-    "873cd2 d269ff d26969 f03cd2 00ffc3 c33c87 00f069 1ec35a 1ed2d2 f0f01e c387b4 b469b4 d2e196 2d965a 1e96ff b4783c"
+    "00f069 ffc300 78d296 a54b5a 1ec35a c396f0 69ffff 87d2ff ff5a96 d26969 00a596 873cd2 1ed2d2 f0f01e c387b4 009600"
+    "ffa5d2 f0964b b469b4 5a87d2 b400a5 b4ff87 00ffc3 d269ff d2e196 005aff f03cd2 2d965a c33c87 1e96ff ff3c2d b4783c"
 )
-_SALT: Final = 1309712  # by which VOC's twenty classes have twenty colours, and MiniVOC's six are far from each other
+_SALT: Final = 1309712
 _MOST_COVERED: Final = 0.5  # share of an object that a caption may cover
 _LEFT_OUT: Final = "\u2026"
 

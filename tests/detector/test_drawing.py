@@ -39,24 +39,31 @@ def captions_of(picture: Tensor, without: Tensor, colors: list[tuple[int, int, i
     return [strip_of(added, color) for color in colors]
 
 
-def test_colours_of_vocs_classes_differ_to_all_eyes() -> None:
+@pytest.mark.parametrize(
+    ("names", "least"),
+    [
+        (VOC_CLASSES, (12, 4, 4)),
+        (["cross", "ellipse", "rectangle", "ring", "star", "triangle"], (40, 20, 20)),
+    ],
+)
+def test_colours_of_classes_differ_to_all_eyes(names: list[str], least: tuple[float, float, float]) -> None:
     """In CIELAB, where 2.3 is just visible; the eyes without red or green as Vienot, Brettel and Mollon (1999)."""
-    colors = np.array([class_color(name) for name in VOC_CLASSES]) / 255
+    colors = np.array([class_color(name) for name in names]) / 255
     to_lms = np.array([[17.8824, 43.5161, 4.11935], [3.45565, 27.1554, 3.86714], [0.0299566, 0.184309, 1.46709]])
     no_red = np.array([[0, 2.02344, -2.52581], [0, 1, 0], [0, 0, 1]])
     no_green = np.array([[1, 0, 0], [0.494207, 0, 1.24827], [0, 0, 1]])
-    for seen, least in ((np.eye(3), 12), (no_red, 4), (no_green, 4)):
+    for seen, distance in zip((np.eye(3), no_red, no_green), least, strict=True):
         linear = colors**2.2 @ (np.linalg.inv(to_lms) @ seen @ to_lms).T
         lab = cv2.cvtColor(linear.clip(0, 1).astype(np.float32)[None], cv2.COLOR_LRGB2LAB)[0]
-        assert min(float(np.linalg.norm(one - other)) for one, other in combinations(lab, 2)) >= least
+        assert min(float(np.linalg.norm(one - other)) for one, other in combinations(lab, 2)) >= distance
 
 
 def test_a_class_has_its_colour_wherever_it_stands() -> None:
     """Pinned: pictures of other days, data sets and machines show the same ones."""
     assert [class_color(name) for name in ("person", "car", "raccoon")] == [
-        (0, 240, 105),
-        (165, 75, 90),
-        (30, 210, 210),
+        (0, 255, 195),
+        (135, 210, 255),
+        (210, 225, 150),
     ]
     assert class_color("TV monitor") == class_color("tv_monitor") == class_color("tvmonitor")
     assert class_color("\u732b") != class_color("\u72ac")
