@@ -10,6 +10,7 @@ from detector.drawing import draw_detections
 from detector.errors import printable
 from detector.training.lightning_module import FasterRCNNModule
 
+SHORTEST_SIDE = 320  # pixels: smaller pictures are enlarged, so that their captions can be read
 LARGEST_SIDE = 2048  # pixels: a log of many larger pictures is too large for TensorBoard
 
 
@@ -59,11 +60,13 @@ class DetectionImages(pl.Callback):
     def draw(
         self, image: Tensor, target: dict[str, Any], detections: dict[str, Tensor], class_names: list[str]
     ) -> Tensor:
-        """Return a picture (3, H, W) uint8 of an image with its ground truth and detections, within `LARGEST_SIDE`."""
+        """Return a picture (3, H, W) uint8 of an image with its ground truth and detections."""
         captions = [
             class_names[label - 1] + (" (difficult)" if difficult else "")
             for label, difficult in zip(target["labels"].tolist(), target["difficult"].tolist(), strict=True)
         ]
         return draw_detections(
-            image, detections, class_names, self.score_threshold, target["boxes"], captions, max_side=LARGEST_SIDE
+            *(image, detections, class_names, self.score_threshold, target["boxes"], captions),
+            min_side=SHORTEST_SIDE,
+            max_side=LARGEST_SIDE,
         )

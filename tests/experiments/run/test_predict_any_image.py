@@ -296,6 +296,7 @@ def test_pictures_of_a_training_are_bounded():
     picture = DetectionImages().draw(image, target, found, [""])
     assert picture.shape == (3, 500, 2048)
     assert picture[:, 250, 500:502].float().mean() > 50 and not picture[:, 250, 520:680].any()
+    assert DetectionImages().draw(image[:, :110, :150], target, found, [""]).shape == (3, 330, 450)  # captions fit in
 
 
 def test_enlarged_pictures_are_bounded():
