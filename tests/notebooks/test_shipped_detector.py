@@ -1,5 +1,6 @@
 """The small trained detector in the package: its size, and how well it detects."""
 
+import importlib.util
 from pathlib import Path
 
 import torch
@@ -29,3 +30,20 @@ def test_it_detects_shapes_in_images_that_it_was_not_trained_on() -> None:
         with torch.inference_mode():
             metric.update(module([torch.from_numpy(scene.image).permute(2, 0, 1)]), [target])
     assert float(metric.compute()["AP50_voc"]) > 0.85
+
+
+def test_a_checkpoint_is_shrunk_to_what_detecting_needs(tmp_path: Path) -> None:
+    path = Path(__file__).resolve().parents[2] / "notebooks/train_detector.py"
+    spec = importlib.util.spec_from_file_location("train_detector", path)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    given = torch.load(CHECKPOINT, weights_only=True)
+    state = {name: tensor.float() for name, tensor in given["state_dict"].items()}
+    torch.save(given | {"state_dict": state, "optimizer_states": [torch.zeros(9)]}, tmp_path / "large.ckpt")
+    script.shrink(tmp_path / "large.ckpt", tmp_path / "small.ckpt")
+    small = torch.load(tmp_path / "small.ckpt", weights_only=True)
+    assert small.keys() == given.keys() and "optimizer_states" not in small
+    for name, tensor in small["state_dict"].items():
+        assert tensor.dtype == (torch.float16 if tensor.dim() > 1 else torch.float32)
+        assert torch.equal(tensor.float(), state[name])
