@@ -22,6 +22,11 @@ def log_at_step(trainer: pl.Trainer, step: int) -> None:
     trainer.fit_loop.epoch_loop._batches_that_stepped = step
 
 
+def step_of_logs(trainer: pl.Trainer) -> int:
+    """Return the step at which Lightning logs at this moment."""
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
 def put_off_sigterm(trainer: pl.Trainer, put_off: bool, waiting: bool) -> bool:
     """Let SIGTERM, which ends a training after a batch, wait for the end of an optimiser step.
 

@@ -38,7 +38,7 @@ def read_curves(folder: Path, tags: Iterable[str]) -> dict[str, Curve]:
         rows = sorted(events.Scalars(tag), key=lambda event: event.wall_time) if tag in there else []
         return dict(sorted({event.step: float(event.value) for event in rows}.items()))
 
-    epochs = scalars("epoch")
+    epochs = scalars("epoch") | scalars("weights/epoch")  # of older runs, and of newer ones
     curves = {}
     for tag in tags:
         points = scalars(tag)

@@ -11,9 +11,8 @@ import pytorch_lightning as pl
 import yaml
 from jsonargparse import Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint, ModelSummary, Timer
+from pytorch_lightning.callbacks import ModelCheckpoint, ModelSummary, Timer
 from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_info
 
@@ -22,11 +21,14 @@ from detector.training.callbacks.anchor_telemetry import AnchorTelemetry
 from detector.training.callbacks.checkpoints import AtomicCheckpoints, BestCheckpoint, SaveOnInterrupt
 from detector.training.callbacks.detection_images import DetectionImages
 from detector.training.callbacks.distributions import Distributions
+from detector.training.callbacks.hyperparameters import Hyperparameters
+from detector.training.callbacks.learning_rates import LearningRates
 from detector.training.callbacks.progress import LossProgressBar
 from detector.training.callbacks.run_files import RunFiles
 from detector.training.callbacks.throughput import Throughput
 from detector.training.checkpoint_content import read_checkpoint
 from detector.training.compilation import check_compiler
+from detector.training.loggers import RunTensorBoard
 from detector.training.resuming import changes_text
 from experiments.anchors.warnings import AnchorWarnings
 from experiments.arguments import add_options, cause_of, values_of
@@ -219,7 +221,7 @@ class DetectorCLI(OptionsOfRuns):
         self.trainer_defaults["callbacks"] = self._callbacks(config)
         self.save_config_kwargs["run_folder"] = self.run_folder
         if config.logger in (None, True):
-            kwargs["logger"] = TensorBoardLogger(
+            kwargs["logger"] = RunTensorBoard(
                 str(self.run_folder.parent.parent),
                 name=self.run_folder.parent.name,
                 version=self.run_folder.name,
@@ -238,8 +240,8 @@ class DetectorCLI(OptionsOfRuns):
         if config.fast_dev_run:
             return callbacks
         axes = axes_of_environment()
-        self.run_files = RunFiles(self.run_folder, axes)
-        callbacks += [self.run_files]
+        self.run_files = RunFiles(self.run_folder)
+        callbacks += [self.run_files, Hyperparameters(axes)]
         if self.subcommand != "fit":
             return callbacks
         callbacks += [Throughput(config.log_every_n_steps or 20), ModelSummary(max_depth=2), AnchorWarnings()]
@@ -247,8 +249,7 @@ class DetectorCLI(OptionsOfRuns):
         if config.logger not in (False, []):
             given = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
             own = {type(callback) for callback in (given if isinstance(given, list) else [given])}
-            rates = LearningRateMonitor(logging_interval="step")
-            usual = [rates, DetectionImages(), AnchorTelemetry(), Distributions()]
+            usual = [LearningRates(), DetectionImages(), AnchorTelemetry(), Distributions()]
             callbacks += [callback for callback in usual if type(callback) not in own]  # one's own replaces it
         if config.enable_checkpointing is not False:
             folder = self.run_folder / "checkpoints"

@@ -8,7 +8,6 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from detector.metrics.flat_states import FlatStateMetric, first_of_each_image, image_ids_of, rows_of
@@ -18,6 +17,7 @@ from detector.sampling import POSITIVE
 from detector.step_record import StepRecord
 from detector.training.callbacks.inside_steps import InsideSums, log_scalars
 from detector.training.lightning_module import FasterRCNNModule
+from detector.training.loggers import picture_writers
 
 Values = NDArray[np.float64]
 
@@ -39,9 +39,9 @@ class AnchorTelemetry(InsideSums):
     - `val_anchors/true_positives/...`: its share of the true positives of a validation (IoU 0.5, as in VOC's AP), by
       the anchor of each detection's proposal. Not with test-time augmentation.
 
-    At the end of each epoch the picture `anchors` shows all of it, of that epoch, and in its column `expected` the
-    share of the positives that the anchor audit expects. Dead shapes, which have matched no object since the training
-    began or went on, are red there, and `train_anchors/dead` counts them.
+    At the end of each epoch the picture `train_anchors/table` shows all of it, of that epoch, and in its column
+    `expected` the share of the positives that the anchor audit expects. Dead shapes, which have matched no object since
+    the training began or went on, are red there, and `train_anchors/dead` counts them.
 
     Costs about 0.2 ms a step that it sees on a CPU, or two dozen small kernels on a GPU, and one transfer to the host
     per log; per validation the matching of its detections once more.
@@ -108,9 +108,8 @@ class AnchorTelemetry(InsideSums):
         dead = ((self._ever_positive == 0) & self._ever_positive.any()).numpy()  # none where nothing was matched at all
         picture = self.heat_map(pl_module.model.rpn, sums, dead)
         log_scalars(trainer, {"train_anchors/dead": float(dead.sum())})
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("anchors", picture, trainer.global_step, dataformats="HWC")
+        for write in picture_writers(trainer):
+            write("train_anchors/table", picture, trainer.global_step)
 
     def heat_map(self, rpn: RegionProposalNetwork, sums: Tensor, dead: NDArray[np.bool_]) -> NDArray[np.uint8]:
         """Return a picture (H, W, 3) of sums (6, shapes), of what is expected, and of the last validation.

@@ -1,14 +1,14 @@
-"""A fixed set of validation images in TensorBoard or another logger, with ground truth and detections."""
+"""A fixed set of validation images in loggers, with ground truth and detections."""
 
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from detector.drawing import draw_detections
 from detector.errors import printable
 from detector.training.lightning_module import FasterRCNNModule
+from detector.training.loggers import picture_writers
 
 SHORTEST_SIDE = 320  # pixels: smaller pictures are enlarged, so that their captions can be read
 LARGEST_SIDE = 2048  # pixels: a log of many larger pictures is too large for TensorBoard
@@ -18,8 +18,8 @@ class DetectionImages(pl.Callback):
     """Log the first validation images at every validation, as `val_images/<file name>`.
 
     Ground truth is white and dashed, detections coloured by class. The same images each time, so that the slider of
-    TensorBoard shows the detector learning. Of other loggers those get them that have Weights & Biases' `log_image`;
-    without a logger that takes images nothing is drawn.
+    TensorBoard shows the detector learning. Weights & Biases and MLflow get them too, and a CSVLogger as files; without
+    a logger nothing is drawn.
 
     Args:
         images: How many.
@@ -40,22 +40,16 @@ class DetectionImages(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Draw the images of this batch that belong to the set."""
-        loggers: list[Any] = [
-            one for one in trainer.loggers if isinstance(one, TensorBoardLogger) or hasattr(one, "log_image")
-        ]
-        if trainer.sanity_checking or not trainer.is_global_zero or not loggers:
+        writers = picture_writers(trainer)
+        if trainer.sanity_checking or not trainer.is_global_zero or not writers:
             return
         assert isinstance(pl_module, FasterRCNNModule)
         # Rank r holds images r, r + world size, ...: the first rank draws its share of the first images.
         for image, target, detections in zip(*batch, outputs["detections"], strict=True):
             if int(target["image_id"]) < self.images:
-                picture = self.draw(image, target, detections, pl_module.class_names)
-                name, step = f"val_images/{printable(target['file_name'])}", trainer.global_step
-                for logger in loggers:
-                    if isinstance(logger, TensorBoardLogger):
-                        logger.experiment.add_image(name, picture, step)
-                    else:
-                        logger.log_image(name, [picture.permute(1, 2, 0).numpy()], step)
+                picture = self.draw(image, target, detections, pl_module.class_names).permute(1, 2, 0).numpy()
+                for write in writers:
+                    write(f"val_images/{printable(target['file_name'])}", picture, trainer.global_step)
 
     def draw(
         self, image: Tensor, target: dict[str, Any], detections: dict[str, Tensor], class_names: list[str]

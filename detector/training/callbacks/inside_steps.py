@@ -126,10 +126,10 @@ class InsideSums(InsideSteps):
                 self.log_sums(trainer, pl_module, sums.cpu())
 
 
-def log_scalars(trainer: pl.Trainer, scalars: dict[str, float]) -> None:
-    """Give scalars to all loggers at the step at which the losses of the last step are logged.
+def log_scalars(trainer: pl.Trainer, scalars: dict[str, float], step: int | None = None) -> None:
+    """Give scalars to all loggers, by default at the step at which the losses of the last step are logged.
 
     They do not become metrics of the run.
     """
     for logger in trainer.loggers:
-        logger.log_metrics(scalars, max(trainer.global_step - 1, 0))
+        logger.log_metrics(scalars, max(trainer.global_step - 1, 0) if step is None else step)

@@ -1,4 +1,4 @@
-"""The files of a run: metrics.json, predictions.json, and one row of hyperparameters in TensorBoard."""
+"""The files of a run: metrics.json and predictions.json."""
 
 import json
 import math
@@ -10,16 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.loggers import TensorBoardLogger
 
-from detector.errors import flat_options
 from detector.files import write_json
 from detector.kernels.cpu_paths import cpu_kernels
 from detector.metrics.coco_results import coco_results
 from detector.training.lightning_module import FasterRCNNModule
 from detector.training.lightning_private import log_at_step
-
-HPARAMS_METRICS = ("AP50_voc07", "AP50_voc", "AP", "AP50")
 
 
 class RunFiles(pl.Callback):
@@ -39,16 +35,13 @@ class RunFiles(pl.Callback):
 
     Args:
         folder: The run folder.
-        axes: Of a run that is part of a grid: what varies there -> this run's value. They are the first columns of the
-            hyperparameters, also of an evaluation without a training.
 
     Attributes:
         predictions: The detections of the last validation or test, as COCO results, on rank 0.
     """
 
-    def __init__(self, folder: str | Path, axes: Mapping[str, str | int] | None = None) -> None:
+    def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.axes = dict(axes or {})
         self._progress: dict[str, int] = {}
         self._trained = False
         self._recall_by_size: dict[str, dict[str, Any]] = {}
@@ -93,36 +86,15 @@ class RunFiles(pl.Callback):
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write at the end of `frcnn test`."""
         self._write(trainer)
-        if self.axes:
-            self._log_hyperparameters(trainer, pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note that there will be something to write; a training that was at its end does not come here."""
         self._trained = True
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write at the end of `frcnn fit`, and log hyperparameters once, with the final metrics."""
+        """Write at the end of `frcnn fit`."""
         if self._trained:
             self._write(trainer)
-            self._log_hyperparameters(trainer, pl_module)
-
-    def _log_hyperparameters(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        assert isinstance(pl_module, FasterRCNNModule)
-        recall = f"proposal_recall@{pl_module.val_recall.detail_k}"
-        names = {f"{stage}/{name}" for stage in ("val", "test") for name in (*HPARAMS_METRICS, recall)}
-        metrics = {name: v for name, v in _metrics(trainer).items() if name in names and math.isfinite(v)}
-        # At the step of the last log: at 0, the default, the final numbers would bend every curve back.
-        step = max(trainer.global_step - 1, 0)
-        # TensorBoard shows texts for lists and None without loss.
-        hparams = self.axes | {
-            key: value if isinstance(value, bool | int | float) else "none" if value is None else str(value)
-            for key, value in flat_options(pl_module.hparams, "/").items()
-        }
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(hparams, metrics, step)
-            else:  # keeps hyperparameters beside the metrics, not in a table of their own
-                logger.log_hyperparams(hparams)
 
     def _keep(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, FasterRCNNModule)
