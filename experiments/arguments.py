@@ -155,7 +155,7 @@ def check_least(options: object, **least: int) -> None:
 
 
 def positional(name: str) -> Mapping[str, Any]:
-    """Return the metadata of a field that is no option but given by its place; a list takes one or more."""
+    """Return the metadata of a field that is given by its place: a list takes one or more, a default none or one."""
     return {"positional": name}
 
 
@@ -185,8 +185,9 @@ def add_options(
             named: dict[str, Any] = {"help": texts[field.name], **_parsed_type(hint)}
             if "positional" in field.metadata:
                 several = {"nargs": "+", "type": str} if get_origin(hint) is list else {}
+                optional = {} if field.default is MISSING else {"nargs": "?", "default": field.default}
                 place = {"metavar": field.metadata["positional"]}
-                parser.add_argument(name, **named | several | place)
+                parser.add_argument(name, **named | several | optional | place)
             elif "repeated" in field.metadata:
                 parser.add_argument(f"--{name}", action="append", default=[], help=texts[field.name])
             elif hint is bool:

@@ -157,6 +157,12 @@ COMMANDS: Final = (
         "results.options:CompareOptions",
         "results.compare:compare",
     ),
+    Command(
+        "tensorboard",
+        "show runs in TensorBoard: losses, AP, pictures, anchors, HPARAMS",
+        "board.options:TensorBoardOptions",
+        "board.command:tensorboard",
+    ),
     Command("benchmark", "time this code beside a peer"),
     Command(
         "benchmark train",

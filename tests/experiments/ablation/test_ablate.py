@@ -90,8 +90,7 @@ def test_hyperparameters_have_the_axes_as_columns(undisturbed):
     content = EventAccumulator(str(first)).Reload().PluginTagToContent("hparams")
     start = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info
     values = {key: getattr(value, value.WhichOneof("kind")) for key, value in start.hparams.items()}
-    assert (values["scales"], values["weights"], values["seed"]) == ("1-2", "none", 5)
-    assert values["anchors/scales"] == "[1.0, 2.0]"
+    assert values == {"Axis/scales": "1-2", "Axis/weights": "none", "seed": 5}
 
 
 def test_dry_run_prints_commands_that_give_the_same_numbers(frcnn, grid, undisturbed, tmp_path):

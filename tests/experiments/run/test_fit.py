@@ -125,10 +125,9 @@ def test_the_best_checkpoint_is_of_the_highest_ap(frcnn, tiny_config, tmp_path, 
 def test_tensorboard_scalars(events, trained, metrics_of):
     tags = set(events.Tags()["scalars"])
     assert tags >= LOSSES | {"train/images_per_second", "val/AP50_voc07", "val/AP", "val/proposal_recall@30"}
-    assert any(tag.startswith("lr") for tag in tags)
     assert len(events.Scalars("train/loss")) == 14 * 6  # log_every_n_steps is 1
     steps = [event.step for event in events.Scalars("val/AP50_voc07")]
-    assert sorted(set(steps)) == [7 * 6 - 1, 14 * 6 - 1] == sorted(steps[:2])  # hyperparameters repeat the last
+    assert steps == [7 * 6 - 1, 14 * 6 - 1]
     last = events.Scalars("val/AP50_voc07")[-1].value
     assert last == pytest.approx(metrics_of(trained)["val/AP50_voc07"], abs=1e-6)
     assert all(event.value > 0 for event in events.Scalars("train/images_per_second"))
@@ -143,8 +142,7 @@ def test_loss_is_the_sum_of_the_four(events):
 
 def test_tensorboard_learning_rate_follows_the_schedule(events):
     """Warm-up over two steps from 0.001 of the rate, then half a cosine over all 84 steps."""
-    (tag,) = [tag for tag in events.Tags()["scalars"] if tag.startswith("lr") and tag.endswith("new_weights")]
-    rates = [event.value for event in events.Scalars(tag)]
+    rates = [event.value for event in events.Scalars("weights/learning_rate/all")]
     expected = [0.003 * 0.5 * (1 + math.cos(math.pi * step / 84)) for step in range(84)]
     expected[0] *= 0.001
     expected[1] *= 0.001 + 0.999 / 2
@@ -153,7 +151,7 @@ def test_tensorboard_learning_rate_follows_the_schedule(events):
 
 def test_tensorboard_pictures(events, mini_voc):
     names = (mini_voc / "ImageSets" / "Main" / "odd.txt").read_text().split()
-    assert set(events.Tags()["images"]) == {"anchors", *(f"val_images/{name}.jpg" for name in names)}
+    assert set(events.Tags()["images"]) == {"train_anchors/table", *(f"val_images/{name}.jpg" for name in names)}
     assert len(events.Images(f"val_images/{names[0]}.jpg")) == 2  # one per validation
 
 
@@ -172,7 +170,7 @@ def test_a_callback_of_ones_own_replaces_the_usual_one(frcnn, tiny_config, tmp_p
     for scale in (1, 2):
         logged = events.Scalars(f"train_anchors/positives/stride8_scale{scale}_ratio1")
         assert [event.step for event in logged] == [1, 3, 5]
-    assert len(events.Images("anchors")) == 1
+    assert len(events.Images("train_anchors/table")) == 1
     assert events.Tags()["histograms"] == []
 
 
@@ -185,8 +183,7 @@ def test_tensorboard_hyperparameters(events, trained, metrics_of):
     assert options["anchors/scales"] == "[1.0, 2.0]"
     assert options["optimizer/ema_decay"] == 0.9
     assert options["backbone/name"] == "small_c4"
-    experiment = HParamsPluginData.FromString(content["_hparams_/experiment"]).experiment
-    assert "val/AP50_voc07" in {info.name.tag for info in experiment.metric_infos}
+    assert content.keys() == {"_hparams_/session_start_info", "_hparams_/session_end_info"}
 
 
 # ---- config.yaml ----
@@ -276,7 +273,7 @@ def test_a_validation_is_logged_at_the_step_of_its_checkpoint(copied_run, events
     (file,) = set(copied_run.glob("events.out.tfevents.*")) - before
     found = EventAccumulator(str(file)).Reload()
     assert [event.step for event in found.Scalars("val/AP")] == [events.Scalars("val/AP")[-1].step]
-    assert [event.value for event in found.Scalars("epoch")] == [saved["epoch"]]
+    assert [event.value for event in found.Scalars("weights/epoch")] == [saved["epoch"]]
     assert read_curves(copied_run, ["val/AP"])["val/AP"].epochs == (7.0, 14.0)
 
 

@@ -4,6 +4,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+from PIL import Image
 from pytorch_lightning.loggers import CSVLogger
 
 FILES = ("config.yaml", "metrics.json", "predictions.json", "checkpoints/best.ckpt", "checkpoints/last.ckpt")
@@ -53,10 +54,13 @@ def test_every_logger_gets_what_it_can_take(tmp_path, tiny_config, frcnn, metric
     result = frcnn("fit", "--config", tiny_config, "--trainer.logger", f"[{CSV}, {picture_logger}]", cwd=tmp_path)
     assert result.code == 0, result.err
 
-    assert len(PictureLogger.taken) == 7, "all images of the split `odd`"
+    assert "train_anchors/table" in PictureLogger.taken
+    assert len([name for name in PictureLogger.taken if name.startswith("val_images/")]) == 7, "of the split `odd`"
     for name, (picture, step) in PictureLogger.taken.items():
-        assert name.startswith("val_images/")
         assert (picture.dtype, picture.ndim, picture.shape[2], step) == (np.uint8, 3, 3, 6)
+        (file,) = tmp_path.glob(f"tables/lightning_logs/version_0/{name}/000006.png")
+        assert np.array_equal(np.asarray(Image.open(file)), picture)
+    assert len(list(tmp_path.glob("tables/**/*.png"))) == 8
 
     (table,) = tmp_path.glob("tables/**/metrics.csv")
     header, *rows = [line.split(",") for line in table.read_text().splitlines()]

@@ -127,7 +127,7 @@ def test_a_dead_anchor_is_0_and_marked(logged: tuple[FasterRCNNModule, EventAccu
         assert values(events, f"train_anchors/positives/{dead}") == [0, 0, 0]
         assert values(events, f"train_anchors/rescued/{dead}") == [0, 0, 0]
     assert values(events, "train_anchors/dead") == [2, 2]
-    pictures = events.Images("anchors")
+    pictures = events.Images("train_anchors/table")
     assert [picture.step for picture in pictures] == [3, 6]
     pixels = np.asarray(Image.open(io.BytesIO(pictures[-1].encoded_image_string)).convert("RGB")).astype(int)
     red = (pixels[..., 0] > 150) & (pixels[..., 1] < 80) & (pixels[..., 2] < 80)
