@@ -72,7 +72,7 @@ class Hyperparameters(pl.Callback):
             from torch.utils.tensorboard import SummaryWriter
 
             for logger in _tensorboards(trainer):
-                with SummaryWriter(logger.log_dir, filename_suffix=FAILED) as writer:  # type: ignore[no-untyped-call]
+                with SummaryWriter(logger.log_dir, filename_suffix=FAILED) as writer:
                     _write(writer, _end(_FAILURE))
 
     def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
