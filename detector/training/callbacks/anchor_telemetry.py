@@ -43,8 +43,8 @@ class AnchorTelemetry(InsideSums):
     `expected` the share of the positives that the anchor audit expects. Dead shapes, which have matched no object since
     the training began or went on, are red there, and `train_anchors/dead` counts them.
 
-    Costs about 0.2 ms a step that it sees on a CPU, or two dozen small kernels on a GPU, and one transfer to the host
-    per log; per validation the matching of its detections once more.
+    Costs 2 ms of a step of 470 ms on two CPU cores (two images of 320 pixels, MobileNetV2), logs included, or two dozen
+    small kernels on a GPU and one transfer to the host per log; 1% of a validation, for matching detections once more.
 
     Args:
         every_n_steps: How often to see inside a step, in optimiser steps; 0: no telemetry at all.
@@ -129,7 +129,7 @@ class AnchorTelemetry(InsideSums):
         ]
         if width is not None and height is not None:
             columns["mean size"] = np.sqrt(width * height)
-            texts[-1] = [f"{w:.0f} x {h:.0f}" for w, h in zip(width, height, strict=True)]
+            texts[-1] = [f"{w:.0f}x{h:.0f}" for w, h in zip(width, height, strict=True)]
         names = [name.replace("_", " ") for name in shape_names(rpn)]
         if len(rpn.anchor_generator.strides) == 1:
             names = [name.partition(" ")[2] for name in names]
