@@ -37,6 +37,11 @@ class EvaluatedSplit:
     detections: Detections
     ground_truth: GroundTruth
 
+    def of_classes(self, class_names: Sequence[str], chosen: Sequence[str]) -> "EvaluatedSplit":
+        """Return the split as if there were no classes but the chosen ones, labelled 1, 2, ... in their order."""
+        detections = of_classes(self.detections, class_names, chosen)
+        return EvaluatedSplit(self.image_id, detections, of_classes(self.ground_truth, class_names, chosen))
+
 
 class DetectionAP(FlatStateMetric):
     """VOC and COCO average precision over a whole split, the same to the bit on any number of processes.
@@ -94,17 +99,18 @@ class DetectionAP(FlatStateMetric):
 
     def compute(self) -> dict[str, Tensor]:
         """Return all numbers over everything seen so far, on all processes; see the class."""
-        split = self._evaluated = self._collect()
-        if self.only != self.class_names:
-            detections = of_classes(split.detections, self.class_names, self.only)
-            ground_truth = of_classes(split.ground_truth, self.class_names, self.only)
-            split = EvaluatedSplit(split.image_id, detections, ground_truth)
-        return self.tensors(average_precisions_by_name(split, self.only, self.coco))
+        self._evaluated = self._collect()
+        return self.tensors(average_precisions_by_name(self.of_chosen_classes(), self.only, self.coco))
 
     def evaluated(self) -> EvaluatedSplit:
         """Return the split that the last `compute` evaluated; see `last_evaluated`."""
         split: EvaluatedSplit = self.last_evaluated()
         return split
+
+    def of_chosen_classes(self) -> EvaluatedSplit:
+        """Return what the last `compute` is of: the classes `only`, labelled 1, 2, ... in their order."""
+        split = self.evaluated()
+        return split if self.only == self.class_names else split.of_classes(self.class_names, self.only)
 
     def results(self) -> dict[str, NDArray[np.generic]]:
         """Return the detections that the last `compute` evaluated; see `last_evaluated`.

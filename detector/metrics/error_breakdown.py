@@ -39,6 +39,7 @@ from detector.metrics.voc_ap import (
     FloatArray,
     GroundTruth,
     IntArray,
+    VOCResult,
     assign,
     canonical_order,
     class_aps,
@@ -59,6 +60,9 @@ class ErrorBreakdown:
         count: By kind (C,): number of detections of the class, or of its objects for "missed".
         kind: (D,) index into `KINDS` of each detection, -1 for those that are no error.
         missed: (G,) whether each object is missed.
+        target: (D,) the object that a true positive finds, or a localisation, classification or duplicate error points
+            at; -1 for all other detections.
+        matched: The matching that the kinds are built on.
     """
 
     ap: NDArray[np.float64]
@@ -66,6 +70,8 @@ class ErrorBreakdown:
     count: dict[str, IntArray]
     kind: FlagArray
     missed: BoolArray
+    target: IntArray
+    matched: VOCResult
 
     def mean_gain(self) -> dict[str, float]:
         """Return by kind the gain in mean AP over the classes that have objects; nan if none has."""
@@ -96,7 +102,8 @@ def break_down_errors(
     kind = _kinds(is_error, result.assignment.best_iou, other.best_iou, iou_threshold, background_iou)
     target = np.where(kind == KINDS.index("classification"), other.best_object, result.assignment.best_object)
     found = np.zeros(len(ground_truth), dtype=np.bool_)
-    found[result.assignment.best_object[result.flags == TRUE_POSITIVE]] = True
+    is_true = result.flags == TRUE_POSITIVE
+    found[target[is_true]] = True
     pointing = np.isin(kind, [KINDS.index("classification"), KINDS.index("localisation")])
     missed = ~found & ~ground_truth.difficult & np.isin(ground_truth.label, labels)
     missed[target[pointing]] = False
@@ -119,7 +126,8 @@ def break_down_errors(
     # With no object left to find, whatever there was to find is found.
     gain["missed"] = np.where(np.isnan(after) & ~np.isnan(ap), 1.0, after) - ap
     count["missed"] = np.array(missed_numbers)
-    return ErrorBreakdown(ap, gain, count, kind, missed)
+    points = is_true | pointing | (kind == KINDS.index("duplicate"))
+    return ErrorBreakdown(ap, gain, count, kind, missed, np.where(points, target, -1), result)
 
 
 def _other_class(detections: Detections, ground_truth: GroundTruth, labels: Sequence[int]) -> Assignment:
