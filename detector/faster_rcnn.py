@@ -11,7 +11,8 @@ from detector.backbones.base import BackboneConfig
 from detector.image_batch import ImageBatch, ImageConfig, drawn_scales, ground_truth, make_batch, to_original
 from detector.kernels.precision import install_kernels
 from detector.roi_heads import RoIConfig, RoIHeads
-from detector.rpn import RegionProposalNetwork, RPNConfig
+from detector.rpn import RegionProposalNetwork, RPNConfig, RPNOutput
+from detector.sampling import GroundTruth
 from detector.test_time_augmentation import detect_in_views
 
 Difficult = Literal["drop", "keep", "ignore"]
@@ -96,9 +97,13 @@ class FasterRCNN(nn.Module):
                 Where it holds `scale`, the shortest side of that image is multiplied by it.
         """
         batch = make_batch(images, self.image_config, self.training, drawn_scales(targets))
-        truths = ground_truth(targets, batch)
         features = self.backbone(batch.tensors)
-        output = self.rpn(features)
+        return self.losses_of(features, self.rpn(features), batch, ground_truth(targets, batch))
+
+    def losses_of(
+        self, features: Sequence[Tensor], output: RPNOutput, batch: ImageBatch, truths: Sequence[GroundTruth]
+    ) -> dict[str, Tensor]:
+        """Return the losses of a batch, given its feature maps and the RPN's output; see `losses`."""
         sampled = self.roi_heads.sample_rois(self.rpn.proposals(output, batch), truths, self.difficult, features)
         logits, deltas = self.roi_heads(features, [rois.boxes for rois in sampled])
         parts = self.rpn.losses(output, batch, truths, self.difficult)

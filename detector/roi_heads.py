@@ -181,6 +181,8 @@ class RoIHeads(nn.Module):
 
     def forward(self, features: Sequence[Tensor], rois: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return class logits (R, C + 1) and deltas (R, C, 4), or (R, 1, 4), of the RoIs (n, 4) of each image."""
+        for record in asking():
+            record.features = [level.detach() for level in features]
         return self.predict(self.pool(features, rois))
 
     def predict(self, pooled: Tensor) -> tuple[Tensor, Tensor]:

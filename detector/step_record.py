@@ -63,6 +63,7 @@ class StepRecord:
         roi_candidates: Boxes that RoIs are drawn from: the P proposals, then added objects.
         roi_matches: Kind, object and best IoU of each of them.
         sampled_rois: RoIs that are learned from: boxes, labels, target deltas, and indices into `roi_candidates`.
+        features: The feature maps that RoIs are pooled from, each (B, channels, h, w).
         rois: The boxes that `roi_logits` (R, C + 1) and `roi_deltas` (R, C, 4), or (R, 1, 4), are predicted for: all
             images' one after another, the sampled ones in training, the proposals in evaluation.
         roi_logits, roi_deltas: Predictions of the RoI heads.
@@ -81,6 +82,7 @@ class StepRecord:
     roi_candidates: Sequence[Tensor] = ()
     roi_matches: Sequence[Matches] = ()
     sampled_rois: Sequence[SampledRoIs] = ()
+    features: Sequence[Tensor] = ()
     rois: Sequence[Tensor] = ()
     roi_logits: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     roi_deltas: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 4))

@@ -14,6 +14,7 @@ from detector.errors import InputError
 from detector.faster_rcnn import LOSS_NAMES
 from detector.metrics import DetectionAP, ProposalRecall
 from detector.training.callbacks.checkpoints import BestCheckpoint
+from detector.training.callbacks.validation_losses import ValidationLosses
 from detector.training.lightning_module import FasterRCNNModule
 
 LONGEST_NAME = 255  # bytes of a file name, on the file systems of Linux, macOS and Windows
@@ -68,6 +69,8 @@ def check_monitors(callbacks: Iterable[pl.Callback], model: FasterRCNNModule, va
             "rate of a joint training"
         )
     known = {*_training_metrics(model), *(_validation_metrics(model) if validates else ())}
+    if validates and any(isinstance(one, ValidationLosses) and one.every_n_images for one in callbacks):
+        known |= {f"val/{name}" for name in (*LOSS_NAMES, "loss")}
     complete = all(type(callback).__module__.startswith(OURS) for callback in callbacks)
     for callback in callbacks:
         monitor = getattr(callback, "monitor", None)
@@ -78,7 +81,8 @@ def check_monitors(callbacks: Iterable[pl.Callback], model: FasterRCNNModule, va
             shown = sorted(name for name in known if "_class/" not in name)
             without = "" if validates else " (there are no validations: --trainer.limit_val_batches 0)"
             raise InputError(f"{where}: there is no such metric{without}; there are {', '.join(shown)}")
-        better = "min" if monitor.startswith("train/loss") else "max" if monitor.startswith("val/") else None
+        losses, validation = monitor.startswith(("train/loss", "val/loss")), monitor.startswith("val/")
+        better = "min" if losses else "max" if validation else None
         if better is not None and getattr(callback, "mode", better) != better:
             end = "lower" if better == "min" else "higher"
             raise InputError(f"{where}: the better the detector, the {end} it is; write mode: {better}")

@@ -26,6 +26,7 @@ from detector.training.callbacks.learning_rates import LearningRates
 from detector.training.callbacks.progress import LossProgressBar
 from detector.training.callbacks.run_files import RunFiles
 from detector.training.callbacks.throughput import Throughput
+from detector.training.callbacks.validation_losses import ValidationLosses
 from detector.training.checkpoint_content import read_checkpoint
 from detector.training.compilation import check_compiler
 from detector.training.loggers import RunTensorBoard
@@ -249,7 +250,13 @@ class DetectorCLI(OptionsOfRuns):
         if config.logger not in (False, []):
             given = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
             own = {type(callback) for callback in (given if isinstance(given, list) else [given])}
-            usual = [LearningRates(), DetectionImages(), AnchorTelemetry(), Distributions()]
+            usual = [
+                LearningRates(),
+                ValidationLosses(),
+                DetectionImages(),
+                AnchorTelemetry(),
+                Distributions(),
+            ]
             callbacks += [callback for callback in usual if type(callback) not in own]  # one's own replaces it
         if config.enable_checkpointing is not False:
             folder = self.run_folder / "checkpoints"

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from detector.training.callbacks.validation_losses import NAMES
+
 DDP = ("--trainer.accelerator", "cpu", "--trainer.devices", "2", "--trainer.strategy", "ddp")
 
 
@@ -44,11 +46,14 @@ def test_validation_equals_that_of_one_process(frcnn, frcnn_process, trained, ti
     for run in (one, two):
         (run / "metrics.json").unlink()
         (run / "predictions.json").unlink()
-    options = ("validate", "--config", tiny_config, "--data.eval_batch_size", 1, "--ckpt_path")
+    losses = "detector.training.callbacks.validation_losses.ValidationLosses"
+    seen = ("--trainer.callbacks+", losses, "--trainer.callbacks.every_n_images", 1)
+    options = ("validate", "--config", tiny_config, "--data.eval_batch_size", 1, *seen, "--ckpt_path")
     assert frcnn(*options, one / "checkpoints" / "last.ckpt", cwd=one.parents[2]).code == 0
     code, log = run_processes(frcnn_process, *options, two / "checkpoints" / "last.ckpt", cwd=two.parents[2])
     assert code == 0, log
     assert evaluation(one)["val/AP50_voc07"] > 0
+    assert min(evaluation(one)[f"val/{name}"] for name in NAMES) > 0
     assert evaluation(two) == evaluation(one)
     assert detections(two) == detections(one)
 
