@@ -20,6 +20,7 @@ from detector.errors import InputError
 from detector.files import write_whole
 
 GROUND_TRUTH_COLOR = (255, 255, 255)
+_STRIP: Final = (40, 40, 40)  # behind legends
 LARGEST_SIDE: Final = 65_500  # of a JPEG
 LARGEST_ENLARGED: Final = 8192  # the longer side of an enlarged picture: of a strip of pixels would be gigabytes
 _MARK: Final = b"drawn by frcnn"
@@ -41,7 +42,12 @@ def class_color(name: str) -> Color:
     """Return the RGB colour of a class: it follows from the name alone, whatever its case, blanks and underscores."""
     plain = name.casefold().replace(" ", "").replace("_", "")
     digest = hashlib.sha256(f"{_SALT}{plain}".encode(errors="surrogatepass")).digest()
-    first = 3 * (int.from_bytes(digest[:4], "big") % (len(_PALETTE) // 3))
+    return palette_color(int.from_bytes(digest[:4], "big"))
+
+
+def palette_color(number: int) -> Color:
+    """Return the RGB colour of a number, of which there are 32."""
+    first = 3 * (number % (len(_PALETTE) // 3))
     red, green, blue = _PALETTE[first : first + 3]
     return red, green, blue
 
@@ -63,6 +69,8 @@ def draw_boxes(
     dashed: Sequence[bool] = (),
     min_side: int = 0,
     max_side: int = LARGEST_SIDE,
+    view_width: int = 0,
+    thin: Sequence[bool] = (),
 ) -> Tensor:
     """Draw boxes (D, 4) with captions on an image (3, H, W) uint8 RGB.
 
@@ -79,29 +87,71 @@ def draw_boxes(
         min_side: Enlarge the picture by a whole factor until its shorter side has at least this many pixels, so that
             captions on small images stay readable; its longer side grows to `LARGEST_ENLARGED` at most.
         max_side: Make the picture smaller where its longer side has more pixels than that.
+        view_width: Pixels of the width at which the picture will be looked at, whatever its own: it is enlarged to that
+            width, instead of by `min_side`, and lines and captions are sized for it. 0: it is looked at as it is.
+        thin: Which of the D outlines are half as wide; empty: none.
 
     Returns:
         The picture, uint8 (3, H', W') of `picture_size`.
     """
     height, width = image.shape[-2:]
     size = picture_size(height, width, min_side, max_side)
+    line, heights = min(size) / 200, None
+    if view_width:
+        enlarged = max(1.0, min(view_width / width, max_side / max(height, width)))
+        size = picture_size(round(height * enlarged), round(width * enlarged), max_side=max_side)
+        line = size[1] / view_width * 2
+        heights = [max(1, round(size[1] / view_width * pixels)) for pixels in (13, 11)]
     corners = boxes.double().cpu().numpy() * ([size[1] / width, size[0] / height] * 2)
     picture = Image.fromarray(image.permute(1, 2, 0).cpu().numpy())
     if size != (height, width):
         picture = picture.resize(size[::-1], Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
-    line = max(1, round(min(size) / 200))
-    for (x1, y1, x2, y2), color, dashes in zip(corners, colors, dashed or [False] * len(colors), strict=True):
-        outline = (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1))
-        if dashes:
-            _dashed_rectangle(draw, outline, color, line)
-        else:
-            draw.rectangle(outline, outline=color, width=line)
-    for caption in _Layout(corners, size).captions(captions):
+    none = [False] * len(colors)
+    for (x1, y1, x2, y2), color, dashes, half in zip(corners, colors, dashed or none, thin or none, strict=True):
+        _outline(draw, (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), color, line * (0.5 if half else 1), dashes)
+    for caption in _Layout(corners, size).captions(captions, heights):
         color = colors[caption.box]
         draw.rectangle(caption.strip, fill=color)
         draw.text(caption.origin, caption.text, fill=_ink(color), font=caption.font)
     return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)
+
+
+class LegendEntry(NamedTuple):
+    """A text of a legend and the look of the outlines that it explains."""
+
+    text: str
+    color: Color
+    dashed: bool = False
+    thin: bool = False
+
+
+def with_legend(picture: Tensor, entries: Sequence[LegendEntry], view_width: int, title: str = "") -> Tensor:
+    """Return a picture (3, H, W) with a strip below that holds a title and a legend, sized as by `draw_boxes`."""
+    width, unit = picture.shape[2], picture.shape[2] / view_width
+    font = ImageFont.load_default(size=max(1, round(12 * unit)))
+    row, margin, swatch = round(17 * unit), round(5 * unit), round(18 * unit)
+    end = width - margin
+    words: list[tuple[float, int, str, LegendEntry | None]] = []  # x, row, text and what it explains
+    items = [(word, None) for word in title.split()] + [(entry.text, entry) for entry in entries]
+    x, line = float(margin), 0
+    for text, entry in items:
+        length = font.getlength(text) + (swatch + margin if entry else 0)
+        begins = entry is not None and bool(words) and words[-1][3] is None  # the legend, below the title
+        if begins or (x > margin and x + length > end):
+            x, line = margin, line + 1
+        words.append((x, line, text, entry))
+        x += length + (2 * margin if entry else font.getlength(" "))
+    strip = Image.new("RGB", (width, (line + 1) * row + margin), _STRIP)
+    draw = ImageDraw.Draw(strip)
+    for x, line, text, entry in words:
+        middle = margin / 2 + (line + 0.5) * row
+        if entry is not None:
+            corners = (x, middle - swatch / 3, x + swatch, middle + swatch / 3)
+            _outline(draw, corners, entry.color, unit if entry.thin or entry.dashed else 2 * unit, entry.dashed)
+            x += swatch + margin
+        draw.text((x, middle), text, GROUND_TRUTH_COLOR, font, anchor="lm")
+    return torch.cat((picture, torch.from_numpy(np.asarray(strip).copy()).permute(2, 0, 1)), dim=1)
 
 
 def save_picture(picture: Tensor, path: Path) -> None:
@@ -185,11 +235,14 @@ class _Layout:
         self.covered = np.zeros(len(boxes))  # the share of each box that lies under captions
         self.taken = np.empty((0, 4))
 
-    def captions(self, texts: Sequence[str]) -> list[_Caption]:
-        """Place all D texts, the last ones first, and then marks of those that find no place."""
+    def captions(self, texts: Sequence[str], heights: Sequence[int] | None = None) -> list[_Caption]:
+        """Place all D texts, the last ones first, and then marks of those that find no place.
+
+        `heights` of letters are tried in their order; None: those that fit the picture's size.
+        """
         side = min(self.size)
         smallest = max(10, side // 80)
-        heights = sorted({max(smallest, round(side / 30 * 0.75**step)) for step in range(4)}, reverse=True)
+        heights = heights or sorted({max(smallest, round(side / 30 * 0.75**step)) for step in range(4)}, reverse=True)
         fonts = [ImageFont.load_default(size=height) for height in heights]
         indices = [index for index in reversed(range(len(texts))) if texts[index]]
         placed = [self._place(index, texts[index], fonts) for index in indices]
@@ -256,9 +309,13 @@ def _ink(color: Color) -> Color:
     return (0, 0, 0) if (luminance + 0.05) / 0.05 > 1.05 / (luminance + 0.05) else (255, 255, 255)
 
 
-def _dashed_rectangle(
-    draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], color: Color, width: int
+def _outline(
+    draw: ImageDraw.ImageDraw, box: tuple[float, float, float, float], color: Color, line: float, dashed: bool
 ) -> None:
+    width = max(1, round(line))
+    if not dashed:
+        draw.rectangle(box, outline=color, width=width)
+        return
     x1, y1, x2, y2 = box
     dash = 4 * width
     for x in np.arange(x1, x2, 2 * dash):

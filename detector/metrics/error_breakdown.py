@@ -163,6 +163,31 @@ def _kinds(
     return kinds
 
 
+def costs_of_mistakes(
+    errors: ErrorBreakdown, ground_truth: GroundTruth
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return what each detection (D,) and each object (G,) costs in mean AP, so that AP can be traced to images.
+
+    Without the envelope, AP is the mean over a class's objects of the precision at which each is found, 0 if it is not.
+    An object found at rank r behind f false positives lacks f/r, of which each of these false positives costs 1/r; an
+    object that is not found costs 1. Divided by the number of the class's objects and by the number of classes that
+    have any, all costs add up to 1 less the mean AP. Right detections and difficult objects cost nothing.
+    """
+    result = errors.matched
+    cost, object_cost = np.zeros(len(result.flags)), np.zeros(len(ground_truth))
+    found = np.zeros(len(ground_truth), dtype=np.bool_)
+    found[errors.target[result.flags == TRUE_POSITIVE]] = True
+    classes = [one for one in result.per_class if one.npos]
+    for one in classes:
+        share = 1 / (one.npos * len(classes))
+        counted = one.order[one.flags != IGNORED]
+        is_true = result.flags[counted] == TRUE_POSITIVE
+        to_come = np.cumsum((is_true / np.arange(1, len(counted) + 1))[::-1])[::-1]
+        cost[counted] = np.where(is_true, 0.0, to_come * share)
+        object_cost[(ground_truth.label == one.label) & ~ground_truth.difficult & ~found] = share
+    return cost, object_cost
+
+
 def _first_to_each(detections: Detections, errors: IntArray, target: IntArray, closed: BoolArray) -> IntArray:
     """Return the best scored of the detections `errors` for each object that is not closed."""
     errors = errors[~closed[target[errors]]]

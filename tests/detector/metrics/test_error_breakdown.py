@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from detector.errors import InputError
-from detector.metrics.error_breakdown import KINDS, ErrorBreakdown, break_down_errors
+from detector.metrics.error_breakdown import KINDS, ErrorBreakdown, break_down_errors, costs_of_mistakes
 from detector.metrics.voc_ap import Detections, GroundTruth, evaluate_voc, pairwise_iou
 
 Row = tuple[int, int, float, list[float]]  # image, label, score, box
@@ -217,3 +217,20 @@ def test_random_data_equals_plain_loops(seed: int) -> None:
 def test_thresholds_must_rise() -> None:
     with pytest.raises(InputError, match=r"background_iou 0\.5, iou_threshold 0\.5"):
         break_down_errors(detections_of([]), objects_of([]), [1], 0.5, 0.5)
+
+
+def test_costs_trace_lost_precision_to_its_causes() -> None:
+    """Class 1 has three objects: found at rank 1, found at rank 3 behind one false positive, never found.
+
+    The false positive costs the second object 1/3 of its precision; the last object lacks all of its own: of 3 objects
+    and 2 classes these are 1/18 and 1/6. The false positive at rank 4 costs nothing; class 2 is never found, 1/2.
+    """
+    found: list[Row] = [(0, 1, 0.9, WHOLE), (1, 1, 0.8, FAR), (1, 1, 0.7, WHOLE), (2, 1, 0.6, FAR)]
+    objects: list[Object] = [
+        (0, 1, WHOLE, False), (1, 1, WHOLE, False), (2, 1, WHOLE, False), (2, 2, WHOLE, False), (0, 2, FAR, True),
+    ]  # fmt: skip
+    errors = broken_down([found[i] for i in (2, 0, 3, 1)], objects)
+    cost, object_cost = costs_of_mistakes(errors, objects_of(objects))
+    assert cost == pytest.approx([0, 0, 0, 1 / 18])
+    assert object_cost == pytest.approx([0, 0, 1 / 6, 1 / 2, 0])
+    assert cost.sum() + object_cost.sum() == pytest.approx(1 - (1 + 2 / 3) / 3 / 2)

@@ -151,7 +151,10 @@ def test_tensorboard_learning_rate_follows_the_schedule(events):
 
 def test_tensorboard_pictures(events, mini_voc):
     names = (mini_voc / "ImageSets" / "Main" / "odd.txt").read_text().split()
-    assert set(events.Tags()["images"]) == {"train_anchors/table", *(f"val_images/{name}.jpg" for name in names)}
+    assert set(events.Tags()["images"]) == {
+        "train_anchors/table",
+        *(f"val_{kind}/{name}.jpg" for name in names for kind in ("images", "mistakes")),
+    }
     assert len(events.Images(f"val_images/{names[0]}.jpg")) == 2  # one per validation
 
 
