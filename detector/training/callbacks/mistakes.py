@@ -47,7 +47,8 @@ def draw_mistakes(
         title: A text above the legend.
     """
     names = [class_names[label - 1] for label in objects.label.tolist()]
-    outlines, wrong = [], []  # mistakes lie on top
+    outlines: list[Outline] = []
+    wrong: list[Outline] = []  # lies on top
     for box, name, difficult, missed in zip(objects.box.tolist(), names, objects.difficult, errors.missed, strict=True):
         look = LOOKS["missed"] if missed else DIFFICULT if difficult else _FOUND
         (wrong if missed else outlines).append(Outline(box, look, name if missed else ""))
