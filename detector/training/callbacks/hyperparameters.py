@@ -26,8 +26,8 @@ class Hyperparameters(pl.Callback):
     TensorBoard sorts columns by name, those first in which runs differ, and shows five of options and five of metrics.
     So the axes of a grid are named `Axis/<name>`, and the main metrics of validations and tests are logged once more as
     `AP_and_recall/<val|test>_<metric>`, which are the first curves of its scalars, too. A run of a grid has its axes
-    and its seed; any other run has all options of the detector. A column is of one type in all runs: numbers are
-    those that can be nothing else. Other loggers get all options of every run.
+    and its seed; any other run has its seed and all options of the detector, as `model/optimizer/lr`. A column is of
+    one type in all runs: numbers are those that can be nothing else. Other loggers get all options of every run.
 
     Costs a few writes per run and validation.
 
@@ -79,20 +79,22 @@ class Hyperparameters(pl.Callback):
         self._begun = True
         options = flat_options(pl_module.hparams, "/")
         numbers = _numbers(get_type_hints(FasterRCNNModule.__init__))
-        row = {"seed": int(os.environ.get("PL_GLOBAL_SEED", "0"))} | {
+        axes = {"seed": int(os.environ.get("PL_GLOBAL_SEED", "0"))} | self.axes
+        row = {
             key: value if key in numbers else shortened("none" if value is None else value_text(value), 80)
             for key, value in options.items()
         }
-        of_grid = {key if key == "seed" else f"Axis/{key}": value for key, value in self.axes.items()}
+        named = {f"Axis/{key}": value for key, value in self.axes.items() if key != "seed"}
+        named = {"seed": axes["seed"]} | (named or {f"model/{key}": value for key, value in row.items()})
         for logger in trainer.loggers:
             if not isinstance(logger, TensorBoardLogger):
-                logger.log_hyperparams(self.axes | row)
+                logger.log_hyperparams(axes | row)
         for logger in _tensorboards(trainer):
             from tensorboard.plugins.hparams.summary_v2 import hparams_pb  # type: ignore[import-untyped]
 
             for file in Path(logger.log_dir).glob(f"events.*{FAILED}"):
                 file.unlink(missing_ok=True)
-            _write(logger.experiment, hparams_pb(of_grid or row, trial_id="", start_time_secs=time.time()))
+            _write(logger.experiment, hparams_pb(named, trial_id="", start_time_secs=time.time()))
 
     def _log_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, FasterRCNNModule)

@@ -183,9 +183,9 @@ def test_tensorboard_hyperparameters(events, trained, metrics_of):
     content = events.PluginTagToContent("hparams")
     start = HParamsPluginData.FromString(content["_hparams_/session_start_info"]).session_start_info
     options = {key: getattr(value, value.WhichOneof("kind")) for key, value in start.hparams.items()}
-    assert options["anchors/scales"] == "[1.0, 2.0]"
-    assert options["optimizer/ema_decay"] == 0.9
-    assert options["backbone/name"] == "small_c4"
+    assert options["model/anchors/scales"] == "[1.0, 2.0]"
+    assert options["model/optimizer/ema_decay"] == 0.9
+    assert options["model/backbone/name"] == "small_c4"
     assert content.keys() == {"_hparams_/session_start_info", "_hparams_/session_end_info"}
 
 
