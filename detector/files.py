@@ -2,9 +2,10 @@
 
 import contextlib
 import json
+import math
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,6 +16,15 @@ def check_checkpoint(path: str | Path) -> None:
     """Raise InputError unless there is a file."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such checkpoint file")
+
+
+def without_nan(value: Any) -> Any:
+    """Return the same with None for nan and infinity, which JSON lacks, and lists for tuples."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, value: Any, indent: int | None = 2) -> None:

@@ -1,14 +1,14 @@
 """How commands show what they found: numbers, durations, JSON without NaN, pictures."""
 
 import contextlib
-import io
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from detector.errors import InputError
+from detector.files import without_nan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure  # takes a second to import
@@ -41,15 +41,6 @@ def option_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, default=str)
 
 
-def without_nan(value: Any) -> Any:
-    """Return the same with None for nan and infinity, which JSON lacks, and lists for tuples."""
-    if isinstance(value, Mapping):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def json_text(document: Any) -> str:
     """Return what `--format json` prints: one document."""
     return json.dumps(without_nan(document), indent=2, allow_nan=False)
@@ -76,13 +67,6 @@ def check_plot(path: str | Path) -> None:
     """
     if Path(path).suffix not in PLOT_SUFFIXES:
         raise InputError(f"--plot {path}: the file must end with .png, .pdf or .svg")
-
-
-def png(figure: "Figure", dpi: int) -> bytes:
-    """Return a figure of matplotlib as the content of a PNG file."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=dpi)
-    return buffer.getvalue()
 
 
 def save_plot(figure: "Figure", path: str | Path, dpi: int) -> None:

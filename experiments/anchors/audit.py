@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from detector.anchors import AnchorConfig
+from detector.files import without_nan
 from detector.image_batch import ImageConfig
 from detector.metrics.coco_ap import SIZES
 from detector.rpn import RPNConfig
@@ -27,7 +28,7 @@ from experiments.anchors.coverage import (
     match_objects,
 )
 from experiments.anchors.views import training_views
-from experiments.output import percent, without_nan
+from experiments.output import percent
 
 RATIO_EDGES = [2**power for power in (-1.5, -0.5, 0.5, 1.5)]
 """Bounds of the groups of aspect ratios: around 1/2, 1 and 2, and beyond."""

@@ -12,11 +12,12 @@ import numpy as np
 from jsonargparse import dict_to_namespace
 
 from detector.errors import InputError, brief, listed
+from detector.files import without_nan
 from detector.metrics.coco_ap import SIZES
 from detector.metrics.proposal_recall import TOP_K, reachable
 from experiments.anchors.audit import AuditResult
 from experiments.anchors.audited_data import AuditInput, audit_input
-from experiments.output import option_text, without_nan
+from experiments.output import option_text
 from experiments.report.options import ReportOptions
 from experiments.results.curves import Curve, read_curves
 from experiments.results.runs import (

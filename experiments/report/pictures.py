@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from detector.metrics.curve_figures import png
 from experiments.anchors.plot import audit_figure
-from experiments.output import png
 from experiments.results.curves import Curve
 from experiments.results.runs import RunGroup
 

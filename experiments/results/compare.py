@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from detector.errors import InputError, flat_options, printable
+from detector.files import without_nan
 from detector.metrics.voc_ap import FALSE_POSITIVE, TRUE_POSITIVE, evaluate_voc
-from experiments.output import json_text, number, option_text, without_nan
+from experiments.output import json_text, number, option_text
 from experiments.results.compare_pictures import draw_images
 from experiments.results.options import CompareOptions
 from experiments.results.runs import NOT_COMPARED, Run, read_run

@@ -19,6 +19,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from detector.errors import InputError
 from detector.training.callbacks.anchor_telemetry import AnchorTelemetry
 from detector.training.callbacks.checkpoints import AtomicCheckpoints, BestCheckpoint, SaveOnInterrupt
+from detector.training.callbacks.detection_curves import DetectionCurves
 from detector.training.callbacks.detection_images import DetectionImages
 from detector.training.callbacks.distributions import Distributions
 from detector.training.callbacks.hyperparameters import Hyperparameters
@@ -242,14 +243,15 @@ class DetectorCLI(OptionsOfRuns):
             return callbacks
         axes = axes_of_environment()
         self.run_files = RunFiles(self.run_folder)
+        given = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
+        own = {type(callback) for callback in (given if isinstance(given, list) else [given])}
         callbacks += [self.run_files, Hyperparameters(axes)]
+        callbacks += [] if DetectionCurves in own else [DetectionCurves()]
         if self.subcommand != "fit":
             return callbacks
         callbacks += [Throughput(config.log_every_n_steps or 20), ModelSummary(max_depth=2), AnchorWarnings()]
         callbacks += [CellProgress(self.run_folder)] if axes else []
         if config.logger not in (False, []):
-            given = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
-            own = {type(callback) for callback in (given if isinstance(given, list) else [given])}
             usual = [
                 LearningRates(),
                 ValidationLosses(),

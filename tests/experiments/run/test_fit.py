@@ -11,10 +11,16 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from datamodules.ground_truth import read_ground_truth
+from datamodules.voc.reader import VOCFormat
+from detector.metrics.curves import curves_of
+from detector.metrics.detection_ap import EvaluatedSplit
 from detector.training.lightning_module import FasterRCNNModule
 from experiments.results.curves import read_curves
+from experiments.results.files import read_results
 
 LOSSES = {f"train/{name}" for name in ("loss", "loss_rpn_cls", "loss_rpn_reg", "loss_roi_cls", "loss_roi_reg")}
 METRICS = {
@@ -151,11 +157,31 @@ def test_tensorboard_learning_rate_follows_the_schedule(events):
 
 def test_tensorboard_pictures(events, mini_voc):
     names = (mini_voc / "ImageSets" / "Main" / "odd.txt").read_text().split()
-    assert set(events.Tags()["images"]) == {
+    pictures = {tag for tag in events.Tags()["images"] if not tag.startswith("val_curves/")}
+    assert pictures == {
         "train_anchors/table",
         *(f"val_{kind}/{name}.jpg" for name in names for kind in ("images", "mistakes")),
     }
     assert len(events.Images(f"val_images/{names[0]}.jpg")) == 2  # one per validation
+
+
+def test_curves_of_the_last_validation_are_in_the_folder_and_in_tensorboard(trained, mini_voc, events, metrics_of):
+    """The numbers are those of the written detections; the pictures are of the last validation alone."""
+    made = json.loads((trained / "curves.json").read_text())["val"]
+    truth = read_ground_truth(VOCFormat(mini_voc), ["odd"])
+    split = EvaluatedSplit(truth.image_ids, read_results(trained / "predictions.json", truth), truth.objects)
+    again = curves_of(split, truth.class_names)
+    assert made["confusion"] == again["confusion"] and made["errors"]["count"] == again["errors"]["count"]
+    assert {name: one["ap"] for name, one in made["precision_recall"].items() if one["objects"]} == pytest.approx(
+        {name: metrics_of(trained)[f"val/AP50_voc_class/{name}"] for name in truth.class_names}, abs=1e-6
+    )
+    for kind, gain in made["errors"]["gain"].items():
+        logged = events.Scalars(f"val_errors/{kind}")
+        assert len(logged) == 2 and logged[-1].value == pytest.approx(gain, abs=1e-6)
+    for name in ("curves", "confusion"):
+        (picture,) = events.Images(f"val_curves/{name}")
+        assert picture.encoded_image_string[:4] == b"\x89PNG" and picture.step == made["step"] == logged[-1].step
+        assert Image.open(trained / "curves" / f"val_{name}.png").width == picture.width > 500
 
 
 def test_a_callback_of_ones_own_replaces_the_usual_one(frcnn, tiny_config, tmp_path):
