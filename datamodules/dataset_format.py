@@ -134,12 +134,12 @@ class DatasetFormat(ABC):
     def read_by(self, annotation_cache: str | None, reading: Reading) -> None:
         """Set where what is read is kept, as `--data.annotation_cache` says, and how images are read."""
         self.reading = reading
-        self._cache_folder = cache_folder(annotation_cache)
+        self.cache_folder = cache_folder(annotation_cache)
         self._caches: dict[Path, FileCache] = {}
 
     def cache(self, folder: Path) -> FileCache:
         """Return what is kept of the files of a dataset folder."""
-        return self._caches.setdefault(folder, self.cache_kind(folder, self._cache_folder, self.reading))
+        return self._caches.setdefault(folder, self.cache_kind(folder, self.cache_folder, self.reading))
 
     def say(self, line: str) -> None:
         """Say something once, by one process."""

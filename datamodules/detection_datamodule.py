@@ -5,7 +5,6 @@ It is exact under workers, ranks and resumed runs.
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -19,7 +18,7 @@ from datamodules.bad_data import NextImageInstead, OnError, read_usable
 from datamodules.checks import check_classes
 from datamodules.dataset_format import DatasetFormat
 from datamodules.detection_dataset import Batch, DetectionDataset, Target, collate, limit_threads
-from datamodules.ground_truth import SplitTruth, truth_of
+from datamodules.ground_truth import SplitTruth, read_part
 from datamodules.image_cache import CacheKind, check_cache, make_reader
 from datamodules.image_reading import Reading
 from datamodules.samplers import EpochSampler, ShardSampler, done_so_far, go_on, group_by_aspect
@@ -175,8 +174,7 @@ class DetectionDataModule(pl.LightningDataModule):
             self.format, self.class_names, members, leaks or Leaks(), self.on_error, look_for_cut_images, where
         )
         for part, records in found.items():
-            if part not in self.splits.given:
-                raise InputError(f"no {part} splits are given; set --data.{part}_splits")
+            self.splits.check_given(part)
             augmentation = build_augmentation(self.augmentation) if part == "train" else None
             ids = None if part == "train" else self.format.category_ids(self.splits.sources(part), self.class_names)
             dataset = DetectionDataset(records, self.class_names, augmentation, self.seed, self.reading, ids)
@@ -192,13 +190,7 @@ class DetectionDataModule(pl.LightningDataModule):
         Raises:
             InputError: As `read_ground_truth`.
         """
-        self.format.check_root()
-        if part not in self.splits.given:
-            raise InputError(f"no {part} splits are given; set --data.{part}_splits")
-        names = self.splits.names[part] or [part]
-        where = f"--data.{part}_splits [{', '.join(names)}]"
-        sources, members, skip = self.splits.sources(part), self.splits.members(part), self.on_error == "skip"
-        return replace(truth_of(self.format, sources, members, self.class_names, where, skip), splits=tuple(names))
+        return read_part(self.splits, part, self.class_names, self.on_error == "skip")
 
     @property
     def train_dataset(self) -> DetectionDataset:

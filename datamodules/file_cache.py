@@ -8,12 +8,12 @@ is read anew, and the file is replaced in one step, so that several processes ma
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 from datamodules import image_reading
 from datamodules.image_reading import USUAL, ImageHeader, Reading, read_header
@@ -25,6 +25,7 @@ ENVIRONMENT_VARIABLE: Final = "FRCNN_CACHE_DIR"
 OFF: Final = "none"
 
 Row = list[Any]
+Item = TypeVar("Item")
 
 
 def cache_folder(option: str | None = None) -> Path | None:
@@ -60,25 +61,35 @@ class FileCache:
 
     def headers(self, paths: Iterable[Path]) -> dict[Path, ImageHeader | InputError]:
         """Return by path the header of the image, or why it cannot be read."""
-        rows, unknown = self._load(), []
-        found: dict[Path, ImageHeader | InputError] = {}
-        for path in dict.fromkeys(paths):
-            inside, stamp = str(path).removeprefix(f"{self.folder}/"), _stamp(path)
-            key = inside if inside != str(path) else str(path.absolute())
-            row = rows.get(key)
-            if row is not None and row[:3] == stamp:
-                found[path] = ImageHeader(*row[3:])
-            else:
-                found[path] = InputError("")  # keeps the order
-                unknown.append((path, key, stamp))
-        read = map_files(_header, [path for path, _, _ in unknown], "reading image sizes")
-        for (path, key, stamp), header in zip(unknown, read, strict=True):
-            found[path] = header
-            if isinstance(header, ImageHeader):
-                rows[key] = [*stamp, *astuple(header)]
+        wanted = dict.fromkeys(paths)
+        rows = self._of_images({path: (path, self._key(path)) for path in wanted}, _header, "reading image sizes")
+        headers = {path: row if isinstance(row, InputError) else ImageHeader(*row) for path, row in rows.items()}
+        return {path: self._of_allowed_size(path, header) for path, header in headers.items()}
+
+    def _of_images(
+        self,
+        wanted: Mapping[Item, tuple[Path, str]],
+        read: Callable[[Item], Row | InputError],
+        what: str,
+        parallel_from: int | None = None,
+    ) -> dict[Item, Row | InputError]:
+        """Return what `read` gives of each image, kept under the size and the times of its file.
+
+        Args:
+            wanted: For each item the image file, and under which key it is kept.
+            read: Of an item, a row or why there is none.
+            what: Heading of the progress bar.
+            parallel_from: See `map_files`.
+        """
+        rows = self._load()
+        stamps = {item: _stamp(path) for item, (path, _) in wanted.items()}
+        kept = {item: rows.get(key, []) for item, (_, key) in wanted.items()}
+        unknown = [item for item, row in kept.items() if row[:3] != stamps[item]]
+        new = dict(zip(unknown, map_files(read, unknown, what, parallel_from), strict=True))
+        rows |= {wanted[item][1]: [*stamps[item], *row] for item, row in new.items() if not isinstance(row, InputError)}
         if unknown:
             self._save()
-        return {path: self._of_allowed_size(path, header) for path, header in found.items()}
+        return {item: new[item] if item in new else row[3:] for item, row in kept.items()}
 
     def _of_allowed_size(self, path: Path, header: ImageHeader | InputError) -> ImageHeader | InputError:
         """Check the size anew: the limit is an option, so it is no part of what is kept."""
@@ -88,6 +99,10 @@ class FileCache:
             return header
         except InputError as error:
             return error
+
+    def _key(self, path: Path) -> str:
+        inside = str(path).removeprefix(f"{self.folder}/")
+        return inside if inside != str(path) else str(path.absolute())
 
     def _load(self) -> dict[str, Row]:
         if self._rows is None:
@@ -128,9 +143,9 @@ def digest_of(*parts: bytes) -> str:
     return digest.hexdigest()
 
 
-def _header(path: Path) -> ImageHeader | InputError:
+def _header(path: Path) -> Row | InputError:
     try:
-        return read_header(path)
+        return list(astuple(read_header(path)))
     except InputError as error:
         return error
 

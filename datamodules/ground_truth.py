@@ -8,7 +8,8 @@ import numpy as np
 from datamodules.checks import check_classes
 from datamodules.dataset_format import DatasetFormat, Id, ImageRecord, Member
 from datamodules.problems import Problem
-from detector.errors import InputError
+from datamodules.splits import Splits
+from detector.errors import InputError, listed
 from detector.metrics.voc_ap import GroundTruth, IntArray
 
 
@@ -69,10 +70,27 @@ def read_ground_truth(
     """
     format.check_root()
     if not splits:
-        raise InputError(f"{option} is empty; name at least one split")
+        offered = listed(format.offered() or [])
+        there = f" (there are {offered})" if offered else ""
+        raise InputError(f"{option} is empty; name at least one split{there}, or have some made by --data.val_fraction")
     members = format.list_images(splits)
     classes = list(class_names or format.class_names(splits, everything=True))
     return truth_of(format, splits, members, classes, f"{option} [{', '.join(splits)}]")
+
+
+def read_part(splits: Splits, part: str, class_names: Sequence[str] | None = None, skip: bool = False) -> SplitTruth:
+    """Read the annotations of "train", "val" or "test", made or named, as `truth_of` does.
+
+    Raises:
+        InputError: As `read_ground_truth`, or there is no such part.
+    """
+    format = splits.format
+    format.check_root()
+    splits.check_given(part)
+    names, sources = splits.names[part] or [part], splits.sources(part)
+    classes = list(class_names or format.class_names(sources, everything=True))
+    where = f"--data.{part}_splits [{', '.join(names)}]"
+    return replace(truth_of(format, sources, splits.members(part), classes, where, skip), splits=tuple(names))
 
 
 def truth_of(

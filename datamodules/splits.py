@@ -7,12 +7,15 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
 from datamodules.dataset_format import DatasetFormat, Member
+from datamodules.doctor.near_duplicates import FingerprintCache
+from datamodules.image_cache import ImageFile
 from datamodules.problems import Problem
 from detector.errors import InputError, brief
 from detector.files import write_json, write_whole
@@ -66,6 +69,7 @@ class Splits:
         self.folder: Path | None = None
         self._made: dict[str, list[Member]] = {}
         self._new_lists: dict[str, list[str]] = {}
+        self._together: list[list[str]] = []
         if val_fraction is None:
             for part in ("train", "val"):
                 if not self.names[part]:
@@ -92,6 +96,14 @@ class Splits:
         made = ("train", "val") if self.val_fraction is not None else ()
         return [part for part, names in self.names.items() if names or part in made]
 
+    def check_given(self, part: str) -> None:
+        """Raise InputError unless there is this part; the message says what else can be done."""
+        if part not in self.given:
+            others = [name for name in self.format.offered() or [] if part in parts_of(name)]
+            there = f" (there is {others[0]})" if others else ""
+            text = f"no {part} splits are given; set --data.{part}_splits{there}"
+            raise InputError(f"{text}, or score the validation splits by frcnn validate" if part == "test" else text)
+
     @property
     def all_names(self) -> list[str]:
         """Return the named splits of all parts, each once."""
@@ -114,7 +126,8 @@ class Splits:
         images = {member.name: member for member in self._to_divide()}
         lists = read_lists(self.folder, self.made_by) if self.folder is not None else None
         if lists is None:
-            train, val = divide(list(images), val_fraction, self.split_seed)
+            self._together = self._near_duplicates(list(images.values()))
+            train, val = divide(list(images), val_fraction, self.split_seed, self._together)
             lists = self._new_lists = {"train": train, "val": val}
         gone = [name for names in lists.values() for name in names if name not in images]
         if gone:
@@ -122,6 +135,22 @@ class Splits:
                 f"{self.folder}: {len(gone)} images of this run's splits ({gone[0]}) are not in the dataset"
             )
         return {part: [images[name] for name in names] for part, names in lists.items()}
+
+    def _near_duplicates(self, members: Sequence[Member]) -> list[list[str]]:
+        """Return the names of images that show the same, in groups of two or more, found as the doctor finds them."""
+        names: dict[ImageFile, list[str]] = {}
+        for member, record in zip(members, self.format.read(members, None), strict=True):
+            if record.path is not None:
+                file = ImageFile(record.path, record.upright, self.format.reading)
+                names.setdefault(file, []).append(member.name)
+        cache = FingerprintCache(self.format.root, self.format.cache_folder, self.format.reading)
+        return [sorted(name for file in group for name in names[file]) for group in cache.groups(list(names))]
+
+    def take_lists(self, folder: Path) -> None:
+        """Take the lists that a run keeps in a folder, where they were made by the same values."""
+        with suppress(InputError):
+            if self.val_fraction is not None and read_lists(folder, self.made_by) is not None:
+                self.folder = folder
 
     def _to_divide(self) -> list[Member]:
         if self.names["train"]:
@@ -147,17 +176,30 @@ class Splits:
             write_lists(self.folder, lists, self.made_by)
         where = f"; the lists are in {self.folder}" if self.folder is not None else ""
         by = ", ".join(f"{key} {value}" for key, value in self.made_by.items())
+        alike = ""
+        if self._together:
+            count, example = sum(map(len, self._together)), " and ".join(self._together[0][:2])
+            alike = f"; {count} images that show the same as another ({example}) are in the same list as that"
         print(
-            f"splits made by {by}: {len(lists['train'])} images to train and {len(lists['val'])} to validate on{where}",
+            f"splits made by {by}: {len(lists['train'])} images to train and {len(lists['val'])} to validate on"
+            f"{alike}{where}",
             file=sys.stderr,
         )
 
 
-def divide(names: Sequence[str], val_fraction: float, seed: int) -> tuple[list[str], list[str]]:
+def divide(
+    names: Sequence[str], val_fraction: float, seed: int, together: Sequence[Sequence[str]] = ()
+) -> tuple[list[str], list[str]]:
     """Return the names to train on and to validate on, each sorted and neither empty.
 
     Names are ordered by a digest of seed and name, and the first `val_fraction` of them validate. Neither the order of
     the names nor that of the files decides anything, and another image more or less moves few of the others.
+
+    Args:
+        names: All names.
+        val_fraction: Share that validates.
+        seed: Another one divides otherwise.
+        together: Groups of names that are in one list; one that is too large to validate trains.
 
     Raises:
         InputError: There are fewer than two names.
@@ -170,7 +212,17 @@ def divide(names: Sequence[str], val_fraction: float, seed: int) -> tuple[list[s
 
     count = min(max(round(len(names) * val_fraction), 1), len(names) - 1)
     ordered = sorted(names, key=drawn)
-    return sorted(ordered[count:]), sorted(ordered[:count])
+    group_of = {name: tuple(group) for group in together for name in group}
+    groups: list[tuple[str, ...]] = list(dict.fromkeys(group_of.get(name, (name,)) for name in ordered))
+    if len(groups) < 2:  # all images show the same
+        groups = [(name,) for name in ordered]
+    val: list[str] = []
+    for group in groups:
+        val += group if len(val) + len(group) <= count else ()
+    if not val:
+        smallest = min(groups, key=len)
+        val += smallest
+    return sorted(set(names) - set(val)), sorted(val)
 
 
 def write_lists(folder: Path, lists: Mapping[str, Sequence[str]], made_by: Mapping[str, object]) -> None:

@@ -54,6 +54,8 @@ class DataOptions:
         train_splits: Splits, as for frcnn fit: "[2007_trainval]".
         val_splits: Splits, as for frcnn fit: "[2007_test]".
         test_splits: Splits, as for frcnn fit.
+        val_fraction: Make splits, as for frcnn fit: the share of the images of train_splits, or of all, to validate on.
+        split_seed: Another one divides the images otherwise.
         image_dirs: Folders of the images of COCO files, as for frcnn fit.
         class_names: Names of labels 1, 2, ...; by default the 20 VOC classes for VOC years, else those that are found.
         bit_depth: Bits of the values in 16-bit images; by default 16, or those of the training.
@@ -64,6 +66,8 @@ class DataOptions:
     train_splits: list[str] | None = None
     val_splits: list[str] | None = None
     test_splits: list[str] | None = None
+    val_fraction: float | None = None
+    split_seed: int = 0
     image_dirs: list[str] | None = None
     class_names: list[str] | None = None
     bit_depth: int | None = None

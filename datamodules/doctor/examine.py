@@ -14,16 +14,14 @@ from numpy.typing import NDArray
 
 from datamodules.checks import check_classes, similar_classes
 from datamodules.dataset_format import DatasetFormat, ImageRecord, Member
-from datamodules.doctor.near_duplicates import Fingerprint, copies, fingerprint
-from datamodules.doctor.splits import Image, SplitTable, UsedSplit, read_split_table, split_problems
+from datamodules.doctor.near_duplicates import PARALLEL_FROM, Fingerprint, copies, fingerprint
+from datamodules.doctor.splits import Image, SplitTable, UsedSplit, read_split_table, split_problems, table_of_made
 from datamodules.image_cache import ImageFile
 from datamodules.image_reading import read_header, read_image
 from datamodules.parallel import map_files
 from datamodules.problems import Problem
-from datamodules.splits import PARTS
+from datamodules.splits import PARTS, Splits
 from detector.errors import InputError
-
-PARALLEL_FROM = 64  # images, which are decoded
 
 
 @dataclass(frozen=True)
@@ -35,12 +33,14 @@ class DoctorOptions:
         splits: Splits by part ("train", "val", "test"); none: everything, with the parts of splits by their names.
         class_names: The known classes; None: those that the format has by definition, else those found.
         images: Whether images are expected and looked at.
+        made: Splits that are made, and examined instead of those by name.
     """
 
     format: DatasetFormat
     splits: Mapping[str, Sequence[str]] = field(default_factory=dict)
     class_names: Sequence[str] | None = None
     images: bool = True
+    made: Splits | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,9 +94,9 @@ def examine(options: DoctorOptions) -> Report:
     format = options.format
     format.check_root()
     check_classes(options.class_names or ())
-    table = read_split_table(format, options.splits)
-    used_splits = [split.label for split in table.splits if split.members]
-    known = options.class_names or format.known_classes(used_splits)
+    table = read_split_table(format, options.splits) if options.made is None else table_of_made(options.made)
+    named = [split.label for split in table.splits if split.members]
+    known = options.class_names or format.known_classes(named if options.made is None else options.made.all_names)
     splits_of = table.by_image()
     found = _examine_images(options, known, table)
     first: dict[Image, Examined] = {}

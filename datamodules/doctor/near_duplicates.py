@@ -5,17 +5,22 @@ picture scaled down to 9 x 8. Copies that were saved again or scaled keep it up 
 of plain content; hence every candidate is compared by its pixels before it is called a copy.
 """
 
-from collections.abc import Iterator
+from base64 import b64decode, b64encode
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar, Final
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from datamodules.file_cache import FileCache, Row
 from datamodules.image_cache import ImageFile
 from datamodules.image_reading import read_image
 from detector.errors import InputError
 
+PARALLEL_FROM: Final = 64  # images, which are decoded
 MAX_BITS = 4
 _THUMBNAIL = 32
 _COMPARED = 128
@@ -40,26 +45,59 @@ def fingerprint(image: NDArray[np.uint8]) -> Fingerprint:
 
 def copies(files: list[ImageFile], prints: list[Fingerprint]) -> list[list[int]]:
     """Return groups of equal pictures: two or more positions, each ascending, in the order of their first one."""
-    group = list(range(len(prints)))
+    groups = [[index] for index in range(len(prints))]  # by position; positions of a group share one list
+    compared = lru_cache(maxsize=8192)(_compared)  # 16 kB each
     for first, second in _candidates(np.array([item.bits for item in prints], dtype=np.uint64)):
-        one, two = sorted((group[first], group[second]))
-        alike = 0.97 < prints[first].aspect_ratio / prints[second].aspect_ratio < 1 / 0.97
-        alike = alike and _close(prints[first].thumbnail, prints[second].thumbnail)
-        if one != two and alike and same_pixels(files[first], files[second]):
-            group = [one if number == two else number for number in group]
-    members: dict[int, list[int]] = {}
-    for index, number in enumerate(group):
-        members.setdefault(number, []).append(index)
-    return [found for found in members.values() if len(found) > 1]
+        if groups[first] is groups[second]:
+            continue
+        ratio = prints[first].aspect_ratio / prints[second].aspect_ratio
+        if not 0.97 < ratio < 1 / 0.97 or not _close(prints[first].thumbnail, prints[second].thumbnail):
+            continue
+        one, two = compared(files[first]), compared(files[second])
+        if one is not None and two is not None and _close(one, two):
+            smaller, larger = sorted((groups[first], groups[second]), key=len)
+            larger += smaller
+            for index in smaller:
+                groups[index] = larger
+    return sorted(map(sorted, {id(group): group for group in groups if len(group) > 1}.values()))
 
 
-def same_pixels(first: ImageFile, second: ImageFile) -> bool:
-    """Return whether two image files show the same, up to compression and scale: compared in grey at 128 x 128."""
+def _compared(file: ImageFile) -> NDArray[np.uint8] | None:
+    """Return what is compared of an image file, so that compression and scale do not count: grey at 128 x 128."""
     try:
-        one, two = (_scaled(_grey(read_image(*file)), _COMPARED) for file in (first, second))
+        return _scaled(_grey(read_image(*file)), _COMPARED)
     except InputError:
-        return False
-    return _close(one, two)
+        return None
+
+
+class FingerprintCache(FileCache):
+    """Fingerprints of the images of one dataset folder, kept between runs: each image is decoded once."""
+
+    kind: ClassVar[str] = "fingerprints"
+    readers: ClassVar[tuple[str, ...]] = (*FileCache.readers, __file__)
+
+    def groups(self, files: Sequence[ImageFile]) -> list[list[ImageFile]]:
+        """Return the groups of two or more images that show the same; those that cannot be decoded are in none."""
+        wanted = {
+            file: (file.path, f"{self._key(file.path)} {file.upright} {file.reading.bit_depth}") for file in files
+        }
+        rows = self._of_images(wanted, _fingerprint_row, "looking for equal images", PARALLEL_FROM)
+        prints = {file: _from_row(*row) for file, row in rows.items() if not isinstance(row, InputError)}
+        readable = list(prints)
+        return [[readable[index] for index in group] for group in copies(readable, list(prints.values()))]
+
+
+def _fingerprint_row(file: ImageFile) -> Row | InputError:
+    try:
+        found = fingerprint(read_image(*file))
+    except InputError as error:
+        return error
+    return [found.bits, b64encode(found.thumbnail.tobytes()).decode("ascii"), found.aspect_ratio]
+
+
+def _from_row(bits: int, thumbnail: str, aspect_ratio: float) -> Fingerprint:
+    pixels = np.frombuffer(b64decode(thumbnail), np.uint8).reshape(_THUMBNAIL, _THUMBNAIL)
+    return Fingerprint(bits, pixels, aspect_ratio)
 
 
 def _close(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> bool:

@@ -13,7 +13,7 @@ from typing import Self
 
 from datamodules.dataset_format import DatasetFormat, Member
 from datamodules.problems import Problem
-from datamodules.splits import PARTS, parts_of
+from datamodules.splits import PARTS, Splits, parts_of
 from detector.errors import InputError
 
 Image = tuple[Path, str]  # that of a `Member`
@@ -70,6 +70,13 @@ def read_split_table(format: DatasetFormat, chosen: Mapping[str, Sequence[str]])
         texts = [f"{path}: names the image {stem} more than once" for stem in twice]
         problems += [Problem(str(path), None, "named_twice", text) for text in texts]
     return SplitTable(tuple(splits), bool(wanted), tuple(problems))
+
+
+def table_of_made(splits: Splits) -> SplitTable:
+    """Return the parts of splits that are made, and those that are named beside them."""
+    parts = {part: tuple(dict.fromkeys(splits.members(part))) for part in splits.given}
+    root = splits.format.root
+    return SplitTable(tuple(UsedSplit(part, root, frozenset([part]), of) for part, of in parts.items()), True, ())
 
 
 def split_problems(table: SplitTable, files: Mapping[Image, Path]) -> Iterator[Problem]:

@@ -1,17 +1,21 @@
 """The input of an audit of anchors, read from the configuration of a training and its dataset."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
-from datamodules.ground_truth import SplitTruth, read_ground_truth
+from datamodules.ground_truth import SplitTruth
 from detector.anchors import AnchorConfig, AnchorGenerator
 from detector.backbones import backbone_strides
 from detector.image_batch import ImageConfig
 from detector.rpn import RPNConfig
 from experiments.anchors.audit import AuditResult, audit
 from experiments.anchors.views import TrainingView, training_views
+from experiments.arguments import DataOptions
+from experiments.dataset.annotations import read_annotations
 from experiments.dataset.formats import dataset_format
 
 
@@ -52,8 +56,12 @@ class AuditInput:
         return ~self.truth.objects.difficult | (self.difficult == "keep")
 
 
-def audit_input(config: Namespace) -> AuditInput:
-    """Read the annotations of the training splits that the parsed options of `frcnn fit` name.
+def audit_input(config: Namespace, lists: Sequence[Path] = ()) -> AuditInput:
+    """Read the annotations of the training splits that the parsed options of `frcnn fit` name, or that are made.
+
+    Args:
+        config: The options.
+        lists: Folders in which runs may have kept lists of the same made splits.
 
     Raises:
         InputError: A bad value, or anything wrong with the dataset.
@@ -62,6 +70,7 @@ def audit_input(config: Namespace) -> AuditInput:
     anchors = AnchorConfig(**model.anchors.as_dict())
     strides = backbone_strides(model.backbone.name)
     AnchorGenerator(anchors, strides)  # refuses lists that do not fit the levels, before files are read
+    given = {option.name: data[option.name] for option in fields(DataOptions) if data.get(option.name) is not None}
     format = dataset_format(config.get("data_format", "voc"), data.root, data.get("image_dirs"))
     return AuditInput(
         anchors,
@@ -69,5 +78,5 @@ def audit_input(config: Namespace) -> AuditInput:
         ImageConfig(**model.image.as_dict()),
         RPNConfig(**model.rpn.as_dict()),
         model.difficult,
-        read_ground_truth(format, data.train_splits, data.class_names, "--data.train_splits"),
+        read_annotations(format, DataOptions(**given), "train", lists),
     )

@@ -11,6 +11,7 @@ from experiments.anchors.audited_data import AuditInput, audit_input
 from experiments.anchors.options import AuditOptions
 from experiments.anchors.plot import audit_figure
 from experiments.anchors.suggestion import Suggestion, suggest_anchors
+from experiments.dataset.formats import lists_beside
 from experiments.output import json_text, number, percent, save_plot
 
 
@@ -24,7 +25,7 @@ def print_audit(options: AuditOptions, config: Namespace) -> None:
     Raises:
         InputError: Anything wrong with options or files.
     """
-    given = audit_input(config)
+    given = audit_input(config, lists_beside(config))
     result = given.audit()
     suggestion = None
     if options.suggest is not None:

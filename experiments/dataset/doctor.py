@@ -14,7 +14,7 @@ from datamodules.doctor.examine import DoctorOptions, Report, examine
 from datamodules.image_reading import Reading
 from datamodules.problems import KINDS
 from detector.errors import printable
-from experiments.dataset.formats import dataset_format
+from experiments.dataset.formats import dataset_format, made_splits
 from experiments.dataset.options import CheckDatasetOptions
 from experiments.output import json_text, percent, save_plot
 
@@ -38,8 +38,11 @@ def doctor(options: CheckDatasetOptions) -> int:
     splits = {part: names for part, names in given.items() if names}
     reading = Reading(16 if data.bit_depth is None else data.bit_depth, data.max_pixels)
     format = dataset_format(options.data_format, options.root, data.image_dirs, reading)
-    examined = DoctorOptions(format, splits, data.class_names, not options.no_images)
+    made = made_splits(format, data)
+    examined = DoctorOptions(format, splits, data.class_names, not options.no_images, made)
     report = examine(examined)
+    if made is not None:
+        made.keep()
     if options.plot is not None:
         plot_report(report, options.plot, options.root)
     if options.format == "json":

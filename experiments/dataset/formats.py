@@ -8,9 +8,11 @@ from typing import Any, Final
 from datamodules.coco.reader import CocoFormat
 from datamodules.dataset_format import DatasetFormat
 from datamodules.image_reading import USUAL, Reading
+from datamodules.splits import PARTS, Splits
 from datamodules.voc.reader import VOCFormat
 from datamodules.yolo.reader import YoloFormat
 from detector.errors import InputError
+from experiments.arguments import DataOptions
 
 FORMATS: Final[dict[str, type[DatasetFormat]]] = {kind.name: kind for kind in (VOCFormat, CocoFormat, YoloFormat)}
 
@@ -35,3 +37,18 @@ def dataset_format(
     if image_dirs is not None:
         raise InputError(f"--data.image_dirs: is for --data_format coco; {data_format} has its own places for images")
     return FORMATS[data_format](root, reading=reading)
+
+
+def made_splits(format: DatasetFormat, data: DataOptions) -> Splits | None:
+    """Return the splits that `--data.val_fraction` makes; None without it.
+
+    Raises:
+        InputError: The values contradict each other.
+    """
+    names = {part: getattr(data, f"{part}_splits") or [] for part in PARTS}
+    return None if data.val_fraction is None else Splits(format, names, data.val_fraction, data.split_seed)
+
+
+def lists_beside(config: Any) -> list[Path]:
+    """Return where the runs whose config files were read keep the lists of their made splits."""
+    return [Path(str(file)).parent / "splits" for file in config.get("config") or []]

@@ -36,7 +36,8 @@ class CheckDatasetOptions(DataFormatOptions, FormatOptions, PlotOptions):
     data: DataOptions = field(
         default_factory=DataOptions,
         metadata=some_of(
-            *("train_splits", "val_splits", "test_splits", "image_dirs", "class_names", "bit_depth", "max_pixels")
+            *("train_splits", "val_splits", "test_splits", "val_fraction", "split_seed"),
+            *("image_dirs", "class_names", "bit_depth", "max_pixels"),
         ),
     )
     no_images: bool = False

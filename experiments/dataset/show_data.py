@@ -13,7 +13,7 @@ from datamodules.detection_datamodule import DetectionDataModule
 from datamodules.detection_dataset import DetectionDataset, Target
 from detector.drawing import class_color, draw_boxes
 from detector.errors import InputError, printable
-from experiments.dataset.formats import data_module_of
+from experiments.dataset.formats import data_module_of, lists_beside
 from experiments.dataset.options import ShowDataOptions
 from experiments.output import writing
 
@@ -34,8 +34,11 @@ def show_data(options: ShowDataOptions, config: Namespace) -> None:
         InputError: A bad value, anything wrong with the dataset, or the folder cannot be written to.
     """
     data: DetectionDataModule = data_module_of(config.data_format)(**config.data.as_dict())
+    for folder in lists_beside(config):
+        data.splits.take_lists(folder)
     data.prepare_data()
     dataset = data.train_dataset
+    data.splits.keep()
     if not len(dataset):
         raise InputError("the training splits hold no image")
     indices = np.unique(np.linspace(0, len(dataset) - 1, options.images).round().astype(int)).tolist()

@@ -262,10 +262,12 @@ def _audits(grid: RunsFolder, notes: list[str]) -> dict[str, tuple[AuditInput, A
         try:
             model, data = run.config.get("model") or {}, data_options(run)
             about = {key: model[key] for key in ("anchors", "image", "rpn", "difficult")}
-            key = json.dumps([about, model["backbone"]["name"], data["root"], data["train_splits"]], default=str)
+            lists = None if data.get("val_fraction") is None else run.folder / "splits"  # each run has its own
+            key = json.dumps([about, model["backbone"]["name"], data["root"], data["train_splits"], lists], default=str)
             if key not in made:
                 data_format = run.config.get("data_format", "voc")
-                given = audit_input(dict_to_namespace({"model": model, "data": data, "data_format": data_format}))
+                config = dict_to_namespace({"model": model, "data": data, "data_format": data_format})
+                given = audit_input(config, [lists] if lists else [])
                 made[key] = given, given.audit()
             found[cell.name] = made[key]
         except (InputError, KeyError, TypeError, ValueError) as error:

@@ -10,12 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from datamodules.ground_truth import SplitTruth, read_ground_truth
+from datamodules.ground_truth import SplitTruth
 from detector.metrics.bootstrap import interval
 from detector.metrics.class_subset import chosen_classes, of_classes
 from detector.metrics.error_breakdown import KINDS, break_down_errors
 from detector.metrics.proposal_recall import ProposalRecall, reachable
 from detector.metrics.voc_ap import Detections
+from experiments.dataset.annotations import read_annotations
 from experiments.dataset.formats import dataset_format
 from experiments.output import json_text, number
 from experiments.results.error_plot import plot_error_breakdown
@@ -36,9 +37,7 @@ def evaluate(options: EvaluateOptions) -> None:
         InputError: Anything wrong with the dataset, the files or the options.
     """
     data = options.data
-    whole = read_ground_truth(
-        dataset_format(options.data_format, data.root, data.image_dirs), data.val_splits or [], data.class_names
-    )
+    whole = read_annotations(dataset_format(options.data_format, data.root, data.image_dirs), data, "val")
     truth = whole
     if options.classes is not None:
         chosen = chosen_classes(options.classes, whole.class_names)

@@ -24,7 +24,7 @@ class EvaluateOptions(DataFormatOptions, FormatOptions, ResampleOptions, PlotOpt
     Args:
         predictions: COCO results (JSON: file_name or image_id, category_name or category_id, bbox xywh, score), or a
             folder of the devkit's comp4_det_test_<class>.txt; several are evaluated one by one.
-        data: The splits.
+        data: The splits: val_splits, or those that val_fraction makes to validate on.
         classes: Score these classes alone, as if there were no others.
         bootstrap: 95 % intervals from so many resamples of the images.
         compare: Other detections on the same images: differences, by paired resamples.
@@ -34,7 +34,12 @@ class EvaluateOptions(DataFormatOptions, FormatOptions, ResampleOptions, PlotOpt
     """
 
     predictions: list[str] = field(metadata=positional("PREDICTIONS"))
-    data: DataOptions = field(metadata=some_of("image_dirs", "class_names", required=("root", "val_splits")))
+    data: DataOptions = field(
+        metadata=some_of(
+            *("val_splits", "train_splits", "test_splits", "val_fraction", "split_seed", "image_dirs", "class_names"),
+            required=("root",),
+        )
+    )
     classes: list[str] | None = None
     bootstrap: int | None = None
     compare: str | None = None

@@ -69,3 +69,24 @@ def test_overlap_is_of_images_not_of_names(tmp_path: Path):
     leaks = find_leaks({"train": train, "val": [Member("2", tmp_path / "link", "2", ours)]})
     assert "train_splits and --data.val_splits share 1 images (2)" in leaks.summary
     assert list(leaks.problems["train"]) == train[1:]
+
+
+def test_images_that_show_the_same_are_in_one_list():
+    groups = [["img 1", "img 20", "img 33"], ["img 4", "img 5"]]
+    for seed in range(20):
+        train, val = divide(NAMES, 0.2, seed, groups)
+        assert (len(train), len(val)) == (40, 10) and sorted(train + val) == sorted(NAMES)
+        for group in groups:
+            assert len({name in val for name in group}) == 1
+    assert divide(NAMES, 0.2, 3, groups) == divide(NAMES[::-1], 0.2, 3, [group[::-1] for group in groups[::-1]])
+    assert divide(NAMES, 0.2, 0, []) == divide(NAMES, 0.2, 0)
+    in_val = {"img 1" in divide(NAMES, 0.5, seed, groups)[1] for seed in range(20)}
+    assert in_val == {True, False}
+
+
+def test_groups_that_are_too_large_to_validate_on_train():
+    whole, rest = NAMES[:40], NAMES[40:]
+    assert divide(NAMES, 0.2, 1, [whole]) == (sorted(whole), sorted(rest))
+    # Two groups, both larger than a tenth: the smaller one validates.
+    assert divide(NAMES, 0.1, 1, [whole, rest]) == (sorted(whole), sorted(rest))
+    assert divide(NAMES, 0.2, 1, [NAMES]) == divide(NAMES, 0.2, 1)  # all show the same

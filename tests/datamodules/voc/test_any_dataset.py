@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules.doctor import near_duplicates
+from datamodules.splits import write_lists
 from datamodules.voc.datamodule import VOCDataModule
 from datamodules.voc.format import Annotation, VOCObject, read_split, write_annotation
 from detector.errors import InputError
@@ -177,6 +179,47 @@ def test_images_of_a_list_are_divided_and_test_images_are_left_alone(without_spl
     with pytest.raises(InputError, match=r"train_splits and --data\.test_splits share 1"):
         list_split(without_splits, "all", *(f"img {number}" for number in range(9)))
         module(without_splits, val_fraction=0.01, train_splits=["all"], test_splits=["test"]).setup("fit")
+
+
+def test_near_duplicates_are_in_one_list_and_it_is_said(without_splits, tmp_path, capsys, monkeypatch):
+    for number in range(4):  # of every one of these a copy at another size
+        with Image.open(without_splits / "JPEGImages" / f"img {number}.jpg") as image:
+            picture = image.resize((320, 240), Image.Resampling.BICUBIC)
+        for name, size in ((f"img {number}", (320, 240)), (f"copy {number}", (160, 120))):
+            add(without_splits, name, CAT, size=size)
+            picture.resize(size).save(without_splits / "JPEGImages" / f"{name}.jpg", quality=80)
+    for seed in range(6):
+        train, val = parts(module(without_splits, val_fraction=0.3, split_seed=seed))
+        assert (len(train), len(val)) == (10, 4)
+        for number in range(4):
+            assert (f"img {number}.jpg" in val) == (f"copy {number}.jpg" in val)
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.endswith("; 8 images that show the same as another (copy 0 and img 0) are in the same list as that")
+
+    def decode(*_):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(near_duplicates, "fingerprint", decode)
+    assert parts(module(without_splits, val_fraction=0.3, split_seed=5)) == (train, val)
+    with pytest.raises(AssertionError, match="decoded again"):
+        module(without_splits, val_fraction=0.3, split_seed=5, annotation_cache="none").setup("fit")
+    monkeypatch.undo()
+    picture.convert("L").rotate(90).resize((160, 120)).save(without_splits / "JPEGImages" / "copy 3.jpg")
+    parts(module(without_splits, val_fraction=0.3, split_seed=5))
+    assert "; 6 images that show" in capsys.readouterr().err
+
+
+def test_lists_of_a_run_count_whatever_shows_the_same(without_splits, tmp_path):
+    for number in range(10):
+        add(without_splits, f"img {number}", CAT, size=(64, 48))
+    (without_splits / "JPEGImages" / "img 1.jpg").write_bytes(
+        (without_splits / "JPEGImages" / "img 0.jpg").read_bytes()
+    )
+    lists = {"train": [f"img {number}" for number in range(1, 10)], "val": ["img 0"]}
+    write_lists(tmp_path / "splits", lists, {"val_fraction": 0.1, "split_seed": 0})
+    data = module(without_splits, val_fraction=0.1)
+    data.splits_folder = tmp_path / "splits"
+    assert parts(data)[1] == ["img 0.jpg"]
 
 
 def test_years_are_divided_with_equal_names_kept_apart(tmp_path):

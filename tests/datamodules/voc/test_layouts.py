@@ -71,6 +71,12 @@ def test_folders_are_splits(laid_out, layout):
     assert read_ground_truth(VOCFormat(root), ["test"]).image_names == ("test/cat4", "test/cat5")
     report = examine(DoctorOptions(VOCFormat(root)))
     assert report.problems == [] and report.splits == {"test": 2, "train": 2, "valid": 2}
+    with pytest.raises(InputError, match=r"test_splits \(there is test\), or score the validation splits by frcnn val"):
+        VOCDataModule(str(root), ["train"], ["valid"], num_workers=0).setup("test")
+    with pytest.raises(
+        InputError, match=r"is empty; name at least one split \(there are test, train, valid\), or have"
+    ):
+        read_ground_truth(VOCFormat(root), [])
     with pytest.raises(InputError, match=r"data: has no split 'val'; its folders are test, train, valid"):
         VOCDataModule(str(root), ["train"], ["val"], class_names=["cat"], num_workers=0).setup()
 
