@@ -90,7 +90,7 @@ def _report(run: Path, metrics: dict[str, Any], pictures: Path, training: float,
     print(f"training         {training / 60:.1f} minutes, of {all_steps / 60:.1f} for all steps")
     print(f"run              {run}")
     print(f"pictures         {pictures}")
-    print(f"TensorBoard      {Path(sys.executable).parent.relative_to(ROOT)}/tensorboard --logdir runs")
+    print(f"TensorBoard      {Path(sys.executable).parent.relative_to(ROOT)}/frcnn tensorboard runs")
 
 
 if __name__ == "__main__":

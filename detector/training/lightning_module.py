@@ -121,7 +121,7 @@ class FasterRCNNModule(pl.LightningModule):
                 "weights": weights,
                 "weights_predictor": weights_predictor,
             },
-            logger=False,  # logged once, with the final metrics
+            logger=False,  # `Hyperparameters` writes them
         )
         self.class_names = list(class_names)
         self.bit_depth = 16  # of the values in 16-bit images that it was trained on, by its checkpoint
