@@ -1,5 +1,6 @@
 """A row for each run in a logger's table of hyperparameters; in TensorBoard the page HPARAMS."""
 
+import contextlib
 import math
 import os
 import time
@@ -72,7 +73,10 @@ class Hyperparameters(pl.Callback):
             from torch.utils.tensorboard import SummaryWriter
 
             for logger in _tensorboards(trainer):
-                with SummaryWriter(logger.log_dir, filename_suffix=FAILED) as writer:
+                with (
+                    contextlib.suppress(OSError),  # a full disk may be what ended it
+                    SummaryWriter(logger.log_dir, filename_suffix=FAILED) as writer,
+                ):
                     _write(writer, _end(_FAILURE))
 
     def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
