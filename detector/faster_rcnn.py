@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from detector.anchors import AnchorConfig
 from detector.backbones import build_backbone
 from detector.backbones.base import BackboneConfig
-from detector.image_batch import ImageBatch, ImageConfig, drawn_scales, ground_truth, make_batch, to_original
+from detector.image_batch import ImageBatch, ImageConfig, drawn_scales, ground_truth, make_batch, to_batch, to_original
 from detector.kernels.precision import install_kernels
 from detector.roi_heads import RoIConfig, RoIHeads
 from detector.rpn import RegionProposalNetwork, RPNConfig, RPNOutput
@@ -49,20 +49,23 @@ class FasterRCNN(nn.Module):
         self.roi_heads = RoIHeads(box_head, self.backbone.roi_strides, num_classes, roi)
         install_kernels(self.backbone, self.rpn.head, box_head)
 
-    def forward(self, images: Sequence[Tensor]) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
+    def forward(
+        self, images: Sequence[Tensor], given: Sequence[Tensor] | None = None
+    ) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
         """Return the detections and the proposals of each image, both in original pixels.
 
         Args:
             images: Each (3, H, W) RGB in 0..255, uint8 or float, of any size.
+            given: Proposals (P, 4) of each image, in original pixels, to be used instead of the RPN's.
 
         Returns:
             Per image a dict of `boxes` (D, 4), `labels` (D,) in 1..C and `scores` (D,), by descending score; and per
             image its proposals (P, 4), by descending objectness.
         """
         if not self.training and (self.image_config.test_flip or self.image_config.test_shortest_sides):
-            return detect_in_views(self, images)
+            return detect_in_views(self, images, given)
         features, batch = self.features(images)
-        proposals = self.proposals(features, batch)
+        proposals = self.proposals(features, batch) if given is None else to_batch(given, batch)
         detections = self.detect(features, proposals, batch)
         return detections, [to_original(boxes, batch, image) for image, boxes in enumerate(proposals)]
 

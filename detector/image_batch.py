@@ -127,9 +127,18 @@ def drawn_scales(targets: Sequence[dict[str, Any]]) -> list[float]:
 
 def ground_truth(targets: Sequence[dict[str, Any]], batch: ImageBatch) -> list[GroundTruth]:
     """Return the targets, which are in original pixels, as ground truth in the pixels of the batch."""
+    boxes = to_batch([target["boxes"].float() for target in targets], batch)
     return [
-        GroundTruth(rescale(target["boxes"].float(), original, size), target["labels"], target["difficult"].bool())
-        for target, original, size in zip(targets, batch.original_sizes, batch.sizes, strict=True)
+        GroundTruth(own, target["labels"], target["difficult"].bool())
+        for own, target in zip(boxes, targets, strict=True)
+    ]
+
+
+def to_batch(boxes: Sequence[Tensor], batch: ImageBatch) -> list[Tensor]:
+    """Return boxes (n, 4) of each image, in pixels of the original images, in pixels of the batch."""
+    return [
+        rescale(own, original, size)
+        for own, original, size in zip(boxes, batch.original_sizes, batch.sizes, strict=True)
     ]
 
 

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from detector.image_batch import ImageBatch, ImageConfig, to_original
+from detector.image_batch import ImageBatch, ImageConfig, to_batch, to_original
 from detector.post_processing import Candidates
 from detector.roi_heads import RoIHeads
 from detector.step_record import unrecorded
@@ -59,7 +59,9 @@ def mirror(boxes: Tensor, width: int) -> Tensor:
     return torch.stack((width - x2, y1, width - x1, y2), dim=-1)
 
 
-def detect_in_views(model: Detector, images: Sequence[Tensor]) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
+def detect_in_views(
+    model: Detector, images: Sequence[Tensor], given: Sequence[Tensor] | None = None
+) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
     """Return what `FasterRCNN.forward` does, over all views of each image, and the proposals of the first view."""
     found: list[list[Candidates]] = [[] for _ in images]
     first_proposals: list[Tensor] = []
@@ -67,7 +69,12 @@ def detect_in_views(model: Detector, images: Sequence[Tensor]) -> tuple[list[dic
         with unrecorded() if first_proposals else nullcontext():
             seen = [image.flip(-1) if view.mirrored else image for image in images]
             features, batch = model.features(seen, view.image)
-            proposals = model.proposals(features, batch)
+            if given is None:
+                proposals = model.proposals(features, batch)
+            else:
+                widths = [width for _, width in batch.original_sizes]
+                mirrored = map(mirror, given, widths) if view.mirrored else given
+                proposals = to_batch(list(mirrored), batch)
             first_proposals = first_proposals or [to_original(boxes, batch, i) for i, boxes in enumerate(proposals)]
             logits, deltas = model.roi_heads(features, proposals)
             for index, candidates in enumerate(model.roi_heads.candidates(logits, deltas, proposals, batch)):

@@ -244,7 +244,8 @@ def _parsed_type(hint: Any) -> dict[str, Any]:
     """Return `type` and `metavar` of an option; lists are read more leniently than by jsonargparse."""
     for kind in get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,):
         if get_origin(kind) is list:
-            return {"type": _ListOf(*get_args(kind)), "metavar": "[ITEM,...]"}
+            listed = _ListOf(*get_args(kind))
+            return {"type": listed, "metavar": f"[{'|'.join(listed.choices) or 'ITEM'},...]"}
         if get_origin(kind) is Literal:
             return {"type": hint, "metavar": f"{{{','.join(get_args(kind))}}}"}
     return {"type": hint}
@@ -255,6 +256,7 @@ class _ListOf:
 
     def __init__(self, item: type[Any]) -> None:
         self.item = item
+        self.choices = get_args(item)  # of a Literal
 
     def __call__(self, text: str | list[Any] | None) -> list[Any] | None:
         if text is None:  # in a config file
@@ -264,13 +266,16 @@ class _ListOf:
             items = yaml.load(f"[{text}]" if bare else text, yaml.BaseLoader) if isinstance(text, str) else text
             if not items or not all(isinstance(item, str | int) for item in items):
                 raise ValueError
+            if self.choices:
+                return [self.choices[self.choices.index(item)] for item in items]
             return [self.item(item) for item in items]
         except (ValueError, yaml.YAMLError):
             wanted = "whole numbers, such as [480, 600]" if self.item is int else "names, such as [a, b]"
+            wanted = ", ".join(self.choices) or wanted
             raise argparse.ArgumentTypeError(f"{text!r} is not a list of {wanted}") from None
 
     def __repr__(self) -> str:
-        return f"list[{self.item.__name__}]"
+        return f"list[{f'Literal{list(self.choices)}' if self.choices else self.item.__name__}]"
 
 
 # ---- around the arguments ----

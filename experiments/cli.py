@@ -100,7 +100,7 @@ COMMANDS: Final = (
     Command(
         "validate",
         "evaluate a checkpoint on the validation splits",
-        "run.options:EvaluationOptions",
+        "run.options:ValidateOptions",
         "run.lightning_cli:run_lightning",
         "arguments",
     ),

@@ -97,7 +97,7 @@ def break_down_errors(
             f"background_iou {background_iou}, iou_threshold {iou_threshold}: they must rise, between 0 and 1"
         )
     result = evaluate_voc(detections, ground_truth, labels, iou_threshold)
-    other = _other_class(detections, ground_truth, labels)
+    other = nearest_of_other_class(detections, ground_truth, labels)
     is_error = np.isin(detections.label, labels) & (result.flags == FALSE_POSITIVE)
     kind = _kinds(is_error, result.assignment.best_iou, other.best_iou, iou_threshold, background_iou)
     target = np.where(kind == KINDS.index("classification"), other.best_object, result.assignment.best_object)
@@ -115,7 +115,7 @@ def break_down_errors(
         mine = kind == index
         flags, label = np.where(mine, IGNORED, result.flags).astype(np.int8), detections.label
         if name in ("classification", "localisation"):
-            corrected = _first_to_each(detections, np.flatnonzero(mine), target, found | ground_truth.difficult)
+            corrected = first_to_each(detections, np.flatnonzero(mine), target, found | ground_truth.difficult)
             flags[corrected] = TRUE_POSITIVE
             label = label.copy()
             label[corrected] = ground_truth.label[target[corrected]]
@@ -130,7 +130,7 @@ def break_down_errors(
     return ErrorBreakdown(ap, gain, count, kind, missed, np.where(points, target, -1), result)
 
 
-def _other_class(detections: Detections, ground_truth: GroundTruth, labels: Sequence[int]) -> Assignment:
+def nearest_of_other_class(detections: Detections, ground_truth: GroundTruth, labels: Sequence[int]) -> Assignment:
     """Find for each detection the object of another class in its image with the highest IoU."""
     best_object = np.full(len(detections), -1, dtype=np.int64)
     best_iou = np.full(len(detections), -1.0)
@@ -188,7 +188,7 @@ def costs_of_mistakes(
     return cost, object_cost
 
 
-def _first_to_each(detections: Detections, errors: IntArray, target: IntArray, closed: BoolArray) -> IntArray:
+def first_to_each(detections: Detections, errors: IntArray, target: IntArray, closed: BoolArray) -> IntArray:
     """Return the best scored of the detections `errors` for each object that is not closed."""
     errors = errors[~closed[target[errors]]]
     errors = errors[np.lexsort((detections.image_id[errors], -detections.score[errors]))]

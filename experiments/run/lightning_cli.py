@@ -24,6 +24,7 @@ from detector.training.callbacks.detection_images import DetectionImages
 from detector.training.callbacks.distributions import Distributions
 from detector.training.callbacks.hyperparameters import Hyperparameters
 from detector.training.callbacks.learning_rates import LearningRates
+from detector.training.callbacks.oracles import Oracles
 from detector.training.callbacks.progress import LossProgressBar
 from detector.training.callbacks.run_files import RunFiles
 from detector.training.callbacks.throughput import Throughput
@@ -45,7 +46,7 @@ from experiments.run.folder import (
 )
 from experiments.run.grid_progress import CellProgress, axes_of_environment
 from experiments.run.host_memory import keep_freed_memory
-from experiments.run.options import EvaluationOptions, TestOptions
+from experiments.run.options import TestOptions, ValidateOptions
 from experiments.run.precision import check_precision, resolve_precision
 from experiments.run.resuming import folder_to_go_on_in, nothing_left, other_options, repeat_text
 from experiments.training_options import OptionsOfRuns
@@ -83,7 +84,7 @@ class DetectorCLI(OptionsOfRuns):
             return self.init_parser(**kwargs)
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand != "fit":
-            add_options(parser, TestOptions if subcommand == "test" else EvaluationOptions)
+            add_options(parser, TestOptions if subcommand == "test" else ValidateOptions)
         return parser
 
     def instantiate_classes(self) -> None:
@@ -121,6 +122,12 @@ class DetectorCLI(OptionsOfRuns):
         """Read the data, so that bad data is told before anything is computed."""
         self._read_data("validate")
 
+    def after_validate(self) -> None:
+        """Print what the oracles say, if asked to."""
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Oracles) and self.trainer.is_global_zero:
+                print(callback.table())
+
     def before_test(self) -> None:
         """Read the data, so that bad data is told before anything is computed."""
         if self.config[self.subcommand].save_devkit_results is not None:
@@ -154,6 +161,8 @@ class DetectorCLI(OptionsOfRuns):
         trainer = config.trainer
         check_precision(trainer.precision)
         trainer.precision = resolve_precision(trainer.precision, trainer.accelerator, trainer.devices)
+        if config.get("oracle") and trainer.fast_dev_run:
+            raise InputError("--oracle: a whole validation is needed, not --trainer.fast_dev_run")
         devkit_folder = config.get("save_devkit_results")
         if devkit_folder is not None and (Path(devkit_folder).is_file() or config.trainer.fast_dev_run):
             raise InputError(
@@ -248,7 +257,8 @@ class DetectorCLI(OptionsOfRuns):
         callbacks += [self.run_files, Hyperparameters(axes)]
         callbacks += [] if DetectionCurves in own else [DetectionCurves()]
         if self.subcommand != "fit":
-            return callbacks
+            asked = self.config[self.subcommand].get("oracle")
+            return [*callbacks, *([Oracles(self.run_folder, asked)] if asked else [])]
         callbacks += [Throughput(config.log_every_n_steps or 20), ModelSummary(max_depth=2), AnchorWarnings()]
         callbacks += [CellProgress(self.run_folder)] if axes else []
         if config.logger not in (False, []):

@@ -1,6 +1,7 @@
 """The options of `frcnn predict`, and those of `frcnn fit`, `validate` and `test` beside Lightning's."""
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from detector.files import check_checkpoint
 from experiments.arguments import DataFormatOptions, DataOptions, ScoreOptions, check_least, some_of
@@ -24,7 +25,7 @@ class RunOptions(DataFormatOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """Evaluate a checkpoint on the validation splits.
+    """Evaluate a checkpoint.
 
     Args:
         classes: Evaluate these classes alone, as if there were no others; the results go to the folder classes/<names>
@@ -35,6 +36,19 @@ class EvaluationOptions:
 
     classes: list[str] | None = None
     results_dir: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateOptions(EvaluationOptions):
+    """Evaluate a checkpoint on the validation splits.
+
+    Args:
+        oracle: Also tell what AP would be if a part were right, each alone: proposals (the objects' boxes instead of
+            the RPN's), labels or boxes (of the objects that detections lie on); all, or a list of them. Written into
+            oracles.json beside metrics.json. Proposals take as long again as the validation.
+    """
+
+    oracle: list[Literal["proposals", "labels", "boxes", "all"]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,6 +44,45 @@ def detector(roi: dict[str, Any] | None = None, **options: Any) -> FasterRCNN:
     return model.eval()
 
 
+def test_given_proposals_stand_in_for_those_of_the_rpn() -> None:
+    model = detector(roi={"nms_iou": 1.0})
+    boxes = [
+        torch.tensor([[8.0, 4.0, 40.0, 44.0], [50.0, 20.0, 90.0, 60.0]]),
+        torch.tensor([[10.0, 20.0, 70.0, 100.0]]),
+    ]
+    with torch.no_grad():
+        features, batch = model.features(IMAGES)
+        of_batch = [boxes[0], boxes[1] * torch.tensor([64 / 80, 89 / 112] * 2)]  # 112 x 80 is seen as 89 x 64
+        expected = model.detect(features, of_batch, batch)
+        found, proposals = model(IMAGES, boxes)
+    assert batch.sizes == [(64, 96), (89, 64)]
+    for here, there, own, given in zip(found, expected, proposals, boxes, strict=True):
+        assert len(here["scores"]) > 0
+        assert torch.equal(here["scores"], there["scores"])
+        assert torch.equal(here["boxes"], there["boxes"])
+        torch.testing.assert_close(own, given)
+
+
+def test_given_proposals_are_mirrored_with_the_image() -> None:
+    """What is found from the object's box in the mirrored image alone is found in the two views as well."""
+    model, both = detector(roi={"nms_iou": 1.0}), detector(roi={"nms_iou": 1.0}, test_flip=True)
+    box = torch.tensor([[8.0, 4.0, 40.0, 44.0]])
+    with torch.no_grad():
+        (plain,), _ = model(IMAGES[:1], [box])
+        (mirrored,), _ = model([IMAGES[0].flip(-1)], [torch.tensor([[56.0, 4.0, 88.0, 44.0]])])
+        (found,), (own,) = both(IMAGES[:1], [box])
+    torch.testing.assert_close(own, box)
+    expected = torch.cat((plain["scores"], mirrored["scores"])).sort(descending=True).values
+    assert len(mirrored["scores"]) > 0
+    torch.testing.assert_close(found["scores"], expected)
+
+
+def test_an_image_without_given_proposals_has_no_detections() -> None:
+    with torch.no_grad():
+        found, _ = detector()(IMAGES, [torch.zeros(0, 4), torch.zeros(0, 4)])
+    assert [len(one["boxes"]) for one in found] == [0, 0]
+
+
 def test_sizes_of_views() -> None:
     config = ImageConfig([480, 600], 1000, test_flip=True, test_shortest_sides=[300, 600, 1200])
     seen = [(view.image.shortest_side, view.image.longest_side, view.mirrored) for view in views(config)]
