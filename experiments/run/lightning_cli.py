@@ -22,11 +22,15 @@ from detector.training.callbacks.checkpoints import AtomicCheckpoints, BestCheck
 from detector.training.callbacks.detection_curves import DetectionCurves
 from detector.training.callbacks.detection_images import DetectionImages
 from detector.training.callbacks.distributions import Distributions
+from detector.training.callbacks.gradient_norms import GradientNorms
 from detector.training.callbacks.hyperparameters import Hyperparameters
 from detector.training.callbacks.learning_rates import LearningRates
 from detector.training.callbacks.oracles import Oracles
 from detector.training.callbacks.progress import LossProgressBar
+from detector.training.callbacks.recall_details import RecallDetails
 from detector.training.callbacks.run_files import RunFiles
+from detector.training.callbacks.sample_counts import SampleCounts
+from detector.training.callbacks.scalar_pages import ScalarPages
 from detector.training.callbacks.throughput import Throughput
 from detector.training.callbacks.validation_losses import ValidationLosses
 from detector.training.checkpoint_content import read_checkpoint
@@ -259,15 +263,20 @@ class DetectorCLI(OptionsOfRuns):
         if self.subcommand != "fit":
             asked = self.config[self.subcommand].get("oracle")
             return [*callbacks, *([Oracles(self.run_folder, asked)] if asked else [])]
-        callbacks += [Throughput(config.log_every_n_steps or 20), ModelSummary(max_depth=2), AnchorWarnings()]
+        every = config.log_every_n_steps or 20
+        callbacks += [Throughput(every), ModelSummary(max_depth=2), AnchorWarnings()]
         callbacks += [CellProgress(self.run_folder)] if axes else []
         if config.logger not in (False, []):
             usual = [
                 LearningRates(),
+                GradientNorms(every),
+                SampleCounts(log_every_n_steps=every),
                 ValidationLosses(),
+                RecallDetails(),
                 DetectionImages(),
                 AnchorTelemetry(),
                 Distributions(),
+                ScalarPages(),
             ]
             callbacks += [callback for callback in usual if type(callback) not in own]  # one's own replaces it
         if config.enable_checkpointing is not False:

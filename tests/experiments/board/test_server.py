@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from detector.errors import TrainingError
+from detector.training.callbacks.scalar_pages import PAGES
 from experiments.run.lightning_cli import DetectorCLI
 
 GRIDS = {
@@ -186,6 +187,7 @@ def test_first_cards_are_of_metrics_and_losses_and_learning_rates_stand_once(get
     groups = sorted({tag.split("/")[0] for tag in {*tags["grid_a/one"], *pictures}})
     assert groups[:2] == ["AP_and_recall", "train"]  # those two are open at first
     assert {tag for tag in tags["grid_a/one"] if tag.startswith("weights/")} == {
+        *(f"weights/gradient_norm/{part}" for part in ("backbone", "rpn", "box_head", "predictor", "all")),
         "weights/epoch",
         "weights/learning_rate/all",
     }
@@ -196,6 +198,18 @@ def test_first_cards_are_of_metrics_and_losses_and_learning_rates_stand_once(get
     assert all(len(values) == 6 and values[1] > values[5] for values in rates.values())
     assert rates["biases"] == pytest.approx([2 * rate for rate in rates["weights"]])
     assert rates["all"] == pytest.approx([3 * rate for rate in rates["weights"]])
+
+
+def test_pages_of_scalars_are_one_layout_for_all_runs(get, loaded, runs, metrics_of) -> None:
+    layout = get("plugin/custom_scalars/layout")
+    assert {page["title"]: [chart["title"] for chart in page["chart"]] for page in layout["category"]} == {
+        page: list(charts) for page, charts in PAGES.items()
+    }
+    losses = layout["category"][0]["chart"][0]["multiline"]["tag"]
+    curves = [get("plugin/custom_scalars/scalars", tag=tag, run="tiny/seed0")["tag_to_events"] for tag in losses]
+    assert [list(curve) for curve in curves] == [["train/loss"], ["val/loss"]]
+    validated = metrics_of(runs / "tiny/seed0")["val/loss"]
+    assert curves[1]["val/loss"][-1][2] == pytest.approx(validated, abs=1e-6) and validated > 0
 
 
 def test_all_pictures_of_a_slider(runs, get, loaded, mini_voc) -> None:

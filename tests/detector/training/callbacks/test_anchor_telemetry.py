@@ -37,12 +37,15 @@ def module(**options: Any) -> FasterRCNNModule:
     return FasterRCNNModule(["cat", "dog"], **{"backbone": SMALL} | OPTIONS | {"anchors": ANCHORS} | options)
 
 
-def train(detector: FasterRCNNModule, folder: Path, *callbacks: pl.Callback) -> EventAccumulator:
+def train(
+    detector: FasterRCNNModule, folder: Path, *callbacks: pl.Callback, clip: float | None = None
+) -> EventAccumulator:
     """Two epochs of three steps, each validated on the images that are trained on."""
     load: Any = {"batch_size": None, "collate_fn": lambda batch: batch}
     trainer = pl.Trainer(
         accelerator="cpu", max_epochs=2, logger=TensorBoardLogger(str(folder), "", ""), callbacks=list(callbacks),
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=clip,
+        log_every_n_steps=1,
     )  # fmt: skip
     trainer.fit(detector, DataLoader([BATCH] * 3, **load), DataLoader([(BATCH[0], VALIDATION)], **load))
     return EventAccumulator(str(folder), {"images": 0}).Reload()
