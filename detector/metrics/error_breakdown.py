@@ -163,9 +163,7 @@ def _kinds(
     return kinds
 
 
-def costs_of_mistakes(
-    errors: ErrorBreakdown, ground_truth: GroundTruth
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def costs_of_mistakes(result: VOCResult, ground_truth: GroundTruth) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return what each detection (D,) and each object (G,) costs in mean AP, so that AP can be traced to images.
 
     Without the envelope, AP is the mean over a class's objects of the precision at which each is found, 0 if it is not.
@@ -173,10 +171,9 @@ def costs_of_mistakes(
     object that is not found costs 1. Divided by the number of the class's objects and by the number of classes that
     have any, all costs add up to 1 less the mean AP. Right detections and difficult objects cost nothing.
     """
-    result = errors.matched
     cost, object_cost = np.zeros(len(result.flags)), np.zeros(len(ground_truth))
     found = np.zeros(len(ground_truth), dtype=np.bool_)
-    found[errors.target[result.flags == TRUE_POSITIVE]] = True
+    found[result.assignment.best_object[result.flags == TRUE_POSITIVE]] = True
     classes = [one for one in result.per_class if one.npos]
     for one in classes:
         share = 1 / (one.npos * len(classes))

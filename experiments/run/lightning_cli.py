@@ -24,6 +24,7 @@ from detector.training.callbacks.detection_images import DetectionImages
 from detector.training.callbacks.distributions import Distributions
 from detector.training.callbacks.gradient_norms import GradientNorms
 from detector.training.callbacks.hyperparameters import Hyperparameters
+from detector.training.callbacks.inside_images import InsideImages
 from detector.training.callbacks.learning_rates import LearningRates
 from detector.training.callbacks.oracles import Oracles
 from detector.training.callbacks.progress import LossProgressBar
@@ -33,6 +34,7 @@ from detector.training.callbacks.sample_counts import SampleCounts
 from detector.training.callbacks.scalar_pages import ScalarPages
 from detector.training.callbacks.throughput import Throughput
 from detector.training.callbacks.validation_losses import ValidationLosses
+from detector.training.callbacks.worst_images import WorstImages
 from detector.training.checkpoint_content import read_checkpoint
 from detector.training.compilation import check_compiler
 from detector.training.loggers import RunTensorBoard
@@ -274,6 +276,8 @@ class DetectorCLI(OptionsOfRuns):
                 ValidationLosses(),
                 RecallDetails(),
                 DetectionImages(),
+                InsideImages(),
+                WorstImages(),
                 AnchorTelemetry(),
                 Distributions(),
                 ScalarPages(),

@@ -55,7 +55,7 @@ class ValidationLosses(InsideSteps):
         if self._losses is None:
             self._losses = LossesOfImages().to(pl_module.device)
         places = self._chosen(batch)
-        with trainer.precision_plugin.val_step_context():
+        with trainer.precision_plugin.val_step_context(), unrecorded():
             losses = [losses_of_image(pl_module.model, record, place, batch[1][place]) for place in places]
         self._losses.update(losses, [batch[1][place] for place in places])
 
@@ -87,7 +87,7 @@ def losses_of_image(model: FasterRCNN, record: StepRecord, place: int, target: d
     devices = [tensors.device] if tensors.device.type == "cuda" else []
     mode, model.rpn.training = model.rpn.training, True  # so many proposals as in training; its layers keep their mode
     try:
-        with unrecorded(), torch.no_grad(), torch.random.fork_rng(devices):
+        with torch.no_grad(), torch.random.fork_rng(devices):
             torch.manual_seed(int(target["image_id"]))
             if features:
                 return model.losses_of(features, output, batch, truths)

@@ -230,7 +230,7 @@ def test_costs_trace_lost_precision_to_its_causes() -> None:
         (0, 1, WHOLE, False), (1, 1, WHOLE, False), (2, 1, WHOLE, False), (2, 2, WHOLE, False), (0, 2, FAR, True),
     ]  # fmt: skip
     errors = broken_down([found[i] for i in (2, 0, 3, 1)], objects)
-    cost, object_cost = costs_of_mistakes(errors, objects_of(objects))
+    cost, object_cost = costs_of_mistakes(errors.matched, objects_of(objects))
     assert cost == pytest.approx([0, 0, 0, 1 / 18])
     assert object_cost == pytest.approx([0, 0, 1 / 6, 1 / 2, 0])
     assert cost.sum() + object_cost.sum() == pytest.approx(1 - (1 + 2 / 3) / 3 / 2)

@@ -161,6 +161,8 @@ def test_tensorboard_pictures(events, mini_voc):
     assert pictures == {
         "train_anchors/table",
         *(f"val_{kind}/{name}.jpg" for name in names for kind in ("images", "mistakes")),
+        *(f"val_inside/{name}.jpg/{what}" for name in names[:2] for what in ("anchors", "proposals", "rois")),
+        *(f"val_worst/{rank}" for rank in (1, 2, 3, 4)),
     }
     assert len(events.Images(f"val_images/{names[0]}.jpg")) == 2  # one per validation
 
