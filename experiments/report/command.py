@@ -6,6 +6,7 @@ from pathlib import Path
 from experiments.output import json_text, writing
 from experiments.report.document import build_report
 from experiments.report.html import html_page
+from experiments.report.margins import FOLDER, write_margins
 from experiments.report.options import ReportOptions
 from experiments.report.text import csv_table, text_table
 
@@ -17,6 +18,10 @@ def report(options: ReportOptions) -> None:
         InputError: No runs there, a bad option, a file that cannot be written.
     """
     output, style, made = options.output, options.style, build_report(options)
+    if options.tensorboard:
+        with writing(f"--tensorboard {made.grid.folder / FOLDER}"):
+            written = write_margins(made)
+        print(f"{made.grid.folder / FOLDER}: mean and spread of {len(written)} rows of several seeds", file=sys.stderr)
     if style == "html":
         text = html_page(made, Path(output or "report.html").parent)
     elif style == "json":

@@ -12,6 +12,7 @@ import numpy as np
 from jsonargparse import dict_to_namespace
 
 from detector.errors import InputError, brief, listed
+from detector.faster_rcnn import LOSS_NAMES
 from detector.files import without_nan
 from detector.metrics.coco_ap import SIZES
 from detector.metrics.proposal_recall import TOP_K, reachable
@@ -37,6 +38,13 @@ VOC_ONLY = ("AP50_voc07", "AP50_voc")
 """Metrics whose intervals need none of COCO's, which take most of the time."""
 SIZE_NAMES = ("all", *SIZES)
 CURVES = ("train/loss", "train/images_per_second", "train/peak_memory_mib")
+MARGINS = {
+    "Seeds: losses": [f"{part}/{name}" for name in ("loss", *LOSS_NAMES) for part in ("train", "val")],
+    "Seeds: average precision": [f"val/{name}" for name in ("AP50_voc07", "AP50_voc", "AP", "AP50", "AP75")],
+    "Seeds: recall of proposals": [f"val/proposal_recall@{k}" for k in TOP_K],
+}
+"""Tags of curves whose mean and spread over seeds TensorBoard can show, by the title of their page."""
+MARGIN_TAGS = [tag for tags in MARGINS.values() for tag in tags]
 
 
 @dataclass
@@ -71,7 +79,8 @@ def build_report(options: ReportOptions) -> Report:
     names = list(dict.fromkeys([*options.metrics, _recall(runs)]))
     _check_metrics(options.metrics, part, runs)
     validated = [f"val/{name}" for name in options.metrics if not has_part(name)]
-    curves = {run.folder: read_curves(run.folder, (*CURVES, *validated)) for run in runs}
+    tags = (*CURVES, *validated, *(MARGIN_TAGS if options.tensorboard else ()))
+    curves = {run.folder: read_curves(run.folder, tags) for run in runs}
     notes = [line for cell in grid.cells for line in _repeats(cell, parts[cell.name])]
     audits = _audits(grid, notes)
     resamples = options.bootstrap if grid.baseline is not None else 0

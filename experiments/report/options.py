@@ -23,6 +23,8 @@ class ReportOptions(ResampleOptions):
         part: Metrics of which data; by default test, if any finished run was tested, else val. Rows that were not
             tested then show val, marked.
         bootstrap: Resamples of the images, for 95 % intervals; 0 for none.
+        tensorboard: Also write mean and spread over seeds of each row into over_seeds/ of the folder, as curves and
+            margin charts that `frcnn tensorboard` shows beside the runs' own.
     """
 
     runs_dir: str = field(metadata=positional("RUNS_DIR"))
@@ -32,6 +34,7 @@ class ReportOptions(ResampleOptions):
     baseline: str | None = None
     part: Literal["val", "test"] | None = None
     bootstrap: int = 1000
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a single resample, and a folder in place of a file."""

@@ -10,6 +10,7 @@ from pathlib import Path
 class Curve:
     """Hold a logged scalar, one value at least; of a step that was repeated after an interruption the last one."""
 
+    steps: tuple[int, ...]
     epochs: tuple[float, ...]
     values: tuple[float, ...]
 
@@ -44,5 +45,5 @@ def read_curves(folder: Path, tags: Iterable[str]) -> dict[str, Curve]:
         points = scalars(tag)
         if points:
             at = tuple(epochs.get(step, float("nan")) + 1 for step in points)
-            curves[tag] = Curve(at, tuple(points.values()))
+            curves[tag] = Curve(tuple(points), at, tuple(points.values()))
     return curves
