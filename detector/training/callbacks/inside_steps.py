@@ -75,6 +75,10 @@ class InsideSteps(pl.Callback):
         if (record := self._closed()) is not None:
             self.see_validation(trainer, pl_module, record, batch)
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Let go of what was recorded of a step that failed."""
+        self._closed()
+
     def _closed(self) -> StepRecord | None:
         record, self._record = self._record, None
         if record is not None:

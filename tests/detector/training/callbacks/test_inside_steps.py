@@ -73,3 +73,14 @@ def test_alternating_training() -> None:
     looks = Looks(2)
     train(looks, "alternating")
     assert looks.trained == [(2, 2, 0), (4, 0, 2), (6, 2, 0), (8, 0, 2)]
+
+
+def test_a_step_that_fails_leaves_no_record_open() -> None:
+    class Fails(Looks):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            assert len(asking()) == 1
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        train(Fails(1))
+    assert asking() == ()
