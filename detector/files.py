@@ -13,9 +13,10 @@ from detector.errors import InputError
 
 
 def check_checkpoint(path: str | Path) -> None:
-    """Raise InputError unless there is a file."""
+    """Raise InputError unless there is a file; it names checkpoints that are beside it."""
     if not Path(path).is_file():
-        raise InputError(f"{path}: no such checkpoint file")
+        others = ", ".join(sorted(other.name for other in Path(path).parent.glob("*.ckpt")))
+        raise InputError(f"{path}: no such checkpoint file" + (f"; there is {others}" if others else ""))
 
 
 def without_nan(value: Any) -> Any:

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, Final, Literal
 
@@ -232,7 +233,9 @@ def _find(words: list[str]) -> Command:
     rows = {row.name: row for row in COMMANDS}
     found = rows.get(" ".join(words[:2])) or rows.get(words[0])
     if found is None:
-        raise InputError(f"{words[0]!r} is not a command of frcnn; there are {_listed('')}")
+        meant = get_close_matches(words[0], rows, n=1)
+        hint = f"; did you mean {meant[0]}?" if meant else ""
+        raise InputError(f"{words[0]!r} is not a command of frcnn; there are {_listed('')}{hint}")
     if not found.function and len(words) > 1 and words[1] not in ("-h", "--help"):
         raise InputError(f"{found.prog}: {words[1]!r} is not a KIND of it; there are {_listed(found.name)}")
     return found

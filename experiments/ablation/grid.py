@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +183,9 @@ def _load(path: Path) -> dict[str, Any]:
     content = _mapping(content, "the file", "keys such as base, axes and seeds")
     for key in content:
         if key not in KEYS:
-            raise InputError(f"{key!r} is no key of a grid; there are {', '.join(KEYS)}")
+            meant = get_close_matches(str(key), KEYS, n=1)
+            hint = f"; did you mean {meant[0]}?" if meant else ""
+            raise InputError(f"{key!r} is no key of a grid; there are {', '.join(KEYS)}{hint}")
     return content
 
 

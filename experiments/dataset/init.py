@@ -108,8 +108,6 @@ def look_at(options: InitOptions) -> Dataset:
 
 def _recognise(options: InitOptions) -> DatasetFormat:
     """Return the format that is asked for, or the first one that the folder looks like."""
-    if not Path(options.root).exists():
-        raise InputError(f"{options.root}: no such folder")
     for name in FORMATS if options.data_format is None else [options.data_format]:
         format = dataset_format(name, options.root)
         if options.data_format is not None or format.offered() is not None:
@@ -172,11 +170,13 @@ def _short_lines(text: str) -> Iterator[str]:
 
 
 def _commands(path: Path, found: Dataset) -> list[str]:
-    """Return what to run next: the training, and the detection of objects in images that it is validated on."""
+    """Return what to run next: training, detection in images that it is validated on, and a test where it can be."""
     run = shlex.quote(str(choose_run_folder("runs", path.stem, None, seed=0)))
     images = shlex.quote(str(found.data.val_dataset.files[0].path.parent))
-    predict = f"frcnn predict --ckpt_path {run}/checkpoints/best.ckpt --images {images} --output {run}/pictures"
-    return [f"frcnn fit --config {shlex.quote(str(path))}", predict]
+    best = f"--ckpt_path {run}/checkpoints/best.ckpt"
+    test = [f"frcnn test {best}"] if found.data.splits.names["test"] else []
+    predict = f"frcnn predict {best} --images {images} --output {run}/pictures"
+    return [f"frcnn fit --config {shlex.quote(str(path))}", predict, *test]
 
 
 def _print(root: str, path: Path, found: Dataset, settings: dict[str, Any], expected: Expectation) -> None:

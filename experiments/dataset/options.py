@@ -1,6 +1,7 @@
 """The options of `frcnn doctor`, `frcnn init`, `frcnn mini-voc` and `frcnn show-data`."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from detector.errors import InputError
@@ -71,7 +72,9 @@ class InitOptions:
     val_fraction: float = 0.2
 
     def __post_init__(self) -> None:
-        """Refuse what is no share, and a file that is no config."""
+        """Refuse a dataset that is not there, what is no share, and a file that is no config."""
+        if not Path(self.root).exists():
+            raise InputError(f"{self.root}: no such folder")
         if not 0 < self.val_fraction < 1:
             raise InputError(f"--val_fraction {self.val_fraction}: must be between 0 and 1")
         if self.output is not None and not self.output.endswith((".yaml", ".yml")):

@@ -37,7 +37,11 @@ class ReportOptions(ResampleOptions):
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a single resample, and a folder in place of a file."""
+        """Refuse a folder that is not there, a single resample, and a folder in place of a file."""
+        if not Path(self.runs_dir).is_dir():
+            raise InputError(
+                f"{self.runs_dir}: no such folder; give the folder of a grid, or one that holds runs of frcnn fit"
+            )
         if self.bootstrap < 2 and self.bootstrap != 0:
             raise InputError(f"--bootstrap {self.bootstrap}: at least 2 resamples, or 0 for no intervals")
         if self.output is not None and Path(self.output).is_dir():

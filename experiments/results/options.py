@@ -77,5 +77,8 @@ class CompareOptions(FormatOptions, ScoreOptions, ResampleOptions):
         super().__post_init__()
         if self.images < 0:
             raise InputError(f"--images {self.images}: give how many images are listed, 0 for none")
+        for run in (self.run_a, self.run_b):
+            if not Path(run).is_dir():
+                raise InputError(f"{run}: no such folder; give a run folder of frcnn fit, such as runs/mini_voc/seed0")
         if self.output is not None and Path(self.output).is_file():
             raise InputError(f"--output {self.output}: is a file; give a folder for the pictures")

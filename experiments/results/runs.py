@@ -127,11 +127,9 @@ def read_folder(folder: str | Path, baseline: str | None = None) -> RunsFolder:
         baseline: Name of the baseline cell, instead of the grid's own.
 
     Raises:
-        InputError: No such folder, no runs in it, a damaged grid.json, or no such baseline.
+        InputError: No runs in it, a damaged grid.json, or no such baseline.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give the folder of a grid, or one that holds runs of frcnn fit")
     name, wanted = folder.resolve().name, baseline
     if (folder / "grid.json").is_file():
         plan = _plan(folder / "grid.json")
@@ -149,11 +147,9 @@ def read_run(folder: str | Path) -> Run:
     """Read one run folder.
 
     Raises:
-        InputError: It is no run folder, or has no final numbers.
+        InputError: It has no config, or has no final numbers.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give a run folder of frcnn fit, such as runs/mini_voc/seed0")
     run, metrics = _read(folder), _read_json(folder / "metrics.json")
     if not run.config:
         raise InputError(f"{folder}: is no run folder: config.yaml is missing or damaged")

@@ -148,8 +148,14 @@ def _contents(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def config_of_checkpoint(arguments: Sequence[str]) -> list[str]:
-    """Return the option that names the config file of a checkpoint's run, unless there is one."""
+    """Return the option that names the config file of a checkpoint's run, unless there is one.
+
+    Raises:
+        InputError: The checkpoint is not there.
+    """
     checkpoints = values_of(arguments, "--ckpt_path")
+    for checkpoint in checkpoints:
+        check_checkpoint(checkpoint)
     folder = run_folder_of(checkpoints[0]) if checkpoints and not values_of(arguments, "--config", "-c") else None
     return ["--config", str(folder / "config.yaml")] if folder else []
 

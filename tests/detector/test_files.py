@@ -2,7 +2,8 @@
 
 import pytest
 
-from detector.files import replacing, write_json, write_whole
+from detector.errors import InputError
+from detector.files import check_checkpoint, replacing, write_json, write_whole
 
 
 def test_what_is_there_stays_until_the_new_content_is_complete(tmp_path):
@@ -42,3 +43,12 @@ def test_a_link_is_replaced_and_a_long_name_is_no_trouble(tmp_path):
     assert ((tmp_path / "target").read_text(), (tmp_path / "link").read_text()) == ("target", "own")
     write_whole(tmp_path / ("x" * 250), b"long")
     assert (tmp_path / ("x" * 250)).read_bytes() == b"long"
+
+
+def test_a_checkpoint_that_is_not_there_leads_to_those_beside_it(tmp_path):
+    (tmp_path / "last.ckpt").write_bytes(b"")
+    check_checkpoint(tmp_path / "last.ckpt")
+    with pytest.raises(InputError, match=r"best\.ckpt: no such checkpoint file; there is last\.ckpt$"):
+        check_checkpoint(tmp_path / "best.ckpt")
+    with pytest.raises(InputError, match=r"no such checkpoint file$"):
+        check_checkpoint(tmp_path / "none" / "best.ckpt")

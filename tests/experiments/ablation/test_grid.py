@@ -120,6 +120,7 @@ def test_without_axes_only_seeds_vary(write):
     ("keys", "message"),
     [
         ({"axis": {}}, "'axis' is no key of a grid; there are base,"),
+        ({"seed": [1]}, "overrides, paper; did you mean seeds?"),
         ({"base": None}, "base: is missing"),
         ({"base": "nowhere.yaml"}, "base: nowhere.yaml: no such file"),
         ({"base": 3}, "base: 3 is not the path"),

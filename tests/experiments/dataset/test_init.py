@@ -131,7 +131,9 @@ def test_three_commands_lead_from_a_folder_to_pictures(tmp_path, frcnn, untimed,
     assert f"{sum(images.values())}: " in first.out and f"{counts.total()} of 3 classes" in first.out
 
     printed = [shlex.split(line)[1:] for line in first.out.splitlines() if line.startswith("  frcnn")]
-    fit, predict = printed[:2]
+    fit, predict, *more = printed
+    best = predict[predict.index("--ckpt_path") + 1]
+    assert [one for one in more if one[0] == "test"] == ([["test", "--ckpt_path", best]] if splits["test"] else [])
     assert text.splitlines()[0] == f"# frcnn {shlex.join(fit)}"
     short = ("--trainer.max_epochs", 1, "--trainer.check_val_every_n_epoch", 1, "--data.num_workers", 0)
     second = frcnn(*fit, *short, "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false", cwd=tmp_path)
