@@ -13,6 +13,7 @@ from torch import Tensor
 
 from detector import boxes as box_ops
 from detector.errors import InputError, check_choices, check_numbers
+from detector.kernels.parts import IMAGES, part
 from detector.kernels.transfers import constant
 from detector.sampling import GroundTruth
 
@@ -84,6 +85,7 @@ def resized_size(size: tuple[int, int], shortest: int, longest: int) -> tuple[in
     return max(1, int(height * scale)), max(1, int(width * scale))
 
 
+@part(IMAGES)
 def make_batch(
     images: Sequence[Tensor], config: ImageConfig, training: bool, scales: Sequence[float] | None = None
 ) -> ImageBatch:

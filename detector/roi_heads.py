@@ -17,6 +17,7 @@ from detector import losses
 from detector.backbones.box_heads import BoxHead
 from detector.errors import InputError, check_choices, check_numbers
 from detector.image_batch import ImageBatch, to_original
+from detector.kernels.parts import BOX_HEAD, DETECTIONS, LOSSES, POOLING, TARGETS, part
 from detector.kernels.transfers import constant, true_indices
 from detector.post_processing import NMS, Candidates, likely_boxes, suppress
 from detector.roi_pooling import pool_aligned, pool_by_level, pool_whole_cells
@@ -185,11 +186,13 @@ class RoIHeads(nn.Module):
             record.features = [level.detach() for level in features]
         return self.predict(self.pool(features, rois))
 
+    @part(BOX_HEAD)
     def predict(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Return what `forward` does, from pooled features (R, channels, pool_size, pool_size)."""
         logits, deltas = self.predictor(self.box_head(pooled))
         return logits, deltas.unflatten(1, (-1, 4))
 
+    @part(POOLING)
     def pool(self, features: Sequence[Tensor], rois: Sequence[Tensor]) -> Tensor:
         """Return pooled features (R, channels, pool_size, pool_size), each RoI from the level that fits its size."""
         image = torch.cat([boxes.new_full((len(boxes), 1), i) for i, boxes in enumerate(rois)])
@@ -217,6 +220,7 @@ class RoIHeads(nn.Module):
         finest, coarsest = (int(math.log2(stride)) for stride in (self.strides[0], self.strides[-1]))
         return (torch.floor(4 + octaves + 1e-6)).clamp(finest, coarsest).to(torch.int64) - finest
 
+    @part(TARGETS)
     @torch.no_grad()
     def sample_rois(
         self,
@@ -289,6 +293,7 @@ class RoIHeads(nn.Module):
         """Return the column (S,) of the deltas that belongs to each label (S,); 0 for background, which has none."""
         return torch.zeros_like(labels) if self.config.class_agnostic else (labels - 1).clamp(min=0)
 
+    @part(LOSSES)
     def losses(self, logits: Tensor, deltas: Tensor, sampled: Sequence[SampledRoIs]) -> dict[str, Tensor]:
         """Return `loss_roi_cls` and `loss_roi_reg` (without its weight) over the sampled RoIs of all images."""
         self._record([rois.boxes for rois in sampled], logits, deltas)
@@ -334,6 +339,7 @@ class RoIHeads(nn.Module):
             for image, found in enumerate(kept)
         ]
 
+    @part(DETECTIONS)
     @torch.no_grad()
     def candidates(self, logits: Tensor, deltas: Tensor, rois: Sequence[Tensor], batch: ImageBatch) -> list[Candidates]:
         """Return the boxes above the score threshold of each image, in pixels of the batch, before NMS."""
@@ -345,6 +351,7 @@ class RoIHeads(nn.Module):
         boxes = boxes.expand(-1, self.num_classes, -1)  # (R, C, 4)
         return likely_boxes(boxes.split(counts), scores.split(counts), batch.sizes, config.score_threshold)
 
+    @part(DETECTIONS)
     def suppress(self, found: Candidates) -> Candidates:
         """Return the candidates of an image that NMS within each class leaves, the best first."""
         config = self.config

@@ -19,6 +19,7 @@ from detector import losses
 from detector.anchors import AnchorConfig, AnchorGenerator
 from detector.errors import InputError, check_choices, check_numbers
 from detector.image_batch import ImageBatch
+from detector.kernels.parts import ANCHORS, LOSSES, PROPOSALS, RPN_HEAD, TARGETS, part
 from detector.kernels.transfers import true_indices
 from detector.sampling import IGNORED, GroundTruth, Matches, SampledAnchors, match, sample
 from detector.step_record import Proposals, StepRecord, asking
@@ -159,10 +160,13 @@ class RegionProposalNetwork(nn.Module):
 
     def forward(self, features: Sequence[Tensor]) -> RPNOutput:
         """Return the predictions at all anchors, for features of all levels, each (B, channels, h, w)."""
-        logits, deltas = self.head(features)
+        with part(RPN_HEAD):
+            logits, deltas = self.head(features)
         sizes = [(int(level.shape[-2]), int(level.shape[-1])) for level in features]
-        return RPNOutput(logits, deltas, self.anchor_generator(sizes, features[0].device))
+        with part(ANCHORS):
+            return RPNOutput(logits, deltas, self.anchor_generator(sizes, features[0].device))
 
+    @part(PROPOSALS)
     @torch.no_grad()
     def proposals(self, output: RPNOutput, batch: ImageBatch) -> list[Tensor]:
         """Return the proposals (P, 4) of each image by descending objectness.
@@ -234,6 +238,7 @@ class RegionProposalNetwork(nn.Module):
         """
         return self.losses_of(output, self.sample_anchors(output, batch, truths, difficult), batch)
 
+    @part(TARGETS)
     @torch.no_grad()
     def sample_anchors(
         self, output: RPNOutput, batch: ImageBatch, truths: Sequence[GroundTruth], difficult: str
@@ -256,6 +261,7 @@ class RegionProposalNetwork(nn.Module):
             record.truths, record.anchor_matches, record.sampled_anchors = truths, matches, sampled
         return sampled
 
+    @part(LOSSES)
     def losses_of(self, output: RPNOutput, sampled: Sequence[SampledAnchors], batch: ImageBatch) -> dict[str, Tensor]:
         """Return `losses` over given anchors of each image."""
         config = self.config

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_iou, nms
 
+from detector.kernels.parts import MATCHING, SAMPLING, part
 from detector.kernels.transfers import true_indices
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
@@ -67,6 +68,7 @@ class SampledRoIs(NamedTuple):
     candidates: Tensor
 
 
+@part(MATCHING)
 def match(
     candidates: Tensor,
     gt_boxes: Tensor,
@@ -133,6 +135,7 @@ def pairwise_iou(boxes: Tensor, candidates: Tensor) -> Tensor:
     return torch.cat([box_iou(boxes, block) for block in blocks], dim=1)
 
 
+@part(SAMPLING)
 def sample(kinds: Sequence[Tensor], number: int, positive_fraction: float) -> list[tuple[Tensor, Tensor]]:
     """Draw up to `number` candidates of each image without replacement: at most `positive_fraction` of them positive.
 

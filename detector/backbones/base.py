@@ -8,13 +8,14 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Literal, NamedTuple, Self
+from typing import Any, Final, Literal, NamedTuple, Self
 
 from torch import Tensor, nn
 
 from detector.backbones.batch_norm import FrozenBatchNorm2d
 from detector.errors import InputError, check_choices, check_numbers
 from detector.kernels.checkpointing import run_stage
+from detector.kernels.parts import BACKBONE, part
 from detector.state_dicts import WeightsReport
 
 BackboneName = Literal[
@@ -187,6 +188,11 @@ class Backbone(nn.Module):
     def roi_strides(self) -> tuple[int, ...]:
         """Return the strides of the levels from which RoIs are pooled: the first levels."""
         return self.strides
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        """Return what `forward` does; marked here, around what may be compiled."""
+        with part(BACKBONE):
+            return super().__call__(*args, **named)
 
     @abstractmethod
     def forward(self, images: Tensor) -> list[Tensor]:

@@ -2,7 +2,8 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -22,6 +23,7 @@ from detector.faster_rcnn import LOSS_NAMES, Difficult, FasterRCNN
 from detector.foreign_checkpoints import load_detector
 from detector.image_batch import ImageConfig
 from detector.kernels.cpu_paths import CpuKernels, check_cpu_kernels, use_cpu_kernels
+from detector.kernels.parts import OPTIMIZER, part
 from detector.metrics import DetectionAP, ProposalRecall
 from detector.metrics.class_subset import chosen_classes
 from detector.metrics.proposal_recall import reachable
@@ -282,6 +284,21 @@ class FasterRCNNModule(pl.LightningModule):
         optimizer = build_optimizer(self._parameter_groups(), self.optimizer_config)
         scheduler = LambdaLR(optimizer, lr_factor(self.optimizer_config, self.scheme.steps(self.trainer)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Mark in profiles what the optimiser does after the closure, which is all else of a step."""
+        with ExitStack() as update:
+
+            def closure() -> Any:
+                loss = optimizer_closure and optimizer_closure()
+                update.enter_context(part(OPTIMIZER))
+                return loss
+
+            hook = optimizer.optimizer.register_step_post_hook(lambda *_: update.close())
+            update.callback(hook.remove)
+            optimizer.step(closure=closure)
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         new_layers = [layer for layer in self.modules() if isinstance(layer, RegionProposalNetwork | BoxPredictor)]

@@ -13,15 +13,22 @@ from torch import Tensor
 
 from detector.faster_rcnn import FasterRCNN
 from detector.image_batch import ground_truth, make_batch, to_original
+from detector.kernels.parts import (
+    BACKBONE,
+    BOX_HEAD,
+    DETECTIONS,
+    IMAGES,
+    LOSSES,
+    OPTIMIZER,
+    POOLING,
+    PROPOSALS,
+    RPN_HEAD,
+    TARGETS,
+)
 from detector.rpn import RPNOutput
 from experiments.benchmark.measuring import Clock, Parts
 from experiments.benchmark.models import Batch
 from experiments.benchmark.programs import Setting, autocast, our_optimizer
-
-IMAGES, BACKBONE, RPN_HEAD = "resize and pad images", "backbone", "rpn head"
-TARGETS: Final = "anchors, matching, sampling"
-PROPOSALS, POOLING, BOX_HEAD = "proposals and NMS", "RoI pooling", "box head"
-LOSSES, OPTIMIZER, DETECTIONS = "losses", "optimiser", "detections and NMS"
 
 NETWORK_PARTS: Final = (BACKBONE, BOX_HEAD)
 """The parts that any detector with these layers has to run; all others are the detector's own."""
