@@ -1,5 +1,6 @@
 """The TensorBoard log of a run, whose first page answers first, and pictures for loggers of any kind."""
 
+import io
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def picture_writers(trainer: pl.Trainer) -> list[PictureWriter]:
 
 def _picture_writer(logger: Any) -> PictureWriter | None:
     if isinstance(logger, TensorBoardLogger):
-        return lambda tag, picture, step: logger.experiment.add_image(tag, picture, step, dataformats="HWC")
+        return lambda tag, picture, step: _add_png(logger.experiment, tag, picture, step)
     if hasattr(logger, "log_image"):  # as Weights & Biases has it
         return lambda tag, picture, step: logger.log_image(tag, [picture], step)
     if isinstance(logger, MLFlowLogger):
@@ -41,6 +42,17 @@ def _picture_writer(logger: Any) -> PictureWriter | None:
     if isinstance(logger, CSVLogger):
         return lambda tag, picture, step: _save(picture, Path(logger.log_dir, _file(tag, step)))
     return None
+
+
+def _add_png(writer: Any, tag: str, picture: NDArray[np.uint8], step: int) -> None:
+    """Do as `SummaryWriter.add_image` does in a quarter of its time, most of which goes into compressing more."""
+    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
+    height, width, channels = picture.shape
+    image = Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=buffer.getvalue())
+    writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
 
 def _file(tag: str, step: int) -> str:
