@@ -1,4 +1,4 @@
-"""One function over many files: in several processes where that pays, with a progress bar where someone watches."""
+"""One function over many files: in several processes where that pays, with a line about how far it is."""
 
 import multiprocessing
 import os
@@ -10,24 +10,25 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from detector.training.progress_line import watched
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 PARALLEL_FROM = 1000  # items; starting processes takes longer than reading fewer files
-BAR_FROM = 300
 MAX_PROCESSES = 8
 
 
 def map_files(
     function: Callable[[Item], Result], items: Sequence[Item], what: str, parallel_from: int | None = None
 ) -> list[Result]:
-    """Return `[function(item) for item in items]`, with a progress bar of this heading where stderr is a terminal.
+    """Return `[function(item) for item in items]`, and say on standard error how far it is.
 
     The function is defined at the top of a module, is cheap to start and has no side effects; it, the items and the
     results are pickled. Other processes are started from `parallel_from` items on; by default PARALLEL_FROM.
     """
-    with _results(function, items, PARALLEL_FROM if parallel_from is None else parallel_from) as results:
-        return list(_watched(results, len(items), what))
+    with _results(function, items, PARALLEL_FROM if parallel_from is None else parallel_from) as (results, chunk):
+        return list(watched(results, len(items), what, "files", chunk))
 
 
 def end_with_parent() -> None:
@@ -49,18 +50,20 @@ def end_with_parent() -> None:
 @contextmanager
 def _results(
     function: Callable[[Item], Result], items: Sequence[Item], parallel_from: int
-) -> Iterator[Iterable[Result]]:
+) -> Iterator[tuple[Iterable[Result], int]]:
+    """Give the results, and how many come at a time."""
     processes = min(available_cores(), MAX_PROCESSES)
     if len(items) < parallel_from or processes < 2 or multiprocessing.current_process().daemon:
-        yield map(function, items)
+        yield map(function, items), 1
         return
     # As data loaders do, so that a script without `if __name__ == "__main__"` works too. The children only read files.
     method = "fork" if sys.platform == "linux" else None
     context = multiprocessing.get_context(method)
     # Not `multiprocessing.Pool`: it ends its processes by force, and waits for ever if one of them held a lock.
     executor = ProcessPoolExecutor(processes, context, _begin)
+    chunk = max(1, min(100, len(items) // (4 * processes)))
     try:
-        yield executor.map(function, items, chunksize=max(1, min(100, len(items) // (4 * processes))))
+        yield executor.map(function, items, chunksize=chunk), chunk
     finally:
         executor.shutdown(cancel_futures=True)
 
@@ -75,14 +78,3 @@ def _begin() -> None:
 def available_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _watched(results: Iterable[Result], total: int, what: str) -> Iterator[Result]:
-    if total < BAR_FROM or not sys.stderr.isatty():
-        yield from results
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        yield from bar.track(results, total=total, description=what)

@@ -1,11 +1,9 @@
 """The `frcnn` command: one row for each command, and what happens around it."""
 
-import logging
 import os
 import re
 import signal
 import sys
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -23,6 +21,7 @@ from experiments.run.option_table import (
     training_help,
     training_parser,
 )
+from experiments.run.quiet import keep_quiet
 from experiments.run.startup import quick_imports, run_process
 
 TOO: Final = "options of a training too"
@@ -255,7 +254,7 @@ def main(arguments: list[str] | None = None) -> int:
         return run_process(lambda: main(sys.argv[1:]))
     find_modules_here()
     wait_politely()
-    _keep_quiet()
+    keep_quiet()
     if not arguments or arguments[0] in ("-h", "--help"):
         print(help_text(), end="")
         return 0 if arguments else 2
@@ -290,17 +289,6 @@ def _complain(message: str, details: Iterable[str] = ()) -> int:
     if os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"frcnn: {message}", *details, sep="\n  ", file=sys.stderr)
     return 2
-
-
-def _keep_quiet() -> None:
-    """Keep advertising and warnings about Lightning's own inside away from the user."""
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(_is_no_tip)
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended")
-    warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-
-
-def _is_no_tip(record: logging.LogRecord) -> bool:
-    return "Tip:" not in record.getMessage()
 
 
 if __name__ == "__main__":

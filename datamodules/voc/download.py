@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -16,6 +17,7 @@ from urllib.request import Request, urlopen
 from torchvision.datasets.utils import check_integrity, extract_archive
 
 from detector.errors import InputError, brief
+from detector.training.progress_line import ProgressLine, rate, time_left
 
 CHUNK = 1 << 20  # bytes
 TIMEOUT = 60.0  # seconds without a byte
@@ -146,11 +148,11 @@ def _part_size(archive: Archive, root: Path) -> int:
 def _fetch(archive: Archive, root: Path) -> None:
     """Download an archive, going on where an earlier try ended, as long as each try brings something."""
     part = root / f"{archive.file_name}.part"
-    with _bar(archive) as show:
+    with contextlib.closing(ProgressLine(sys.stderr)) as line:
         while True:
             before = _part_size(archive, root)
             try:
-                whole = _fetch_rest(archive, part, show)
+                whole = _fetch_rest(archive, part, line)
             except (OSError, HTTPException) as error:
                 if isinstance(error, HTTPError) or _part_size(archive, root) <= before:
                     raise
@@ -162,7 +164,7 @@ def _fetch(archive: Archive, root: Path) -> None:
     part.replace(root / archive.file_name)
 
 
-def _fetch_rest(archive: Archive, part: Path, show: Callable[[int, int], None]) -> bool:
+def _fetch_rest(archive: Archive, part: Path, line: ProgressLine) -> bool:
     """Ask once for what is missing; return whether all is there afterwards."""
     start = part.stat().st_size if part.is_file() else 0
     request = Request(archive.url, headers={"Range": f"bytes={start}-"} if start else {})
@@ -179,24 +181,13 @@ def _fetch_rest(archive: Archive, part: Path, show: Callable[[int, int], None]) 
         length = response.headers.get("Content-Length")
         total = start + int(length) if length else archive.size
         with part.open("ab" if start else "wb") as file:
-            done = start
+            done, began = start, time.monotonic()
             while chunk := response.read(CHUNK):
                 file.write(chunk)
                 done += len(chunk)
-                show(done, total)
+                if line.due():
+                    seconds = time.monotonic() - began
+                    parts = [f"{archive.file_name} {done / 1e6:.0f}/{total / 1e6:.0f} MB"]
+                    parts += [time_left(seconds, done - start, total - start)]
+                    line.show([*parts, f"{rate((done - start) / 1e6 / seconds)} MB/s"], done / total)
     return done >= total
-
-
-@contextmanager
-def _bar(archive: Archive) -> Iterator[Callable[[int, int], None]]:
-    """Make a function that is told the bytes there are, of how many; it draws a bar on stderr if that is a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda _done, _total: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(archive.file_name, total=archive.size)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -152,13 +152,12 @@ def plan(grid: Grid, runs_dir: str) -> Plan:
         if digest in cells:
             raise InputError(f"{grid.path}: cells {cells[digest].name} and {cell.name} have equal options")
         last = "test" if config.data.test_splits else "validate"
-        common = (*arguments, "--trainer.enable_progress_bar=false")
         stages: tuple[tuple[str, ...], ...]
         if checkpoint is not None:
-            stages = ((last, *common, f"--ckpt_path={checkpoint}", f"--results_dir={folder}"),)
+            stages = ((last, *arguments, f"--ckpt_path={checkpoint}", f"--results_dir={folder}"),)
         else:
             where = (f"--runs_dir={runs_dir}", f"--experiment={grid.name}", f"--run_name={folder.name}")
-            stages = (("fit", *common, *where), (last, f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"))
+            stages = (("fit", *arguments, *where), (last, f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"))
         cells[digest] = PlannedCell(**vars(cell), config=config, hash=digest, folder=folder, stages=stages)
     return Plan(grid, Path(runs_dir) / grid.name, base, base_options, tuple(cells.values()))
 

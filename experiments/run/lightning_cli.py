@@ -1,8 +1,10 @@
 """`frcnn fit|validate|test`: LightningCLI with a run folder, exact resuming, and one-line errors."""
 
+import json
 import os
 import shutil
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytorch_lightning as pl
 import yaml
 from jsonargparse import Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import ModelCheckpoint, ModelSummary, Timer
+from pytorch_lightning.callbacks import ModelCheckpoint, Timer
 from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_info
@@ -26,6 +28,7 @@ from detector.training.callbacks.gradient_norms import GradientNorms
 from detector.training.callbacks.hyperparameters import Hyperparameters
 from detector.training.callbacks.inside_images import InsideImages
 from detector.training.callbacks.learning_rates import LearningRates
+from detector.training.callbacks.network_summary import NetworkSummary
 from detector.training.callbacks.oracles import Oracles
 from detector.training.callbacks.progress import LossProgressBar
 from detector.training.callbacks.recall_details import RecallDetails
@@ -41,6 +44,7 @@ from detector.training.loggers import RunTensorBoard
 from detector.training.resuming import changes_text
 from experiments.anchors.warnings import AnchorWarnings
 from experiments.arguments import add_options, cause_of, values_of
+from experiments.output import duration
 from experiments.results.files import write_devkit_results
 from experiments.run.checks import check_devkit_names, check_monitors, check_writable
 from experiments.run.folder import (
@@ -55,6 +59,7 @@ from experiments.run.host_memory import keep_freed_memory
 from experiments.run.options import TestOptions, ValidateOptions
 from experiments.run.precision import check_precision, resolve_precision
 from experiments.run.resuming import folder_to_go_on_in, nothing_left, other_options, repeat_text
+from experiments.run.summary import print_evaluation, print_training, program, shown_path
 from experiments.training_options import OptionsOfRuns
 
 
@@ -123,13 +128,42 @@ class DetectorCLI(OptionsOfRuns):
         lists = self.datamodule.splits_folder
         if lists is not None and lists.parent != self.run_folder and self.trainer.is_global_zero:
             shutil.copytree(lists, self.run_folder / "splits", dirs_exist_ok=True)
+        self._began = time.monotonic()
+
+    def after_fit(self) -> None:
+        """Print the main metrics, where everything is, and what to do next."""
+        path = self.run_folder / "metrics.json"
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run or not path.is_file():  # type: ignore[attr-defined]
+            return
+        metrics = json.loads(path.read_text())
+        first = self.done_before["global_step"] if self.config.fit.ckpt_path else 0
+        lines = [
+            ("trained", f"{metrics['epoch']} epochs, {metrics['step']} steps"),
+            ("wall time", duration(time.monotonic() - self._began) + (f", from step {first} on" if first else "")),
+            ("run", shown_path(self.run_folder)),
+        ]
+        last = self.run_folder / "checkpoints" / "last.ckpt"
+        for best in self.trainer.checkpoint_callbacks:
+            if isinstance(best, BestCheckpoint) and best.best_model_path:
+                score = "" if best.best_model_score is None else f" ({best.monitor} {best.best_model_score:.3f})"
+                lines.append(("best checkpoint", shown_path(best.best_model_path) + score))
+        commands = [[*program(), "tensorboard", shown_path(self.run_folder.parent)]]
+        if last.is_file():
+            lines.append(("last checkpoint", shown_path(last)))
+            again = "test" if self.datamodule.splits.names["test"] else "validate"
+            checkpoint = ["--ckpt_path", shown_path(last)]
+            image = shown_path(self.datamodule.val_dataset.image_path(0))
+            where = ["--images", image, "--output", shown_path(self.run_folder / "predictions")]
+            commands = [[*program(), again, *checkpoint], [*program(), "predict", *checkpoint, *where], *commands]
+        print_training(metrics, lines, commands)
 
     def before_validate(self) -> None:
         """Read the data, so that bad data is told before anything is computed."""
         self._read_data("validate")
 
     def after_validate(self) -> None:
-        """Print what the oracles say, if asked to."""
+        """Print the metrics, and what the oracles say, if asked to."""
+        self._print_metrics("val")
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Oracles) and self.trainer.is_global_zero:
                 print(callback.table())
@@ -147,10 +181,21 @@ class DetectorCLI(OptionsOfRuns):
             self.datamodule.setup(stage)
 
     def after_test(self) -> None:
-        """Write the devkit's files, if asked to."""
+        """Print the metrics, and write the devkit's files, if asked to."""
+        self._print_metrics("test")
         folder = self.config[self.subcommand].save_devkit_results
         if folder is not None and self.trainer.is_global_zero:
             write_devkit_results(self.run_files.predictions or [], self.datamodule.class_names, folder)
+
+    def _print_metrics(self, stage: str) -> None:
+        config = self.config[self.subcommand]
+        if config.verbose and self.trainer.is_global_zero:
+            metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+            print_evaluation(metrics, stage, None if config.trainer.fast_dev_run else shown_path(self.run_folder))
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        """Leave out Lightning's own table."""
+        return super()._prepare_subcommand_kwargs(subcommand) | ({} if subcommand == "fit" else {"verbose": False})
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let a checkpoint's hyperparameters win over the command line in silence."""
@@ -244,6 +289,7 @@ class DetectorCLI(OptionsOfRuns):
                 version=self.run_folder.name,
                 default_hp_metric=False,
             )
+        kwargs["enable_model_summary"] = False  # Lightning's own, beside `NetworkSummary`
         kwargs["plugins"] = _with_atomic_checkpoints(self._get(self.config_init, "trainer", default={}).get("plugins"))
         try:
             trainer = super().instantiate_trainer(**kwargs)
@@ -266,7 +312,8 @@ class DetectorCLI(OptionsOfRuns):
             asked = self.config[self.subcommand].get("oracle")
             return [*callbacks, *([Oracles(self.run_folder, asked)] if asked else [])]
         every = config.log_every_n_steps or 20
-        callbacks += [Throughput(every), ModelSummary(max_depth=2), AnchorWarnings()]
+        callbacks += [Throughput(every), AnchorWarnings()]
+        callbacks += [] if config.enable_model_summary is False else [NetworkSummary()]
         callbacks += [CellProgress(self.run_folder)] if axes else []
         if config.logger not in (False, []):
             usual = [
@@ -298,7 +345,6 @@ class DetectorCLI(OptionsOfRuns):
 def run_lightning(arguments: list[str]) -> None:
     """Run `fit`, `validate` or `test`, the first of the arguments, with the rest of a command line."""
     # Of a checkpoint's callbacks an evaluation needs none, and a training only what `BestCheckpoint` takes over.
-    warnings.filterwarnings("ignore", message="The dirpath has changed from")
     if arguments[0] != "fit":
         warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided")
     DetectorCLI(arguments)

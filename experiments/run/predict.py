@@ -1,7 +1,6 @@
 """`frcnn predict`: image files -> annotated images and predictions.json."""
 
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from detector.drawing import draw_detections, is_saved_picture, save_picture
 from detector.errors import InputError, printable
 from detector.files import write_json
 from detector.metrics.coco_results import coco_results
+from detector.training.callbacks.progress import LossProgressBar
 from detector.training.lightning_module import FasterRCNNModule
 from experiments.output import writing
 from experiments.run.host_memory import keep_freed_memory
@@ -101,7 +101,6 @@ def predict(options: PredictOptions) -> int:
             would be overwritten.
     """
     check_precision(options.precision, "--precision")
-    warnings.filterwarnings("ignore", message="Your `IterableDataset` has `__len__` defined")
     target = Path(options.output)
     found = find_images(options.images, ignore=lambda path: _is_below(path, target) and is_saved_picture(path))
     pictures = picture_names(found.names)
@@ -157,7 +156,7 @@ def _trainer(options: PredictOptions, drawing: DrawPredictions) -> pl.Trainer:
             precision=resolve_precision(options.precision, options.accelerator, 1, option="--precision"),
             logger=False,
             enable_checkpointing=False,
-            callbacks=[drawing],
+            callbacks=[LossProgressBar(), drawing],
             enable_model_summary=False,
             inference_mode=True,
         )

@@ -1,14 +1,17 @@
 import io
+import itertools
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from datamodules import parallel
 from datamodules.parallel import map_files
+from detector.training import progress_line as progress
 
 
 class Terminal(io.StringIO):
@@ -70,8 +73,10 @@ def runs(process: int) -> bool:
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_bar_only_for_many_files_on_a_terminal(monkeypatch):
-    for count, stream, drawn in ((300, Terminal(), True), (299, Terminal(), False), (300, io.StringIO(), False)):
+def test_a_line_about_work_of_more_than_a_second_on_a_terminal(three_processes, monkeypatch):
+    """The first chunk is whole when its first result comes: 29 of 350 items."""
+    for stream, drawn in ((Terminal(), True), (io.StringIO(), False)):
         monkeypatch.setattr(sys, "stderr", stream)
-        assert len(map_files(slow_square, range(count), "reading things")) == count
-        assert ("reading things" in stream.getvalue()) == drawn
+        monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=itertools.count(0, 2).__next__))
+        assert len(map_files(slow_square, range(350), "reading things")) == 350
+        assert ("reading things 29/350" in stream.getvalue()) == drawn

@@ -15,6 +15,8 @@ import pytorch_lightning as pl
 import torch
 import yaml
 
+from detector.training import progress_line as progress
+from detector.training.callbacks import progress as progress_callback
 from detector.training.callbacks import throughput
 
 
@@ -42,25 +44,29 @@ def load(path: Path) -> dict[str, Any]:
 def test_bar_and_clock_after_a_resume_in_the_middle_of_an_epoch(
     frcnn, tiny_config, tmp_path, with_callback, monkeypatch
 ):
-    """Of the second of three epochs, of six steps each, two are done: the bar counts on from there, to six, so that it
-    has a rate and the time that is left. The clock of images per second starts at the resume."""
+    """Of the second of three epochs, of six steps each, two are done: steps count on from there, and the time that is
+    left is that of the steps since then, of a minute each. The clock of images per second starts at the resume."""
     fit = ("fit", "--config", tiny_config, "--trainer.max_epochs", 3, "--trainer.enable_progress_bar", "true")
     with_callback(StopAfter(7))
     assert frcnn(*fit, cwd=tmp_path).code == 143
-    seen, rates = [], []
+    rates = []
 
     class Watch(pl.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            bar = trainer.progress_bar_callback.train_progress_bar
-            seen.append((trainer.global_step, bar.desc, bar.n, bar.initial, bar.total))
             rates.append(float(trainer.callback_metrics.get("train/images_per_second", math.nan)))
+            clock[0] += 60
 
+    clock = [0.0]
+    for module in (progress, progress_callback):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     seconds = itertools.count(1000)
     monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
     with_callback(Watch())
-    assert frcnn(*fit, "--ckpt_path", last_of(tmp_path), cwd=tmp_path).code == 0
-    assert seen[0] == (8, "Epoch 1: ", 2, 2, 6)
-    assert seen[4] == (12, "Epoch 2: ", 0, 0, 6)
+    result = frcnn(*fit, "--ckpt_path", last_of(tmp_path), cwd=tmp_path)
+    assert result.code == 0
+    heads = re.findall(r"^(.* left)  ", result.out, re.MULTILINE)
+    assert heads[0] == "0:01:00  epoch 2/3  step 9/18  0:09:00 left"
+    assert heads[4] == "0:05:00  epoch 3/3  step 13/18  0:05:00 left"
     assert rates[1] == 2  # two images in a second
 
 
