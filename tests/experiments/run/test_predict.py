@@ -144,7 +144,10 @@ def test_views_change_the_detections(frcnn, checkpoint, images, tmp_path):
 
 @pytest.mark.parametrize(
     ("sides", "message"),
-    [("[64, big]", "'[64, big]' is not a list of whole numbers"), ("[4]", "[4] must be of at least")],
+    [
+        ("[64, big]", "'[64, big]' is not a list of whole numbers"),
+        ("[4]", "image.test_shortest_sides: [4] must be >= 16"),
+    ],
 )
 def test_bad_sides(frcnn, checkpoint, images, tmp_path, sides, message):
     result = frcnn(
