@@ -111,7 +111,9 @@ class ShowDataOptions:
     epochs: int = 4
 
     def __post_init__(self) -> None:
-        """Refuse an empty sheet and an endless one."""
+        """Refuse an empty sheet, an endless one, and a picture in place of a folder."""
+        if self.output.lower().endswith((".png", ".jpg", ".jpeg")):
+            raise InputError(f"--output {self.output}: give a folder; <augmentation>.png is written there")
         check_least(self, images=1, epochs=1)
         pictures = self.images * (1 + self.epochs)
         if pictures > MOST_PICTURES:

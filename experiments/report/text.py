@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,9 +22,9 @@ ENDS = ("mean", "std", "difference", "low", "high", "excludes_zero")
 
 
 def text_table(document: Mapping[str, Any]) -> str:
-    """Return the report for a terminal, in its width if standard output is one."""
-    terminal = sys.stdout.isatty()
-    console = Console(file=io.StringIO(), width=None if terminal else WIDE, force_terminal=False)
+    """Return the report for a terminal, in its width if standard output is one, or in `COLUMNS` columns."""
+    has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(file=io.StringIO(), width=None if has_width else WIDE, force_terminal=False)
     console.print(Text(f"{document['name']}: {document['summary']}"))
     headers, rows = table_rows(document)
     for columns in _tables([*zip(headers, *rows, strict=True)], console.width):

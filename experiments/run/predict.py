@@ -129,6 +129,9 @@ def predict(options: PredictOptions) -> int:
         f"{drawing.done} images, {drawing.drawn} detections drawn (score >= {options.score_threshold:g}), in "
         f"{printable(target)}" + (f"; {len(left_out)} left out" if left_out else "")
     )
+    if drawing.results and not drawing.drawn:
+        highest = max(one["score"] for one in drawing.results)
+        print(f"the highest score is {highest:.3g}: --score_threshold {highest / 2:.1g} draws something")
     return int(bool(left_out))
 
 

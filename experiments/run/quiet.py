@@ -25,6 +25,7 @@ WARNINGS: Final = {
     ".*does not have many workers which may be a bottleneck": "num_workers is an option with a default",
     "You're resuming from a checkpoint that ended before the epoch ended": "`EpochSampler` goes on where it stopped",
     "Checkpoint directory .* exists and is not empty": "so it is in a run that goes on",
+    ".*could not find the monitored key": "so it is until a resumed run's first validation; later it is an error",
     "The dirpath has changed from": "`BestCheckpoint` sees to it",
     "Your `IterableDataset` has `__len__` defined": "there is one process that reads",
 }

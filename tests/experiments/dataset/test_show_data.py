@@ -84,6 +84,7 @@ def test_what_is_drawn_where(tmp_path):
         (("--output", "x", "--data.augmentation", "foo"), "'foo' is unknown"),
         (("--output", "x", "--data.augmentation", "[{class_path: foo.Bar}]"), "foo.Bar: No module named 'foo'"),
         (("--output", "{file}/x"), "--output"),
+        (("--output", "x.PNG"), "--output x.PNG: give a folder"),
     ],
 )
 def test_bad_options(frcnn, tiny_config, tmp_path, options, words):

@@ -143,10 +143,10 @@ def test_the_map_is_of_the_grid_alone(report, grid_and_lone_run):
     assert "not in the grid" not in page
 
 
-@pytest.mark.parametrize("width", [60, 100])
-def test_a_table_that_is_wider_than_the_terminal_goes_on_below(report, grid_and_lone_run, monkeypatch, width):
+@pytest.mark.parametrize(("width", "is_terminal"), [(60, True), (100, True), (80, False)])
+def test_a_table_that_is_wider_than_columns_goes_on_below(report, grid_and_lone_run, monkeypatch, width, is_terminal):
     document = report(grid_and_lone_run)
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal)
     monkeypatch.setitem(os.environ, "COLUMNS", str(width))
     lines = text_table(document).splitlines()
     assert max(len(line) for line in lines) <= width

@@ -1,6 +1,7 @@
 """`frcnn predict`: any image files in, pictures and predictions.json out, from the checkpoint alone."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def test_single_file(frcnn, checkpoint, images, tmp_path):
 
 
 def test_score_threshold_decides_what_is_drawn_and_not_what_is_written(frcnn, checkpoint, images, tmp_path):
-    written, pictures = [], []
+    written, pictures, said = [], [], []
     for threshold in (0, 1):
         out = tmp_path / f"out{threshold}"
         result = frcnn(
@@ -84,6 +85,9 @@ def test_score_threshold_decides_what_is_drawn_and_not_what_is_written(frcnn, ch
         assert result.code == 0, result.err
         written.append(json.loads((out / "predictions.json").read_text()))
         pictures.append(np.asarray(Image.open(out / "a.jpg"), dtype=int))
+        said.append(re.search(r"the highest score is ([\d.]+): --score_threshold ([\d.e-]+) draws", result.out))
+    assert said[0] is None and float(said[1][2]) < float(said[1][1]) < 1
+    assert float(said[1][1]) == pytest.approx(max(one["score"] for one in written[1]), rel=0.01)
     assert written[0] == written[1] != []
     assert np.abs(pictures[0] - pictures[1]).max() > 100
     plain = Image.open(images / "a.jpg").resize(pictures[1].shape[1::-1], Image.Resampling.BICUBIC)

@@ -282,6 +282,7 @@ def test_what_misleads_is_silenced_and_the_rest_is_not(frcnn, tmp_path, caplog) 
         quiet.keep_quiet()
         warnings.warn("Found 36 module(s) in eval mode at the start of training. This may lead to", stacklevel=1)
         warnings.warn("The 'train_dataloader' does not have many workers which may be a bottleneck.", stacklevel=1)
+        warnings.warn("`ModelCheckpoint(monitor='val/AP')` could not find the monitored key in", stacklevel=1)
         warnings.warn("GPU available but not used. You can set it by doing `Trainer(accelerator='gpu')`.", stacklevel=1)
     assert [str(one.message)[:26] for one in seen] == ["GPU available but not used"]
     log = logging.getLogger(quiet.LOGGERS[0])
