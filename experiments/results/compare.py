@@ -29,7 +29,8 @@ def compare(options: CompareOptions) -> None:
     part = options.part or ("test" if all("test/AP50_voc07" in run.metrics for run in runs) else "val")
     for run in runs:
         if run.metric("AP50_voc07", part) is None:
-            raise InputError(f"{run.folder}: has no {part}/AP50_voc07 in metrics.json; is it finished?")
+            command = f"frcnn {'test' if part == 'test' else 'validate'} --ckpt_path {run.folder}/checkpoints/last.ckpt"
+            raise InputError(f"{run.folder}: has no {part}/AP50_voc07 in metrics.json; {command} adds it")
     document = _document(options, runs, part)
     if options.format == "json":
         print(json_text(document))
