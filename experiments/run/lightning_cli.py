@@ -310,6 +310,8 @@ class DetectorCLI(OptionsOfRuns):
         callbacks += [] if DetectionCurves in own else [DetectionCurves()]
         if self.subcommand != "fit":
             asked = self.config[self.subcommand].get("oracle")
+            if self.subcommand == "validate" and self.classes is None and ValidationLosses not in own:
+                callbacks.append(ValidationLosses())
             return [*callbacks, *([Oracles(self.run_folder, asked)] if asked else [])]
         every = config.log_every_n_steps or 20
         callbacks += [Throughput(every), AnchorWarnings()]

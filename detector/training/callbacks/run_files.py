@@ -119,7 +119,8 @@ class RunFiles(pl.Callback):
         assert isinstance(module, FasterRCNNModule)
         chosen, before = module.val_ap.only, self._read()
         classes = None if chosen == module.val_ap.class_names else list(chosen)
-        of_others = ("val/", "test/") if before.get("classes") != classes else ()
+        renewed = tuple(f"{part}/" for part, fn in (("val", "validate"), ("test", "test")) if trainer.state.fn == fn)
+        of_others = ("val/", "test/") if before.get("classes") != classes else renewed
         kept = () if trainer.state.fn == "fit" else ("epoch", "step", "seed", "cpu_kernels")
         write_json(
             self.folder / "metrics.json",
