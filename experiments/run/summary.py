@@ -37,7 +37,11 @@ def print_evaluation(metrics: Mapping[str, float], stage: str, folder: str | Non
             family = next(family for family, beginning in FAMILIES.items() if name.startswith(beginning))
             columns[family].append((name.removeprefix("proposal_"), value))
     console = Console(highlight=False)
-    console.print(_side_by_side([(family, "", pairs) for family, pairs in columns.items() if pairs]))
+    families = [(family, "", pairs) for family, pairs in columns.items() if pairs]
+    wide = console.measure(_side_by_side(families), options=console.options.update(width=1000)).maximum >= console.width
+    for group in (families[:-1], families[-1:]) if wide else (families,):
+        if group:
+            console.print(_side_by_side(group))
     classes = [(name.removeprefix(OF_CLASS), value) for name, value in values.items() if name.startswith(OF_CLASS)]
     if classes:
         console.print(_class_table(classes, console.width))

@@ -188,7 +188,7 @@ def test_tables_of_an_evaluation(frcnn, trained, metrics_of, tmp_path, monkeypat
     """All metrics of metrics.json are in a table, each with three digits."""
     monkeypatch.setenv("COLUMNS", str(columns))
     run = Path(shutil.copytree(trained, tmp_path / "runs" / "tiny" / "seed0"))
-    (run / "metrics.json").unlink()  # which keeps the training's validation losses
+    (run / "metrics.json").unlink()
     result = frcnn(command, "--ckpt_path", run / "checkpoints" / "last.ckpt", cwd=tmp_path)
     assert result.code == 0, result.err
     assert max(map(len, result.out.splitlines())) < columns
