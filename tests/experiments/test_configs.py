@@ -113,6 +113,7 @@ def test_configuration_of_a_checkpoint_in_a_folder_named_by_axes(tmp_path: Path)
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.yaml").write_text("")
     path = str(run / "checkpoints" / "last.ckpt")
+    Path(path).touch()
     expected = ["--config", str(run / "config.yaml")]
     assert config_of_checkpoint(["--ckpt_path", path]) == expected
     assert config_of_checkpoint([f"--ckpt_path={path}"]) == expected

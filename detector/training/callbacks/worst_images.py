@@ -49,7 +49,8 @@ class WorstImages(ValidationPictures):
         labels = [label for label, name in enumerate(names, start=1) if name in pl_module.val_ap.only]
         found, objects = split.detections, split.ground_truth
         cost, object_cost = costs_of_mistakes(evaluate_voc(found, objects, labels), objects)
-        total = np.bincount(np.searchsorted(split.image_id, found.image_id), cost, len(split.image_id))
+        total = np.zeros(len(split.image_id))  # bincount of nothing is of whole numbers
+        total += np.bincount(np.searchsorted(split.image_id, found.image_id), cost, len(split.image_id))
         total += np.bincount(np.searchsorted(split.image_id, objects.image_id), object_cost, len(split.image_id))
         worst = [row for row in np.argsort(-total, kind="stable")[: self.images].tolist() if total[row] > 0]
         for rank, row in enumerate(worst, start=1):

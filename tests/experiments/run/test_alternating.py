@@ -141,7 +141,7 @@ def test_final_checkpoint_is_as_one_of_joint_training(undisturbed, trained, frcn
     after = json.loads(written.read_text())
     assert before["val/proposal_recall@30"] > 0
     for name, value in before.items():
-        if name.startswith("val/"):
+        if name.startswith("val/") and not name.startswith("val/loss"):  # a test has no losses
             assert after[name.replace("val/", "test/", 1)] == value
     image = next((mini_voc / "JPEGImages").iterdir())
     options = ("--images", image, "--output", tmp_path / "out", "--score_threshold", 0.01)

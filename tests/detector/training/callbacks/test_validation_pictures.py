@@ -116,3 +116,16 @@ def test_the_worst_come_first_with_their_reasons(tmp_path, monkeypatch) -> None:
     for title in titles:  # the parts by kind add up to the whole
         parts = [float(part.split()[-1]) for part in title.split("; ")[1].split(", ")]
         assert sum(parts) == pytest.approx(found[title.split(":")[0]], abs=5e-4)
+
+
+class Blind(pl.Callback):
+    """Lets nothing be detected."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        pl_module.model.roi_heads.config.score_threshold = 1.0
+
+
+def test_without_detections_the_worst_are_those_with_objects(tmp_path) -> None:
+    logger = Takes()
+    train(tmp_path, [Blind(), WorstImages(3)], logger, epochs=1)
+    assert [name for name, _ in logger.taken] == ["val_worst/1", "val_worst/2"]
