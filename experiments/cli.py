@@ -13,16 +13,10 @@ from typing import Any, Final, Literal
 from detector.errors import InputError, TrainingError
 from detector.kernels.threads import wait_politely
 from experiments.arguments import as_spelt_now, build, find_modules_here, new_parser, one_line_of_the_parser
-from experiments.run.option_table import (
-    check_arguments,
-    config_of_checkpoint,
-    find_data_format,
-    part_of_help,
-    training_help,
-    training_parser,
-)
+from experiments.run.option_table import check_arguments, config_of_checkpoint, find_data_format, training_parser
 from experiments.run.quiet import keep_quiet
 from experiments.run.startup import quick_imports, run_process
+from experiments.run.training_help import part_of_help, training_help
 
 TOO: Final = "options of a training too"
 

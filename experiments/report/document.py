@@ -30,6 +30,7 @@ from experiments.results.runs import (
     mean,
     most_proposals,
     read_folder,
+    run_folders,
 )
 from experiments.results.scored_runs import Scorer, data_options
 from experiments.results.scores import CLASS_PREFIX, Scored, average, difference, recall_by_size
@@ -104,8 +105,7 @@ def build_report(options: ReportOptions) -> Report:
         done = [(run, parts[cell.name]) for cell in grid.cells for run in cell.done]
         without = [run.folder.name for run, own in done if run.metric(name, own) is None]
         notes += [f"finished, but without {part} {name}: {listed(without, 3)}"] if without else []
-    chosen = [f"{run.folder.name} {option_text(run.metrics['classes'])}" for run in runs if run.metrics.get("classes")]
-    notes += [f"metrics of some classes alone: {listed(chosen, 3)}"] if chosen else []
+    notes += _of_other_data(grid)
     counts = dict(Counter(run.status for run in runs))
     summary = f"{len(grid.cells)} cells, {len(runs)} runs: "
     summary += ", ".join(f"{number} {status}" for status, number in counts.items())
@@ -124,6 +124,17 @@ def build_report(options: ReportOptions) -> Report:
         "notes": list(dict.fromkeys(notes)),
     }
     return Report(grid, without_nan(document), curves, audits)
+
+
+def _of_other_data(grid: RunsFolder) -> list[str]:
+    """Return what there is to say of runs that are not counted, or counted by other classes."""
+    runs = [run for cell in grid.cells for run in cell.runs]
+    chosen = [f"{run.folder.name} {option_text(run.metrics['classes'])}" for run in runs if run.metrics.get("classes")]
+    known = {run.folder for run in runs} | {run.folder for cell in grid.cells for run, _ in cell.repeats}
+    folders = [one for one in run_folders(grid.folder) if known.isdisjoint([one, *one.parents])]
+    others = [str(one.relative_to(grid.folder)) for one in folders]
+    notes = [f"metrics of some classes alone: {listed(chosen, 3)}"] if chosen else []
+    return notes + ([f"no cells of the grid, and not counted: {listed(others, 3)}"] if others else [])
 
 
 def _part(cell: RunGroup, part: str) -> str:

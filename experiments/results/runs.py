@@ -263,9 +263,14 @@ def _baseline(folder: Path, cells: Sequence[RunGroup], wanted: Any) -> RunGroup 
 # ---- ordinary runs ----
 
 
-def _ordinary_cells(folder: Path) -> list[RunGroup]:
+def run_folders(folder: Path) -> list[Path]:
+    """Return the folders in a folder, at any depth, that hold a run."""
     folders = (path.parent for path in sorted(folder.rglob("config.yaml")))
-    runs = [_read(one) for one in folders if any(any(one.glob(name)) for name in RESULTS)]
+    return [one for one in folders if any(any(one.glob(name)) for name in RESULTS)]
+
+
+def _ordinary_cells(folder: Path) -> list[RunGroup]:
+    runs = [_read(one) for one in run_folders(folder)]
     if not runs:
         raise InputError(
             f"{folder}: holds no runs (folders with config.yaml, as frcnn fit and frcnn ablate write them)"

@@ -1,4 +1,4 @@
-"""The options of a training, known without importing torch: what is refused at once, and the texts of `--help`.
+"""The options of a training, known without importing torch: what is refused at once.
 
 `make options` writes the table, `option_table.json` beside this file, from the parser of `frcnn fit`; a test compares
 them. What the table cannot know is left to that parser: class paths and their arguments, parts in files of their own,
@@ -7,7 +7,6 @@ and what the code names by now.
 
 from __future__ import annotations
 
-import argparse
 import collections.abc
 import datetime
 import json
@@ -16,19 +15,17 @@ import pathlib
 import re
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Final, Literal, Union, get_args, get_origin
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 import yaml
 
 from detector.errors import InputError, flat_options, listed
 from detector.files import check_checkpoint
-from experiments.arguments import add_options, description_of, values_of
-from experiments.output import option_text
+from experiments.arguments import add_options, values_of
 from experiments.run.folder import AXES_VARIABLE, run_folder_of
 from experiments.run.options import RunOptions
 
@@ -40,22 +37,8 @@ Rows = dict[str, tuple[str, Any, str]]
 
 TYPES: Final = vars(typing) | {one.__name__: one for one in (collections, datetime, pathlib, NoneType)}
 TABLE: Final = Path(__file__).with_suffix(".json")
-FIRST: Final = {
-    "The run": ("config", "ckpt_path", "run_name", "seed_everything"),
-    "The data": (
-        *("data_format", "data.root", "data.train_splits", "data.val_splits"),
-        *("data.batch_size", "data.augmentation"),
-    ),
-    "The detector": (
-        *("model.backbone.name", "model.anchors.scales", "model.anchors.aspect_ratios"),
-        *("model.image.shortest_side", "model.weights"),
-    ),
-    "The training": (
-        *("model.optimizer.lr", "trainer.max_epochs", "trainer.accelerator", "trainer.devices"),
-        "trainer.precision",
-    ),
-}
-"""The twenty options that people change first."""
+LIGHTNINGS: Final = re.compile(r"trainer\.|(ckpt_path|seed_everything|verbose|weights_only)$")
+"""Options whose texts are Lightning's: `--help` reads them from the installed version, and the table has none."""
 
 
 # ---- the table ----
@@ -89,7 +72,7 @@ def rows_of(parser: ArgumentParser) -> Rows:
         elif (hint := getattr(action, "_typehint", action.type)) and not action.dest.endswith(".help"):
             kind = hint.__name__ if type(hint) is type else str(hint).replace("typing.", "")
             kind = re.sub(r"\b(pytorch_lightning|lightning_fabric)[\w.]+", "Any", kind)
-            text = " ".join((action.help or "").replace("``", "").replace(".Set to", ". Set to").split())
+            text = "" if LIGHTNINGS.match(action.dest) else " ".join((action.help or "").replace("``", "").split())
             rows[action.dest] = (kind, action.default, text)
     return rows
 
@@ -224,7 +207,7 @@ def _is_in_the_code(name: str, value: str | None) -> bool:
 
 
 def check_files(prog: str, config: Namespace) -> None:
-    """Refuse a checkpoint or a dataset that is not there.
+    """Refuse a checkpoint, weights or a dataset that are not there.
 
     Raises:
         InputError: Names it.
@@ -233,79 +216,14 @@ def check_files(prog: str, config: Namespace) -> None:
         check_checkpoint(config.ckpt_path)
     elif prog in ("frcnn validate", "frcnn test"):
         raise InputError(f"{prog} needs --ckpt_path, for example runs/X/seed0/checkpoints/last.ckpt")
+    elif prog == "frcnn fit":  # a checkpoint replaces all weights
+        key, hint = (
+            ("model.weights", "null") if config.model.weights else ("model.backbone.weights", "imagenet or none")
+        )
+        weights = str(config[key])
+        if weights.lower() not in ("imagenet", "none", "null", "") and not Path(weights).expanduser().is_file():
+            raise InputError(f"--{key} {weights}: no such file; give one that is there, or {hint}")
     if not (config.data.get("download") or Path(config.data.root).expanduser().is_dir()):
         from experiments.dataset.formats import dataset_format
 
         dataset_format(config.data_format, config.data.root).check_root()
-
-
-# ---- --help ----
-
-
-def part_of_help(arguments: Sequence[str]) -> str | None:
-    """Return what help is asked for: "" of the first options, "all" or a part such as "model.rpn"; None: none."""
-    words = [part for word in arguments for part in word.split("=", 1)]
-    asked = [*(index for index, word in enumerate(words) if word in ("-h", "--help"))]
-    return next(iter(words[asked[0] + 1 :]), "") if asked else None
-
-
-def training_help(parser: ArgumentParser, options: type[Any], part: str) -> str:
-    """Return the help of a command that takes the options of a training, in `COLUMNS` columns.
-
-    Args:
-        parser: Of the table.
-        options: The dataclass of its own options.
-        part: Of `part_of_help`; other options follow it on the command line.
-
-    Raises:
-        InputError: There is no such part.
-    """
-    rows = {"config": ("Any", None, "YAML file of options; of several, later ones win.")} | rows_of(parser)
-    titles = {name: row[2] for rows in read_table().values() for name, row in rows.items() if not row[0]}
-    own = () if options is RunOptions else tuple(field.name for field in fields(options))
-    shows_all = bool(part) and not part.startswith("-")
-    sections: dict[str, Sequence[str]] = {f"Of {parser.prog} alone": own} if own else {}
-    if not shows_all:
-        sections |= FIRST if parser.prog in ("frcnn fit", "frcnn validate", "frcnn test") else {}
-    else:
-        found: dict[str, list[str]] = {}
-        for name in (name for name in rows if name not in own and (part == "all" or f"{name}.".startswith(f"{part}."))):
-            above = name.rpartition(".")[0]
-            found.setdefault(above or "The run", []).append(name)
-        if not found:
-            raise InputError(f"--help {part}: there are all, {listed([*titles], 20)}")
-        sections |= found
-    shown = argparse.ArgumentParser(
-        prog=parser.prog,
-        usage="%(prog)s --config FILE.yaml [--OPTION VALUE ...]",
-        description=f"{description_of(options)} Options may stand in the file, each dot a level: "
-        "model: {anchors: {scales: [8, 16, 32]}}; those of the command line win.",
-        epilog=f"All {len(rows)} options: {parser.prog} --help all; those of a part: {parser.prog} --help model.rpn; "
-        "the arguments of a class: --trainer.callbacks.help EarlyStopping.",
-        add_help=False,
-    )
-    for title, names in sections.items():
-        group = shown.add_argument_group(title, titles.get(title))
-        for name in (name for name in names if name in rows):
-            kind, default, text = rows[name]
-            values = _values(eval(kind, TYPES)) if name != "config" else "FILE.yaml"
-            short = len(values) <= 24
-            said = name == "config" or (default is None and "default" in text.lower())
-            default = [] if said else ["required" if name == "data.root" else f"default: {option_text(default)}"]
-            more = "; ".join([*([] if short else [values.replace("|", " | ")]), *default])
-            text = text if shows_all else text.partition(". ")[0].rstrip(".") + "."
-            text = (f"{text} ({more})" if more else text).replace("%", "%%")
-            group.add_argument(f"--{name}", metavar=values if short else "VALUE", help=text)
-    return shown.format_help()
-
-
-def _values(hint: Any) -> str:
-    """Return the values of a type, such as sgd|adamw, int|null, or [float]."""
-    of, origin = get_args(hint), get_origin(hint)
-    if origin in (Literal, Union, UnionType):
-        texts = "|".join(str(one) if origin is Literal else _values(one) for one in of)
-        return "|".join(dict.fromkeys(texts.split("|")))
-    if origin is list:
-        return f"[{_values(of[0])}]"
-    names = {NoneType: "null", bool: "true|false", Any: "class", str: "text", Path: "text"}
-    return names.get(hint) or str(getattr(hint, "__name__", hint))

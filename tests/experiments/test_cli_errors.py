@@ -139,7 +139,7 @@ def test_misspelt_key_in_a_config_file(complaint, tiny_config, tmp_path):
         (["--model.image.test_shortest_sides", "[4]"], "test_shortest_sides"),
         (["--model.backbone.name", "vgg17"], "vgg17"),
         (["--model.backbone.weights", "missing_weights.pth"], "missing_weights.pth"),
-        (["--model.weights", "missing_detector.pth"], "weights missing_detector.pth: no such file"),
+        (["--model.weights", "missing_detector.pth"], "--model.weights missing_detector.pth: no such file"),
         (["--model.backbone.frozen_stages", "2"], "frozen_stages"),
         (["--model.anchors.scales", "[[1], [2], [4]]"], "scales"),
         (["--model.anchors.aspect_ratios", "[]"], "aspect_ratios"),

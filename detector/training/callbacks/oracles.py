@@ -1,6 +1,5 @@
 """Average precision of a validation if a part of the detector were right: which part is to blame, and how much."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 
 from detector.errors import InputError
-from detector.files import write_json
+from detector.files import without_nan, write_json
 from detector.metrics import DetectionAP
 from detector.metrics.detection_ap import average_precisions_by_name
 from detector.metrics.oracles import right_boxes, right_labels
@@ -88,13 +87,9 @@ class Oracles(pl.Callback):
                 right = replace(split, detections=corrected(split.detections, split.ground_truth, labels))
                 self.results[name] = average_precisions_by_name(right, metric.only)
         if trainer.is_global_zero:
-            results = {
-                name: {key: value if math.isfinite(value) else None for key, value in metrics.items()}
-                for name, metrics in self.results.items()
-            }
             images = len(split.image_id)
-            document = {"checkpoint": str(trainer.ckpt_path), "images": images, "results": results}
-            write_json(self.folder / "oracles.json", document)
+            document = {"checkpoint": str(trainer.ckpt_path), "images": images, "results": self.results}
+            write_json(self.folder / "oracles.json", without_nan(document))
 
     def table(self) -> str:
         """Return a row for the detector, and for each oracle its gain, in points of AP."""

@@ -1,7 +1,6 @@
 """The files of a run: metrics.json and predictions.json."""
 
 import json
-import math
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from detector.files import write_json
+from detector.files import without_nan, write_json
 from detector.kernels.cpu_paths import cpu_kernels
 from detector.metrics.coco_results import coco_results
 from detector.training.lightning_module import FasterRCNNModule
@@ -104,7 +103,7 @@ class RunFiles(pl.Callback):
         metric.compute()  # all ranks: gathers
         recall.compute()
         if trainer.is_global_zero:
-            by_size = {size: [_finite(value) for value in values] for size, values in recall.recall_by_size().items()}
+            by_size = {size: without_nan(values.tolist()) for size, values in recall.recall_by_size().items()}
             self._recall_by_size[stage] = {"k": recall.detail_k, **by_size}
             data = loader.dataset
             ids = getattr(data, "image_ids", None), getattr(data, "category_ids", None)
@@ -127,7 +126,7 @@ class RunFiles(pl.Callback):
             {name: value for name, value in before.items() if not name.startswith(of_others) and name != "classes"}
             | ({} if classes is None else {"classes": classes})
             | (self._test_record(trainer, before) if trainer.state.fn == "test" else {})
-            | {name: _finite(value) for name, value in _metrics(trainer).items()}
+            | without_nan(_metrics(trainer))
             | {
                 "proposal_recall_by_size": before.get("proposal_recall_by_size", {}) | self._recall_by_size,
                 "epoch": trainer.current_epoch,
@@ -177,10 +176,6 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip() or None
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def _metrics(trainer: pl.Trainer) -> dict[str, float]:

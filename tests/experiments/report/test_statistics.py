@@ -208,6 +208,14 @@ def test_a_part_that_is_asked_for_is_the_part_of_all_rows(report, partly_tested)
     assert "(val:" not in report(partly_tested, "--part", "val", "--bootstrap", 0, style="table")
 
 
+def test_runs_beside_a_planned_grid_are_said_to_be_left_out(report, partly_tested):
+    assert not [note for note in report(partly_tested, "--bootstrap", 0)["notes"] if "not counted" in note]
+    write_run(partly_tested / "again", 0, ap(0.9))
+    document = report(partly_tested, "--bootstrap", 0)
+    assert "no cells of the grid, and not counted: again" in document["notes"]
+    assert sum(document["counts"].values()) == 5
+
+
 # ---- recall of proposals ----
 
 

@@ -1,9 +1,10 @@
-"""What the tests of predictions share."""
+"""What the tests of runs share."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
 @pytest.fixture
@@ -29,3 +30,9 @@ def run(frcnn, checkpoint, tmp_path):
         )
 
     return call
+
+
+@pytest.fixture(scope="module")
+def events(trained) -> EventAccumulator:
+    file = min(trained.glob("events.out.tfevents.*"))  # the training's; tests of the same run add theirs
+    return EventAccumulator(str(file)).Reload()

@@ -16,15 +16,14 @@ from jsonargparse import ArgumentError
 from experiments.cli import main
 from experiments.run import option_table as module
 from experiments.run.option_table import (
-    FIRST,
     TABLE,
     check_arguments,
     parse_known,
-    part_of_help,
     read_table,
     training_parser,
 )
 from experiments.run.options import RunOptions
+from experiments.run.training_help import FIRST, part_of_help
 from experiments.training_options import option_table
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -71,6 +70,8 @@ REFUSED = {
     "fit --data.root none --data_format coco": "--data.root none: no such folder",
     "fit --data.root . --data_format pascal": "--data_format pascal: there are voc, coco, yolo",
     "fit --data.root . --ckpt_path none.ckpt": "none.ckpt: no such checkpoint file",
+    "fit --data.root . --model.weights none.pth": "--model.weights none.pth: no such file; give one",
+    "fit --data.root . --model.backbone.weights none.pth": "--model.backbone.weights none.pth: no such file; give one",
     "validate --data.root . --ckpt_path none.ckpt": "none.ckpt: no such checkpoint file",
     "validate --data.root .": "frcnn validate needs --ckpt_path, for example runs/X/seed0/checkpoints/last.ckpt",
     "test --data.root . --clases [a]": "unrecognized arguments: --clases [a]; did you mean --classes?",
