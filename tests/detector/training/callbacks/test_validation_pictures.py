@@ -1,5 +1,6 @@
 """Which pictures real trainings log, at which validations, and that they change nothing."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -122,7 +123,8 @@ class Blind(pl.Callback):
     """Lets nothing be detected."""
 
     def setup(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
-        pl_module.model.roi_heads.config.score_threshold = 1.0
+        heads = pl_module.model.roi_heads
+        heads.config = replace(heads.config, score_threshold=1.0)
 
 
 def test_without_detections_the_worst_are_those_with_objects(tmp_path) -> None:
