@@ -4,6 +4,7 @@ What depends on the data (proposals, sampling, NMS) is not compiled: its shapes 
 """
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from functools import cache
 from typing import Any, Literal
 
@@ -36,7 +37,7 @@ def compile_networks(networks: Iterable[nn.Module], mode: CompileMode, device: t
     if mode == "none":
         return
     check_compile_mode(mode)
-    check_compiler(device.type)
+    check_compiler(device)
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _GRAPHS)
     options = {"fallback_random": True, "cpp.simdlen": _VECTOR_BITS.get(torch.backends.cpu.get_cpu_capability())}
     for network in networks:
@@ -50,18 +51,48 @@ def check_compile_mode(mode: str) -> None:
         raise InputError(f"compile {mode}: choose none, {' or '.join(_OPTIONS)}")
 
 
+def check_deterministic(pooling: str, device: torch.device) -> None:
+    """Refuse what would end a training under PyTorch's deterministic algorithms in the middle of its first step.
+
+    On CUDA the gradients of RoIPool and of adaptive max pooling have no deterministic algorithm. That of RoIAlign is
+    torchvision's program in PyTorch, which it compiles.
+
+    Raises:
+        InputError: There is no such algorithm for `roi.pooling`, or no working compiler.
+    """
+    enabled = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    if not enabled or device.type != "cuda":
+        return
+    if pooling in ("roi_pool", "roi_pool_floor"):
+        raise InputError(
+            f"trainer.deterministic true: roi.pooling {pooling} has no deterministic gradient on CUDA; take roi_align "
+            "or roi_align_legacy, or give trainer.deterministic warn"
+        )
+    check_compiler(device, f"trainer.deterministic true, roi.pooling {pooling}", "trainer.deterministic warn")
+
+
 @cache
-def check_compiler(device_type: str) -> None:
-    """Raise InputError unless a trivial function can be compiled for the device; takes seconds, once."""
+def check_compiler(device: torch.device, asked: str = "compile", instead: str = "compile none") -> None:
+    """Try to compile a trivial function for the device; takes seconds, once.
+
+    Args:
+        device: The process's own: on another GPU a context would stay behind, which takes memory.
+        asked: What it is for, for the message.
+        instead: What works without a compiler.
+
+    Raises:
+        InputError: It does not work.
+    """
     try:
-        torch.compile(_trivial, dynamic=True)(torch.ones(2, 3, device=device_type))
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            torch.compile(_trivial, dynamic=True)(torch.ones(2, 3, device=device))
     except Exception as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = next((line for line in lines if not line.startswith("backend=")), type(error).__name__)
-        needed = "a C++ compiler (such as g++, or one named by CXX)" if device_type == "cpu" else "Triton and gcc"
+        needed = "a C++ compiler (such as g++, or one named by CXX)" if device.type == "cpu" else "Triton and gcc"
         raise InputError(
-            f"compile: nothing can be compiled for the {device_type} here ({reason}); install {needed}, or give "
-            "compile none"
+            f"{asked}: nothing can be compiled for the {device.type} here ({reason}); install {needed}, or give "
+            f"{instead}"
         ) from error
 
 

@@ -39,7 +39,7 @@ from detector.training.callbacks.throughput import Throughput
 from detector.training.callbacks.validation_losses import ValidationLosses
 from detector.training.callbacks.worst_images import WorstImages
 from detector.training.checkpoint_content import read_checkpoint
-from detector.training.compilation import check_compiler
+from detector.training.compilation import check_compiler, check_deterministic
 from detector.training.loggers import RunTensorBoard
 from detector.training.resuming import changes_text
 from experiments.anchors.warnings import AnchorWarnings
@@ -117,7 +117,7 @@ class DetectorCLI(OptionsOfRuns):
     def before_fit(self) -> None:
         """Read the data before Lightning makes the run's folder, so that bad data leaves none behind.
 
-        The same for a compiler that is not there, and for a schedule without a length.
+        The same for what the device cannot do, and for a schedule without a length.
         """
         if _is_endless(self.trainer):
             self.model.check_endless()
@@ -175,8 +175,11 @@ class DetectorCLI(OptionsOfRuns):
         self._read_data("test")
 
     def _read_data(self, stage: str) -> None:
+        device = self.trainer.strategy.root_device
         if self.model.compile_mode != "none":
-            check_compiler(self.trainer.strategy.root_device.type)
+            check_compiler(device)
+        if stage == "fit":
+            check_deterministic(self.model.model.roi_heads.config.pooling, device)
         if not getattr(self.datamodule, "download", False):
             self.datamodule.setup(stage)
 

@@ -1,6 +1,7 @@
 """`--trainer.precision auto`: the fastest number format that the device computes natively; and what others cost."""
 
 import inspect
+import os
 from functools import wraps
 from time import perf_counter
 from typing import Any, Literal
@@ -149,14 +150,19 @@ def _gpu_precision(devices: Any) -> tuple[str, str]:
 
 
 def _weakest_gpu(devices: Any) -> tuple[tuple[int, int], str]:
-    """Return compute capability and name of that one of several GPUs which decides."""
+    """Return compute capability and name of that one of several GPUs which decides.
+
+    The process's own is the current one meanwhile: what CUDA sets up at the first question stays there.
+    """
     try:
         count = CUDAAccelerator.auto_device_count()
         indices = CUDAAccelerator.parse_devices(count if devices in ("auto", None) else devices) or [0]
     except MisconfigurationException:  # the Trainer will say which devices there are
         indices = [0]
-    capability, weakest = min((torch.cuda.get_device_capability(index), index) for index in indices)
-    return capability, f"{torch.cuda.get_device_name(weakest)} (compute capability {capability[0]}.{capability[1]})"
+    rank = int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+    with torch.cuda.device(indices[rank % len(indices)]):
+        capability, weakest = min((torch.cuda.get_device_capability(index), index) for index in indices)
+        return capability, f"{torch.cuda.get_device_name(weakest)} (compute capability {capability[0]}.{capability[1]})"
 
 
 def _kind(accelerator: Any) -> str:

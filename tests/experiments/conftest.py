@@ -162,19 +162,21 @@ def frcnn_process() -> Callable[..., "subprocess.Popen[str]"]:
 
 @pytest.fixture
 def process_group() -> Iterator[Callable[..., "subprocess.Popen[str]"]]:
-    """`process_group(words, **options)`: a Python command, as a process group of its own that does not outlive the
-    test, with one thread and its output in pipes."""
+    """`process_group(words, cwd=folder, stderr=..., **environment)`: a Python command, as a process group of its own
+    that does not outlive the test, with one thread and its output in pipes."""
     started: list[subprocess.Popen[str]] = []
 
-    def start(words: Sequence[object], **options: Any) -> "subprocess.Popen[str]":
+    def start(
+        words: Sequence[object], cwd: Path | None = None, stderr: int = subprocess.PIPE, **environment: str
+    ) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
             [sys.executable, *(str(word) for word in words)],
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            cwd=cwd,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | environment,
             stdout=subprocess.PIPE,
-            stderr=options.pop("stderr", subprocess.PIPE),
+            stderr=stderr,
             text=True,
             start_new_session=True,
-            **options,
         )
         started.append(process)
         return process

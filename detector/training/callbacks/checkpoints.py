@@ -56,14 +56,15 @@ class SaveOnInterrupt(Checkpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop here if asked to, but not between an epoch's last step and its validation: Lightning cannot resume."""
-        steps, rest = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
+        rest = (batch_idx + 1) % trainer.accumulate_grad_batches
         # The gradients that a step has accumulated are in no checkpoint.
         self._terminated = put_off_sigterm(trainer, rest != 0 and not trainer.is_last_batch, self._terminated)
-        between_steps = rest == 0 and not trainer.is_last_batch
-        # Ranks have to agree, which makes a GPU wait for its queue: not at every step.
-        due = trainer.world_size == 1 or steps % 20 == 0
-        if between_steps and due and trainer.strategy.reduce_boolean_decision(self._asked, all=False):
-            self._stop()
+        if rest == 0 and not trainer.is_last_batch:
+            self._stop_if_asked(trainer)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop here if asked to in an epoch's last step, or since: epochs may have a single step."""
+        self._stop_if_asked(trainer)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Stop here if asked to; several ranks, whose numbers of images differ, go on to the next training step.
@@ -101,6 +102,11 @@ class SaveOnInterrupt(Checkpoint):
         self._restore()
         with contextlib.suppress(RuntimeError):  # the signal came while another message was being written
             rank_zero_info("Stopping after this step. Ctrl-C again: at once, without saving.")
+
+    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+        # Ranks have to agree; Lightning asks them about SIGTERM at every step, too, so no GPU waits longer for this.
+        if trainer.strategy.reduce_boolean_decision(self._asked, all=False):
+            self._stop()
 
     def _stop(self) -> None:
         self._stopping = True

@@ -1,5 +1,6 @@
 """torch.compile of the detector's networks: the same numbers, few graphs, and no trace in checkpoints and copies."""
 
+import contextlib
 import copy
 import pickle
 import shutil
@@ -20,7 +21,7 @@ from detector.kernels.precision import replace_layers
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
 from detector.training import compilation
-from detector.training.compilation import check_compiler, compile_networks
+from detector.training.compilation import check_compiler, check_deterministic, compile_networks
 from detector.training.lightning_module import FasterRCNNModule
 
 CPU = torch.device("cpu")
@@ -168,6 +169,66 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in str(error.value)
     assert "InvalidCxxCompiler: No working C++ compiler found" in str(error.value)
     assert "give compile none" in str(error.value)
+
+
+class Gpus:
+    """Stand-ins for what trying the compiler asks of CUDA; note the current device, and where tensors are made."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, works: bool = True) -> None:
+        self.current = 0
+        self.asked: list[tuple[int, str]] = []
+        self.works = works
+        monkeypatch.setattr(torch.cuda, "device", self.set_current)
+        monkeypatch.setattr(torch, "ones", lambda *_, device: self.asked.append((self.current, str(device))))
+        monkeypatch.setattr(torch, "compile", lambda *_, **__: self.run)
+
+    @contextlib.contextmanager
+    def set_current(self, device: torch.device) -> Iterator[None]:
+        self.current = device.index
+        yield
+        self.current = 0
+
+    def run(self, _: Any) -> None:
+        if not self.works:
+            raise RuntimeError("Cannot find a working triton installation")
+
+
+def test_the_compiler_is_tried_on_the_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpus = Gpus(monkeypatch)
+    for _ in range(2):
+        check_compiler(torch.device("cuda", 3))
+    assert gpus.asked == [(3, "cuda:3")]
+
+
+@pytest.mark.parametrize(
+    ("pooling", "works", "refusal"),
+    [
+        ("roi_pool", True, "trainer.deterministic true: roi.pooling roi_pool has no deterministic gradient on CUDA"),
+        ("roi_pool_floor", True, "trainer.deterministic true: roi.pooling roi_pool_floor has no deterministic"),
+        ("roi_align", True, None),
+        ("roi_align", False, "trainer.deterministic true, roi.pooling roi_align: nothing can be compiled for the cuda"),
+        ("roi_align_legacy", False, "trainer.deterministic true, roi.pooling roi_align_legacy: nothing can be"),
+    ],
+)
+def test_what_has_no_deterministic_gradient_is_refused(
+    monkeypatch: pytest.MonkeyPatch, pooling: str, works: bool, refusal: str | None
+) -> None:
+    gpus, device = Gpus(monkeypatch, works), torch.device("cuda", 1)
+    check_deterministic(pooling, device)  # not asked for
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    monkeypatch.setattr(torch, "is_deterministic_algorithms_warn_only_enabled", lambda: True)
+    check_deterministic(pooling, device)
+    monkeypatch.setattr(torch, "is_deterministic_algorithms_warn_only_enabled", lambda: False)
+    check_deterministic(pooling, CPU)
+    assert gpus.asked == []
+    if refusal is None:
+        check_deterministic(pooling, device)
+    else:
+        with pytest.raises(InputError) as error:
+            check_deterministic(pooling, device)
+        assert str(error.value).startswith(refusal) and "\n" not in str(error.value)
+        assert str(error.value).endswith("or give trainer.deterministic warn")
+    assert gpus.asked == ([(1, "cuda:1")] if pooling.startswith("roi_align") else [])
 
 
 def test_code_of_another_processor_is_not_taken_from_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:

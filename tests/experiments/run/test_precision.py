@@ -1,5 +1,6 @@
 """`precision auto`: what it chooses on which device, and that a run keeps what was chosen."""
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,15 @@ def machine(monkeypatch):
         monkeypatch.setattr(CUDAAccelerator, "auto_device_count", staticmethod(lambda: len(gpus)))
         monkeypatch.setattr(CUDAAccelerator, "parse_devices", staticmethod(_indices))
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: gpus[index])
+        monkeypatch.setattr(torch.cuda, "device", lambda index: contextlib.nullcontext(current.append(index)))
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+
+    current: list[int] = []  # the devices that were made the current one for questions
 
     def _indices(devices: Any) -> list[int]:
         return devices if isinstance(devices, list) else list(range(int(devices)))
 
+    make.current = current
     return make
 
 
@@ -73,6 +78,17 @@ def test_gpus(machine, capability, chosen, words) -> None:
 def test_the_weakest_of_the_gpus_that_are_used_decides(machine, devices, chosen) -> None:
     machine(gpus=[(8, 6), (7, 0)])
     assert automatic_precision("gpu", devices)[0] == chosen
+
+
+@pytest.mark.parametrize(
+    ("variable", "devices", "own"), [("LOCAL_RANK", "auto", 1), ("SLURM_LOCALID", [0, 2], 2), ("", 3, 0)]
+)
+def test_questions_are_asked_on_the_own_gpu(machine, monkeypatch, variable, devices, own) -> None:
+    """Or every process would take memory of the first one; all choose by the weakest of the GPUs."""
+    machine(gpus=[(8, 6), (8, 0), (7, 0)])
+    monkeypatch.setenv(variable or "UNUSED", "1")
+    automatic_precision("gpu", devices)
+    assert machine.current == [own]
 
 
 def test_other_accelerators(machine) -> None:

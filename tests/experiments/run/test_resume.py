@@ -200,10 +200,10 @@ def test_interrupt_key_at_the_last_step_of_an_epoch(frcnn, tiny_config, tmp_path
                 signal.raise_signal(signal.SIGINT)
 
     with_callback(PressKey())
-    options = (*OPTIONS, "--trainer.check_val_every_n_epoch", "3")  # no validation to stop in: the next step it is
+    options = (*OPTIONS, "--trainer.check_val_every_n_epoch", "3")  # no validation to stop in: before the next epoch
     assert frcnn("fit", "--config", tiny_config, *options, cwd=tmp_path).code == 1
     run = tmp_path / "runs" / "tiny" / "seed0"
-    assert load(run)["global_step"] == 7
+    assert load(run)["global_step"] == 6
     with_callback(None)
     result = frcnn(
         *("fit", "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints" / "last.ckpt"), cwd=tmp_path
