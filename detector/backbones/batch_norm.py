@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from detector.kernels.kept import Kept
+
 
 class FrozenBatchNorm2d(nn.Module):
     """Batch norm whose statistics and affine parameters are constants: buffers, the same in training and evaluation.
@@ -22,6 +24,7 @@ class FrozenBatchNorm2d(nn.Module):
         super().__init__()
         self.eps = eps
         self.folded = False
+        self._scale_and_shift = Kept[tuple[Tensor, Tensor]]()
         self.register_buffer("weight", torch.ones(num_features))
         self.register_buffer("bias", torch.zeros(num_features))
         self.register_buffer("running_mean", torch.zeros(num_features))
@@ -36,6 +39,13 @@ class FrozenBatchNorm2d(nn.Module):
 
     def scale_and_shift(self) -> tuple[Tensor, Tensor]:
         """Return the scale (C,) and shift (C,) with which the norm is x * scale + shift."""
+        return self._scale_and_shift(self._make, self.constants())
+
+    def constants(self) -> tuple[Tensor, ...]:
+        """Return the tensors that they are made of."""
+        return self.weight, self.bias, self.running_mean, self.running_var
+
+    def _make(self) -> tuple[Tensor, Tensor]:
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 

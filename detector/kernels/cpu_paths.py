@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from detector.errors import InputError
+from detector.kernels.kept import being_compiled
 from detector.kernels.processor import instruction_set
 
 CpuKernels = Literal["auto", "winograd", "onednn", "plain"]
@@ -50,7 +51,7 @@ def check_cpu_kernels(kernels: str) -> None:
 
 def computes_now(x: Tensor) -> bool:
     """Return whether oneDNN may compute a layer of `x`: on a CPU and now, not as a part of a graph that is made."""
-    if x.device.type != "cpu" or x.numel() == 0 or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+    if x.device.type != "cpu" or x.numel() == 0 or being_compiled():
         return False
     return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 

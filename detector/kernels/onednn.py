@@ -5,18 +5,34 @@ fc6 for 128 RoIs). oneDNN also adds a float32 bias to a bfloat16 convolution, wh
 `detector.kernels.precision` puts these layers into networks.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from detector.backbones.batch_norm import FrozenBatchNorm2d
 from detector.kernels.cpu_paths import computes_now, cpu_dtype, cpu_kernels
+from detector.kernels.kept import Kept, keeps_weights
 from detector.kernels.processor import cpu_bfloat16
 from detector.kernels.winograd import WinogradConvolution, winograd, winograd_passes
 
 
-class Conv2d(nn.Conv2d):
+class _KeepsWeights(nn.Module):
+    """A layer that keeps its weights as it computes with them where none is trained; training forgets them."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._kept = Kept[tuple[Tensor, Tensor | None]]()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode."""
+        if mode:
+            self._kept.clear()
+        return super().train(mode)
+
+
+class Conv2d(_KeepsWeights, nn.Conv2d):
     """A convolution that can apply the frozen batch norm after it and keep out of autocast.
 
     On CPUs in float32 large 3 x 3 ones are computed by Winograd's algorithm, where `winograd_passes` has them so.
@@ -38,20 +54,36 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, (B, in, H, W) -> (B, out, H', W')."""
+        kind = x.device.type
+        autocast = torch.is_autocast_enabled(kind)
+        if autocast and (self.float32 or (kind == "cpu" and self._float32_on_cpus(x))):
+            with torch.autocast(kind, enabled=False):
+                return self._conv_forward(x.float(), *self._weights(x, None))
+        weight, bias = self._weights(x, torch.get_autocast_dtype(kind) if autocast else None)
+        if autocast and self.norm and not (bias is None or bias.requires_grad):
+            return self._with_exact_bias(x, weight, bias)
+        return self._conv_forward(x, weight, bias)
+
+    def _weights(self, x: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
+        """Return weight and bias with the norm in them, as they are trained, or as they are kept of that type."""
+        if not ((self.norm or dtype) and keeps_weights(x, self.weight, self.bias)):
+            return self._folded()
+        constants = (constant for norm in self.norm for constant in norm.constants())
+
+        def cast() -> tuple[Tensor, Tensor | None]:
+            weight, bias = self._folded()
+            # A norm's shift stays exact: see `_with_exact_bias`.
+            return weight.to(dtype or weight.dtype), bias if self.norm or bias is None else bias.to(dtype)
+
+        return self._kept(cast, [*self.parameters(), *constants], dtype)
+
+    def _folded(self) -> tuple[Tensor, Tensor | None]:
         weight, bias = self.weight, self.bias
         for norm in self.norm:
             scale, shift = norm.scale_and_shift()
             weight = weight * scale[:, None, None, None]
             bias = shift if bias is None else bias * scale + shift
-        kind = x.device.type
-        if not torch.is_autocast_enabled(kind):
-            return self._conv_forward(x, weight, bias)
-        if self.float32 or (kind == "cpu" and self._float32_on_cpus(x)):
-            with torch.autocast(kind, enabled=False):
-                return self._conv_forward(x.float(), weight, bias)
-        if self.norm and not (bias is None or bias.requires_grad):
-            return self._with_exact_bias(x, weight, bias)
-        return self._conv_forward(x, weight, bias)
+        return weight, bias
 
     def _float32_on_cpus(self, x: Tensor) -> bool:
         """Return whether autocast is left on CPUs.
@@ -90,7 +122,7 @@ class Conv2d(nn.Conv2d):
         return convolved
 
 
-class Linear(nn.Linear):
+class Linear(_KeepsWeights, nn.Linear):
     """A fully connected layer, of vectors (R, in), which oneDNN computes in float32 on CPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,6 +130,9 @@ class Linear(nn.Linear):
         if _onednn_in_float32(x, self.weight):
             result: Tensor = _LinearByOneDNN.apply(x, self.weight, self.bias)
             return result
+        if torch.is_autocast_enabled(x.device.type) and keeps_weights(x, self.weight, self.bias):
+            dtype, tensors = torch.get_autocast_dtype(x.device.type), list(self.parameters())
+            return F.linear(x, *self._kept(lambda: (self.weight.to(dtype), self.bias), tensors, dtype))
         return super().forward(x)
 
 
