@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from detector.errors import InputError, listed
+from detector.files import damage_of
 
 KEY = "backbone.weights"
 
@@ -54,6 +55,8 @@ def read_content(path: Path, key: str) -> Mapping[str, Any]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path, device="cpu")
+        if damage := damage_of(path):
+            raise ValueError(f"it is damaged: {damage}")
         with torch.serialization.safe_globals(_numpy_numbers()):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:

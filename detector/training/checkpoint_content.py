@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from detector.errors import InputError
-from detector.files import check_checkpoint
+from detector.files import check_checkpoint, damage_of
 from detector.training.resuming import afresh
 
 
@@ -16,17 +17,63 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of `frcnn fit`; its tensors are on the CPU and read when they are first used.
 
     Raises:
-        InputError: The file is missing, unreadable, or no such checkpoint.
+        InputError: The file is missing, damaged, or no such checkpoint; names whole ones beside a damaged one.
     """
     check_checkpoint(path)
     try:
+        return _read(Path(path))
+    except _DamagedError as error:
+        whole = [f"{other.name} (step {content.get('global_step')})" for other, content in _whole(Path(path).parent)]
+        raise InputError(f"{error}" + (f"; whole are {', '.join(whole)} beside it" if whole else "")) from error
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the whole checkpoint in a folder that a training has come furthest in, and say which others are damaged.
+
+    Raises:
+        InputError: All that there are are damaged.
+    """
+    damaged: list[str] = []
+    whole = _whole(folder, damaged)
+    if damaged and not whole:
+        raise InputError(f"{damaged[0]}; there is no whole checkpoint in {folder}")
+    for line in damaged:
+        rank_zero_warn(f"{line}; going on from {whole[0][0].name}")
+    return whole[0][0] if whole else None
+
+
+class _DamagedError(InputError):
+    pass
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if damage := damage_of(path):
+        raise _DamagedError(f"{path}: is damaged: {damage}")
+    try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:
-        raise InputError(f"{path}: not a readable checkpoint of frcnn fit ({type(error).__name__})") from error
-    keys = ("hyper_parameters", "state_dict", "pytorch-lightning_version")
-    if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in keys):
-        raise InputError(f"{path}: not a checkpoint of frcnn fit (it lacks one of {', '.join(keys)})")
+        raise _DamagedError(f"{path}: not a readable checkpoint of frcnn fit ({type(error).__name__})") from error
+    kinds = {"hyper_parameters": Mapping, "state_dict": Mapping, "pytorch-lightning_version": str}
+    if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in kinds):
+        raise InputError(f"{path}: not a checkpoint of frcnn fit (it lacks one of {', '.join(kinds)})")
+    for key, kind in kinds.items():
+        if not isinstance(checkpoint[key], kind):
+            raise InputError(f"{path}: not a checkpoint of frcnn fit ({key} is a {type(checkpoint[key]).__name__})")
+    if wrong := next((name for name, value in checkpoint["state_dict"].items() if not isinstance(value, Tensor)), None):
+        raise InputError(f"{path}: not a checkpoint of frcnn fit (state_dict.{wrong} is no tensor)")
     return checkpoint
+
+
+def _whole(folder: Path, damaged: list[str] | None = None) -> list[tuple[Path, dict[str, Any]]]:
+    """Return the whole checkpoints in a folder with their contents, that of most steps first; tell of the others."""
+    found = []
+    for path in sorted(folder.glob("*.ckpt"), key=lambda path: path.name != "last.ckpt"):
+        try:
+            found.append((path, _read(path)))
+        except InputError as error:
+            if damaged is not None:
+                damaged.append(str(error))
+    return sorted(found, key=lambda pair: -int(pair[1].get("global_step") or 0))
 
 
 def bit_depth_of(checkpoint: Mapping[str, Any]) -> int:

@@ -27,6 +27,15 @@ def step_of_logs(trainer: pl.Trainer) -> int:
     return trainer.fit_loop.epoch_loop._batches_that_stepped
 
 
+def validation_follows(trainer: pl.Trainer) -> bool:
+    """Return whether a validation or the end of the epoch comes before the next batch: Lightning cannot resume there.
+
+    It would leave out a validation in the middle of an epoch.
+    """
+    loop = trainer.fit_loop.epoch_loop
+    return trainer.is_last_batch or loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
+
+
 def put_off_sigterm(trainer: pl.Trainer, put_off: bool, waiting: bool) -> bool:
     """Let SIGTERM, which ends a training after a batch, wait for the end of an optimiser step.
 

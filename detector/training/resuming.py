@@ -46,6 +46,22 @@ def afresh(path: object) -> str:
     return f"start a new training from its weights: weights {path} instead of ckpt_path"
 
 
+def check_training_state(path: object, checkpoint: Mapping[str, Any]) -> None:
+    """Raise InputError unless a checkpoint holds all that a training goes on from."""
+    kinds = {"optimizer_states": list, "lr_schedulers": list, "loops": Mapping, "epoch": int, "global_step": int}
+    lacking = [key for key, kind in kinds.items() if not isinstance(checkpoint.get(key), kind)]
+    lacking += [key for key in ("optimizer_states", "lr_schedulers", "loops") if checkpoint.get(key) in ([], {})]
+    try:
+        int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+    except (KeyError, TypeError, ValueError):
+        lacking = lacking or ["loops.fit_loop.epoch_progress"]
+    if lacking:
+        raise InputError(
+            f"{path}: holds weights and no state of a training (no {', '.join(lacking)}), so none can go on; "
+            f"{afresh(path)}"
+        )
+
+
 def check_resumption(
     path: object, checkpoint: Mapping[str, Any], options: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]
 ) -> bool:
@@ -54,11 +70,10 @@ def check_resumption(
     Options and the groups of parameters are those of the model as it is now.
 
     Raises:
-        InputError: The checkpoint holds no optimiser, one of another kind, or one of other layers.
+        InputError: The checkpoint holds no state of a training, or an optimiser of another kind or of other layers.
     """
     changes = changed_options(checkpoint.get("hyper_parameters", {}), options)
-    if not checkpoint.get("optimizer_states") or not checkpoint.get("lr_schedulers"):
-        raise InputError(f"{path}: holds weights and no state of a training, so none can go on; {afresh(path)}")
+    check_training_state(path, checkpoint)
     if "optimizer.name" in changes:
         old, new = changes["optimizer.name"]
         raise InputError(f"{path}: optimizer.name {new} cannot go on from the state of {old}; {afresh(path)}")

@@ -132,16 +132,16 @@ class CellFolder:
         return None
 
     def _resumed(self) -> tuple[str, ...] | None:
-        config, last = self.path / "config.yaml", self.path / "checkpoints" / "last.ckpt"
-        if not (config.is_file() and last.is_file()):
+        config, checkpoints = self.path / "config.yaml", self.path / "checkpoints"
+        if not (config.is_file() and checkpoints.is_dir()):
             return None
-        from detector.training.checkpoint_content import read_checkpoint  # not before: takes seconds
+        from detector.training.checkpoint_content import newest_checkpoint  # not before: takes seconds
 
         try:
-            read_checkpoint(last)
-        except InputError:  # damaged
+            newest = newest_checkpoint(checkpoints)
+        except InputError:  # all are damaged
             return None
-        return ("fit", f"--config={config}", f"--ckpt_path={last}")
+        return None if newest is None else ("fit", f"--config={config}", f"--ckpt_path={newest}")
 
     def _afresh(self, stage: tuple[str, ...]) -> tuple[str, ...]:
         for path in self.path.iterdir():

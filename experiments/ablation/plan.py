@@ -23,6 +23,8 @@ NOT_HASHED = {
     "experiment",
     "run_name",
     "ckpt_path",
+    "save_every_minutes",
+    "resume_changed",
     "weights_only",
     "trainer.enable_progress_bar",
 }

@@ -24,7 +24,10 @@ from experiments.output import option_text
 STATUSES = ("failed", "running", "interrupted", "unfinished", "pending", "missing", "done")
 """Of a run, worst first: `missing` has no folder yet; `unfinished` is an ordinary run without final numbers, at work or
 stopped."""
-NOT_COMPARED = ("seed_everything", "run_name", "runs_dir", "experiment", "ckpt_path", "config")
+NOT_COMPARED = (
+    *("seed_everything", "run_name", "runs_dir", "experiment", "ckpt_path", "config"),
+    *("save_every_minutes", "resume_changed"),
+)
 """Options that do not make another configuration of a run."""
 RESULTS = ("metrics.json", "checkpoints", "events.out.*")
 """What tells a run from a folder that holds a config.yaml alone."""

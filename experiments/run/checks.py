@@ -12,8 +12,9 @@ from pytorch_lightning.callbacks import LearningRateFinder
 
 from detector.errors import InputError
 from detector.faster_rcnn import LOSS_NAMES
+from detector.files import check_space
 from detector.metrics import DetectionAP, ProposalRecall
-from detector.training.callbacks.checkpoints import BestCheckpoint
+from detector.training.callbacks.checkpoints import BestCheckpoint, size_of
 from detector.training.callbacks.validation_losses import ValidationLosses
 from detector.training.lightning_module import FasterRCNNModule
 
@@ -39,6 +40,16 @@ def check_writable(folder: Path, option: str) -> None:
         raise InputError(f"{option} {folder}: cannot be written to ({error.strerror})") from error
     if too_long:
         raise InputError(f"{option} {folder}: a name of more than {LONGEST_NAME} bytes")
+
+
+def check_room(run_folder: Path, model: FasterRCNNModule) -> None:
+    """Raise InputError unless there is room for a run's checkpoints: best, last, the one before, and one in writing."""
+    state = size_of(model.state_dict())
+    trained = size_of([parameter for parameter in model.parameters() if parameter.requires_grad])
+    options = model.optimizer_config
+    one = state * (2 if options.ema_decay else 1) + trained * (2 if options.name == "adamw" else 1)
+    there = sum(path.is_file() for path in (run_folder / "checkpoints").glob("*.ckpt"))
+    check_space(run_folder, one * max(1, 4 - there), f"{run_folder}: for its checkpoints it")
 
 
 def check_devkit_names(class_names: Sequence[str]) -> None:

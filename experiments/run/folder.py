@@ -11,6 +11,8 @@ ENVIRONMENT_VARIABLE = "FRCNN_RUN_DIR"
 """Tells the other processes of a multi-device run, which repeat the command, the folder that the first one chose."""
 AXES_VARIABLE = "FRCNN_AXES"
 """Tells a run its place in a grid: JSON, axis -> value."""
+LAST = "last"
+"""As `--ckpt_path`: the newest whole checkpoint of the run that the other options name."""
 
 
 def run_folder_of(checkpoint: str | Path) -> Path | None:
@@ -65,6 +67,17 @@ def choose_run_folder(runs_dir: str, experiment: str, run_name: str | None, seed
         )
     names = (f"{name}-{n}" if n > 1 else name for n in range(1, 1_000_000))
     return next(parent / name for name in names if not _taken(parent / name))
+
+
+def newest_run(runs_dir: str, experiment: str, run_name: str | None, seed: int) -> Path | None:
+    """Return the folder that `choose_run_folder` has chosen last for the same arguments; None where it has not yet."""
+    if ENVIRONMENT_VARIABLE in os.environ:
+        return Path(os.environ[ENVIRONMENT_VARIABLE])
+    parent = Path(runs_dir) / experiment
+    first = parent / (f"seed{seed}" if run_name is None else run_name)
+    others = [] if run_name else [path for path in parent.glob(f"seed{seed}-*") if path.name.split("-")[1].isdigit()]
+    folders = [first, *sorted(others, key=lambda path: int(path.name.split("-")[1]))]
+    return next((folder for folder in reversed(folders) if _taken(folder)), None)
 
 
 def _taken(folder: Path) -> bool:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import yaml
 from jsonargparse import Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint, Timer
@@ -20,7 +19,12 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from detector.errors import InputError
 from detector.training.callbacks.anchor_telemetry import AnchorTelemetry
-from detector.training.callbacks.checkpoints import AtomicCheckpoints, BestCheckpoint, SaveOnInterrupt
+from detector.training.callbacks.checkpoints import (
+    AtomicCheckpoints,
+    BestCheckpoint,
+    SaveNowAndThen,
+    SaveOnInterrupt,
+)
 from detector.training.callbacks.detection_curves import DetectionCurves
 from detector.training.callbacks.detection_images import DetectionImages
 from detector.training.callbacks.distributions import Distributions
@@ -41,14 +45,15 @@ from detector.training.callbacks.worst_images import WorstImages
 from detector.training.checkpoint_content import read_checkpoint
 from detector.training.compilation import check_compiler, check_deterministic
 from detector.training.loggers import RunTensorBoard
-from detector.training.resuming import changes_text
+from detector.training.resuming import changed_options, changes_text, check_training_state
 from experiments.anchors.warnings import AnchorWarnings
 from experiments.arguments import add_options, cause_of, values_of
 from experiments.output import duration
 from experiments.results.files import write_devkit_results
-from experiments.run.checks import check_devkit_names, check_monitors, check_writable
+from experiments.run.checks import check_devkit_names, check_monitors, check_room, check_writable
 from experiments.run.folder import (
     ENVIRONMENT_VARIABLE,
+    LAST,
     choose_run_folder,
     folder_of_classes,
     repeated_run,
@@ -58,7 +63,15 @@ from experiments.run.grid_progress import CellProgress, axes_of_environment
 from experiments.run.host_memory import keep_freed_memory
 from experiments.run.options import TestOptions, ValidateOptions
 from experiments.run.precision import check_precision, resolve_precision
-from experiments.run.resuming import folder_to_go_on_in, nothing_left, other_options, repeat_text
+from experiments.run.resuming import (
+    check_changes,
+    experiment_of,
+    folder_to_go_on_in,
+    last_checkpoint,
+    nothing_left,
+    other_options,
+    repeat_text,
+)
 from experiments.run.summary import print_evaluation, print_training, program, shown_path
 from experiments.training_options import OptionsOfRuns
 
@@ -117,12 +130,18 @@ class DetectorCLI(OptionsOfRuns):
     def before_fit(self) -> None:
         """Read the data before Lightning makes the run's folder, so that bad data leaves none behind.
 
-        The same for what the device cannot do, and for a schedule without a length.
+        The same for what the device cannot do, a schedule without a length, and changed options.
         """
+        if (checkpoint := self.config.fit.ckpt_path) and not self.resume_changed:
+            self.model.check_origin(checkpoint, self.done_before, fit=True)
+            of_model = changed_options(self.done_before["hyper_parameters"] or {}, self.model.hparams, "model.")
+            check_changes(checkpoint, self.changes | of_model)
         if _is_endless(self.trainer):
             self.model.check_endless()
         check_monitors(self.trainer.callbacks, self.model, bool(self.trainer.limit_val_batches))  # type: ignore[attr-defined]
         self._read_data("fit")
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run and self.trainer.checkpoint_callbacks:  # type: ignore[attr-defined]
+            check_room(self.run_folder, self.model)
         if isinstance(self.datamodule.augmentation, list) and not getattr(self.datamodule, "download", False):
             self.datamodule.train_dataset.try_augmentation()
         lists = self.datamodule.splits_folder
@@ -207,11 +226,19 @@ class DetectorCLI(OptionsOfRuns):
         """Choose the run folder, and do not ask for backbone weights that a checkpoint replaces."""
         config = self.config[self.subcommand]
         checkpoint = config.get("ckpt_path")
+        self.goes_on_in: Path | None = None
+        if checkpoint == LAST:
+            self.goes_on_in, checkpoint = last_checkpoint(config, self.subcommand == "fit")
+            config.ckpt_path = checkpoint
         if checkpoint is not None:
             content = read_checkpoint(checkpoint)  # to refuse an unusable one at once
+            if self.subcommand == "fit":
+                check_training_state(checkpoint, content)
             kept = ("global_step", "loops", "hyper_parameters", "alternating")
             self.done_before = {key: content.get(key) for key in kept}
             config.model.load_backbone_weights = False
+        if self.subcommand == "fit":
+            self.resume_changed, config.resume_changed = config.resume_changed, None  # of this time alone
         trainer = config.trainer
         check_precision(trainer.precision)
         trainer.precision = resolve_precision(trainer.precision, trainer.accelerator, trainer.devices)
@@ -238,7 +265,7 @@ class DetectorCLI(OptionsOfRuns):
 
     def _choose_run_folder(self, config: Namespace, checkpoint: str | None) -> None:
         results = config.get("results_dir")
-        found = Path(results) if results is not None else None
+        found = Path(results) if results is not None else self.goes_on_in
         old = run_folder_of(checkpoint) if checkpoint is not None else None
         repeated = repeated_run(config.get("config") or [], config.run_name) if self.subcommand == "fit" else None
         numbered = repeated is not None and not values_of(self._arguments, "--run_name")
@@ -246,7 +273,7 @@ class DetectorCLI(OptionsOfRuns):
             found = folder_to_go_on_in(checkpoint, config, numbered) if self.subcommand == "fit" else old
         self.run_folder = found or choose_run_folder(
             config.runs_dir or "runs",
-            config.experiment or _experiment_name(config),
+            experiment_of(config),
             config.run_name,
             int(config.seed_everything),
             numbered,
@@ -254,8 +281,9 @@ class DetectorCLI(OptionsOfRuns):
         if repeated is not None and repeated.absolute() != self.run_folder.absolute():
             rank_zero_info(f"{self.run_folder}: {repeat_text(repeated, config)}")
         self.goes_on_from = old if self.subcommand == "fit" and old != self.run_folder else None
-        if old is not None and self.subcommand == "fit" and (changes := other_options(old, config)):
-            rank_zero_info(f"{old}: goes on with other options: {changes_text(changes)}")
+        self.changes = other_options(old, config) if old is not None and self.subcommand == "fit" else {}
+        if self.changes:
+            rank_zero_info(f"{old}: goes on with other options: {changes_text(self.changes)}")
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Leave a training alone that has come to its end."""
@@ -343,7 +371,8 @@ class DetectorCLI(OptionsOfRuns):
             last = ModelCheckpoint(
                 folder, filename="last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
             )
-            callbacks += [best, last, SaveOnInterrupt(folder / "last.ckpt")]
+            now_and_then = SaveNowAndThen(folder / "last.ckpt", self.config.fit.save_every_minutes)
+            callbacks += [best, last, now_and_then, SaveOnInterrupt(folder / "last.ckpt")]
         return callbacks
 
 
@@ -364,14 +393,3 @@ def _is_endless(trainer: pl.Trainer) -> bool:
 def _with_atomic_checkpoints(plugins: Any) -> list[Any]:
     given = list(plugins) if isinstance(plugins, list | tuple) else [] if plugins is None else [plugins]
     return given if any(isinstance(plugin, CheckpointIO) for plugin in given) else [*given, AtomicCheckpoints()]
-
-
-def _experiment_name(config: Namespace) -> str:
-    files = config.get("config") or []
-    if not files:
-        return "default"
-    path = Path(str(files[0]))
-    if path.name == "config.yaml":  # a run's own file: its name says nothing, its folder does
-        saved = yaml.safe_load(path.read_text()) if path.is_file() else {}
-        return str(saved.get("experiment") or path.absolute().parents[1].name)
-    return path.stem

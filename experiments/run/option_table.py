@@ -26,7 +26,7 @@ import yaml
 from detector.errors import InputError, flat_options, listed
 from detector.files import check_checkpoint
 from experiments.arguments import add_options, values_of
-from experiments.run.folder import AXES_VARIABLE, run_folder_of
+from experiments.run.folder import AXES_VARIABLE, LAST, run_folder_of
 from experiments.run.options import RunOptions
 
 if TYPE_CHECKING:
@@ -137,6 +137,7 @@ def config_of_checkpoint(arguments: Sequence[str]) -> list[str]:
         InputError: The checkpoint is not there.
     """
     checkpoints = values_of(arguments, "--ckpt_path")
+    checkpoints = [checkpoint for checkpoint in checkpoints if checkpoint != LAST]
     for checkpoint in checkpoints:
         check_checkpoint(checkpoint)
     folder = run_folder_of(checkpoints[0]) if checkpoints and not values_of(arguments, "--config", "-c") else None
@@ -213,7 +214,8 @@ def check_files(prog: str, config: Namespace) -> None:
         InputError: Names it.
     """
     if config.get("ckpt_path") is not None:
-        check_checkpoint(config.ckpt_path)
+        if config.ckpt_path != LAST:
+            check_checkpoint(config.ckpt_path)
     elif prog in ("frcnn validate", "frcnn test"):
         raise InputError(f"{prog} needs --ckpt_path, for example runs/X/seed0/checkpoints/last.ckpt")
     elif prog == "frcnn fit":  # a checkpoint replaces all weights

@@ -16,11 +16,16 @@ class RunOptions(DataFormatOptions):
             the checkpoint's makes a new run, which starts where the checkpoint stands.
         experiment: Name of the experiment's folder; by default that of the config file.
         run_name: Name of the run's folder; by default seed<N>, numbered.
+        save_every_minutes: In the middle of an epoch last.ckpt is saved too when it is older than that; 0: never.
+        resume_changed: With --ckpt_path, go on although options differ from the checkpoint's; those given now count. To
+            begin a new training with the weights of a checkpoint alone, give --model.weights CKPT instead.
     """
 
     runs_dir: str | None = None
     experiment: str | None = None
     run_name: str | None = None
+    save_every_minutes: float = 10.0
+    resume_changed: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,17 +8,26 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace
+from pytorch_lightning.utilities import rank_zero_info
 
-from detector.errors import value_text
-from detector.training.resuming import Changes, changed_options
-from experiments.run.folder import choose_run_folder, run_folder_of
+from detector.errors import InputError, value_text
+from detector.training.checkpoint_content import newest_checkpoint
+from detector.training.resuming import Changes, changed_options, changes_text
+from experiments.run.folder import choose_run_folder, newest_run, repeated_run, run_folder_of
 
 NOT_COMPARED = {
     *("trainer.logger", "trainer.callbacks", "trainer.enable_progress_bar", "trainer.enable_model_summary"),
     *("trainer.default_root_dir", "trainer.profiler", "trainer.plugins"),
 }
 """Options that decide nothing of what is trained."""
-WHERE = {"config", "runs_dir", "experiment", "run_name", "ckpt_path"}
+WHERE = {"config", "runs_dir", "experiment", "run_name", "ckpt_path", "save_every_minutes", "resume_changed"}
+GO_ON = NOT_COMPARED | {
+    *(f"trainer.{name}" for name in ("max_epochs", "min_epochs", "max_steps", "min_steps", "max_time")),
+    *(f"trainer.{name}" for name in ("accelerator", "log_every_n_steps", "num_sanity_val_steps", "benchmark")),
+    *(f"data.{name}" for name in ("root", "image_dirs", "num_workers", "download", "annotation_cache")),
+    *("data.cache_images", "data.image_cache_dir"),
+}
+"""Options that may differ without `resume_changed`: how long it goes on, and where and how fast it is computed."""
 
 
 def folder_to_go_on_in(checkpoint: str, config: Namespace, numbered: bool = False) -> Path | None:
@@ -55,6 +64,38 @@ def folder_to_go_on_in(checkpoint: str, config: Namespace, numbered: bool = Fals
     )
 
 
+def last_checkpoint(config: Namespace, begins: bool) -> tuple[Path | None, str | None]:
+    """Return what `--ckpt_path last` means: the run that the options name, and its newest whole checkpoint.
+
+    Args:
+        config: The options.
+        begins: Whether there need be none: a training then begins, in the run's folder where it is there.
+
+    Raises:
+        InputError: All are damaged, or there is none to evaluate.
+    """
+    runs_dir, seed = config.runs_dir or "runs", int(config.seed_everything)
+    own = repeated_run(config.get("config") or [], config.run_name)
+    run = own or newest_run(runs_dir, experiment_of(config), config.run_name, seed)
+    newest = newest_checkpoint(run / "checkpoints") if run is not None else None
+    if newest is None and not begins:
+        raise InputError(f"--ckpt_path last: {run or runs_dir} holds no checkpoint; give the file of one")
+    rank_zero_info(f"--ckpt_path last: {newest or 'there is none yet, so the training begins'}")
+    return run, None if newest is None else str(newest)
+
+
+def experiment_of(config: Namespace) -> str:
+    """Return the name of a training's experiment: as given, or that of its first config file."""
+    files = config.get("config") or []
+    if config.experiment or not files:
+        return str(config.experiment or "default")
+    path = Path(str(files[0]))
+    if path.name == "config.yaml":  # a run's own file: its name says nothing, its folder does
+        saved = yaml.safe_load(path.read_text()) if path.is_file() else {}
+        return str(saved.get("experiment") or path.absolute().parents[1].name)
+    return path.stem
+
+
 def saved_options(run: Path, newest: bool = True) -> dict[str, Any]:
     """Return the options with which a run was started, or went on last; empty where they cannot be read."""
     resumed = sorted(run.glob("config_resumed_*.yaml"), key=lambda path: int(path.stem.rpartition("_")[2]))
@@ -70,6 +111,16 @@ def other_options(run: Path, config: Namespace) -> Changes:
     now = {key: value for key, value in config.as_dict().items() if key in ("seed_everything", "data", "trainer")}
     plain: dict[str, Any] = yaml.safe_load(yaml.safe_dump(_plain(now)))
     return {key: value for key, value in changed_options(saved_options(run), plain).items() if key not in NOT_COMPARED}
+
+
+def check_changes(checkpoint: object, changes: Changes) -> None:
+    """Raise InputError for options that decide what is trained and are not as they were."""
+    if stopping := {name: values for name, values in changes.items() if name not in GO_ON}:
+        raise InputError(
+            f"{checkpoint}: would go on with other options: {changes_text(stopping)}; give the checkpoint's, or "
+            f"--resume_changed true to go on with these, or --model.weights {checkpoint} instead of --ckpt_path for a "
+            "new training that begins with its weights"
+        )
 
 
 def repeat_text(repeated: Path, config: Namespace) -> str:

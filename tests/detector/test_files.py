@@ -1,9 +1,15 @@
 """Files are whole whatever happens while they are written."""
 
+import os
+import shutil
+import zipfile
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from detector.errors import InputError
-from detector.files import check_checkpoint, replacing, write_json, write_whole
+from detector.files import check_checkpoint, check_space, damage_of, keep_former, replacing, write_json, write_whole
 
 
 def test_what_is_there_stays_until_the_new_content_is_complete(tmp_path):
@@ -52,3 +58,49 @@ def test_a_checkpoint_that_is_not_there_leads_to_those_beside_it(tmp_path):
         check_checkpoint(tmp_path / "best.ckpt")
     with pytest.raises(InputError, match=r"no such checkpoint file$"):
         check_checkpoint(tmp_path / "none" / "best.ckpt")
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_former_file_keeps_its_content_under_its_second_name(tmp_path, monkeypatch, links):
+    def refuse(*_: object) -> None:
+        raise OSError
+
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    path, former = tmp_path / "a", tmp_path / "former"
+    for content in (b"1", b"2", b"3"):
+        if path.exists():
+            keep_former(path, former)
+        write_whole(path, content)
+    assert (former.read_bytes(), path.read_bytes()) == (b"2", b"3")
+    assert sorted(tmp_path.iterdir()) == [path, former]
+
+
+def test_every_flipped_bit_of_a_record_and_every_cut_is_damage(tmp_path):
+    path = tmp_path / "a.ckpt"
+    torch.save({"weights": torch.arange(50.0), "text": "abc"}, path)
+    whole = path.read_bytes()
+    assert damage_of(path) == ""
+    with zipfile.ZipFile(path) as archive:
+        records = [(one.header_offset + 30 + len(one.filename.encode()), one) for one in archive.infolist()]
+    for start, record in records:
+        extra = int.from_bytes(whole[record.header_offset + 28 :][:2], "little")
+        for place in range(start + extra, start + extra + record.file_size):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+            assert damage_of(path) == f"its record {record.filename} has changed"
+    for length in range(2, len(whole)):
+        path.write_bytes(whole[:length])
+        assert damage_of(path)
+
+
+def test_records_that_take_more_time_than_the_file_has_bytes_are_not_read(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("bomb", bytes(10_000_000))
+    assert damage_of(tmp_path / "a") == "its records are not as PyTorch writes them"
+
+
+def test_room_on_a_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5_000_000))
+    check_space(tmp_path / "not" / "there", 5_000_000, "x")
+    with pytest.raises(InputError, match=rf"^x: needs 6 MB, and {tmp_path} has 5 MB free; make room$"):
+        check_space(tmp_path / "not" / "there", 6_000_000, "x")

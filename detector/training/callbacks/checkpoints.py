@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -20,9 +21,9 @@ from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from detector.errors import InputError
-from detector.files import replacing
+from detector.files import check_space, keep_former, replacing
 from detector.training.lightning_module import FasterRCNNModule
-from detector.training.lightning_private import put_off_sigterm
+from detector.training.lightning_private import put_off_sigterm, validation_follows
 
 
 class SaveOnInterrupt(Checkpoint):
@@ -59,7 +60,7 @@ class SaveOnInterrupt(Checkpoint):
         rest = (batch_idx + 1) % trainer.accumulate_grad_batches
         # The gradients that a step has accumulated are in no checkpoint.
         self._terminated = put_off_sigterm(trainer, rest != 0 and not trainer.is_last_batch, self._terminated)
-        if rest == 0 and not trainer.is_last_batch:
+        if rest == 0 and not validation_follows(trainer):
             self._stop_if_asked(trainer)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -118,11 +119,47 @@ class SaveOnInterrupt(Checkpoint):
             self._previous = None
 
 
+class SaveNowAndThen(Checkpoint):
+    """Save `last.ckpt` between two steps of an epoch where it has become old, so that a kill costs minutes at most.
+
+    Args:
+        path: The checkpoint, the same as the one saved after every epoch.
+        minutes: How old it may be; 0: any age.
+    """
+
+    def __init__(self, path: str | Path, minutes: float) -> None:
+        self.path = Path(path)
+        self._seconds = 60 * minutes
+        self._saved = time.monotonic()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to count."""
+        self._saved = time.monotonic()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Begin to count again, whoever saves."""
+        self._saved = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where it is time; several ranks look at the clock at every 20th step, and save together."""
+        steps, rest = divmod(batch_idx + 1, trainer.accumulate_grad_batches)
+        if not self._seconds or rest or validation_follows(trainer) or (trainer.world_size > 1 and steps % 20):
+            return
+        old = time.monotonic() - self._saved > self._seconds
+        if trainer.strategy.reduce_boolean_decision(old, all=False):
+            trainer.save_checkpoint(self.path)
+
+
 class AtomicCheckpoints(TorchCheckpointIO):
     """Write a checkpoint beside its place, and rename it when it is complete.
 
     Lightning writes into the system's temporary folder and moves the file, which is a copy where that is another file
-    system: a kill or a full disk in the middle of it left half a `last.ckpt`, and the former one was gone.
+    system: a kill or a full disk in the middle of it left half a `last.ckpt`, and the former one was gone. Of
+    `last.ckpt` the former one is kept as `last-previous.ckpt`.
     """
 
     def save_checkpoint(
@@ -136,15 +173,34 @@ class AtomicCheckpoints(TorchCheckpointIO):
         if "://" in str(path):  # no file of this machine's file systems
             super().save_checkpoint(dict(checkpoint), path, storage_options)  # type: ignore[arg-type]
             return
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        check_space(path.parent, size_of(checkpoint), str(path))
         try:
-            with replacing(Path(path)) as file:
+            with replacing(path) as file:
                 torch.save(checkpoint, file)
+                if path.name == "last.ckpt" and path.is_file():
+                    keep_former(path, path.with_name("last-previous.ckpt"))
         except BaseException as error:
             cause = error if isinstance(error, OSError) else error.__context__
             if isinstance(cause, OSError):  # PyTorch reports a full disk as "unexpected pos"
                 raise InputError(f"{path}: cannot write ({cause.strerror})") from error
             raise
+
+
+def size_of(content: object) -> int:
+    """Return the bytes of all tensors in nested mappings and lists, each once."""
+    sizes: dict[int, int] = {}
+
+    def add(value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            sizes[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        elif isinstance(value, Mapping | list | tuple):
+            for item in value.values() if isinstance(value, Mapping) else value:
+                add(item)
+
+    add(content)
+    return sum(sizes.values())
 
 
 class BestCheckpoint(ModelCheckpoint):

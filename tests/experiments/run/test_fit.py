@@ -99,7 +99,8 @@ def test_predictions_json(trained, mini_voc):
 
 
 def test_checkpoints_hold_averaged_and_current_weights(trained):
-    assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+    names = ["best.ckpt", "last-previous.ckpt", "last.ckpt"]
+    assert sorted(path.name for path in (trained / "checkpoints").iterdir()) == names
     last = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 14 * 6
     averaged, current = last["state_dict"], last["current_model_state"]

@@ -42,7 +42,8 @@ def test_checkpoints_of_before_stay(frcnn, tiny_config, tmp_path):
     assert set(before) == {"best.ckpt", "last.ckpt"}
     last = tmp_path / "runs" / "tiny" / "seed0" / "checkpoints" / "last.ckpt"
     fit = ("fit", "--config", tiny_config, "--ckpt_path", last, "--trainer.max_epochs", 3)
-    assert frcnn(*fit, "--model.optimizer.lr", 1e20, "--model.optimizer.schedule", "constant", cwd=tmp_path).code == 1
+    fit = (*fit, "--resume_changed", "true", "--model.optimizer.schedule", "constant")
+    assert frcnn(*fit, "--model.optimizer.lr", 1e20, cwd=tmp_path).code == 1
     assert checkpoints(tmp_path) == before
 
 

@@ -85,7 +85,9 @@ def assert_same_end(run: Path, undisturbed: Path) -> None:
         (undisturbed / "predictions.json").read_text()
     )
     assert [path.name for path in run.parent.iterdir()] == [run.name]  # no second run folder
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {
+        *("best.ckpt", "last.ckpt", "last-previous.ckpt")
+    }
     best = [torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True) for folder in (undisturbed, run)]
     assert best[0]["global_step"] == best[1]["global_step"]
 

@@ -18,6 +18,8 @@ from detector.training import progress_line as progress
 from detector.training.callbacks import progress as progress_callback
 from detector.training.callbacks import throughput
 
+CHANGED = ("--resume_changed", "true")
+
 
 class StopAfter(pl.Callback):
     """Ask for an end, as SIGTERM does, in the step after so many."""
@@ -145,7 +147,8 @@ def test_options_of_the_optimizer_take_effect_and_are_said(frcnn, tiny_config, c
     options = {"lr": 0.0015, "weight_decay": 0.01, "warmup_steps": 8, "warmup_start": 0.2}
     given = [word for key, value in options.items() for word in (f"--model.optimizer.{key}", value)]
     fit = ("fit", "--config", tiny_config, "--ckpt_path", last_of(cwd), "--trainer.max_epochs", 2)
-    assert frcnn(*fit, *given, "--trainer.gradient_clip_val", 5, "--model.rpn.nms_iou", 0.6, cwd=cwd).code == 0
+    given += ["--trainer.gradient_clip_val", 5, "--model.rpn.nms_iou", 0.6]
+    assert frcnn(*fit, *given, *CHANGED, cwd=cwd).code == 0
     warmed = {6: 0.2 + 0.8 * 6 / 8, 7: 0.2 + 0.8 * 7 / 8}
     assert rates.rates == pytest.approx({step: warmed.get(step, 1) * cosine(step, 12, 0.0015) for step in range(6, 12)})
     assert rates.groups[6]["weight_decay"] == 0.01
@@ -159,7 +162,7 @@ def test_options_of_the_optimizer_take_effect_and_are_said(frcnn, tiny_config, c
     changed = load(last_of(cwd))["hyper_parameters"]["optimizer"]
     assert (changed["lr"], changed["weight_decay"]) == (0.0015, 0.01)
     caplog.clear()  # the next time they are the checkpoint's
-    assert frcnn(*fit[:-1], 3, *given, "--model.rpn.nms_iou", 0.6, "--trainer.gradient_clip_val", 5, cwd=cwd).code == 0
+    assert frcnn(*fit[:-1], 3, *given, cwd=cwd).code == 0
     (said,) = [record.getMessage() for record in caplog.records if "other options" in record.getMessage()]
     assert said.endswith("seed0: goes on with other options: trainer.max_epochs: 2 in the checkpoint, 3 from here on")
 
@@ -168,7 +171,7 @@ def test_schedule_of_other_batches_ends_with_the_training(frcnn, tiny_config, cw
     """Two epochs of three steps follow one of six: twelve steps in all, also after a second interruption."""
     fit = ("fit", "--config", tiny_config, "--trainer.max_epochs", 3, "--data.batch_size", 4)
     with_callback(first := Rates(stop_after=9))
-    assert frcnn(*fit, "--ckpt_path", last_of(cwd), cwd=cwd).code == 143
+    assert frcnn(*fit, "--ckpt_path", last_of(cwd), *CHANGED, cwd=cwd).code == 143
     with_callback(second := Rates())
     assert frcnn(*fit, "--ckpt_path", last_of(cwd), cwd=cwd).code == 0
     assert first.rates | second.rates == pytest.approx({step: cosine(step, 12) for step in range(6, 12)})
@@ -179,14 +182,14 @@ def test_accumulation_of_other_numbers_of_batches(frcnn, tiny_config, cwd, with_
     """Six batches in steps of 4 and 2."""
     with_callback(rates := Rates())
     fit = ("fit", "--config", tiny_config, "--ckpt_path", last_of(cwd), "--trainer.max_epochs", 3)
-    assert frcnn(*fit, "--trainer.accumulate_grad_batches", 4, cwd=cwd).code == 0
+    assert frcnn(*fit, "--trainer.accumulate_grad_batches", 4, *CHANGED, cwd=cwd).code == 0
     assert rates.rates == pytest.approx({step: cosine(step, 10) for step in range(6, 10)})
 
 
 def test_averaging_switched_off_and_on_again(frcnn, tiny_config, cwd):
     """Without averages the training goes on with its own weights, not with the averages it had."""
     before = load(last_of(cwd))
-    fit = ("fit", "--config", tiny_config, "--ckpt_path", last_of(cwd), "--model.optimizer.lr", 1e-12)
+    fit = ("fit", "--config", tiny_config, "--ckpt_path", last_of(cwd), "--model.optimizer.lr", 1e-12, *CHANGED)
     assert frcnn(*fit, "--trainer.max_epochs", 2, "--model.optimizer.ema_decay", 0, cwd=cwd).code == 0
     after = load(last_of(cwd))
     name = "model.roi_heads.predictor.scores.weight"
@@ -214,7 +217,7 @@ def test_what_cannot_change_names_the_way_out(frcnn, tiny_config, cwd, options, 
     before = files(last.parents[1])
     result = frcnn(
         *("fit", "--config", tiny_config, "--ckpt_path", last, "--trainer.max_epochs", 2, "--data.on_error", "skip"),
-        *options,
+        *(*options, *CHANGED),
         cwd=cwd,
     )
     assert result.code == 2
@@ -283,7 +286,7 @@ def test_moved_run_goes_on_where_it_is_and_keeps_its_best(frcnn, tiny_config, cw
     best = load(run / "checkpoints" / "best.ckpt")
 
     fit = ("fit", "--config", run / "config.yaml", "--ckpt_path", run / "checkpoints" / "last.ckpt")
-    assert frcnn(*fit, "--trainer.max_epochs", 2, "--model.roi.score_threshold", 0.9999, cwd=cwd).code == 0
+    assert frcnn(*fit, "--trainer.max_epochs", 2, "--model.roi.score_threshold", 0.9999, *CHANGED, cwd=cwd).code == 0
     assert load(run / "checkpoints" / "last.ckpt")["global_step"] == 12
     assert load(run / "checkpoints" / "best.ckpt")["global_step"] == best["global_step"] == 6
     assert not (cwd / "first" / "tiny" / "a").exists()
