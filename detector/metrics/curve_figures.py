@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from detector.metrics.curves import BACKGROUND, MISSED
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -47,8 +49,8 @@ def confusion_figure(documents: Mapping[str, Mapping[str, Any]]) -> "Figure":
         shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
         small = {"fontsize": 9 if len(names) <= MOST_NUMBERED else 5}
-        axes.set_xticks(range(len(counts)), [*names, "missed"], rotation=90, **small)
-        axes.set_yticks(range(len(counts)), [*names, "background"], **small)
+        axes.set_xticks(range(len(counts)), [*names, MISSED], rotation=90, **small)
+        axes.set_yticks(range(len(counts)), [*names, BACKGROUND], **small)
         axes.set_xlabel(f"detected as, with a score of {document['score_threshold']:g} or more")
         axes.set_ylabel("object (IoU 0.5)")
         for row, column in zip(*counts.nonzero(), strict=True) if len(names) <= MOST_NUMBERED else ():

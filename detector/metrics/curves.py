@@ -21,6 +21,7 @@ SCORE_THRESHOLDS: Final = np.linspace(0, 1, 101).astype(np.float32)
 """Of curves; float32 as scores are. TensorBoard cannot show more than 127."""
 SCORE_BINS: Final = 20
 BACKGROUND: Final = "background"
+MISSED: Final = "missed"
 
 
 @dataclass(frozen=True, eq=False)

@@ -57,12 +57,16 @@ class Report:
         document: What `--format json` prints.
         curves: Of each run that has logged something, by folder.
         audits: By cell name, of cells whose anchors could be audited.
+        scored: By folder, runs whose detections could be scored, on the data that their row shows.
+        score_threshold: Of confusion matrices.
     """
 
     grid: RunsFolder
     document: dict[str, Any]
     curves: Mapping[Path, Mapping[str, Curve]]
     audits: Mapping[str, tuple[AuditInput, AuditResult]]
+    scored: Mapping[Path, Scored]
+    score_threshold: float
 
 
 def build_report(options: ReportOptions) -> Report:
@@ -123,7 +127,7 @@ def build_report(options: ReportOptions) -> Report:
         "cells": cells,
         "notes": list(dict.fromkeys(notes)),
     }
-    return Report(grid, without_nan(document), curves, audits)
+    return Report(grid, without_nan(document), curves, audits, scored, options.score_threshold)
 
 
 def _of_other_data(grid: RunsFolder) -> list[str]:

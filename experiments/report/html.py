@@ -9,6 +9,10 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from detector.errors import InputError
+from detector.metrics.curve_figures import curves_figure, png
+from detector.metrics.curves import BACKGROUND, MISSED
+from experiments.report.confusion_pictures import draw_cells
 from experiments.report.document import SIZE_NAMES, Report
 from experiments.report.pictures import anchor_pictures, curves_picture
 from experiments.report.text import (
@@ -21,10 +25,16 @@ from experiments.report.text import (
     state,
     table_rows,
 )
+from experiments.results.compare_pictures import image_reader
+from experiments.results.scored_runs import detection_curves
 
 BLUE, ORANGE, WHITE = (8, 64, 129), (179, 88, 6), (255, 255, 255)
 """Told apart by all kinds of colour vision."""
 FILES = ("config.yaml", "metrics.json", "predictions.json", "cell.log", "checkpoints")
+MOST_CONFUSIONS = 12
+"""Cells of the grid whose confusion matrix and curves are shown."""
+MOST_CELL_PICTURES = 400
+"""Pictures of detections on the page."""
 PICTURES = (".jpg", ".jpeg", ".png")
 
 
@@ -50,6 +60,7 @@ def html_page(made: Report, folder: Path) -> str:
     )
     pages.filters["base64"] = lambda data: base64.b64encode(data).decode()
     pages.globals |= {"zip": zip, "state": state, "spread": spread, "difference": difference_text}
+    pages.globals |= {"background": BACKGROUND, "missed": MISSED}
     anchors = anchor_pictures(made)
     recalls = [
         (cell["name"], what if cell["part"] == document["part"] else f"{what}, {cell['part']}", by_size)
@@ -71,11 +82,33 @@ def html_page(made: Report, folder: Path) -> str:
         recalls=recalls,
         sizes=[size for size in SIZE_NAMES if any(set(by_size[size]) != {None} for _, _, by_size in recalls)],
         compared=[cell for cell in document["cells"] if cell["per_class"]],
+        confusions=_confusions(made),
         anchors=anchors,
         anchors_of={name: number for number, (names, _, _) in enumerate(anchors) for name in names},
         files=lambda run: _links(Path(run), folder),
         **_shades(document, metric),
     )
+
+
+def _confusions(made: Report) -> list[dict[str, Any]]:
+    """Return the confusion matrix, curves and pictures of detections of the first run of each cell that was scored."""
+    parts = {cell["name"]: cell["part"] for cell in made.document["cells"]}
+    first = {cell.name: next((run for run in cell.done if run.folder in made.scored), None) for cell in made.grid.cells}
+    shown = [(name, run) for name, run in first.items() if run is not None][:MOST_CONFUSIONS]
+    found = []
+    for name, run in shown:
+        scored = made.scored[run.folder]
+        curves = detection_curves(run, scored, parts[name], made.score_threshold)
+        pictures, note = {}, None
+        try:
+            read = image_reader(run, parts[name])
+            pictures = draw_cells(read, scored, curves, MOST_CELL_PICTURES // len(shown))
+        except InputError as error:
+            note = f"no pictures: {error}"
+        title = f"{name}, seed {run.seed}, {parts[name]}"
+        figure = png(curves_figure({title: curves}), dpi=80)
+        found.append({"title": title, "curves": curves, "png": figure, "pictures": pictures, "note": note})
+    return found
 
 
 def _shades(document: Mapping[str, Any], metric: str) -> dict[str, Callable[[Any], str]]:

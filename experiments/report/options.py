@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 from detector.errors import InputError
-from experiments.arguments import ResampleOptions, positional
+from experiments.arguments import ResampleOptions, ScoreOptions, positional
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportOptions(ResampleOptions):
+class ReportOptions(ResampleOptions, ScoreOptions):
     """Print one row per cell of a grid, or per configuration of ordinary runs.
 
     Metrics over seeds, differences to a baseline, anchors, speed. Works while runs are going on.
@@ -23,6 +23,7 @@ class ReportOptions(ResampleOptions):
         part: Metrics of which data; by default test, if any finished run was tested, else val. Rows that were not
             tested then show val, marked.
         bootstrap: Resamples of the images, for 95 % intervals; 0 for none.
+        score_threshold: Of the HTML page's confusion matrices: detections from this score on are counted.
         tensorboard: Also write mean and spread over seeds of each row into over_seeds/ of the folder, as curves and
             margin charts that `frcnn tensorboard` shows beside the runs' own.
     """
@@ -38,6 +39,7 @@ class ReportOptions(ResampleOptions):
 
     def __post_init__(self) -> None:
         """Refuse a folder that is not there, a single resample, and a folder in place of a file."""
+        super(ResampleOptions, self).__post_init__()  # not its own: no resamples are fine here
         if not Path(self.runs_dir).is_dir():
             raise InputError(
                 f"{self.runs_dir}: no such folder; give the folder of a grid, or one that holds runs of frcnn fit"

@@ -8,12 +8,14 @@ from numpy.typing import NDArray
 
 from detector.errors import InputError, flat_options, printable
 from detector.files import without_nan
+from detector.metrics.curves import MISSED
 from detector.metrics.voc_ap import FALSE_POSITIVE, TRUE_POSITIVE, evaluate_voc
 from experiments.output import json_text, number, option_text
+from experiments.results.compare_curves import compare_curves, draw_curves
 from experiments.results.compare_pictures import draw_images
 from experiments.results.options import CompareOptions
 from experiments.results.runs import NOT_COMPARED, Run, read_run
-from experiments.results.scored_runs import Scorer
+from experiments.results.scored_runs import Scorer, detection_curves
 from experiments.results.scores import CLASS_PREFIX, Scored, difference
 
 INTERVAL = ("low", "high", "excludes_zero", "share_better")
@@ -81,6 +83,8 @@ def _document(options: CompareOptions, runs: tuple[Run, Run], part: str) -> dict
         metrics[name] = {"a": one, "b": other, "difference": None if one is None or other is None else other - one}
         metrics[name] |= {key: paired.get(name, {}).get(key) for key in INTERVAL}
     per_class = {name.removeprefix(CLASS_PREFIX): metrics.pop(name) for name in [*metrics] if CLASS_PREFIX in name}
+    curves = [detection_curves(*pair, part, options.score_threshold) for pair in zip(runs, (a, b), strict=True)]
+    drawn = None if options.output is None else draw_curves(curves, [run.folder.name for run in runs], options.output)
     errors = np.stack([image_errors(run, options.score_threshold) for run in (a, b)])
     change = errors[1].sum(axis=0) - errors[0].sum(axis=0)
     chosen = most_different(change, options.images)
@@ -106,6 +110,7 @@ def _document(options: CompareOptions, runs: tuple[Run, Run], part: str) -> dict
         "config": config_differences(runs[0].config, runs[1].config),
         "metrics": metrics,
         "per_class": per_class,
+        "curves": compare_curves(*curves) | {"pictures": drawn},
         "score_threshold": options.score_threshold,
         "errors": {"images": len(change), "fewer": int((change < 0).sum()), "more": int((change > 0).sum())},
         "images": [
@@ -123,9 +128,10 @@ def _document(options: CompareOptions, runs: tuple[Run, Run], part: str) -> dict
 
 def _why_nothing_is_drawn(options: CompareOptions, runs: tuple[Scored, Scored]) -> str:
     if options.images == 0:
-        return "no pictures: --images 0"
+        return "no pictures of images: --images 0"
     threshold = options.score_threshold
-    why = f"no pictures: A and B make equally many errors in every image, counting scores of {threshold:g} or more"
+    why = "no pictures of images: A and B make equally many errors in every image, counting scores of "
+    why += f"{threshold:g} or more"
     best = [float(run.detections.score.max(initial=0)) for run in runs]
     if min(best) >= threshold:
         return why
@@ -144,6 +150,7 @@ def _table(document: Mapping[str, Any]) -> list[str]:
         f"(intervals: {document['bootstrap']['resamples']} paired resamples of the images; * excludes 0. They tell "
         "how far the choice of images moves the difference, not the training seed)"
     )
+    lines += _curve_lines(document["curves"])
     errors = document["errors"]
     lines += [
         "",
@@ -155,6 +162,17 @@ def _table(document: Mapping[str, Any]) -> list[str]:
         where = f"   {printable(image['picture'])}" if image["picture"] else ""
         lines.append(f"  {printable(image['name'])}: A {texts[0]}; B {texts[1]}{where}")
     return [*lines, *(f"note: {note}" for note in document["notes"])]
+
+
+def _curve_lines(curves: Mapping[str, Any]) -> list[str]:
+    lines = _metric_lines("AP50 lost to", curves["lost_to"])
+    lines += _metric_lines("scores", {"calibration_error": curves["calibration_error"]})
+    lines += ["", "confusions that differ most"] if curves["confusions"] else []
+    for one in curves["confusions"]:
+        missed = one["detected"] == MISSED
+        what = f"missed {one['object']}" if missed else f"{one['object']} detected as {one['detected']}"
+        lines.append(f"  {what}: A {one['a']}, B {one['b']}")
+    return [*lines, *(f"  {printable(path)}" for path in curves["pictures"] or ())]
 
 
 def _metric_lines(title: str, metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -1,13 +1,13 @@
 """Pictures of images with the detections of two runs side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datamodules.detection_dataset import DetectionDataset
+from datamodules.detection_dataset import Target
 from detector.drawing import draw_detections, save_picture
 from detector.errors import InputError, printable
 from experiments.output import writing
@@ -19,6 +19,27 @@ from experiments.results.scores import Scored
 SHORTEST_SIDE = 320
 LONGEST_SIDE = 16_384
 GAP = 8
+
+
+def image_reader(run: Run, part: str) -> Callable[[str], tuple[Tensor, Target]]:
+    """Return a function that reads an image (3, H, W) uint8 and its target by its name in the annotations.
+
+    That raises InputError for an image that is not there or cannot be read.
+
+    Raises:
+        InputError: Anything wrong with the data that the run's config names.
+    """
+    data = data_module(run)
+    dataset = data.val_dataset if part == "val" else data.test_dataset
+    finder = ImageFinder([name.rsplit(".", 1)[0] for name in dataset.file_names])
+
+    def read(name: str) -> tuple[Tensor, Target]:
+        position = finder.find(name)
+        if position is None:
+            raise InputError("is not among the images of the split that can be used")
+        return dataset[position]
+
+    return read
 
 
 def draw_images(
@@ -47,18 +68,13 @@ def draw_images(
     Raises:
         InputError: No image is there, or the folder cannot be written.
     """
-    data = data_module(runs[0])
-    dataset = data.val_dataset if part == "val" else data.test_dataset
-    finder = ImageFinder([name.rsplit(".", 1)[0] for name in dataset.file_names])
+    read = image_reader(runs[0], part)
     paths: list[str | None] = []
     notes: list[str] = []
     for rank, image in enumerate(images, start=1):
         name = scored[0].truth.image_names[image]
         try:
-            position = finder.find(name)
-            if position is None:
-                raise InputError("is not among the images of the split that can be used")
-            sides = [_draw(dataset, position, one, image, score_threshold) for one in scored]
+            sides = [_draw(*read(name), one, image, score_threshold) for one in scored]
         except InputError as error:
             paths.append(None)
             notes.append(f"no picture of {printable(name)}: {printable(error)}")
@@ -71,8 +87,7 @@ def draw_images(
     return paths, notes
 
 
-def _draw(dataset: DetectionDataset, index: int, run: Scored, image: int, score_threshold: float) -> Tensor:
-    pixels, target = dataset[index]
+def _draw(pixels: Tensor, target: Target, run: Scored, image: int, score_threshold: float) -> Tensor:
     found = run.detections
     rows = np.flatnonzero(found.image_id == image)
     rows = rows[np.argsort(-found.score[rows], kind="stable")]

@@ -60,7 +60,7 @@ class CompareOptions(FormatOptions, ScoreOptions, ResampleOptions):
     Args:
         run_a: Run folder of frcnn fit.
         run_b: Another one, evaluated on the same images.
-        output: Draw the images on which they differ most, into this folder.
+        output: Draw curves and confusion matrices of both, and the images on which they differ most, into this folder.
         images: How many of these images.
         part: Metrics of which data; by default test, if both were tested, else val.
     """

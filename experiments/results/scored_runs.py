@@ -12,6 +12,8 @@ from typing import Any
 from datamodules.detection_datamodule import DetectionDataModule
 from datamodules.ground_truth import SplitTruth
 from detector.errors import InputError
+from detector.metrics.curves import curves_of
+from detector.metrics.proposal_recall import IOU_THRESHOLDS
 from experiments.dataset.formats import FORMATS, data_module_of
 from experiments.results.files import read_results
 from experiments.results.runs import Run
@@ -73,6 +75,15 @@ class Scorer:
         if key not in self._truths:
             self._truths[key] = data_module(run).ground_truth(self.part)
         return self._truths[key]
+
+
+def detection_curves(run: Run, scored: Scored, part: str, score_threshold: float) -> dict[str, Any]:
+    """Return what `curves_of` tells of a run's detections, and the recall of proposals that its metrics.json has."""
+    made = curves_of(scored.split, scored.truth.class_names, score_threshold=score_threshold)
+    table = (run.metrics.get("proposal_recall_by_size") or {}).get(part)
+    if table is not None:
+        made["proposal_recall"] = {"iou": IOU_THRESHOLDS.tolist(), "recall": {table["k"]: table["all"]}}
+    return made
 
 
 def data_options(run: Run) -> dict[str, Any]:

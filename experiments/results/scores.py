@@ -32,6 +32,11 @@ class Scored:
     values: Mapping[str, float]
     samples: Mapping[str, Samples]
 
+    @property
+    def split(self) -> EvaluatedSplit:
+        """Return the same as metrics take it."""
+        return EvaluatedSplit(self.truth.image_ids, self.detections, self.truth.objects)
+
 
 def score(truth: SplitTruth, detections: Detections, resamples: int = 0, seed: int = 0, coco: bool = True) -> Scored:
     """Score detections.

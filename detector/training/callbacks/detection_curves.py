@@ -32,7 +32,7 @@ class DetectionCurves(pl.Callback):
     - the pictures `val_curves/curves` (precision and recall, recall of proposals over IoU, histograms of scores,
       reliability) and `val_curves/confusion`, in all loggers that take pictures;
     - in the run's folder the same pictures, `curves/val_curves.png` and `curves/val_confusion.png`, and all numbers,
-      `curves.json`, which `frcnn report` and `frcnn compare` show.
+      `curves.json`.
 
     Costs 7 ms at each validation and 0.4 s where pictures are drawn: 1 % of a validation that takes 0.7 s without it
     (60 images of MiniVOC on one CPU core), and 7 % as a mean over ten.

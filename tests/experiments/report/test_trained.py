@@ -1,5 +1,7 @@
 """`frcnn report` over trained runs, of a grid and others: differences with intervals, speed, and the HTML page."""
 
+import base64
+import io
 import json
 import math
 import re
@@ -14,11 +16,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torchvision.ops import box_iou
 
 from datamodules.ground_truth import read_ground_truth
 from datamodules.voc.reader import VOCFormat
+from detector.drawing import class_color
 from detector.metrics.bootstrap import bootstrap
+from detector.metrics.curves import confusion_matrix, curves_of
 from detector.metrics.detection_ap import EvaluatedSplit, average_precisions_by_name
 from experiments.results.curves import read_curves
 from experiments.results.files import read_results
@@ -224,13 +229,48 @@ def test_page_is_whole_and_fetches_nothing(report, grid, frcnn, tmp_path):
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     assert "url(" not in text
     assert "http" not in text
-    assert page.images == 2  # the curves, and one picture of anchors that all cells share
+    assert page.images == 5  # the curves, one picture of anchors that all cells share, and how each cell errs
     assert [row[0] for row in page.rows[:4]] == ["scales", "8", "4-8", "16"]
     heat = [row for row in page.rows if row[0] == "4-8"][1]
     assert heat[2] == "not in the grid"
     assert re.match(r"0\.\d{4} ± 0\.\d{4}[-+]", heat[1])
     classes = [row for row in page.rows if row[0] in ("cross", "ellipse", "rectangle", "ring", "star", "triangle")]
-    assert len(classes) == 6
+    assert len(classes) == 6 + 3 * 6  # of differences, and of three confusion matrices
+
+
+def test_cells_of_the_confusion_matrix_lead_to_pictures_of_their_detections(trained, frcnn, mini_voc, tmp_path):
+    """Each number that is not 0 is a link; the pictures are four at most, of the best scores."""
+    run = copy_run(trained, tmp_path / "runs" / "x" / "seed 0", mini_voc, lambda n: True)
+    truth = read_ground_truth(VOCFormat(mini_voc), ["odd"])
+    detections = read_results(run / "predictions.json", truth)
+    split = EvaluatedSplit(truth.image_ids, detections, truth.objects)
+    counts = np.array(curves_of(split, truth.class_names, score_threshold=0.02)["confusion"])
+    options = ("--output", "page.html", "--bootstrap", 0, "--score_threshold", 0.02)
+    assert frcnn("report", tmp_path / "runs", *options, cwd=tmp_path).code == 0
+    text = (tmp_path / "page.html").read_text()
+    page = Page(text)
+    assert [row[1:] for row in page.rows if row[0] == "background"] == [[str(n) if n else "" for n in counts[-1]]]
+    cells = [f"c1_{row}_{column}" for row, column in zip(*counts.nonzero(), strict=True)]
+    assert [link[1:] for link in page.links if link[1:] in cells] == cells and len(cells) > 3
+    assert {one for one in page.ids if one.startswith("c1_") and one.count("_") == 2} == set(cells)
+    assert {"c1", "c1_0", "c1_6"} <= set(page.ids) & {link[1:] for link in page.links}  # all, and those of a row
+    assert text.count("data:image/jpeg") == np.minimum(counts, 4).sum() and counts.max() > 4
+    # The first picture of the fullest cell of mistakes is of the image that has its best score.
+    column = int(counts[-1].argmax())
+    matrix = confusion_matrix(split, 6, 0.02)
+    rows = np.flatnonzero((matrix.row == 6) & (matrix.column == column))
+    image = truth.image_names[detections.image_id[rows[detections.score[rows].argmax()]]]
+    assert re.search(rf'id="c1_6_{column}">.*?<figcaption class="note">([^<]*)<', text, re.DOTALL)[1] == image
+    picture = re.search(rf'id="c1_6_{column}">.*?base64,([^"]*)"', text, re.DOTALL)[1]
+    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture)))).astype(int)
+    assert max(drawn.shape) >= 240
+    assert (np.abs(drawn - class_color(truth.class_names[column])).max(axis=2) < 60).mean() > 0.005
+
+    shutil.rmtree(mini_voc_copy := tmp_path / "none", ignore_errors=True)
+    shutil.copytree(mini_voc, mini_voc_copy, ignore=shutil.ignore_patterns("*.jpg"))
+    copy_run(trained, run, mini_voc, lambda n: True, data__root=str(mini_voc_copy))
+    without = frcnn("report", tmp_path / "runs", "--format", "html", *options[2:], cwd=tmp_path).out
+    assert "What detections get wrong" in without and "data:image/jpeg" not in without and "no pictures: " in without
 
 
 def test_links_lead_to_what_is_there(grid, frcnn, tmp_path):
@@ -257,7 +297,7 @@ def test_only_what_excludes_zero_has_a_colour(report, grid):
     page = Page(report(grid, "--bootstrap", 200, style="html"))
     starred, others = set(), set()
     for row, styles in zip(page.rows, page.styles, strict=True):
-        if row[0] in ("cross", "ellipse", "rectangle", "ring", "star", "triangle"):
+        if row[0] in ("cross", "ellipse", "rectangle", "ring", "star", "triangle") and "." in row[1]:
             for text, style in zip(row[1:], styles[1:], strict=True):
                 (starred if "*" in text else others).add(bool(style))
     assert (starred, others) == ({True}, {False})

@@ -14,6 +14,7 @@ from PIL import Image
 
 from datamodules.ground_truth import read_ground_truth
 from datamodules.voc.reader import VOCFormat
+from detector.metrics.curves import curves_of
 from detector.metrics.detection_ap import EvaluatedSplit, average_precisions_by_name
 from experiments.results.compare import most_different
 from experiments.results.files import read_results
@@ -29,6 +30,13 @@ def threshold(run: Path) -> float:
     """A score that 20 detections reach."""
     scores = [entry["score"] for entry in json.loads((run / "predictions.json").read_text())]
     return float(sorted(scores, reverse=True)[19])
+
+
+def pictures(folder: Path) -> list[str]:
+    """Names of the pictures of images; curves and confusion matrices are beside them."""
+    found = sorted(path.name for path in (folder / "pictures").iterdir())
+    assert found[-2:] == ["confusion.png", "curves.png"]
+    return found[:-2]
 
 
 @pytest.fixture
@@ -128,7 +136,7 @@ def test_images_that_got_better_count_as_those_that_got_worse():
 def test_picture_shows_both_runs_side_by_side(compare, trained, other, tmp_path):
     options = ("--bootstrap", 20, "--score_threshold", threshold(trained), "--output", "pictures")
     document = compare(other, *options)
-    assert [path.name for path in (tmp_path / "pictures").iterdir()] == [f"01_{document['images'][0]['name']}.jpg"]
+    assert pictures(tmp_path) == [f"01_{document['images'][0]['name']}.jpg"]
     with Image.open(tmp_path / document["images"][0]["picture"]) as picture:
         pixels = np.asarray(picture.convert("RGB")).astype(int)
     half = (pixels.shape[1] - 8) // 2
@@ -152,16 +160,16 @@ def test_why_nothing_is_drawn(compare, trained, other, tmp_path):
     def notes(run: Path, *options: object) -> list[str]:
         document = compare(run, "--bootstrap", 20, "--output", "pictures", *options)
         assert [image["picture"] for image in document["images"]] == []
-        assert not (tmp_path / "pictures").exists()
+        assert pictures(tmp_path) == []
         return document["notes"]
 
-    same = "no pictures: A and B make equally many errors in every image, counting scores of"
+    same = "no pictures of images: A and B make equally many errors in every image, counting scores of"
     highest = max(entry["score"] for entry in json.loads((trained / "predictions.json").read_text()))
     (note,) = notes(other, "--score_threshold", 1)
     assert note.startswith(f"{same} 1 or more; A's highest is {highest:.2f}, B's 0.")
     assert note.endswith(": give a lower --score_threshold")
     assert notes(trained, "--score_threshold", 0) == [f"{same} 0 or more"]
-    assert notes(other, "--score_threshold", threshold(trained), "--images", 0) == ["no pictures: --images 0"]
+    assert notes(other, "--score_threshold", threshold(trained), "--images", 0) == ["no pictures of images: --images 0"]
     assert compare(trained, "--bootstrap", 20)["notes"] == []  # nothing was to be drawn
 
 
@@ -211,7 +219,7 @@ def test_pictures_of_images_of_any_format(frcnn, trained, other, mini_voc, tmp_p
     options = ("--bootstrap", 20, "--score_threshold", threshold(trained), "--output", "pictures", "--format", "json")
     document = json.loads(frcnn("compare", run, other, *options, cwd=tmp_path).out)
     name = document["images"][0]["name"]
-    assert [path.name for path in (tmp_path / "pictures").iterdir()] == [f"01_{name}.jpg"]
+    assert pictures(tmp_path) == [f"01_{name}.jpg"]
     assert document["notes"] == []
     image = root / "JPEGImages" / f"{name}{suffix}"
     image.write_bytes(image.read_bytes()[:200])  # its header is whole
@@ -234,3 +242,40 @@ def test_bad_input(compare, trained, other, tmp_path):
     assert "no such file" in compare(other, refused=True)
     (other / "metrics.json").unlink()
     assert "no final numbers" in compare(other, refused=True)
+
+
+def test_what_ap_is_lost_to_and_confusions_are_compared_and_drawn(compare, frcnn, trained, other, mini_voc, tmp_path):
+    options = ("--bootstrap", 2, "--images", 0, "--score_threshold", threshold(trained), "--output", "drawn")
+    curves = compare(other, *options)["curves"]
+    truth = read_ground_truth(VOCFormat(mini_voc), ["odd"])
+    a, b = (
+        curves_of(
+            EvaluatedSplit(truth.image_ids, read_results(run / "predictions.json", truth), truth.objects),
+            truth.class_names,
+            score_threshold=threshold(trained),
+        )
+        for run in (trained, other)
+    )
+    for kind, gain in a["errors"]["gain"].items():
+        assert curves["lost_to"][kind]["a"] == pytest.approx(gain)
+        assert curves["lost_to"][kind]["difference"] == pytest.approx(b["errors"]["gain"][kind] - gain)
+    assert curves["lost_to"]["missed"]["difference"] > 0  # B finds nothing in one image
+    assert curves["calibration_error"]["b"] == pytest.approx(b["scores"]["calibration_error"])
+    change = np.array(b["confusion"]) - np.array(a["confusion"])
+    changes = [one["b"] - one["a"] for one in curves["confusions"]]
+    assert changes and np.abs(changes).tolist() == sorted(np.abs(change[change != 0]).tolist(), reverse=True)[:8]
+    first = curves["confusions"][0]
+    row, column = (
+        names.index(first[key])
+        for names, key in zip(
+            ([*truth.class_names, "background"], [*truth.class_names, "missed"]), ("object", "detected"), strict=True
+        )
+    )
+    assert change[row, column] == changes[0]
+    assert curves["pictures"] == ["drawn/curves.png", "drawn/confusion.png"]
+    sizes = [Image.open(tmp_path / path).size for path in curves["pictures"]]
+    assert all(width > 1.5 * height for width, height in sizes)  # side by side
+    text = frcnn("compare", trained, other, *options[:6], cwd=tmp_path).out
+    assert re.search(r"^AP50 lost to .*\n  classification +0\.\d{4} +0\.\d{4} +[-+]0\.\d{4}$", text, re.MULTILINE)
+    what = f"missed {first['object']}" if first["detected"] == "missed" else f"{first['object']} detected as"
+    assert re.search(rf"^  {what}.*: A {first['a']}, B {first['b']}$", text, re.MULTILINE)
