@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 
 from detector.backbones import mobilenet_v2, mobilenet_v3, resnet, small, vgg16
-from detector.backbones.base import KINDS, Backbone, BackboneConfig, BackboneName
+from detector.backbones.base import IMAGENET, KINDS, Backbone, BackboneConfig, BackboneName
 from detector.backbones.box_heads import BoxHead
 from detector.backbones.pretrained import load_backbone_weights
 from detector.errors import InputError
@@ -61,11 +61,13 @@ def check_backbone_weights(config: BackboneConfig) -> None:
         InputError: There are no such weights, or random ones would stay frozen.
     """
     key, kind = "backbone", KINDS[config.name]
-    if config.weights == "imagenet" and not kind.imagenet:
-        raise InputError(
-            f"{key}.weights imagenet: none exist for {config.name}; train it from scratch by "
-            f"{key}.weights none and {key}.frozen_stages 0, or give a file"
+    if IMAGENET.get(str(config.weights), 0) > kind.imagenet:
+        instead = (
+            f"give {key}.weights imagenet"
+            if kind.imagenet
+            else (f"train it from scratch by {key}.weights none and {key}.frozen_stages 0")
         )
+        raise InputError(f"{key}.weights {config.weights}: none exist for {config.name}; {instead}, or give a file")
     frozen_norm = kind.batch_norm and config.norm == "frozen"
     if config.random and (config.frozen_stages > 0 or frozen_norm):
         frozen = f"frozen_stages {config.frozen_stages}" + (", norm frozen" if frozen_norm else "")

@@ -40,29 +40,31 @@ class Kind(NamedTuple):
     Attributes:
         stages: How many stages can be frozen.
         batch_norm: Whether its pretrained layers have batch norm.
-        imagenet: Whether torchvision has ImageNet weights for it.
+        imagenet: How many releases of ImageNet weights torchvision has for it.
         own_box_head: Whether its box head is the last layers of the classification network.
     """
 
     stages: int
     batch_norm: bool = True
-    imagenet: bool = True
+    imagenet: int = 1
     own_box_head: bool = False
 
 
+IMAGENET: Final = {"imagenet": 1, "imagenet_v1": 1, "imagenet_v2": 2}
+"""Names of ImageNet weights, and which of torchvision's releases they are."""
 KINDS: Final[dict[BackboneName, Kind]] = {
     "vgg16": Kind(5, batch_norm=False, own_box_head=True),
     "vgg16_bn": Kind(5, own_box_head=True),
     "resnet18_c4": Kind(4, own_box_head=True),
-    "resnet50_c4": Kind(4, own_box_head=True),
-    "resnet101_c4": Kind(4, own_box_head=True),
+    "resnet50_c4": Kind(4, imagenet=2, own_box_head=True),
+    "resnet101_c4": Kind(4, imagenet=2, own_box_head=True),
     "resnet18_fpn": Kind(5),
-    "resnet50_fpn": Kind(5),
-    "resnet101_fpn": Kind(5),
-    "mobilenet_v2_c4": Kind(4, own_box_head=True),
-    "mobilenet_v2_fpn": Kind(5),
-    "mobilenet_v3_large_fpn": Kind(6),
-    "small_c4": Kind(4, batch_norm=False, imagenet=False),
+    "resnet50_fpn": Kind(5, imagenet=2),
+    "resnet101_fpn": Kind(5, imagenet=2),
+    "mobilenet_v2_c4": Kind(4, imagenet=2, own_box_head=True),
+    "mobilenet_v2_fpn": Kind(5, imagenet=2),
+    "mobilenet_v3_large_fpn": Kind(6, imagenet=2),
+    "small_c4": Kind(4, batch_norm=False, imagenet=0),
 }
 
 
@@ -75,10 +77,12 @@ class BackboneConfig:
             use the last layers of the classification network as the box head; `*_fpn` give five levels of strides 4 to
             64 (`mobilenet_v3_large_fpn`, as torchvision builds it: three, of strides 32, 32 and 64), `small_c4` (for
             quick training from scratch) one of stride 8, each with a new box head.
-        weights: `imagenet` (torchvision's first ImageNet release, downloaded once), a .pth, .pt or .safetensors file
-            with torchvision's tensor names, or `none` for random weights. `small_c4` has no ImageNet weights. A caffe
-            VGG16 in torchvision's names needs caffe's images too: image.channel_order bgr, image.pixel_max 255,
-            image.mean [102.9801, 115.9465, 122.7717], image.std [1, 1, 1].
+        weights: ImageNet weights as torchvision publishes them, downloaded once: `imagenet` or `imagenet_v1` (the first
+            release, from which published detectors start) or `imagenet_v2` (trained longer; of resnet50, resnet101 and
+            the mobilenets); a .pth, .pt or .safetensors file with torchvision's tensor names; or `none` for random
+            weights. `small_c4` has no ImageNet weights. A caffe VGG16 in torchvision's names needs caffe's images too:
+            image.channel_order bgr, image.pixel_max 255, image.mean [102.9801, 115.9465, 122.7717], image.std [1, 1,
+            1].
         frozen_stages: How many stages, counted from the image on, are not trained. Stages: conv1 to conv5 of vgg16;
             stem, layer1 to layer3 (FPN: layer4) of a ResNet; strides 2, 4, 8, 16 (FPN: 32) of MobileNetV2; strides 2,
             4, 8, 16, 32 and the last convolution of MobileNetV3; stem, layer1 to layer3 of `small_c4`. 2 is the paper's

@@ -1,5 +1,6 @@
 """Pretrained weights of backbones: torchvision's ImageNet checkpoints, or a file in torchvision's names."""
 
+import hashlib
 import pickle
 from http.client import HTTPException
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor
 
-from detector.backbones.base import KINDS, Backbone, BackboneConfig, BackboneName
+from detector.backbones.base import IMAGENET, Backbone, BackboneConfig, BackboneName
 from detector.backbones.box_heads import BoxHead
 from detector.errors import InputError
 from detector.state_dicts import KEY, Slot, WeightsReport, fill, first_line, read_content, slots_of, tensors_in
@@ -26,8 +27,8 @@ def load_backbone_weights(backbone: Backbone, box_head: BoxHead, config: Backbon
     """
     if config.random:
         return None
-    if config.weights == "imagenet":
-        source, state = _fetch_imagenet(config.name)
+    if config.weights in IMAGENET:
+        source, state = _fetch_imagenet(config.name, config.weights)
     else:
         source, state = str(config.weights), read_weights_file(str(config.weights))
     return fill(_backbone_slots(backbone) | _backbone_slots(box_head), source, state)
@@ -41,7 +42,9 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise InputError(f"{KEY} {path}: no such file; give a .pth, .pt or .safetensors file, 'imagenet' or 'none'")
+        raise InputError(
+            f"{KEY} {path}: no such file; give a .pth, .pt or .safetensors file, 'imagenet', 'imagenet_v2' or 'none'"
+        )
     if path.suffix == ".ckpt":
         raise InputError(f"{KEY} {path}: give a checkpoint of frcnn fit, which is a whole detector, by the key weights")
     if path.suffix not in (".pth", ".pt", ".safetensors"):
@@ -49,26 +52,30 @@ def read_weights_file(path: str | Path) -> dict[str, Tensor]:
     return tensors_in(read_content(path, KEY), f"{KEY} {path}")
 
 
-def _fetch_imagenet(name: BackboneName) -> tuple[str, dict[str, Tensor]]:
+def _fetch_imagenet(name: BackboneName, release: str) -> tuple[str, dict[str, Tensor]]:
     """Read torchvision's ImageNet weights from torch hub's folder, downloading them first where they are not there.
 
-    They are the first release of each network: the one that published detectors start from, and the input normalisation
-    (RGB in 0..1, ImageNet mean and std) is the same for all of them.
+    The input normalisation (RGB in 0..1, ImageNet mean and std) is the same for all of them.
     """
-    if not KINDS[name].imagenet:
-        raise InputError(f"{KEY} imagenet: none exist for {name}; give a file or 'none'")
-    weights = torchvision.models.get_model_weights(name.removesuffix("_c4").removesuffix("_fpn"))["IMAGENET1K_V1"]
+    every = torchvision.models.get_model_weights(name.removesuffix("_c4").removesuffix("_fpn"))
+    weights = every[f"IMAGENET1K_V{IMAGENET[release]}"]
+    file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
+    advice = f"download {weights.url} elsewhere and put it in {file.parent} as {file.name}, or pass the file by {KEY}"
     try:
+        found_there = file.exists()
+        if found_there and not _sha256(file).startswith(file.stem.rpartition("-")[2]):
+            raise InputError(f"{KEY} {release}: {file} is damaged, its SHA-256 is not that of its name; {advice}")
         state = weights.get_state_dict(progress=True, check_hash=True)
     except (OSError, HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         # URLError and HTTPError are OSErrors; RuntimeError is torch hub's word for a wrong checksum.
-        file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rsplit("/", 1)[-1]
-        trouble = f"cannot read {file}" if file.exists() else f"cannot download {weights.url}"
-        raise InputError(
-            f"{KEY} imagenet: {trouble} ({first_line(error)}); download {weights.url} elsewhere and put it in "
-            f"{file.parent} as {file.name}, or pass the file by {KEY}"
-        ) from error
+        trouble = f"cannot read {file}" if found_there else f"cannot download {weights.url}"
+        raise InputError(f"{KEY} {release}: {trouble} ({first_line(error)}); {advice}") from error
     return f"{weights} ({weights.url})", dict(state)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _backbone_slots(module: Backbone | BoxHead) -> dict[str, Slot]:

@@ -223,7 +223,8 @@ def check_files(prog: str, config: Namespace) -> None:
             ("model.weights", "null") if config.model.weights else ("model.backbone.weights", "imagenet or none")
         )
         weights = str(config[key])
-        if weights.lower() not in ("imagenet", "none", "null", "") and not Path(weights).expanduser().is_file():
+        named = re.fullmatch(r"imagenet(_v[12])?|none|null|", weights.lower())
+        if not named and not Path(weights).expanduser().is_file():
             raise InputError(f"--{key} {weights}: no such file; give one that is there, or {hint}")
     if not (config.data.get("download") or Path(config.data.root).expanduser().is_dir()):
         from experiments.dataset.formats import dataset_format

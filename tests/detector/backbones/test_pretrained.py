@@ -12,7 +12,8 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from detector.backbones import Backbone, BackboneConfig, BoxHead, build_backbone
+from detector.backbones import Backbone, BackboneConfig, BoxHead, build_backbone, check_backbone_weights
+from detector.backbones.base import KINDS
 from detector.backbones.batch_norm import FrozenBatchNorm2d
 from detector.backbones.box_heads import TwoLayerHead
 from detector.backbones.pretrained import read_weights_file
@@ -224,9 +225,45 @@ def test_a_broken_file_in_the_download_folder_is_named(monkeypatch: pytest.Monke
     broken = tmp_path / "checkpoints" / "mobilenet_v2-b0353104.pth"
     broken.write_bytes(b"half a download")
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(InputError, match="cannot read") as caught:
-        load("mobilenet_v2_c4", "imagenet")
-    assert str(broken) in str(caught.value)
+    for name in ("imagenet", "imagenet_v1"):
+        with pytest.raises(InputError, match=f"weights {name}: .* is damaged, its SHA-256 is not that") as caught:
+            load("mobilenet_v2_c4", name)
+        assert str(broken) in str(caught.value)
+
+
+def test_releases_of_imagenet_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def fetch(weights: Any, **_: Any) -> dict[str, Tensor]:
+        asked.append(str(weights))
+        return dict(torchvision.models.get_model(str(weights).split("_W")[0].lower(), weights=None).state_dict())
+
+    monkeypatch.setattr("torchvision.models._api.WeightsEnum.get_state_dict", fetch)
+    with torch.device("meta"):
+        for name in ("imagenet", "imagenet_v1", "imagenet_v2"):
+            load("resnet50_fpn", name)
+    assert asked == [f"ResNet50_Weights.IMAGENET1K_V{number}" for number in (1, 1, 2)]
+
+
+def test_torchvision_has_the_releases_that_are_offered() -> None:
+    for name, kind in KINDS.items():
+        if kind.imagenet:
+            weights = torchvision.models.get_model_weights(name.removesuffix("_c4").removesuffix("_fpn"))
+            releases = [release for release in (1, 2) if f"IMAGENET1K_V{release}" in weights.__members__]
+            assert len(releases) == kind.imagenet, name
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "instead"),
+    [
+        ("vgg16", "imagenet_v2", "give backbone.weights imagenet, or give a file"),
+        ("resnet18_fpn", "imagenet_v2", "give backbone.weights imagenet"),
+        ("small_c4", "imagenet_v1", "train it from scratch by backbone.weights none"),
+    ],
+)
+def test_releases_that_there_are_not(name: str, weights: str, instead: str) -> None:
+    with pytest.raises(InputError, match=f"^backbone.weights {weights}: none exist for {name}; {instead}"):
+        check_backbone_weights(BackboneConfig(name=name, weights=weights))
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors"])
