@@ -63,6 +63,7 @@ from experiments.run.grid_progress import CellProgress, axes_of_environment
 from experiments.run.host_memory import keep_freed_memory
 from experiments.run.options import TestOptions, ValidateOptions
 from experiments.run.precision import check_precision, resolve_precision
+from experiments.run.ranks import of_first_process
 from experiments.run.resuming import (
     check_changes,
     experiment_of,
@@ -251,10 +252,7 @@ class DetectorCLI(OptionsOfRuns):
             )
         if devkit_folder is not None:
             check_writable(Path(devkit_folder), "--save_devkit_results")
-        try:
-            self._choose_run_folder(config, checkpoint)
-        except OSError as error:  # a name too long, a folder that may not be looked into
-            raise InputError(f"{error.filename}: no run can be written there ({error.strerror})") from error
+        self._choose_run_folder(config, checkpoint)
         self.classes: list[str] | None = config.get("classes")
         if self.classes and config.results_dir is None:
             self.goes_on_from = self.run_folder
@@ -265,19 +263,22 @@ class DetectorCLI(OptionsOfRuns):
 
     def _choose_run_folder(self, config: Namespace, checkpoint: str | None) -> None:
         results = config.get("results_dir")
-        found = Path(results) if results is not None else self.goes_on_in
         old = run_folder_of(checkpoint) if checkpoint is not None else None
         repeated = repeated_run(config.get("config") or [], config.run_name) if self.subcommand == "fit" else None
         numbered = repeated is not None and not values_of(self._arguments, "--run_name")
-        if found is None and checkpoint is not None:
-            found = folder_to_go_on_in(checkpoint, config, numbered) if self.subcommand == "fit" else old
-        self.run_folder = found or choose_run_folder(
-            config.runs_dir or "runs",
-            experiment_of(config),
-            config.run_name,
-            int(config.seed_everything),
-            numbered,
-        )
+
+        def choose() -> str:
+            found = Path(results) if results is not None else self.goes_on_in
+            try:
+                if found is None and checkpoint is not None:
+                    found = folder_to_go_on_in(checkpoint, config, numbered) if self.subcommand == "fit" else old
+                where = (config.runs_dir or "runs", experiment_of(config), config.run_name, int(config.seed_everything))
+                return str(found or choose_run_folder(*where, numbered))
+            except OSError as error:  # a name too long, a folder that may not be looked into
+                raise InputError(f"{error.filename}: no run can be written there ({error.strerror})") from error
+
+        told = ENVIRONMENT_VARIABLE in os.environ
+        self.run_folder = Path(choose() if told else of_first_process(choose, config.trainer.num_nodes))
         if repeated is not None and repeated.absolute() != self.run_folder.absolute():
             rank_zero_info(f"{self.run_folder}: {repeat_text(repeated, config)}")
         self.goes_on_from = old if self.subcommand == "fit" and old != self.run_folder else None

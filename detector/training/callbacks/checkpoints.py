@@ -45,11 +45,12 @@ class SaveOnInterrupt(Checkpoint):
         self._asked = False
         self._stopping = False
         self._terminated = False
+        self._is_saved = False
         self._previous: Any = None
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over Ctrl-C; only the main thread can."""
-        self._asked = self._stopping = self._terminated = False
+        self._asked = self._stopping = self._terminated = self._is_saved = False
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGINT, self._ask)
 
@@ -65,7 +66,9 @@ class SaveOnInterrupt(Checkpoint):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop here if asked to in an epoch's last step, or since: epochs may have a single step."""
+        self._is_saved = True  # at the epoch's end
         self._stop_if_asked(trainer)
+        self._is_saved = False
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
         """Stop here if asked to; several ranks, whose numbers of images differ, go on to the next training step.
@@ -95,7 +98,8 @@ class SaveOnInterrupt(Checkpoint):
             progress.reset()
             progress.increment_ready()
             progress.increment_started()
-        trainer.save_checkpoint(self.path)
+        if not self._is_saved:
+            trainer.save_checkpoint(self.path)
         rank_zero_info(f"Interrupted at step {trainer.global_step}. To go on: give ckpt_path {self.path}")
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
