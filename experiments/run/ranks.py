@@ -8,14 +8,12 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import torch.distributed
-from lightning_fabric.plugins.environments import (
-    ClusterEnvironment,
-    LightningEnvironment,
-    LSFEnvironment,
-    MPIEnvironment,
-    SLURMEnvironment,
-    TorchElasticEnvironment,
-)
+from lightning_fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.lsf import LSFEnvironment
+from lightning_fabric.plugins.environments.mpi import MPIEnvironment
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
 from detector.errors import InputError
 
@@ -49,7 +47,7 @@ def of_first_process(choose: Callable[[], str], nodes: int) -> str:
     key = f"frcnn/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
     where = (environment.main_address, environment.main_port)
     try:
-        store = torch.distributed.TCPStore(
+        store = torch.distributed.TCPStore(  # type: ignore[attr-defined]
             *where, is_master=server, timeout=PATIENCE, wait_for_workers=False, multi_tenant=True
         )
         _stores.append(store)
