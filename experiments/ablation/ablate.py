@@ -36,7 +36,7 @@ def ablate(options: AblateOptions) -> int:
     shown = sys.stderr if options.format == "json" or options.dry_run else sys.stdout
     launcher = None if options.dry_run else _launcher(options, slots)
     planned = plan(grid, options.runs_dir)
-    checks = Checks(planned, need_data=launcher is not None, devices=options.gpus_per_run)
+    checks = Checks(planned, need_data=launcher is not None, gpus=_gpus_of_a_cell(options))
     at_a_time = f"{len(slots)} at a time"
     if options.launcher == "ray":
         at_a_time = "as many at a time as the Ray cluster has room for"
@@ -92,11 +92,20 @@ def _device_names(gpus: Sequence[str]) -> dict[str, str]:
     if there == 0:
         raise InputError(f"--gpus {','.join(gpus)}: PyTorch finds no GPU here; use --jobs for CPUs")
     visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    of = f" of CUDA_VISIBLE_DEVICES={','.join(visible)}" if visible else ""
     for gpu in gpus:
-        if gpu.isdecimal() and int(gpu) >= there:
-            of = f" of CUDA_VISIBLE_DEVICES={','.join(visible)}" if visible else ""
+        if int(gpu) >= there if gpu.isdecimal() else visible and gpu not in visible:
             raise InputError(f"--gpus {','.join(gpus)}: there is no GPU {gpu}{of}; they are 0 to {there - 1}")
     return {gpu: visible[int(gpu)] if visible and gpu.isdecimal() else gpu for gpu in gpus}
+
+
+def _gpus_of_a_cell(options: AblateOptions) -> int:
+    """Return how many GPUs a cell sees: those of its slot's variable, which without `gpus` is this process's own."""
+    if options.launcher != "local" or options.gpus is not None:
+        return options.gpus_per_run
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def _threads(runs: int) -> dict[str, str]:

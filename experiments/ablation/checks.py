@@ -42,7 +42,7 @@ def _detector(model: Namespace) -> Detector:
 class Checks:
     """What is known of all cells beforehand: their options, data and, on some images, anchors are looked at.
 
-    Unless data is needed, a dataset that is not there is a note, not an error. So many devices train each cell.
+    Unless data is needed, a dataset that is not there is a note, not an error. Each cell sees so many GPUs.
 
     Attributes:
         steps: Optimiser steps of each cell, in order; None where unknown.
@@ -52,7 +52,7 @@ class Checks:
         InputError: A cell cannot run; names it.
     """
 
-    def __init__(self, plan: Plan, need_data: bool = True, devices: int = 1) -> None:
+    def __init__(self, plan: Plan, need_data: bool = True, gpus: int = 0) -> None:
         self.steps: list[int | None] = []
         self._evaluated = plan.grid.evaluate is not None
         self._need_data = need_data
@@ -62,6 +62,7 @@ class Checks:
         warnings: dict[str, Sequence[str]] = {}
         for cell in plan.cells:
             try:
+                devices = devices_of(cell.config.trainer, gpus)
                 detector, dataset = _detector(cell.config.model), self._dataset(cell.config)
             except InputError as error:
                 raise InputError(f"{plan.grid.path}: cell {cell.name}: {error}") from None
@@ -104,6 +105,28 @@ class Checks:
             part = "" if result.images == len(dataset) else f" (from {result.images} of {len(dataset)} images)"
             self._audits[key] = [line + part for line in result.warnings]
         return self._audits[key]
+
+
+def devices_of(trainer: Namespace, gpus: int) -> int:
+    """Return how many devices a training uses on machines where it sees so many GPUs.
+
+    Raises:
+        InputError: It asks for more GPUs than it sees.
+    """
+    asked, on_gpus = trainer.devices, bool(gpus) and trainer.accelerator in ("auto", "gpu", "cuda")
+    if str(asked) in ("auto", "-1"):
+        count = last = gpus if on_gpus else 1
+    elif isinstance(asked, list) or "," in str(asked):
+        indices = [int(part) for part in (asked if isinstance(asked, list) else asked.split(",")) if str(part).strip()]
+        count, last = len(indices), max(indices) + 1
+    else:
+        count = last = int(asked)
+    if on_gpus and last > gpus:
+        raise InputError(
+            f"trainer.devices {asked}: a cell sees {gpus} GPU{'s' * (gpus > 1)}; give --gpus_per_run {last}, or "
+            "trainer.devices auto"
+        )
+    return count * int(trainer.num_nodes)
 
 
 def _steps(config: Namespace, images: int, devices: int) -> int | None:

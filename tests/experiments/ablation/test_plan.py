@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from jsonargparse import Namespace
 
 from detector.errors import InputError
 from experiments.ablation.ablate import slots_of
+from experiments.ablation.checks import devices_of
 from experiments.ablation.grid import read_grid
 from experiments.ablation.options import AblateOptions
 from experiments.ablation.plan import plan
@@ -158,7 +160,9 @@ def test_without_a_checkpoint_nothing_is_evaluated(monkeypatch, tmp_path):
         (None, "0,3", ["0", "3"]),
         ("4,5,6,7", "0,3", ["4", "7"]),
         ("GPU-a, GPU-b,GPU-c,GPU-d", "1,1", ["GPU-b", "GPU-b"]),
-        ("4,5,6,7", "GPU-x", ["GPU-x"]),
+        ("4,5,6,7", "0,0,0,0", ["4", "4", "4", "4"]),
+        ("GPU-a,GPU-b,GPU-c,GPU-d", "GPU-c,1", ["GPU-c", "GPU-b"]),
+        (None, "GPU-x", ["GPU-x"]),
     ],
 )
 def test_gpus_are_counted_among_those_that_are_visible(monkeypatch, grid, visible, gpus, environment):
@@ -192,3 +196,50 @@ def test_a_gpu_that_is_not_there(monkeypatch, frcnn, grid, tmp_path, visible, co
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     result = frcnn("ablate", grid, "--gpus", "0,2", cwd=tmp_path)
     assert (result.code, result.err) == (2, f"frcnn: {message}\n")
+
+
+def test_somebody_elses_gpu_is_refused_by_name_too(monkeypatch, grid):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    with pytest.raises(InputError, match=r"there is no GPU GPU-x of CUDA_VISIBLE_DEVICES=GPU-a,GPU-b; they are 0 to 1"):
+        slots_of(AblateOptions(grid=str(grid), gpus=["GPU-x"]))
+
+
+@pytest.mark.parametrize(
+    ("devices", "accelerator", "nodes", "gpus", "count"),
+    [
+        ("auto", "auto", 1, 4, 4),
+        (-1, "gpu", 2, 4, 8),
+        ("auto", "auto", 1, 0, 1),
+        ("auto", "cpu", 1, 4, 1),
+        (2, "auto", 1, 2, 2),
+        (3, "cpu", 1, 1, 3),
+        ("2", "cuda", 1, 4, 2),
+        ([1, 3], "gpu", 1, 4, 2),
+        ("0,", "gpu", 1, 1, 1),
+    ],
+)
+def test_devices_that_a_training_uses(devices, accelerator, nodes, gpus, count):
+    assert devices_of(Namespace(devices=devices, accelerator=accelerator, num_nodes=nodes), gpus) == count
+
+
+@pytest.mark.parametrize(("devices", "needed"), [(2, 2), ([0, 3], 4), ("1,", 2)])
+def test_more_gpus_than_a_cell_sees_are_refused(devices, needed):
+    with pytest.raises(InputError) as error:
+        devices_of(Namespace(devices=devices, accelerator="auto", num_nodes=1), 1)
+    assert str(error.value).endswith(f"a cell sees 1 GPU; give --gpus_per_run {needed}, or trainer.devices auto")
+
+
+@pytest.mark.parametrize(
+    ("options", "visible", "steps"),
+    [((), 4, 18), (("--gpus", "0,1,2,3", "--gpus_per_run", "2"), 4, 54), (("--gpus", "0,0,0,0"), 1, 108)],
+)
+def test_the_steps_of_cells_are_those_of_their_gpus(monkeypatch, frcnn, grid, tmp_path, options, visible, steps):
+    """Three cells of six epochs, each of 12 images, two of which are a batch: one device has six steps an epoch."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: visible)
+    content = yaml.safe_load(grid.read_text())
+    automatic = {"trainer.accelerator": "auto", "trainer.devices": "auto"}
+    path = tmp_path / "gpus.yaml"
+    path.write_text(yaml.safe_dump(content | {"overrides": content["overrides"] | automatic}))
+    dry = frcnn("ablate", path, "--dry_run", *options, cwd=tmp_path)
+    assert f"{steps} training steps" in dry.err
