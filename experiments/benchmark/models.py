@@ -31,9 +31,11 @@ Batch = tuple[list[Tensor], list[dict[str, Tensor]]]
 
 NETWORKS: Final[dict[str, tuple[int, int]]] = {
     "vgg16": (600, 800),
+    "resnet50_c4": (600, 800),
     "resnet50_fpn": (600, 800),
     "resnet18_fpn": (320, 416),
     "mobilenet_v2_fpn": (320, 416),
+    "mobilenet_v3_large_320_fpn": (320, 416),
 }
 
 
@@ -53,12 +55,15 @@ class Network:
 
 def standard_network(name: str, size: tuple[int, int]) -> Network:
     """Return a network with one feature level or a pyramid, with torchvision's defaults."""
-    pyramid = name.endswith("fpn")
-    scales: list[Any] = [[32], [64], [128], [256], [512]] if pyramid else [128, 256, 512]
+    few = name == "mobilenet_v3_large_320_fpn"  # torchvision's detector of that name
+    scales: list[Any] = [128, 256, 512]
+    if name.endswith("fpn"):
+        scales = [32, 64, 128, 256, 512] if few else [[32], [64], [128], [256], [512]]
+    tested = 150 if few else 1000
     return Network(
         name,
         size,
-        BackboneConfig(name=cast(BackboneName, name), frozen_stages=2),
+        BackboneConfig(name=cast(BackboneName, name.replace("_320", "")), frozen_stages=3 if few else 2),
         AnchorConfig(
             scales=scales,
             aspect_ratios=[0.5, 1, 2],
@@ -68,7 +73,13 @@ def standard_network(name: str, size: tuple[int, int]) -> Network:
             rounding="nearest",
             straddling="keep",
         ),
-        RPNConfig(pre_nms_train=2000, post_nms_train=2000, pre_nms_test=1000, post_nms_test=1000),
+        RPNConfig(
+            pre_nms_train=2000,
+            post_nms_train=2000,
+            pre_nms_test=tested,
+            post_nms_test=tested,
+            score_threshold=0.05 if few else 0,
+        ),
         RoIConfig(samples_per_image=512, pooling="roi_align_legacy", reg_beta=1 / 9, nms_iou=0.5),
         ImageConfig(shortest_side=[min(size)], longest_side=max(size)),
     )
@@ -148,7 +159,7 @@ def _random_weights(config: BackboneConfig, batch: Batch, folder: Path) -> Path:
     network = torchvision.models.get_model(config.name.removesuffix("_fpn").removesuffix("_c4"), weights=None)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
+            module.momentum, module.eps = 1.0, config.norm_eps
     with torch.no_grad():
         image = batch[0][0].cpu().float()[None]
         network.train()((image - image.mean()) / image.std())

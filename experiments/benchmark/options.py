@@ -6,7 +6,7 @@ from typing import ClassVar, Final, Literal
 from detector.errors import InputError
 from experiments.arguments import DataOptions, FormatOptions, PlotOptions, check_least, some_of
 
-PRECISIONS: Final = ("32-true", "bf16-mixed", "16-mixed")
+PRECISIONS: Final = ("32-true", "tf32", "bf16-mixed", "16-mixed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,15 +14,15 @@ class InferOptions(FormatOptions, PlotOptions):
     """Time detection, beside torchvision's detector.
 
     Args:
-        networks: Of vgg16 and resnet50_fpn at 600x800 pixels, resnet18_fpn and mobilenet_v2_fpn at 320x416; by default
-            all.
+        networks: Of vgg16, resnet50_c4 and resnet50_fpn at 600x800 pixels, resnet18_fpn, mobilenet_v2_fpn and
+            mobilenet_v3_large_320_fpn at 320x416; by default all.
         config: The network of an experiment's file instead.
         option: KEY=VALUE of --config: model.rpn.pre_nms_train=6000; may be repeated.
         size: Pixels of the images of --networks, "[height, width]"; by default each network's own.
         batch_sizes: Images; by default [1, 4]; of a sweep over them [1, 2, 4, 8], on a GPU up to 16, of other sweeps
             and --devices 1.
         precisions: By default 32-true, and bf16-mixed or 16-mixed if the device computes it; with --sweep or --devices
-            32-true.
+            32-true. Also tf32, a GPU's float32 with TensorFloat-32 products.
         peer: What it is compared with.
         repeats: Timed rounds of all in turn; medians count.
         compile: Compile ours; torchvision's stays as it is.

@@ -1,6 +1,7 @@
 """The programs that `frcnn benchmark train|infer` times: steps or inferences of our detector and of torchvision's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
@@ -16,7 +17,7 @@ from experiments.benchmark.options import PRECISIONS, InferOptions, TrainOptions
 from experiments.run.host_memory import keep_freed_memory
 from experiments.run.precision import native_precisions, say_cost
 
-DTYPES: Final = dict(zip(PRECISIONS, (None, torch.bfloat16, torch.float16), strict=True))
+DTYPES: Final = dict(zip(PRECISIONS, (None, None, torch.bfloat16, torch.float16), strict=True))
 SWEPT: Final = {"cpu": (1, 2, 4, 8), "cuda": (1, 2, 4, 8, 16)}
 """Images per step of a sweep over them."""
 PACKAGES: Final = ("torch", "torchvision", "numpy")
@@ -101,14 +102,29 @@ def program(
     """Return a training step on the loss that `forward` gives, or without an optimiser an inference."""
 
     def run() -> None:
-        with torch.inference_mode(optimizer is None), autocast(precision, device):
-            result = forward()
-        if optimizer is not None:
-            optimizer.zero_grad()
-            result.backward()
-            optimizer.step()
+        with products_of(precision):
+            with torch.inference_mode(optimizer is None), autocast(precision, device):
+                result = forward()
+            if optimizer is not None:
+                optimizer.zero_grad()
+                result.backward()
+                optimizer.step()
 
     return run
+
+
+@contextmanager
+def products_of(precision: str) -> Iterator[None]:
+    """Let a GPU's float32 products be TensorFloat-32 where the precision is tf32; else they are as they were."""
+    kinds = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [kind.allow_tf32 for kind in kinds]
+    try:
+        for kind, allowed in zip(kinds, before, strict=True):
+            kind.allow_tf32 = allowed or precision == "tf32"
+        yield
+    finally:
+        for kind, allowed in zip(kinds, before, strict=True):
+            kind.allow_tf32 = allowed
 
 
 def autocast(precision: str, device: torch.device) -> torch.autocast:

@@ -5,7 +5,6 @@ next one gave. The sum of the parts is the same step, and the same gradients.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Final
 
 import torch
@@ -28,7 +27,7 @@ from detector.kernels.parts import (
 from detector.rpn import RPNOutput
 from experiments.benchmark.measuring import Clock, Parts
 from experiments.benchmark.models import Batch
-from experiments.benchmark.programs import Setting, autocast, our_optimizer
+from experiments.benchmark.programs import Setting, autocast, our_optimizer, products_of
 
 NETWORK_PARTS: Final = (BACKBONE, BOX_HEAD)
 """The parts that any detector with these layers has to run; all others are the detector's own."""
@@ -48,9 +47,15 @@ def _backward(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
 def parts_program(model: FasterRCNN, batch: Batch, precision: str, setting: Setting) -> Callable[[], Parts]:
     """Return a function that runs one step, or inference, in parts, and returns the milliseconds of each."""
     context = autocast(precision, setting.device)
-    if setting.kind == "infer":
-        return partial(inference_parts, model, batch[0], context)
-    return partial(training_parts, model, batch, our_optimizer(model), context)
+    optimizer = our_optimizer(model) if setting.kind == "train" else None
+
+    def run() -> Parts:
+        with products_of(precision):
+            if optimizer is None:
+                return inference_parts(model, batch[0], context)
+            return training_parts(model, batch, optimizer, context)
+
+    return run
 
 
 def training_parts(

@@ -5,6 +5,8 @@ sizes. Its conventions are those of `recipes/torchvision_resnet50_fpn.yaml`; a d
 with the nearest that torchvision has.
 """
 
+from collections import OrderedDict
+
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -22,7 +24,11 @@ from detector.foreign_checkpoints import torchvision_name
 from experiments.benchmark.models import Batch
 
 NAME = "torchvision"
-LEVELS = {"resnet": ("layer1", "layer2", "layer3", "layer4"), "mobilenet_v2": ("3", "6", "13", "18")}
+LEVELS = {
+    "resnet": ("layer1", "layer2", "layer3", "layer4"),
+    "mobilenet_v2": ("3", "6", "13", "18"),
+    "mobilenet_v3_large": ("13", "16"),
+}
 """The layers of torchvision's classification networks at whose ends the levels of a pyramid are taken."""
 
 
@@ -89,6 +95,12 @@ def _network(ours: FasterRCNN, config: BackboneConfig) -> tuple[nn.Module, nn.Mo
         trunk = nn.Sequential(*list(vgg.features)[:-1])
         trunk.out_channels = 512  # type: ignore[assignment]
         return trunk, nn.Sequential(nn.Flatten(), *list(vgg.classifier)[:-1])
+    if name.startswith("resnet") and name.endswith("_c4") and config.box_head_stride == 2:
+        resnet = torchvision.models.get_model(name.removesuffix("_c4"), weights=None, norm_layer=norm)
+        layers = list(resnet.named_children())
+        trunk = nn.Sequential(OrderedDict(layers[: [layer for layer, _ in layers].index("layer4")]))
+        trunk.out_channels = ours.backbone.out_channels  # type: ignore[assignment]
+        return trunk, nn.Sequential(resnet.layer4, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     if name == "mobilenet_v2_c4" and config.box_head_stride == 2:
         features = torchvision.models.mobilenet_v2(weights=None, norm_layer=norm).features
         trunk = features[:14]
@@ -97,13 +109,13 @@ def _network(ours: FasterRCNN, config: BackboneConfig) -> tuple[nn.Module, nn.Mo
     levels = next((LEVELS[kind] for kind in LEVELS if name.startswith(kind) and name.endswith("_fpn")), None)
     if levels is None:
         raise InputError(
-            f"--peer torchvision: is not built for --model.backbone.name {name}; it is for vgg16, resnet*_fpn, "
-            "mobilenet_v2_c4 and mobilenet_v2_fpn"
+            f"--peer torchvision: is not built for --model.backbone.name {name}; it is for vgg16, resnet*_c4, "
+            "resnet*_fpn, mobilenet_v2_c4, mobilenet_v2_fpn and mobilenet_v3_large_fpn"
         )
     body = torchvision.models.get_model(name.removesuffix("_fpn"), weights=None, norm_layer=norm)
-    layers = {level: str(number) for number, level in enumerate(levels)}
+    numbers = {level: str(number) for number, level in enumerate(levels)}
     channels, width = list(ours.backbone.body.channels), ours.backbone.out_channels
-    trunk = BackboneWithFPN(getattr(body, "features", body), layers, channels, width, LastLevelMaxPool())
+    trunk = BackboneWithFPN(getattr(body, "features", body), numbers, channels, width, LastLevelMaxPool())
     return trunk, TwoMLPHead(width * ours.roi_heads.box_head.pool_size**2, ours.roi_heads.box_head.out_channels)
 
 
@@ -134,7 +146,9 @@ def _our_name(name: str, state: dict[str, Tensor]) -> str:
     candidates = (
         torchvision_name(name),
         name.replace("backbone.", "backbone.body.features.", 1),  # a trunk that is a plain sequence
+        name.replace("backbone.", "backbone.body.", 1),
         name.replace("roi_heads.box_head.0.", "roi_heads.box_head.features."),
+        name.replace("roi_heads.box_head.0.", "roi_heads.box_head.layer4."),
         name.replace("roi_heads.box_head.1.", "roi_heads.box_head.fc6."),
         name.replace("roi_heads.box_head.4.", "roi_heads.box_head.fc7."),
     )

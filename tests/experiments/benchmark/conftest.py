@@ -12,6 +12,7 @@ from experiments.benchmark.torchvision_peer import build_peer
 
 SIZE = (96, 160)
 HUGE = 10**6
+NAMES = ["vgg16", "resnet18_c4", "resnet18_fpn", "mobilenet_v2_fpn", "mobilenet_v2_c4", "mobilenet_v3_large_320_fpn"]
 Pair = tuple[str, FasterRCNN, TorchvisionFasterRCNN, Batch]
 
 
@@ -30,7 +31,7 @@ def small_options(name: str) -> Network:
     )
 
 
-@pytest.fixture(scope="module", params=["vgg16", "resnet18_fpn", "mobilenet_v2_fpn", "mobilenet_v2_c4"])
+@pytest.fixture(scope="module", params=NAMES)
 def pair(request) -> Pair:
     """Name, ours and torchvision's, and two images."""
     options = small_options(request.param)

@@ -8,9 +8,11 @@ from experiments.benchmark.torchvision_peer import peer_batch
 
 FIRST_CONVOLUTION = {
     "vgg16": ("backbone.0.weight", "backbone.body.features.0.weight"),
+    "resnet18_c4": ("backbone.conv1.weight", "backbone.body.conv1.weight"),
     "resnet18_fpn": ("backbone.body.conv1.weight", "backbone.body.conv1.weight"),
     "mobilenet_v2_fpn": ("backbone.body.0.0.weight", "backbone.body.features.0.0.weight"),
     "mobilenet_v2_c4": ("backbone.0.0.weight", "backbone.body.features.0.0.weight"),
+    "mobilenet_v3_large_320_fpn": ("backbone.body.0.0.weight", "backbone.body.features.0.0.weight"),
 }
 
 
