@@ -2,11 +2,13 @@
 # TORCH_INDEX=URL names a package index that is asked beside the usual one, such as that of torch's smaller CPU build.
 PYTHON ?= python3
 TORCH_INDEX ?=
+# Of `make gpu`: the options of `python -m experiments.benchmark.gpu_check`, such as '--minutes 7 --output FOLDER'.
+OPTIONS ?=
 BIN := .venv/bin
 UV ?= $(shell command -v uv)
 WANTED := --constraint constraints.txt $(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)') --editable '.[dev]'
 
-.PHONY: install shell options demo test test_slow small_changes lint format
+.PHONY: install shell options demo gpu test test_slow small_changes lint format
 
 install: .venv/installed
 
@@ -33,6 +35,10 @@ options: install
 
 demo: install
 	$(BIN)/python -m experiments.demo
+
+# With PYTHON=... on the command line, by that Python as it is: nothing is installed.
+gpu: $(if $(filter command line,$(origin PYTHON)),,install)
+	$(if $(filter command line,$(origin PYTHON)),$(PYTHON),$(BIN)/python) -m experiments.benchmark.gpu_check $(OPTIONS)
 
 test: lint
 	$(BIN)/python -m pytest

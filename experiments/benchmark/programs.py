@@ -116,7 +116,7 @@ def program(
 @contextmanager
 def products_of(precision: str) -> Iterator[None]:
     """Let a GPU's float32 products be TensorFloat-32 where the precision is tf32; else they are as they were."""
-    kinds = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    kinds: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [kind.allow_tf32 for kind in kinds]
     try:
         for kind, allowed in zip(kinds, before, strict=True):
