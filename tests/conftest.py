@@ -103,6 +103,25 @@ def usual_signal_handlers() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+@pytest.fixture
+def gpu() -> Iterator[torch.device]:
+    """The device of the tests marked gpu: CUDA, without TensorFloat-32; by FRCNN_GPU_TESTS_ON=cpu the processor, which
+    tries the tests themselves."""
+    if os.environ.get("FRCNN_GPU_TESTS_ON") == "cpu":
+        yield torch.device("cpu")
+        return
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device, or FRCNN_GPU_TESTS_ON=cpu")
+    kinds = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [kind.allow_tf32 for kind in kinds]
+    for kind in kinds:
+        kind.allow_tf32 = False
+    yield torch.device("cuda")
+    for kind, allowed in zip(kinds, before, strict=True):
+        kind.allow_tf32 = allowed
+    torch.cuda.empty_cache()
+
+
 @contextlib.contextmanager
 def untouched_process(cwd: Path) -> Iterator[None]:
     """Put back what a command sets for its own process: working directory, import path, environment, random states,

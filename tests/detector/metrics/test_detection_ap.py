@@ -250,14 +250,14 @@ def test_bad_targets_and_unequal_batches_are_named() -> None:
         metric.update([], [target(3, [], [])])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_gpu_equals_cpu() -> None:
+@pytest.mark.gpu
+def test_gpu_equals_cpu(gpu: torch.device) -> None:
     predictions, targets = random_split(3)
-    metric = DetectionAP([f"c{i}" for i in range(1, 5)]).to("cuda")
-    predictions_there = [{name: value.to("cuda") for name, value in item.items()} for item in predictions]
-    metric.update(predictions_there, [{name: value.to("cuda") for name, value in item.items()} for item in targets])
+    metric = DetectionAP([f"c{i}" for i in range(1, 5)]).to(gpu)
+    predictions_there = [{name: value.to(gpu) for name, value in item.items()} for item in predictions]
+    metric.update(predictions_there, [{name: value.to(gpu) for name, value in item.items()} for item in targets])
     values = metric.compute()
-    assert all(value.is_cuda for value in values.values())
+    assert all(value.device.type == gpu.type for value in values.values())
     np.testing.assert_array_equal(
         [value.item() for value in values.values()], list(evaluate(predictions, targets).values())
     )

@@ -25,6 +25,8 @@ def test_memory_of_a_step(tiny_config) -> None:
 
 @pytest.mark.gpu
 def test_memory_of_a_step_on_a_gpu(tiny_config) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
     (network,) = chosen_networks(InferOptions(config=str(tiny_config)))
     meter = StepMemory(network, Setting("train", device=torch.device("cuda")))
     few, many = (meter.peak(number, "32-true", False) for number in (1, 8))
