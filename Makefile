@@ -41,7 +41,7 @@ gpu: $(if $(filter command line,$(origin PYTHON)),,install)
 	$(if $(filter command line,$(origin PYTHON)),$(PYTHON),$(BIN)/python) -m experiments.benchmark.gpu_check $(OPTIONS)
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test_slow: install
 	$(BIN)/python -m pytest -m slow

@@ -23,7 +23,9 @@ import pytest
 import torch
 import yaml
 
+from datamodules.image_cache import available_memory
 from datamodules.mini_voc.writer import write_mini_voc
+from datamodules.parallel import available_cores
 from experiments.cli import main
 from experiments.run import lightning_cli, option_table
 from experiments.run.lightning_cli import DetectorCLI
@@ -82,6 +84,21 @@ class Result:
 
 
 Frcnn = Callable[..., Result]
+
+
+# One thread for each test and each process that it starts: threads of OpenMP wait busily, and `make test` runs as many
+# tests at once as there are cores.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
+WORKER_MEMORY = 2 * 2**30  # of a process that runs tests, with those that it starts
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which is not needed for tests one after the other
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: a process for each core that has the memory for it."""
+    memory = available_memory()
+    return max(1, min(available_cores(), available_cores() if memory is None else memory // WORKER_MEMORY))
 
 
 hypothesis.settings.register_profile("repeatable", derandomize=True)

@@ -167,7 +167,7 @@ def test_captions_leave_small_objects_visible() -> None:
         assert covered[int(y) : int(y) + 14, int(x) : int(x) + 14].float().mean() <= 0.5
 
 
-@pytest.mark.parametrize("side", [320, 4000])
+@pytest.mark.parametrize("side", [320, 2000])
 def test_captions_are_readable_at_any_size(side: int) -> None:
     """At 1/30 of the shorter side, in a crowd as small as 1/80 of it, but never below 10 pixels."""
     lone = torch.tensor([[0.3, 0.3, 0.7, 0.7]]) * side

@@ -8,7 +8,7 @@ import yaml
 
 @pytest.fixture(scope="session")
 def grid(tmp_path_factory, tiny_config) -> Path:
-    """Three cells of six epochs, the second of which fails: its weights are not there."""
+    """Three cells of six epochs, validated twice, the second of which fails: its weights are not there."""
     path: Path = tmp_path_factory.mktemp("grid") / "small.yaml"
     content = {
         "base": str(tiny_config),
@@ -20,7 +20,7 @@ def grid(tmp_path_factory, tiny_config) -> Path:
         "exclude": [{"scales": [1, 2], "weights": "absent"}],
         "baseline": {"scales": 1, "weights": "none"},
         "paper": {"scales=1-2,weights=none": 0.5},
-        "overrides": {"trainer.max_epochs": 6},
+        "overrides": {"trainer.max_epochs": 6, "trainer.check_val_every_n_epoch": 3},
     }
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
