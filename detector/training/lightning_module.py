@@ -40,6 +40,7 @@ from detector.training.optimization import (
     OptimizerConfig,
     build_optimizer,
     lr_factor,
+    lr_scale,
     parameter_groups,
     share_of_step,
 )
@@ -248,6 +249,13 @@ class FasterRCNNModule(pl.LightningModule):
     def on_train_start(self) -> None:
         """Begin or go on; let changed options of a resume take effect."""
         self.scheme.start()
+        config = self.optimizer_config
+        if config.lr_per_images:
+            images = round(config.lr_per_images * lr_scale(config, self.trainer))
+            rank_zero_info(
+                f"optimizer.lr_per_images {config.lr_per_images}: a step has {images} images, so the learning rate is "
+                f"{config.lr:g} * {images} / {config.lr_per_images} = {self.lr:g}"
+            )
         if self._other_optimizer is not None:
             steps, groups = self.scheme.steps(self.trainer), self._parameter_groups()
             let_options_count(self.trainer, groups, self.optimizer_config, steps, not self._other_optimizer)
@@ -302,17 +310,18 @@ class FasterRCNNModule(pl.LightningModule):
 
     def _parameter_groups(self) -> list[dict[str, Any]]:
         new_layers = [layer for layer in self.modules() if isinstance(layer, RegionProposalNetwork | BoxPredictor)]
-        return parameter_groups(self, new_layers, self.optimizer_config)
+        return parameter_groups(self, new_layers, replace(self.optimizer_config, lr=self.lr))
 
     @property
     def lr(self) -> float:
-        """Return the learning rate, which Lightning's `LearningRateFinder` looks for here, and sets."""
-        return self.optimizer_config.lr
+        """Return the training's learning rate, which Lightning's `LearningRateFinder` looks for here, and sets."""
+        return self.optimizer_config.lr * lr_scale(self.optimizer_config, trainer_of(self))
 
     @lr.setter
     def lr(self, value: float) -> None:
-        self.optimizer_config = replace(self.optimizer_config, lr=value)
-        self.hparams["optimizer"]["lr"] = value
+        own = value / lr_scale(self.optimizer_config, trainer_of(self))
+        self.optimizer_config = replace(self.optimizer_config, lr=own)
+        self.hparams["optimizer"]["lr"] = own
         self._other_optimizer = True  # the finder alone would forget it after a step
 
     def check_endless(self) -> None:

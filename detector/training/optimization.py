@@ -21,6 +21,9 @@ class OptimizerConfig:
     Args:
         name: `sgd` (every published system) or `adamw` (short trainings of small networks).
         lr: Learning rate after warm-up, of the pretrained layers' weights.
+        lr_per_images: How many images an optimiser step has, over all devices and accumulated batches, where `lr` is
+            right: with n images it is `lr` * n / `lr_per_images` (torchvision, detectron2: 16). A training that goes on
+            with another number of devices has their learning rate from there on. 0: `lr` as it is.
         momentum: Of SGD.
         weight_decay: L2 penalty (sgd) or decoupled decay (adamw).
         bias_lr_factor: Learning rate of biases relative to `lr`. Caffe's models and their ports (py-faster-rcnn,
@@ -41,6 +44,7 @@ class OptimizerConfig:
 
     name: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.001
+    lr_per_images: int = 0
     momentum: float = 0.9
     weight_decay: float = 0.0005
     bias_lr_factor: float = 1.0
@@ -59,10 +63,24 @@ class OptimizerConfig:
             "(0, 1)": "milestones",
             "[0, 1)": "ema_decay momentum",
             "[0, 1]": "warmup_start",
-            "[0, inf]": "weight_decay bias_lr_factor new_layer_lr_factor warmup_steps gamma",
+            "[0, inf]": "lr_per_images weight_decay bias_lr_factor new_layer_lr_factor warmup_steps gamma",
         }
         check_numbers("optimizer", self, allowed)
         check_choices("optimizer", self)
+
+
+def lr_scale(config: OptimizerConfig, trainer: pl.Trainer | None) -> float:
+    """Return by what `lr_per_images` multiplies the learning rate.
+
+    Raises:
+        InputError: The data does not say how many images a batch has.
+    """
+    if not config.lr_per_images:
+        return 1.0
+    images = getattr(getattr(trainer, "datamodule", None), "batch_size", None)
+    if trainer is None or images is None:
+        raise InputError("optimizer.lr_per_images: needs a data module with a batch_size; give 0, and the lr itself")
+    return float(images * trainer.world_size * trainer.accumulate_grad_batches / config.lr_per_images)
 
 
 def lr_factor(config: OptimizerConfig, total_steps: float) -> Callable[[int], float]:

@@ -88,7 +88,9 @@ def check_resumption(
         )
     if changes:
         rank_zero_info(f"{path}: goes on with other options: {changes_text(changes)}")
-    return any(name.startswith("optimizer.") for name in changes)
+    rates = {group["name"]: group.get("initial_lr") for group in checkpoint["optimizer_states"][0]["param_groups"]}
+    other_rates = any(rates[group["name"]] != group["lr"] for group in groups)  # of another number of devices, too
+    return other_rates or any(name.startswith("optimizer.") for name in changes)
 
 
 def let_options_count(

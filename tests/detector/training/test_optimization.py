@@ -16,6 +16,7 @@ from detector.training.optimization import (
     OptimizerConfig,
     build_optimizer,
     lr_factor,
+    lr_scale,
     parameter_groups,
 )
 
@@ -34,6 +35,25 @@ def groups(**options: Any) -> dict[str, dict[str, Any]]:
     model = TwoParts()
     config = OptimizerConfig(lr=0.01, weight_decay=0.25, **options)
     return {group["name"]: group for group in parameter_groups(model, [model.new], config)}
+
+
+@pytest.mark.parametrize(
+    ("per_images", "batch_size", "devices", "accumulated", "scale"),
+    [(0, 2, 4, 1, 1), (16, 2, 8, 1, 1), (16, 1, 1, 1, 1 / 16), (16, 2, 4, 3, 1.5), (256, 64, 8, 1, 2)],
+)
+def test_the_rate_follows_the_images_of_a_step(per_images, batch_size, devices, accumulated, scale) -> None:
+    data = SimpleNamespace(batch_size=batch_size)
+    trainer: Any = SimpleNamespace(datamodule=data, world_size=devices, accumulate_grad_batches=accumulated)
+    assert lr_scale(OptimizerConfig(lr_per_images=per_images), trainer) == scale
+
+
+def test_without_a_number_of_images_there_is_no_rate_for_it() -> None:
+    trainer: Any = SimpleNamespace(datamodule=None)
+    assert lr_scale(OptimizerConfig(), trainer) == lr_scale(OptimizerConfig(), None) == 1
+    with pytest.raises(InputError, match=r"optimizer\.lr_per_images: needs a data module with a batch_size"):
+        lr_scale(OptimizerConfig(lr_per_images=16), trainer)
+    with pytest.raises(InputError, match="lr_per_images"):
+        OptimizerConfig(lr_per_images=-1)
 
 
 def test_groups_hold_every_trained_parameter_once() -> None:

@@ -102,6 +102,22 @@ def test_what_a_command_leaves_behind_ends_with_it(run, tmp_path, wait_for):
     wait_for(lambda: not runs(child))
 
 
+ASKS_CUDA = """
+import torch
+asked = []
+for module, name in ((torch._C, "_cuda_getDeviceCount"), (torch._C, "_cuda_init"), (torch.cuda, "_lazy_init")):
+    setattr(module, name, lambda *_, name=name: asked.append(name))
+torch.cuda.is_available = torch.cuda.device_count = lambda: asked.append("devices") or 0
+import experiments.ablation.preload
+assert asked == [], asked
+"""
+
+
+def test_the_process_that_forks_asks_nothing_of_cuda():
+    """CUDA works in no process that is forked from one that has."""
+    subprocess.run([sys.executable, "-c", ASKS_CUDA], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_death_of_the_process_that_forks(run, tmp_path, wait_for):
     """Its commands count as killed, and end; the next one has a new one."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from detector.training.callbacks.validation_losses import NAMES
@@ -30,6 +31,12 @@ def evaluation(run: Path) -> dict[str, Any]:
 def detections(run: Path) -> list[Any]:
     rows = json.loads((run / "predictions.json").read_text())
     return sorted((row["file_name"], row["category_id"], row["score"], *row["bbox"]) for row in rows)
+
+
+def base_rates(run: Path) -> set[float]:
+    """Learning rates before the schedule, of all layers."""
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    return {group["initial_lr"] for group in content["optimizer_states"][0]["param_groups"]}
 
 
 def objects_of(folder: Path, split: str) -> int:
@@ -88,12 +95,23 @@ def test_training(frcnn, frcnn_process, tiny_config, mini_voc, metrics_of, tmp_p
 
 
 @pytest.mark.timeout(150)
-def test_training_on_grouped_and_mixed_images(frcnn_process, tiny_config, metrics_of, tmp_path):
-    """Both processes get equally many batches, though images are grouped by shape, mixed and cached."""
-    options = ("--data.group_by_aspect", "true", "--data.augmentation", "mosaic", "--data.cache_images", "memory")
+def test_training_on_grouped_and_mixed_images(frcnn, frcnn_process, tiny_config, metrics_of, tmp_path):
+    """Both processes get equally many batches, though images are grouped by shape, mixed and cached.
+
+    The learning rate is that of four images a step, and of two from where one process alone goes on.
+    """
+    options = ("--model.optimizer.lr_per_images", 16, "--model.optimizer.ema_decay", 0)
+    options += ("--data.group_by_aspect", "true", "--data.augmentation", "mosaic", "--data.cache_images", "memory")
     code, log = run_processes(
         frcnn_process, "fit", "--config", tiny_config, *options, "--data.num_workers", 1, cwd=tmp_path
     )
     assert code == 0, log
     assert log.count("group_by_aspect: ") == 1
-    assert metrics_of(tmp_path / "runs" / "tiny" / "seed0")["step"] == 3
+    run = tmp_path / "runs" / "tiny" / "seed0"
+    assert metrics_of(run)["step"] == 3
+    assert log.count("a step has 4 images, so the learning rate is 0.003 * 4 / 16 = 0.00075\n") == 1
+    assert base_rates(run) == {0.003 * 4 / 16}
+    go_on = ("--ckpt_path", run / "checkpoints" / "last.ckpt", "--resume_changed", "true", "--trainer.max_epochs", 2)
+    assert frcnn("fit", "--config", tiny_config, *options, *go_on, cwd=tmp_path).code == 0
+    assert metrics_of(run)["step"] == 3 + 6
+    assert base_rates(run) == {0.003 * 2 / 16}
