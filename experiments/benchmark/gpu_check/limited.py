@@ -70,13 +70,13 @@ def started(
     try:
         yield process
     finally:
-        for number, wait in ((signal.SIGTERM, GRACE), (signal.SIGKILL, None)):
-            if process.poll() is None:
-                os.killpg(process.pid, number)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(wait)
-        with contextlib.suppress(ProcessLookupError):  # what it started and left behind
+        if process.poll() is None:
+            process.terminate()  # alone: a training ends its own workers, a grid its cells
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE)
+        with contextlib.suppress(ProcessLookupError):  # and whatever is left of it
             os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _end_with_parent() -> None:
