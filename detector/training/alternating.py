@@ -14,13 +14,14 @@ so the shares hold for a training of any length, also one of fewer than four epo
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Self
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.strategies import DDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
@@ -229,9 +230,7 @@ class AlternatingTraining(nn.Module, JointTraining):
         for averages in averaged:
             averages.setup(trainer, module, "fit")
         if isinstance(trainer.strategy, DDPStrategy):
-            # DDP exchanges the gradients of the parameters that had one when it was built.
-            trainer.strategy.model = module
-            trainer.strategy.configure_ddp()
+            rebuild_ddp(trainer.strategy, module)
         trainer.strategy.setup_optimizers(trainer)
         forget_logged(trainer)
         self.start()
@@ -288,6 +287,19 @@ class AlternatingTraining(nn.Module, JointTraining):
                 f"{path}: is of step {self.step} of an alternating training; up to the end of step 2 there is no "
                 "single network that detects"
             )
+
+
+def rebuild_ddp(strategy: DDPStrategy, module: pl.LightningModule) -> None:
+    """Let DDP exchange the gradients of the parameters that have one now; it knows those that had when it was built.
+
+    Lightning builds it on a CUDA stream of its own, where it broadcasts weights that are still being written on the
+    usual stream, and that are read there next.
+    """
+    strategy.model = module
+    wait: Callable[[], None] = torch.cuda.synchronize if strategy.root_device.type == "cuda" else lambda: None
+    wait()
+    strategy.configure_ddp()
+    wait()
 
 
 def _averages(trainer: pl.Trainer) -> list[AveragedWeights]:

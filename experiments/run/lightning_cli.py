@@ -18,6 +18,7 @@ from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_info
 
 from detector.errors import InputError
+from detector.image_batch import ImageConfig
 from detector.training.callbacks.anchor_telemetry import AnchorTelemetry
 from detector.training.callbacks.checkpoints import (
     AtomicCheckpoints,
@@ -62,7 +63,7 @@ from experiments.run.folder import (
 from experiments.run.grid_progress import CellProgress, axes_of_environment
 from experiments.run.host_memory import keep_freed_memory
 from experiments.run.options import TestOptions, ValidateOptions
-from experiments.run.precision import check_precision, resolve_precision
+from experiments.run.precision import check_precision, resolve_precision, say_range
 from experiments.run.ranks import of_first_process
 from experiments.run.resuming import (
     check_changes,
@@ -243,6 +244,7 @@ class DetectorCLI(OptionsOfRuns):
         trainer = config.trainer
         check_precision(trainer.precision)
         trainer.precision = resolve_precision(trainer.precision, trainer.accelerator, trainer.devices)
+        say_range(trainer.precision, trainer.accelerator, ImageConfig(**config.model.image.as_dict()))
         if config.get("oracle") and trainer.fast_dev_run:
             raise InputError("--oracle: a whole validation is needed, not --trainer.fast_dev_run")
         devkit_folder = config.get("save_devkit_results")

@@ -13,8 +13,11 @@ from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator, XLAA
 from pytorch_lightning.utilities import rank_zero_info
 
 from detector.errors import InputError
+from detector.image_batch import ImageConfig
 from detector.kernels.processor import cpu_bfloat16
 
+LARGE_INPUT = 16
+"""Above what images are scaled to by their own mean and deviation: ImageNet's reach 2.6, caffe's 151."""
 _HALF = (("bf16", torch.bfloat16), ("16", torch.float16))  # how names of precisions begin
 _GPU_BFLOAT16 = (8, 0)  # compute capability; torch.cuda.is_bf16_supported(including_emulation=False), of any device
 
@@ -81,6 +84,19 @@ def say_cost(precision: Any, accelerator: Any, devices: Any, instead: str) -> No
     cost = emulation(precision, accelerator, devices)
     if cost is not None:
         rank_zero_info(f"warning: precision {precision} is slow here: {cost}. Better: {instead}")
+
+
+def say_range(precision: Any, accelerator: Any, image: ImageConfig) -> None:
+    """Say in one line where float16 may overflow: images of 0..255 with weights that were trained on such.
+
+    A network of ReLUs without biases makes all its activations as many times greater as its input.
+    """
+    largest = max((image.pixel_max - mean) / std for mean, std in zip(image.mean, image.std, strict=True))
+    if str(precision) in ("16", "16-mixed") and _kind(accelerator) != "cpu" and largest > LARGE_INPUT:
+        rank_zero_info(
+            f"warning: precision {precision} may overflow: the network's input reaches {largest:.0f} (image.pixel_max, "
+            "mean, std), and float16 ends at 65504. Safer: bf16-mixed, where it is native, or 32-true"
+        )
 
 
 def native_precisions(accelerator: str) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 import pytorch_lightning as pl
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from detector.errors import InputError
-from detector.training.alternating import AlternatingConfig, step_ends
+from detector.training.alternating import AlternatingConfig, rebuild_ddp, step_ends
 from detector.training.lightning_module import FasterRCNNModule
 from detector.training.optimization import AveragedWeights, OptimizerConfig
 from tests.detector.training.small_detector import BATCH, OPTIONS, SMALL
@@ -232,3 +233,16 @@ def test_too_short_a_training_is_refused():
 def test_an_endless_training_is_refused():
     with pytest.raises(InputError, match=r"give trainer\.max_epochs or trainer\.max_steps"):
         fit(lightning_module(), batches=3, max_epochs=-1)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_ddp_is_built_when_a_gpu_has_written_the_weights_and_read_when_it_has_sent_them(monkeypatch, device):
+    """Lightning builds it on a stream of its own, which waits for no other, and no other for it."""
+    order = Mock()
+    order.strategy.root_device = torch.device(device)
+    monkeypatch.setattr(torch.cuda, "synchronize", order.wait)
+    module: Any = object()
+    rebuild_ddp(order.strategy, module)
+    assert order.strategy.model is module
+    waits = [call.wait()] if device == "cuda" else []
+    assert order.mock_calls == [*waits, call.strategy.configure_ddp(), *waits]

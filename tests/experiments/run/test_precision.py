@@ -10,8 +10,9 @@ import torch
 import yaml
 from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 
+from detector.image_batch import ImageConfig
 from detector.kernels import processor
-from experiments.run.precision import automatic_precision, emulation, resolve_precision, slowdown
+from experiments.run.precision import automatic_precision, emulation, resolve_precision, say_range, slowdown
 from experiments.training_options import OptionsCLI
 
 
@@ -146,6 +147,25 @@ def test_gpus_that_emulate_bfloat16(machine, caplog) -> None:
     assert emulation("bf16-mixed", "gpu") is None
     machine({"avx2"}, mps=True)
     assert emulation("bf16-mixed", "auto") is None
+
+
+CAFFE = {"pixel_max": 255.0, "mean": [102.9801, 115.9465, 122.7717], "std": [1.0, 1.0, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("precision", "accelerator", "options", "said"),
+    [
+        ("16-mixed", "gpu", CAFFE, "the network's input reaches 152 (image.pixel_max, mean, std), and float16 ends"),
+        (16, "gpu", CAFFE, "precision 16 may overflow"),
+        ("16-mixed", "gpu", {}, ""),
+        ("16-mixed", "cpu", CAFFE, ""),  # Lightning takes bfloat16 there
+        ("bf16-mixed", "gpu", CAFFE, ""),
+    ],
+)
+def test_where_float16_may_overflow_is_said(machine, caplog, precision, accelerator, options, said) -> None:
+    machine(gpus=[(7, 5)])
+    say_range(precision, accelerator, ImageConfig(**options))
+    assert (said in caplog.text) if said else caplog.text == ""
 
 
 def test_emulated_products_of_matrices_are_timed() -> None:
