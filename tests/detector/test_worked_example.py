@@ -3,7 +3,6 @@
 An image of 800 x 800 with two objects, stride 16, VGG16: its shapes, and an error in its source that is no convention.
 """
 
-import pytest
 import torch
 from torchvision.ops import box_iou
 
@@ -13,7 +12,7 @@ from detector.boxes import is_inside
 from detector.faster_rcnn import FasterRCNN
 from detector.image_batch import ImageConfig
 from detector.roi_heads import RoIConfig
-from detector.rpn import RPNConfig
+from detector.rpn import RegionProposalNetwork, RPNConfig
 
 OBJECTS = torch.tensor([[30.0, 20.0, 500.0, 400.0], [400.0, 300.0, 600.0, 500.0]])
 
@@ -41,23 +40,28 @@ def test_the_published_indices_follow_from_columns_first() -> None:
     assert torch.where(ties)[0].tolist() == COLUMN_BY_COLUMN
 
 
-@pytest.mark.parametrize("objectness", ["softmax", "sigmoid"])
-def test_shapes_of_vgg16(objectness: str) -> None:
+def test_shapes_of_vgg16() -> None:
     torch.manual_seed(0)
+    anchors = AnchorConfig([8, 16, 32], [0.5, 1, 2])
     model = FasterRCNN(
         20,
         BackboneConfig("vgg16", weights="none", frozen_stages=0, dropout=0.0),
-        AnchorConfig([8, 16, 32], [0.5, 1, 2]),
-        RPNConfig(hidden_channels=512, objectness=objectness),  # type: ignore[arg-type]
+        anchors,
+        RPNConfig(hidden_channels=512),
         RoIConfig(pooling="roi_pool"),
         ImageConfig([800], 800),
     ).eval()
     with torch.inference_mode():
         features = model.backbone(torch.rand(1, 3, 800, 800))
         assert [tuple(level.shape) for level in features] == [(1, 512, 50, 50)]
-        logits, deltas = model.rpn.head(features)
-        assert (tuple(logits[0].shape), tuple(deltas[0].shape)) == ((1, 22500), (1, 22500, 4))
-        assert model.rpn.head.objectness.out_channels == (18 if objectness == "softmax" else 9)
+        softmax, sigmoid = (
+            RegionProposalNetwork(512, [16], anchors, RPNConfig(objectness="softmax", hidden_channels=512)).head,
+            RegionProposalNetwork(512, [16], anchors, RPNConfig(objectness="sigmoid", hidden_channels=512)).head,
+        )
+        for head in (model.rpn.head, softmax, sigmoid):
+            logits, deltas = head(features)
+            assert (tuple(logits[0].shape), tuple(deltas[0].shape)) == ((1, 22500), (1, 22500, 4))
+        assert (softmax.objectness.out_channels, sigmoid.objectness.out_channels) == (18, 9)
         rois = [OBJECTS[:1].repeat(128, 1)]
         pooled = model.roi_heads.pool(features, rois)
         assert tuple(pooled.flatten(1).shape) == (128, 25088)
