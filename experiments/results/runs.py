@@ -349,8 +349,7 @@ def _read(folder: Path, seed: int | None = None, planned: Mapping[str, Any] | No
         status, error = "interrupted", "its process is gone"
     elif status == "done":
         status, error = ("failed", f"metrics.json {metrics}") if isinstance(metrics, str) else ("done", None)
-    if error is not None:
-        error = _end_of(str(error))
+    error = None if error is None else _end_of(str(error))
     return Run(folder, record.get("seed", seed), status, error, record.get("seconds"), numbers, config)
 
 
