@@ -1,4 +1,4 @@
-"""The exercises of notebook 01: their checks accept what is right, and nothing else."""
+"""The exercises of notebooks 01 and 03: their checks accept what is right, and nothing else."""
 
 import math
 from collections.abc import Callable
@@ -87,3 +87,13 @@ def test_right_answers_pass(notebook: dict[str, Any]) -> None:
 )
 def test_wrong_answers_do_not(notebook: dict[str, Any], check: str, answer: Callable[..., Any]) -> None:
     assert not notebook[check](answer)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "right"), [("a", "c", True), *((p, c, False) for p, c in ("?a", "ab", "bc"))]
+)
+def test_the_verdict_on_the_run_of_notebook_03(part: str, change: str, right: bool) -> None:
+    names: dict[str, Any] = {}
+    cells = nbformat.read(NOTEBOOK.with_name("03_why_is_ap_low.ipynb"), as_version=4).cells
+    exec(next(cell.source for cell in cells if "def check_verdict" in cell.source), names)
+    assert names["check_verdict"](part, change) is right
