@@ -32,7 +32,7 @@ from detector.rpn import RegionProposalNetwork, RPNConfig, RPNHead
 from detector.training.alternating import AlternatingConfig, AlternatingTraining
 from detector.training.checkpoint_content import bit_depth_of, check_state, read_checkpoint
 from detector.training.compilation import CompileMode, check_compile_mode, compile_networks
-from detector.training.finite import FiniteLosses, check_finite
+from detector.training.finite import FiniteLosses, check_finite, spoilt
 from detector.training.joint import JointTraining, SchemeName
 from detector.training.lightning_private import trainer_of
 from detector.training.optimization import (
@@ -84,6 +84,9 @@ class FasterRCNNModule(pl.LightningModule):
             with the processor's instructions; `onednn` uses oneDNN's own functions and, without gradients, Winograd's
             algorithm; `winograd` has that in training, too; `plain` is PyTorch's functions alone.
     """
+
+    batch_seed = 0  # of what is random in the last training batch
+    report_folder: Path | None = None  # for what may be written beside checkpoints
 
     def __init__(
         self,
@@ -270,7 +273,8 @@ class FasterRCNNModule(pl.LightningModule):
         self.scheme.advance(self)
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        torch.manual_seed(hash((seed, step, self.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF)
+        self.batch_seed = hash((seed, step, self.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF
+        torch.manual_seed(self.batch_seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the weighted sum of the scheme's losses; each is logged as `train/loss_*`."""
@@ -282,7 +286,8 @@ class FasterRCNNModule(pl.LightningModule):
             self.log(f"train/{name}", losses[name].detach(), prog_bar=True, batch_size=len(images))
         self.last_losses = {name: loss.detach() for name, loss in losses.items()}
         trainer = self.trainer
-        return share_of_step(losses["loss"], batch_idx, trainer.num_training_batches, trainer.accumulate_grad_batches)
+        loss = losses["loss"] if trainer.world_size == 1 else spoilt(losses["loss"])
+        return share_of_step(loss, batch_idx, trainer.num_training_batches, trainer.accumulate_grad_batches)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimiser over the groups of `parameter_groups`, and a schedule that advances by steps.
@@ -337,8 +342,10 @@ class FasterRCNNModule(pl.LightningModule):
         """Return a stop at losses that are not finite, and averaged weights where asked for."""
         if self.trainer.state.fn != "fit":
             return []
-        averages = [AveragedWeights(self.optimizer_config.ema_decay)] if self.optimizer_config.ema_decay else []
-        return [*averages, FiniteLosses()]  # in this order when a checkpoint is made
+        config = self.optimizer_config
+        averages = [AveragedWeights(config.ema_decay)] if config.ema_decay else []
+        # In this order when a checkpoint is made.
+        return [*averages, FiniteLosses(config.skip_nonfinite, self.report_folder)]
 
     # Evaluation: one pass yields detections and proposals
 

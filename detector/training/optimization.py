@@ -40,6 +40,8 @@ class OptimizerConfig:
         gamma: Factor at each milestone.
         ema_decay: Decay of an exponential moving average of the weights, with which a run is validated and saved; 0:
             none.
+        skip_nonfinite: So many steps with a loss or gradient that is not finite are left out; the next one stops the
+            training. TensorBoard shows their number.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -56,6 +58,7 @@ class OptimizerConfig:
     milestones: list[float] = field(default_factory=lambda: [5 / 7])
     gamma: float = 0.1
     ema_decay: float = 0.0
+    skip_nonfinite: int = 0
 
     def __post_init__(self) -> None:
         allowed = {
@@ -63,6 +66,7 @@ class OptimizerConfig:
             "(0, 1)": "milestones",
             "[0, 1)": "ema_decay momentum",
             "[0, 1]": "warmup_start",
+            "[0, inf)": "skip_nonfinite",
             "[0, inf]": "lr_per_images weight_decay bias_lr_factor new_layer_lr_factor warmup_steps gamma",
         }
         check_numbers("optimizer", self, allowed)

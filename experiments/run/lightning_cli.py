@@ -52,6 +52,7 @@ from experiments.arguments import add_options, cause_of, values_of
 from experiments.output import duration
 from experiments.results.files import write_devkit_results
 from experiments.run.checks import check_devkit_names, check_monitors, check_room, check_writable
+from experiments.run.failures import told_in_one_line
 from experiments.run.folder import (
     ENVIRONMENT_VARIABLE,
     LAST,
@@ -127,7 +128,7 @@ class DetectorCLI(OptionsOfRuns):
         if not self.config[self.subcommand].trainer.fast_dev_run:
             of = self.run_folder if self.goes_on_from is None else self.goes_on_from  # lists that a run has stay as is
             self.datamodule.splits_folder = (of if (of / "splits").is_dir() else self.run_folder) / "splits"
-            self.datamodule.report_folder = self.run_folder
+            self.datamodule.report_folder = self.model.report_folder = self.run_folder
 
     def before_fit(self) -> None:
         """Read the data before Lightning makes the run's folder, so that bad data leaves none behind.
@@ -296,7 +297,8 @@ class DetectorCLI(OptionsOfRuns):
         )
         if not ended:
             try:
-                super()._run_subcommand(subcommand)
+                with told_in_one_line(trainer):
+                    super()._run_subcommand(subcommand)
             except (ValueError, MisconfigurationException) as error:  # options that Lightning looks at only now
                 if isinstance(error, ValueError) and "`val_check_interval`" not in str(error):
                     raise

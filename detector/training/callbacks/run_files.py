@@ -1,5 +1,6 @@
 """The files of a run: metrics.json and predictions.json."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from detector.files import earlier_results, read_metrics, without_nan, write_json
+from detector.files import without_nan, write_json
 from detector.kernels.cpu_paths import cpu_kernels
 from detector.metrics.coco_results import coco_results
 from detector.training.lightning_module import FasterRCNNModule
@@ -139,7 +140,9 @@ class RunFiles(pl.Callback):
         )
 
     def _read(self) -> dict[str, Any]:
-        return earlier_results(self.folder / "metrics.json", read_metrics)
+        path = self.folder / "metrics.json"
+        content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        return content
 
     @staticmethod
     def _test_record(trainer: pl.Trainer, before: dict[str, Any]) -> dict[str, Any]:
