@@ -5,13 +5,17 @@ import json
 import math
 import os
 import shutil
+import sys
 import uuid
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import UnionType
 from typing import Any, BinaryIO
 
-from detector.errors import InputError
+import yaml
+
+from detector.errors import InputError, brief, shortened
 
 
 def check_checkpoint(path: str | Path) -> None:
@@ -42,6 +46,110 @@ def damage_of(path: Path) -> str:
         except Exception as error:  # whatever zipfile makes of it
             return f"it cannot be read ({type(error).__name__})"
     return f"its record {record} has changed" if record else ""
+
+
+def read_object(path: Path, kinds: Mapping[str, type | UnionType]) -> dict[str, Any] | str:
+    """Return the object in a JSON file of results, or what is wrong with it.
+
+    Args:
+        path: The file, which need not be there.
+        kinds: Of the values of some keys, each of which may also be null or not there; "val/" stands for all keys that
+            begin so.
+    """
+    try:
+        content = json.loads(
+            path.read_text(encoding="utf-8"), parse_int=_finite, parse_float=_finite, parse_constant=_finite
+        )
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except OverflowError as error:
+        return f"holds {error}, which is no number here"
+    except (ValueError, RecursionError):
+        return "is no whole JSON document; was it cut short?"
+    if not isinstance(content, dict):
+        return f"holds a JSON {type(content).__name__}, not an object"
+    for key, value in content.items():
+        kind = kinds.get(key, kinds.get(key.partition("/")[0] + "/", object))
+        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not object)):
+            return f"has {key} {shortened(json.dumps(value), 30)}, of another kind than there should be"
+    return content
+
+
+def _finite(text: str) -> int | float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise OverflowError(shortened(text, 30))
+    return number if any(c in text for c in ".eE") else int(text)
+
+
+def read_metrics(path: Path) -> dict[str, Any] | str:
+    """Return the final numbers of a run, or what is wrong with the file."""
+    parts = dict.fromkeys(("val/", "test/", "train/"), int | float)
+    counts = dict.fromkeys(("epoch", "step", "seed", "test_count"), int)
+    others = {"test_history": list, "classes": list, "proposal_recall_by_size": dict}
+    return read_object(path, {**parts, **counts, **others})
+
+
+def read_cell(path: Path) -> dict[str, Any] | str:
+    """Return the state of a grid's cell, or what is wrong with the file."""
+    texts = dict.fromkeys(("name", "hash", "status", "error", "host", "cwd", "command"), str)
+    numbers = {**dict.fromkeys(("seed", "attempts", "pid", "exit_code", "steps"), int), "seconds": int | float}
+    return read_object(path, {**texts, **numbers, "axes": dict, "stages": list, "finished_stages": list})
+
+
+def earlier_results(path: Path, read: Callable[[Path], dict[str, Any] | str]) -> dict[str, Any]:
+    """Return what a file of results holds that is to be added to; one that is damaged is set aside, and said."""
+    content = read(path)
+    if isinstance(content, dict):
+        return content
+    if path.is_file():
+        aside = path.with_name(f"{path.name}.damaged")
+        os.replace(path, aside)
+        print(f"warning: {path}: {content}; it is {aside.name} now, and a new one is begun", file=sys.stderr)
+    return {}
+
+
+def load_yaml(text: str, source: object = "", loader: Any = yaml.SafeLoader) -> Any:
+    """Return the content of a YAML text, without code.
+
+    Raises:
+        InputError: Beginning with `source`, if given: it is no YAML, nested too deep, or too large with its aliases.
+    """
+    try:
+        check_growth(text)
+        return yaml.load(text, loader)
+    except (ValueError, yaml.YAMLError) as error:  # ValueError: a date such as 2001-99-99
+        said = shortened(brief(error), 300)
+        raise InputError(f"{source}: is no YAML: {said}" if source else f"is no YAML: {said}") from error
+
+
+def check_growth(text: str, deepest: int = 100, most: int = 1_000_000) -> None:
+    """Raise YAMLError for YAML that is nested deeper or, with its aliases written out, has more values."""
+    sizes: dict[str, int] = {}
+    opened: list[tuple[str, int]] = []
+    total = 0
+    try:
+        for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            if isinstance(event, yaml.AliasEvent):
+                total += sizes.get(event.anchor or "", most + 1)  # what holds itself has no end
+            elif isinstance(event, yaml.CollectionStartEvent):
+                opened.append((event.anchor or "", total))
+            elif isinstance(event, yaml.CollectionEndEvent):
+                name, before = opened.pop()
+                sizes[name] = total - before
+            elif isinstance(event, yaml.ScalarEvent):
+                total += 1
+                sizes[event.anchor or ""] = 1
+            if len(opened) > deepest or total > most:
+                break
+    except yaml.YAMLError:  # whoever loads it says so
+        return
+    if len(opened) > deepest:
+        raise yaml.YAMLError(f"nested deeper than {deepest}")
+    if total > most:
+        raise yaml.YAMLError("too large with all its aliases")
 
 
 def without_nan(value: Any) -> Any:

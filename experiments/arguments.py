@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, Union, get_args,
 import yaml
 
 from detector.errors import InputError
+from detector.files import check_growth
 from experiments.output import check_plot
 
 if TYPE_CHECKING:
@@ -315,6 +316,7 @@ def one_line_of_the_parser(parser: ArgumentParser, arguments: Sequence[str]) -> 
     """
     from jsonargparse import ArgumentError
 
+    _bound_yaml()
     try:
         yield
     except ArgumentError as error:
@@ -326,6 +328,20 @@ def one_line_of_the_parser(parser: ArgumentParser, arguments: Sequence[str]) -> 
         every = "--help all" if "--config" in parser._option_string_actions else "--help"
         more = "" if "\n" in cause or cause.startswith("--") else f" ({parser.prog} {every} shows all options)"
         raise InputError(cause + more) from None
+
+
+def _bound_yaml() -> None:
+    """Let jsonargparse read no YAML, of files and values, that it would take too long for."""
+    from jsonargparse import get_loader, set_loader
+
+    usual = get_loader("yaml")
+
+    def load(text: str) -> Any:
+        check_growth(text)
+        return usual(text)
+
+    if usual.__module__ != __name__:
+        set_loader("yaml", load, (yaml.YAMLError,))
 
 
 def _most_alike(name: str, parser: ArgumentParser) -> str:

@@ -19,6 +19,7 @@ from datamodules.dataset_format import Box, ObjectRecord
 from datamodules.problems import Kind, Problem
 from datamodules.text_files import decode_text
 from detector.errors import InputError, brief, shortened
+from detector.files import load_yaml
 
 THING: Final = "object {}"
 NAME_FILES: Final = ("classes.txt", "labels/classes.txt", "obj.names", "_darknet.labels", "*/_darknet.labels")
@@ -67,10 +68,7 @@ def read_description(root: Path) -> Description:
 
 
 def _load(file: Path) -> Any:
-    try:
-        return yaml.load(_text(file), yaml.BaseLoader)  # texts alone: "no" is a name, not False
-    except yaml.YAMLError as error:
-        raise InputError(f"{file}: is no YAML ({shortened(brief(error))})") from error
+    return load_yaml(_text(file), file, yaml.BaseLoader)  # texts alone: "no" is a name, not False
 
 
 def _text(file: Path) -> str:

@@ -1,6 +1,5 @@
 """`frcnn ablate`: a grid of trainings by one command, which the same command resumes."""
 
-import json
 import os
 import signal
 import sys
@@ -12,7 +11,7 @@ from rich.table import Table
 
 from datamodules.parallel import available_cores
 from detector.errors import InputError
-from detector.files import write_json
+from detector.files import read_metrics, read_object, write_json
 from experiments.ablation.cell_folder import CellFolder, shell_line
 from experiments.ablation.checks import Checks
 from experiments.ablation.grid import Grid, read_grid, setting_name
@@ -47,6 +46,7 @@ def ablate(options: AblateOptions) -> int:
         _print_commands(planned, slots, options.format)
         return 0
     folders = _prepare(planned, checks, shown)
+    _look_for_damage(folders, options.redo_damaged, shown)
     with Monitor(planned.grid.name, folders, len(slots), shown) as monitor:
         launcher.run(folders, monitor.tick)
     _print_result(planned, folders, options.format)
@@ -119,11 +119,8 @@ def _threads(runs: int) -> dict[str, str]:
 def _prepare(planned: Plan, checks: Checks, shown: TextIO) -> list[CellFolder]:
     """Write `grid.json` and the folders of new cells."""
     path = planned.folder / "grid.json"
-    try:
-        before = json.loads(path.read_text()) if path.is_file() else {}
-    except ValueError:
-        before = {}
-    changes = planned.changes(before)
+    before = read_object(path, {"cells": list, "base_options": dict})
+    changes = planned.changes(before) if isinstance(before, dict) else []
     if changes:
         print(
             f"{planned.base}, or the grid's options, have changed since the last run: {'; '.join(changes)}. "
@@ -139,6 +136,16 @@ def _prepare(planned: Plan, checks: Checks, shown: TextIO) -> list[CellFolder]:
     except OSError as error:
         raise InputError(f"{error.filename or planned.folder}: cannot write ({error.strerror})") from None
     return folders
+
+
+def _look_for_damage(folders: Sequence[CellFolder], redo: bool, shown: TextIO) -> None:
+    """Name the finished cells whose results are damaged, and let them run again if asked to."""
+    for folder in folders:
+        path = folder.path / "metrics.json"
+        if folder.is_done and isinstance(wrong := read_metrics(path), str):
+            print(f"{path}: {wrong}; " + ("runs again" if redo else "--redo_damaged runs the cell again"), file=shown)
+            if redo:
+                folder.update(status="interrupted", finished_stages=[])
 
 
 def _print_head(planned: Plan, checks: Checks, at_a_time: str, shown: TextIO) -> None:

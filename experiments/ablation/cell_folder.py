@@ -6,7 +6,6 @@ both are gone, whatever ended them. So `running` in a `cell.json` that nobody lo
 
 import contextlib
 import fcntl
-import json
 import os
 import shlex
 import shutil
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from detector.errors import InputError
-from detector.files import write_json
+from detector.files import read_cell, read_metrics, write_json
 
 State = dict[str, Any]
 LOG_LINES = 6
@@ -44,15 +43,15 @@ class CellFolder:
 
     def read(self) -> State:
         """Return the state; an empty one if there is none."""
-        return _read_json(self.path / "cell.json")
+        return _there(read_cell(self.path / "cell.json"))
 
     def metrics(self) -> State:
         """Return the run's final numbers, as far as they are there."""
-        return _read_json(self.path / "metrics.json")
+        return _there(read_metrics(self.path / "metrics.json"))
 
     def progress(self) -> State:
         """Return step and last validation of a training that goes on; `CellProgress` writes them."""
-        return _read_json(self.path / "cell.progress.json")
+        return _there(read_metrics(self.path / "cell.progress.json"))
 
     @property
     def is_done(self) -> bool:
@@ -204,9 +203,5 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _read_json(path: Path) -> State:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
+def _there(content: State | str) -> State:
     return content if isinstance(content, dict) else {}

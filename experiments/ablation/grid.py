@@ -9,9 +9,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from detector.errors import InputError, brief, flat_options
+from detector.files import load_yaml
 from experiments.ablation.options import AblateOptions
 from experiments.arguments import one_line_of_the_parser
 from experiments.output import option_text
@@ -175,12 +174,12 @@ def label_of(value: Any) -> str:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text())
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror}); give a grid file, see experiments/ablations") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise InputError(f"is no YAML: {brief(error)}") from None
-    content = _mapping(content, "the file", "keys such as base, axes and seeds")
+    content = _mapping(load_yaml(text), "the file", "keys such as base, axes and seeds")
     for key in content:
         if key not in KEYS:
             meant = get_close_matches(str(key), KEYS, n=1)

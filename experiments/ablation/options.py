@@ -26,6 +26,7 @@ class AblateOptions(FormatOptions):
         ray_address: HOST:PORT of a running cluster, or auto; without it Ray starts here.
         slurm: Of submitit: "{slurm_partition: gpu, timeout_min: 60}"; "{cluster: local}" tries it without SLURM.
         dry_run: Check the grid, and print the commands of its cells.
+        redo_damaged: Run again what was done where its results are damaged now; without it such cells are named.
     """
 
     grid: str = field(metadata=positional("GRID.yaml"))
@@ -37,6 +38,7 @@ class AblateOptions(FormatOptions):
     ray_address: str | None = None
     slurm: dict[str, Any] = field(default_factory=dict)
     dry_run: bool = False
+    redo_damaged: bool = False
 
     def __post_init__(self) -> None:
         """Check what is wrong whatever the grid holds."""

@@ -100,13 +100,13 @@ class Plan:
 
     def changes(self, before: Mapping[str, Any]) -> list[str]:
         """Return what differs from an earlier `grid.json` in cells of the same name: `option: old -> new`."""
-        names = {cell["name"]: cell for cell in before.get("cells", [])}
+        names = {cell.get("name"): cell for cell in before.get("cells") or [] if isinstance(cell, dict)}
         changed: dict[str, None] = {}
         for cell in self.cells:
             old = names.get(cell.name)
             if old is None or old.get("hash") == cell.hash:
                 continue
-            theirs = dict(before.get("base_options", {})) | dict(old.get("overrides", {}))
+            theirs = dict(before.get("base_options") or {}) | dict(old.get("overrides") or {})
             ours = self.base_options | cell.options
             for option in sorted(theirs.keys() | ours.keys()):
                 was, now = (options.get(option, "not there") for options in (theirs, ours))

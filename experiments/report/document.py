@@ -1,6 +1,7 @@
 """What is told about a folder of runs, as one document: rows, differences to the baseline, anchors."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -149,7 +150,7 @@ def _part(cell: RunGroup, part: str) -> str:
 
 def _recall(runs: Sequence[Run]) -> str:
     """Return the recall that every run can have, of 300 proposals, as in the paper, or of the next smaller number."""
-    logged = [{int(name.split("@")[1]) for name in run.metrics if "/proposal_recall@" in name} for run in runs]
+    logged = [{int(k) for k in re.findall(r"/proposal_recall@(\d{1,9})\b", " ".join(run.metrics))} for run in runs]
     numbers = [
         of_run or set(reachable(most_proposals(run.config) or TOP_K[-1]))
         for run, of_run in zip(runs, logged, strict=True)
@@ -163,7 +164,7 @@ def _recall_by_size(cell: RunGroup, part: str, scored: Mapping[Path, Scored]) ->
     found: dict[str, list[Mapping[str, Any]]] = {}
     for run in cell.done:
         table = (run.metrics.get("proposal_recall_by_size") or {}).get(part)
-        if table is not None:
+        if isinstance(table, dict) and {"k", *SIZE_NAMES} <= table.keys():
             found.setdefault(f"proposals@{table['k']}", []).append(table)
     found["detections"] = [recall_by_size(scored[run.folder]) for run in cell.done if run.folder in scored]
     return {

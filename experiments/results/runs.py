@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from jsonargparse import Namespace
 
 from detector.errors import InputError, flat_options, listed
+from detector.files import load_yaml, read_cell, read_metrics, read_object
 from experiments.output import option_text
 
 STATUSES = ("failed", "running", "interrupted", "unfinished", "pending", "missing", "done")
@@ -153,7 +153,7 @@ def read_run(folder: str | Path) -> Run:
         InputError: It has no config, or has no final numbers.
     """
     folder = Path(folder)
-    run, metrics = _read(folder), _read_json(folder / "metrics.json")
+    run, metrics = _read(folder), read_metrics(folder / "metrics.json")
     if not run.config:
         raise InputError(f"{folder}: is no run folder: config.yaml is missing or damaged")
     if isinstance(metrics, str):
@@ -182,7 +182,7 @@ def deviation(values: Iterable[float | None]) -> float | None:
 
 
 def _plan(path: Path) -> dict[str, Any]:
-    plan = _read_json(path)
+    plan = read_object(path, {"cells": list, "paper": dict})
     if isinstance(plan, str):
         raise InputError(f"{path}: {plan}")
     cells = plan.get("cells")
@@ -192,6 +192,10 @@ def _plan(path: Path) -> dict[str, Any]:
         for key, kind in (("name", str), ("axes", dict), ("folder", str)):
             if not isinstance(cell, dict) or not isinstance(cell.get(key), kind):
                 raise InputError(f"{path}: cell {index} has no {key}; it should be what frcnn ablate writes")
+        if not isinstance(cell.get("seed"), int | None):
+            raise InputError(
+                f"{path}: cell {index} has the seed {cell['seed']!r}; it should be what frcnn ablate writes"
+            )
     return plan
 
 
@@ -329,11 +333,11 @@ def _read(folder: Path, seed: int | None = None, planned: Mapping[str, Any] | No
         seed: As planned.
         planned: Of a cell of a grid: what stands for a config.yaml that is not there.
     """
-    config, metrics = _config(folder) or planned or {}, _read_json(folder / "metrics.json")
+    config, metrics = _config(folder) or planned or {}, read_metrics(folder / "metrics.json")
     numbers = {} if isinstance(metrics, str) else _as_reached(metrics, most_proposals(config))
     record: dict[str, Any] | str
     if (folder / "cell.json").is_file():
-        record = _read_json(folder / "cell.json")
+        record = read_cell(folder / "cell.json")
         if isinstance(record, str):
             record = {"status": "failed", "error": f"cell.json {record}"}
     elif planned is not None:
@@ -375,23 +379,11 @@ def _as_reached(metrics: Mapping[str, Any], most: int | None) -> dict[str, Any]:
 
 def _config(folder: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        path = folder / "config.yaml"
+        content = load_yaml(path.read_text(encoding="utf-8"), path)
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _read_json(path: Path) -> dict[str, Any] | str:
-    """Return the object in a file, or what is wrong with it."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return "is missing"
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    except (ValueError, RecursionError):
-        return "is no whole JSON document; was it cut short?"
-    return content if isinstance(content, dict) else f"holds a JSON {type(content).__name__}, not an object"
 
 
 def _end_of(text: str, limit: int = 300) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from datamodules.detection_datamodule import DetectionDataModule
 from datamodules.ground_truth import SplitTruth
-from detector.errors import InputError
+from detector.errors import InputError, shortened
 from detector.metrics.curves import curves_of
 from detector.metrics.proposal_recall import IOU_THRESHOLDS
 from experiments.dataset.formats import FORMATS, data_module_of
@@ -66,7 +66,7 @@ class Scorer:
         Raises:
             InputError: There is no config.yaml, or anything is wrong with the dataset.
         """
-        if "data" not in run.config:
+        if not isinstance(run.config.get("data"), dict):
             raise InputError(f"{run.folder / 'config.yaml'}: is missing or damaged, so its data are not known")
         options = data_options(run)
         key = json.dumps([run.config.get("data_format"), options], sort_keys=True, default=str)
@@ -92,7 +92,10 @@ def data_options(run: Run) -> dict[str, Any]:
     A relative root that is not here is looked for from the folders above the run.
     """
     data = run.config["data"]
-    options = dict(data.get("init_args", data))
+    if not isinstance(data, dict):
+        raise InputError(f"{run.folder / 'config.yaml'}: data: {shortened(str(data))}; options are needed")
+    given = data.get("init_args", data)
+    options = dict(given if isinstance(given, dict) else data)
     root = Path(str(options.get("root"))).expanduser()
     if not root.is_absolute() and not root.is_dir():
         above = (folder / root for folder in run.folder.resolve().parents)

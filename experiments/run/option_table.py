@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 import yaml
 
 from detector.errors import InputError, flat_options, listed
-from detector.files import check_checkpoint
+from detector.files import check_checkpoint, check_growth
 from experiments.arguments import add_options, values_of
 from experiments.run.folder import AXES_VARIABLE, LAST, run_folder_of
 from experiments.run.options import RunOptions
@@ -123,7 +123,9 @@ def _contents(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Give the content of each config file; one that cannot be read is the parser's to complain about."""
     for name in values_of(arguments, "--config", "-c"):
         try:
-            content = yaml.load(Path(name).read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+            text = Path(name).read_text(encoding="utf-8")
+            check_growth(text)
+            content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         except (OSError, ValueError, yaml.YAMLError):
             continue
         if isinstance(content, dict):

@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from pytorch_lightning.utilities import rank_zero_info
 
 from detector.errors import InputError, value_text
+from detector.files import load_yaml
 from detector.training.checkpoint_content import newest_checkpoint
 from detector.training.resuming import Changes, changed_options, changes_text
 from experiments.run.folder import choose_run_folder, newest_run, repeated_run, run_folder_of
@@ -91,7 +92,7 @@ def experiment_of(config: Namespace) -> str:
         return str(config.experiment or "default")
     path = Path(str(files[0]))
     if path.name == "config.yaml":  # a run's own file: its name says nothing, its folder does
-        saved = yaml.safe_load(path.read_text()) if path.is_file() else {}
+        saved = load_yaml(path.read_text(), path) if path.is_file() else {}
         return str(saved.get("experiment") or path.absolute().parents[1].name)
     return path.stem
 
@@ -100,8 +101,9 @@ def saved_options(run: Path, newest: bool = True) -> dict[str, Any]:
     """Return the options with which a run was started, or went on last; empty where they cannot be read."""
     resumed = sorted(run.glob("config_resumed_*.yaml"), key=lambda path: int(path.stem.rpartition("_")[2]))
     try:
-        content = yaml.safe_load(((resumed if newest else []) or [run / "config.yaml"])[-1].read_text())
-    except (OSError, ValueError, yaml.YAMLError):
+        path = ((resumed if newest else []) or [run / "config.yaml"])[-1]
+        content = load_yaml(path.read_text(), path)
+    except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
 

@@ -1,7 +1,6 @@
 """Why AP is as it is: confusion, precision and recall, scores, reliability, errors; in TensorBoard and as files."""
 
 import io
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import pytorch_lightning as pl
 from PIL import Image
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from detector.files import without_nan, write_json, write_whole
+from detector.files import earlier_results, read_object, without_nan, write_json, write_whole
 from detector.metrics.curve_figures import confusion_figure, curves_figure, png
 from detector.metrics.curves import SCORE_THRESHOLDS, curves_of
 from detector.training.callbacks.inside_steps import log_scalars
@@ -101,7 +100,7 @@ class DetectionCurves(pl.Callback):
                 write_whole(folder / "curves" / f"{stage}_{name}.png", content)
         if folder is not None:
             path = folder / "curves.json"
-            before = json.loads(path.read_text()) if path.is_file() else {}
+            before = earlier_results(path, lambda file: read_object(file, {}))
             write_json(path, before | {stage: without_nan(made)}, indent=None)
 
 

@@ -1,6 +1,5 @@
 """The files of a run: metrics.json and predictions.json."""
 
-import json
 import os
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
-from detector.files import without_nan, write_json
+from detector.files import earlier_results, read_metrics, without_nan, write_json
 from detector.kernels.cpu_paths import cpu_kernels
 from detector.metrics.coco_results import coco_results
 from detector.training.lightning_module import FasterRCNNModule
@@ -140,9 +139,7 @@ class RunFiles(pl.Callback):
         )
 
     def _read(self) -> dict[str, Any]:
-        path = self.folder / "metrics.json"
-        content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        return content
+        return earlier_results(self.folder / "metrics.json", read_metrics)
 
     @staticmethod
     def _test_record(trainer: pl.Trainer, before: dict[str, Any]) -> dict[str, Any]:
