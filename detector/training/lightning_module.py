@@ -24,6 +24,7 @@ from detector.foreign_checkpoints import load_detector
 from detector.image_batch import ImageConfig
 from detector.kernels.cpu_paths import CpuKernels, check_cpu_kernels, use_cpu_kernels
 from detector.kernels.parts import OPTIMIZER, part
+from detector.kernels.transfers import constant
 from detector.metrics import DetectionAP, ProposalRecall
 from detector.metrics.class_subset import chosen_classes
 from detector.metrics.proposal_recall import reachable
@@ -281,7 +282,7 @@ class FasterRCNNModule(pl.LightningModule):
         images, targets = batch
         losses = self.scheme.losses(images, targets)
         for name, value in self.scheme.logged().items():
-            self.log(name, value, batch_size=len(images))
+            self.log(name, constant([value], losses["loss"])[0], batch_size=len(images))
         for name in (name for name in (*LOSS_NAMES, "loss") if name in losses):
             self.log(f"train/{name}", losses[name].detach(), prog_bar=True, batch_size=len(images))
         self.last_losses = {name: loss.detach() for name, loss in losses.items()}
