@@ -104,8 +104,14 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     def sample(self, index: int) -> Sample:
         """Return an image with its objects, without augmentation."""
-        objects = slice(self._starts[index], self._starts[index + 1])
-        return Sample(self.read(index), self._boxes[objects], self._labels[objects], self._difficult[objects])
+        objects, image = slice(self._starts[index], self._starts[index + 1]), self.read(index)
+        if image.shape[:2] != tuple(self.sizes[index]):
+            (height, width), (was_high, was_wide) = image.shape[:2], self.sizes[index]
+            raise InputError(
+                f"{self.image_path(index)}: has {width} x {height} pixels now, and had {was_wide} x {was_high} when "
+                "its boxes were read: they are of another image"
+            )
+        return Sample(image, self._boxes[objects], self._labels[objects], self._difficult[objects])
 
     def target(self, index: int) -> Target:
         """Return the ground truth of an image, boxes clipped to it, without augmentation and without decoding it."""

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from detector.anchors import AnchorConfig
 from detector.backbones.base import Backbone, BackboneConfig
 from detector.backbones.box_heads import BoxHead
-from detector.errors import InputError
+from detector.errors import InputError, brief
 from detector.faster_rcnn import LOSS_NAMES, Difficult, FasterRCNN
 from detector.foreign_checkpoints import load_detector
 from detector.image_batch import ImageConfig
@@ -167,8 +167,10 @@ class FasterRCNNModule(pl.LightningModule):
         check_finite(path, checkpoint["state_dict"])
         try:
             module = cls(**checkpoint["hyper_parameters"], load_backbone_weights=False)
-        except TypeError as error:
-            raise InputError(f"{path}: not a checkpoint of frcnn fit ({error})") from error
+        except InputError:
+            raise
+        except Exception as error:  # options of other kinds than any of ours
+            raise InputError(f"{path}: not a checkpoint of frcnn fit ({brief(error)})") from error
         module.scheme.restore(checkpoint)
         module.scheme.check_whole(path)
         check_state(path, checkpoint["state_dict"], module.state_dict())

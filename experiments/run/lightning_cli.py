@@ -70,6 +70,7 @@ from experiments.run.resuming import (
     check_changes,
     experiment_of,
     folder_to_go_on_in,
+    lacks_numbers,
     last_checkpoint,
     nothing_left,
     other_options,
@@ -271,7 +272,7 @@ class DetectorCLI(OptionsOfRuns):
         numbered = repeated is not None and not values_of(self._arguments, "--run_name")
 
         def choose() -> str:
-            found = Path(results) if results is not None else self.goes_on_in
+            found = Path(results) if results is not None else self.goes_on_in if checkpoint is None else None
             try:
                 if found is None and checkpoint is not None:
                     found = folder_to_go_on_in(checkpoint, config, numbered) if self.subcommand == "fit" else old
@@ -290,11 +291,10 @@ class DetectorCLI(OptionsOfRuns):
             rank_zero_info(f"{old}: goes on with other options: {changes_text(self.changes)}")
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Leave a training alone that has come to its end."""
+        """Leave a training alone that has come to its end; one that was killed just before is validated."""
         trainer, checkpoint = self.trainer, self.config[subcommand].get("ckpt_path")
-        ended = (
-            checkpoint and subcommand == "fit" and nothing_left(self.done_before, trainer.max_epochs, trainer.max_steps)
-        )
+        resumed = checkpoint and subcommand == "fit"
+        ended = resumed and nothing_left(self.done_before, trainer.max_epochs, trainer.max_steps)
         if not ended:
             try:
                 with told_in_one_line(trainer):
@@ -308,7 +308,9 @@ class DetectorCLI(OptionsOfRuns):
         message = f"{checkpoint}: this training is complete: {ended}; to train on, give more"
         if self.goes_on_from is not None:
             raise InputError(message)
-        if trainer.is_global_zero:
+        if trainer.limit_val_batches and lacks_numbers(self.run_folder, self.done_before["global_step"]):
+            trainer.validate(self.model, self.datamodule, checkpoint, verbose=False)
+        elif trainer.is_global_zero:
             print(f"{message}. Nothing was changed", file=sys.stderr)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:

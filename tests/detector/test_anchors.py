@@ -140,3 +140,8 @@ def test_sizes_are_cached_up_to_a_limit() -> None:
         generator([(height, 1)], CPU)
     assert len(generator._cache) == generator.cache_size
     torch.testing.assert_close(generator([(2, 3)], CPU)[0], first)
+
+
+def test_ten_million_scales_are_refused_at_once():
+    with pytest.raises(InputError, match=r"^anchors: 10000000 scales x 3 aspect_ratios; at most 10000 shapes$"):
+        AnchorConfig(scales=[8.0] * 10_000_000)
