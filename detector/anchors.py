@@ -14,8 +14,6 @@ from torch import Tensor
 from detector.errors import InputError, check_choices, check_numbers
 from detector.kernels.transfers import send
 
-MOST_SHAPES = 10_000  # of all levels; a network with more would not be of use, nor ever made
-
 
 @dataclass
 class AnchorConfig:
@@ -56,10 +54,6 @@ class AnchorConfig:
         for key, values in (("scales", scales), ("aspect_ratios", list(self.aspect_ratios))):
             if not values or min(values) <= 0:
                 raise InputError(f"anchors.{key}: {getattr(self, key)} must be a list of positive numbers")
-        if len(scales) * len(self.aspect_ratios) > MOST_SHAPES:
-            raise InputError(
-                f"anchors: {len(scales)} scales x {len(self.aspect_ratios)} aspect_ratios; at most {MOST_SHAPES} shapes"
-            )
         check_numbers("anchors", self, {"(0, inf]": "base_size"})
         check_choices("anchors", self)
 
@@ -97,7 +91,7 @@ def base_anchors(config: AnchorConfig, level: int = 0) -> Tensor:
 
 
 class AnchorGenerator:
-    """Anchors for feature maps of given sizes; the last few sizes are cached, since images of a data set share them.
+    """Anchors for feature maps of given sizes; those used last are kept, since images of a data set share their sizes.
 
     `strides` are pixels per cell of each level, fine to coarse.
 
@@ -105,7 +99,8 @@ class AnchorGenerator:
         InputError: The lists per level do not fit the number of levels, or levels differ in their number of anchors.
     """
 
-    cache_size = 64
+    cache_bytes = 2**26
+    """Of the anchors that are kept; those of the size used last are kept in any case."""
 
     def __init__(self, config: AnchorConfig, strides: Sequence[int]) -> None:
         if isinstance(config.scales[0], list) and len(config.scales) != len(strides):
@@ -130,14 +125,17 @@ class AnchorGenerator:
         The tensors are kept for later calls: do not write into them.
         """
         key = (*feature_sizes, device)
-        if key not in self._cache:
-            if len(self._cache) >= self.cache_size:
-                self._cache.pop(next(iter(self._cache)))
-            self._cache[key] = [
-                send(self._level(cell, spacing, size), device)
-                for cell, spacing, size in zip(self.cells, self._spacings(feature_sizes), feature_sizes, strict=True)
-            ]
-        return self._cache[key]
+        found = self._cache.pop(key, None) or [
+            self._level(send(cell, device), spacing, size)
+            for cell, spacing, size in zip(self.cells, self._spacings(feature_sizes), feature_sizes, strict=True)
+        ]
+        self._cache[key] = found  # the last one
+        while (
+            len(self._cache) > 1
+            and sum(level.nbytes for own in self._cache.values() for level in own) > self.cache_bytes
+        ):
+            self._cache.pop(next(iter(self._cache)))
+        return found
 
     def _spacings(self, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Return the pixels between rows and between columns of locations of each level."""
@@ -151,7 +149,7 @@ class AnchorGenerator:
         offset = {"zero": (0.0, 0.0), "half_stride": (0.5, 0.0), "half_stride_minus_half": (0.5, -0.5)}
         factor, shift = offset[self.config.center_offset]
         ys, xs = (
-            torch.arange(n, dtype=torch.float32) * step + (factor * step + shift)
+            torch.arange(n, dtype=torch.float32, device=cell.device) * step + (factor * step + shift)
             for n, step in zip(size, spacing, strict=True)
         )
         y, x = torch.meshgrid(ys, xs, indexing="ij")

@@ -14,13 +14,33 @@ from detector.kernels.transfers import constant
 
 MAX_LOG_RATIO = math.log(1000 / 16)
 """Upper clamp of dw and dh before `exp`, so that an untrained head cannot overflow (Detectron's value)."""
+_PAIRS = 2**16
 
 
-def centers_and_sides(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return centre x, centre y, width and height, each (...), of boxes (..., 4)."""
-    x1, y1, x2, y2 = boxes.unbind(-1)
-    width, height = x2 - x1, y2 - y1
-    return x1 + 0.5 * width, y1 + 0.5 * height, width, height
+def centers_and_sides(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return centres (x, y) and sides (width, height), both (..., 2), of boxes (..., 4)."""
+    sides = boxes[..., 2:] - boxes[..., :2]
+    return boxes[..., :2] + 0.5 * sides, sides
+
+
+def pairwise_iou(boxes: Tensor, candidates: Tensor) -> Tensor:
+    """Return the IoU (..., G, N) of boxes (..., G, 4) and candidates (..., N, 4)."""
+    if boxes.device.type != "cpu" or boxes.dim() > 2 or len(boxes) == 0:
+        return _iou(boxes, candidates)
+    # In blocks whose intermediate results stay in the cache: a third of the time for 300 objects and 33,000 anchors.
+    blocks = candidates.split(max(1, _PAIRS // len(boxes)))
+    return torch.cat([_iou(boxes, block) for block in blocks], dim=1)
+
+
+def _iou(boxes: Tensor, candidates: Tensor) -> Tensor:
+    boxes, candidates = boxes[..., :, None, :], candidates[..., None, :, :]
+    low, high = torch.maximum(boxes[..., :2], candidates[..., :2]), torch.minimum(boxes[..., 2:], candidates[..., 2:])
+    both = _area((high - low).clamp_(min=0))
+    return both / (_area(boxes[..., 2:] - boxes[..., :2]) + _area(candidates[..., 2:] - candidates[..., :2]) - both)
+
+
+def _area(sides: Tensor) -> Tensor:
+    return sides[..., 0] * sides[..., 1]
 
 
 def encode(
@@ -30,10 +50,11 @@ def encode(
     mean: Sequence[float] = (0.0, 0.0, 0.0, 0.0),
 ) -> Tensor:
     """Return the deltas (..., 4) from `references` (..., 4) to `boxes` (..., 4), less `mean`, divided by `std`."""
-    cx, cy, w, h = centers_and_sides(boxes.float())
-    rx, ry, rw, rh = centers_and_sides(references.float())
-    deltas = torch.stack(((cx - rx) / rw, (cy - ry) / rh, torch.log(w / rw), torch.log(h / rh)), dim=-1)
-    return (deltas - constant(mean, deltas)) / constant(std, deltas)
+    centers, sides = centers_and_sides(boxes.float())
+    of_references, units = centers_and_sides(references.float())
+    deltas = torch.cat(((centers - of_references) / units, torch.log(sides / units)), dim=-1)
+    deltas = deltas - constant(mean, deltas) if any(mean) else deltas
+    return deltas if set(std) == {1} else deltas / constant(std, deltas)
 
 
 def decode(
@@ -44,27 +65,26 @@ def decode(
 ) -> Tensor:
     """Return the boxes (..., 4), float32, of deltas (..., 4) at `references` (..., 4): `encode` undone, but clamped."""
     deltas = deltas.float()
-    dx, dy, dw, dh = (deltas * constant(std, deltas) + constant(mean, deltas)).unbind(-1)
-    rx, ry, rw, rh = centers_and_sides(references.float())
-    cx, cy = rx + dx * rw, ry + dy * rh
-    half_w = 0.5 * rw * dw.clamp(max=MAX_LOG_RATIO).exp()
-    half_h = 0.5 * rh * dh.clamp(max=MAX_LOG_RATIO).exp()
-    return torch.stack((cx - half_w, cy - half_h, cx + half_w, cy + half_h), dim=-1)
+    deltas = deltas if set(std) == {1} else deltas * constant(std, deltas)
+    deltas = deltas + constant(mean, deltas) if any(mean) else deltas
+    centers, units = centers_and_sides(references.float())
+    centers = centers + deltas[..., :2] * units
+    halves = 0.5 * units * deltas[..., 2:].clamp(max=MAX_LOG_RATIO).exp_()
+    return torch.cat((centers - halves, centers + halves), dim=-1)
 
 
-def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cut boxes (..., 4) to an image of `size` (height, width)."""
-    height, width = size
-    return torch.minimum(boxes.clamp(min=0), constant((width, height, width, height), boxes))
+def clip(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:
+    """Cut boxes (..., 4) to an image of `size` (height, width), or to corners (width, height, width, height)."""
+    corners = size if isinstance(size, Tensor) else constant((size[1], size[0], size[1], size[0]), boxes)
+    return torch.minimum(boxes.clamp(min=0), corners)
 
 
-def has_sides_of(boxes: Tensor, minimum: float) -> Tensor:
+def has_sides_of(boxes: Tensor, minimum: float | Tensor) -> Tensor:
     """Return a mask (...,) of the boxes (..., 4) whose both sides are at least `minimum` pixels long."""
     return (boxes[..., 2:] - boxes[..., :2] >= minimum).all(dim=-1)
 
 
 def is_inside(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Return a mask (...,) of the boxes (..., 4) that do not cross the border of an image of `size` (height, width)."""
-    height, width = size
-    limit = constant((width, height), boxes)
+    limit = constant((size[1], size[0]), boxes)
     return (boxes[..., :2] >= 0).all(dim=-1) & (boxes[..., 2:] <= limit).all(dim=-1)

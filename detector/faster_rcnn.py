@@ -8,7 +8,15 @@ from torch import Tensor, nn
 from detector.anchors import AnchorConfig
 from detector.backbones import build_backbone
 from detector.backbones.base import BackboneConfig
-from detector.image_batch import ImageBatch, ImageConfig, drawn_scales, ground_truth, make_batch, to_batch, to_original
+from detector.image_batch import (
+    ImageBatch,
+    ImageConfig,
+    all_to_original,
+    drawn_scales,
+    ground_truth,
+    make_batch,
+    to_batch,
+)
 from detector.kernels.precision import install_kernels
 from detector.roi_heads import RoIConfig, RoIHeads
 from detector.rpn import RegionProposalNetwork, RPNConfig, RPNOutput
@@ -67,7 +75,7 @@ class FasterRCNN(nn.Module):
         features, batch = self.features(images)
         proposals = self.proposals(features, batch) if given is None else to_batch(given, batch)
         detections = self.detect(features, proposals, batch)
-        return detections, [to_original(boxes, batch, image) for image, boxes in enumerate(proposals)]
+        return detections, all_to_original(proposals, batch)
 
     # The parts of a pass. Published ports call them extractor (`features`), rpn (`proposals`) and head
     # (`roi_heads`, or `detect` with post-processing).
@@ -117,5 +125,5 @@ class FasterRCNN(nn.Module):
         """Return some or all of the four losses, and their weighted sum `loss`."""
         weights = {"loss_rpn_reg": self.rpn.config.reg_weight, "loss_roi_reg": self.roi_heads.config.reg_weight}
         names = [name for name in LOSS_NAMES if name in losses]
-        total = sum((weights.get(name, 1.0) * losses[name] for name in names), start=losses[names[0]] * 0)
-        return losses | {"loss": total}
+        first, *others = (losses[name] if weights.get(name, 1) == 1 else weights[name] * losses[name] for name in names)
+        return losses | {"loss": sum(others, start=first)}

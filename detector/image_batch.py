@@ -5,6 +5,7 @@ B images. Resizing happens here, once, for training, evaluation and prediction a
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 from detector import boxes as box_ops
 from detector.errors import InputError, check_choices, check_numbers
 from detector.kernels.parts import IMAGES, part
-from detector.kernels.transfers import constant
+from detector.kernels.transfers import constant, one_by_one, rows_of_images
 from detector.sampling import GroundTruth
 
 
@@ -95,31 +96,40 @@ def make_batch(
     the limit.
     """
     originals = [(int(im.shape[-2]), int(im.shape[-1])) for im in images]
-    prepared = []
-    for image, size, scale in zip(images, originals, scales or [1.0] * len(images), strict=True):
+    sizes = []
+    for size, scale in zip(originals, scales or [1.0] * len(images), strict=True):
         sides = config.shortest_side
         shortest = sides[int(torch.randint(len(sides), (1,)))] if training and len(sides) > 1 else sides[-1]
-        target = resized_size(size, max(1, round(shortest * scale)), config.longest_side)
-        pixels = (
-            image.float().mul_(config.pixel_max / 255)
-            if image.dtype == torch.uint8
-            else image * (config.pixel_max / 255)
-        )
-        if config.channel_order == "bgr":
-            pixels = pixels.flip(0)
-        mean, std = (constant(values, pixels)[:, None, None] for values in (config.mean, config.std))
-        pixels = pixels.sub_(mean).div_(std)  # in place: of a large photograph each copy takes gigabytes
-        if target != size:
-            pixels = F.interpolate(pixels[None], size=target, mode="bilinear", align_corners=False)[0]
-        prepared.append(pixels)
-    sizes = [(int(p.shape[-2]), int(p.shape[-1])) for p in prepared]
+        sizes.append(resized_size(size, max(1, round(shortest * scale)), config.longest_side))
     multiple = config.pad_multiple
     height, width = (-(-max(side) // multiple) * multiple for side in zip(*sizes, strict=True))
     channels_last = torch.zeros(len(images), height, width, 3, device=images[0].device)  # in memory
     batch = channels_last.permute(0, 3, 1, 2)
-    for slot, pixels in zip(batch, prepared, strict=True):
-        slot[:, : pixels.shape[-2], : pixels.shape[-1]] = pixels
+
+    def alike(index: int) -> object:
+        """Return what neighbours share that are prepared together: on CPUs nothing, whose caches hold one at most."""
+        return index if one_by_one(images[0]) else (originals[index], sizes[index], images[index].dtype)
+
+    for _, neighbours in groupby(range(len(images)), alike):
+        first, *others = neighbours
+        pixels = images[first][None] if not others else torch.stack([images[first], *(images[i] for i in others)])
+        rows, columns = sizes[first]
+        prepared = _prepared(pixels, sizes[first], config)
+        batch[first : first + len(prepared), :, :rows, :columns] = prepared
     return ImageBatch(batch, sizes, originals)
+
+
+def _prepared(images: Tensor, size: tuple[int, int], config: ImageConfig) -> Tensor:
+    """Return images (n, 3, h, w) normalised and resized."""
+    factor = config.pixel_max / 255
+    pixels = images.float().mul_(factor) if images.dtype == torch.uint8 else images * factor
+    if config.channel_order == "bgr":
+        pixels = pixels.flip(1)
+    mean, std = (constant(values, pixels)[:, None, None] for values in (config.mean, config.std))
+    pixels = pixels.sub_(mean).div_(std)  # in place: of a large photograph each copy takes gigabytes
+    if size == tuple(images.shape[-2:]):
+        return pixels
+    return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False)
 
 
 def drawn_scales(targets: Sequence[dict[str, Any]]) -> list[float]:
@@ -144,6 +154,15 @@ def to_batch(boxes: Sequence[Tensor], batch: ImageBatch) -> list[Tensor]:
     ]
 
 
+def all_to_original(boxes: Sequence[Tensor], batch: ImageBatch) -> list[Tensor]:
+    """Return boxes (n, 4) of each image in pixels of the batch as `to_original` does."""
+    counts, together = [len(own) for own in boxes], torch.cat(list(boxes))
+    pairs = zip(batch.sizes, batch.original_sizes, strict=True)
+    factors = rows_of_images([_factors(size, original) for size, original in pairs], counts, together)
+    corners = rows_of_images([(w, h, w, h) for h, w in batch.original_sizes], counts, together)
+    return list(box_ops.clip(together * factors, corners).split(counts))
+
+
 def to_original(boxes: Tensor, batch: ImageBatch, image: int) -> Tensor:
     """Return boxes (..., 4) in pixels of the batch as boxes in pixels of the original image, clipped to it."""
     return box_ops.clip(rescale(boxes, batch.sizes[image], batch.original_sizes[image]), batch.original_sizes[image])
@@ -151,5 +170,9 @@ def to_original(boxes: Tensor, batch: ImageBatch, image: int) -> Tensor:
 
 def rescale(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
     """Return boxes (..., 4) of an image of `from_size` (height, width) in the same image at `to_size`."""
-    sy, sx = to_size[0] / from_size[0], to_size[1] / from_size[1]
-    return boxes * constant((sx, sy, sx, sy), boxes)
+    return boxes * constant(_factors(from_size, to_size), boxes)
+
+
+def _factors(from_size: tuple[int, int], to_size: tuple[int, int]) -> tuple[float, ...]:
+    """Return those of corners (x1, y1, x2, y2)."""
+    return (to_size[1] / from_size[1], to_size[0] / from_size[0]) * 2

@@ -8,10 +8,10 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms, box_iou
 
 from detector import boxes as box_ops
-from detector.kernels.transfers import true_indices
+from detector.kernels.nms import nms_of_classes
+from detector.kernels.transfers import joined, rows_of_images, true_indices
 
 NMS = Literal["hard", "soft_linear", "soft_gaussian"]
 
@@ -26,34 +26,38 @@ class Candidates(NamedTuple):
 
 
 def likely_boxes(
-    boxes: Sequence[Tensor], scores: Sequence[Tensor], sizes: Sequence[tuple[int, int]], threshold: float
+    boxes: Tensor, scores: Tensor, counts: Sequence[int], sizes: Sequence[tuple[int, int]], threshold: float
 ) -> list[Candidates]:
-    """Keep the boxes whose scores are above a threshold, clipped to their images.
+    """Keep the boxes of each image whose scores are above a threshold, clipped to it.
 
-    Each image has boxes (n, C, 4), scores (n, C) and a size (height, width).
+    Boxes (R, C, 4) and scores (R, C) are of the RoIs of all images, of which each has a count n and a size (height,
+    width).
     """
-    clipped = [box_ops.clip(image_boxes, size) for image_boxes, size in zip(boxes, sizes, strict=True)]
-    likely = [
-        (image_scores > threshold) & box_ops.has_sides_of(image_boxes, 1e-2)
-        for image_boxes, image_scores in zip(clipped, scores, strict=True)
-    ]
-    chosen = true_indices([mask.flatten() for mask in likely])
-    return [
-        Candidates(
-            image_boxes.flatten(0, 1)[index],
-            index % image_scores.shape[1] + 1,
-            image_scores.flatten()[index],
-            index // image_scores.shape[1],
-        )
-        for image_boxes, image_scores, index in zip(clipped, scores, chosen, strict=True)
-    ]
+    classes, corners = scores.shape[1], rows_of_images([(w, h, w, h) for h, w in sizes], counts, boxes)
+    clipped = box_ops.clip(boxes, corners[:, None])
+    likely = (scores > threshold) & box_ops.has_sides_of(clipped, 1e-2)
+    chosen = true_indices([mask.flatten() for mask in likely.split(list(counts))])
+    numbers = [len(index) for index in chosen]
+    every = joined(chosen, [sum(counts[:image]) * classes for image in range(len(counts))])
+    parts = clipped.flatten(0, 1)[every], every % classes + 1, scores.flatten()[every]
+    images = zip(*(part.split(numbers) for part in parts), chosen, strict=True)
+    return [Candidates(own, labels, score, index // classes) for own, labels, score, index in images]
 
 
-def suppress(found: Candidates, kind: NMS, iou: float, sigma: float, threshold: float, limit: int) -> Candidates:
-    """Return the best `limit` candidates by descending score after NMS within each class.
+def suppress(
+    images: Sequence[Candidates],
+    sizes: Sequence[tuple[int, int]],
+    kind: NMS,
+    iou: float,
+    sigma: float,
+    threshold: float,
+    limit: int,
+) -> list[Candidates]:
+    """Return the best `limit` candidates of each image by descending score after NMS within each class.
 
     Args:
-        found: Candidates.
+        images: Candidates of each.
+        sizes: Sizes (height, width) of the images.
         kind: `hard`: those that overlap a better one by more than `iou` are dropped; otherwise as `soft_nms`.
         iou: Overlap from which on boxes of a class compete.
         sigma: Of `soft_gaussian`.
@@ -61,12 +65,19 @@ def suppress(found: Candidates, kind: NMS, iou: float, sigma: float, threshold: 
         limit: Upper limit of their number.
     """
     if kind == "hard":
-        keep = batched_nms(found.boxes, found.scores, found.labels, iou)[:limit]
-        return Candidates(*(part[keep] for part in found))
-    keep, scores = soft_nms(found, kind, iou, sigma, limit)
-    above = scores > threshold
-    keep = keep[above]
-    return Candidates(found.boxes[keep], found.labels[keep], scores[above], found.rois[keep])
+        parts = [torch.cat(part) if len(images) > 1 else part[0] for part in zip(*images, strict=True)]
+        boxes, labels, scores, _ = parts
+        counts = [len(found.scores) for found in images]
+        rows = nms_of_classes(boxes, scores, labels, counts, iou, max(map(max, sizes)), limit)
+        chosen, counts = torch.cat(rows), [len(own) for own in rows]
+        return [Candidates(*found) for found in zip(*(part[chosen].split(counts) for part in parts), strict=True)]
+    softened = [soft_nms(found, kind, iou, sigma, limit) for found in images]
+    kept = true_indices([scores > threshold for _, scores in softened])
+    suppressed = []
+    for found, (keep, scores), above in zip(images, softened, kept, strict=True):
+        own = keep[above]
+        suppressed.append(Candidates(found.boxes[own], found.labels[own], scores[above], found.rois[own]))
+    return suppressed
 
 
 def soft_nms(found: Candidates, kind: NMS, iou: float, sigma: float, limit: int) -> tuple[Tensor, Tensor]:
@@ -80,13 +91,13 @@ def soft_nms(found: Candidates, kind: NMS, iou: float, sigma: float, limit: int)
     number = min(limit, len(remaining))
     keep, scores = torch.zeros(number, dtype=torch.int64, device=remaining.device), remaining.new_zeros(number)
     for place in range(number):
-        best = remaining.argmax()
-        keep[place], scores[place] = best, remaining[best]
-        overlap = box_iou(found.boxes[best][None], found.boxes)[0]
+        score, best = remaining.max(dim=0, keepdim=True)  # (1,): a GPU is not waited for to learn an index
+        keep[place : place + 1], scores[place : place + 1] = best, score
+        overlap = box_ops.pairwise_iou(found.boxes[best], found.boxes)[0]
         if kind == "soft_linear":
             factor = torch.where(overlap > iou, 1 - overlap, 1.0)
         else:
             factor = torch.exp(-(overlap**2) / sigma)
         remaining = torch.where(found.labels == found.labels[best], remaining * factor, remaining)
-        remaining[best] = -1.0  # never above 0 again, whatever it is multiplied by
+        remaining.index_fill_(0, best, -1.0)  # never above 0 again, whatever it is multiplied by
     return keep, scores

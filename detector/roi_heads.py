@@ -16,12 +16,24 @@ from detector import boxes as box_ops
 from detector import losses
 from detector.backbones.box_heads import BoxHead
 from detector.errors import InputError, check_choices, check_numbers
-from detector.image_batch import ImageBatch, to_original
+from detector.image_batch import ImageBatch, all_to_original
 from detector.kernels.parts import BOX_HEAD, DETECTIONS, LOSSES, POOLING, TARGETS, part
-from detector.kernels.transfers import constant, true_indices
+from detector.kernels.transfers import constant, joined, part_of_rows, repeated, send, starts_of, true_indices
 from detector.post_processing import NMS, Candidates, likely_boxes, suppress
 from detector.roi_pooling import pool_aligned, pool_by_level, pool_whole_cells
-from detector.sampling import IGNORED, GroundTruth, SampledRoIs, hardest, jittered, match, read_only, sample
+from detector.sampling import (
+    FAR,
+    IGNORED,
+    GroundTruth,
+    Matches,
+    SampledRoIs,
+    hardest,
+    jittered,
+    match,
+    match_images,
+    read_only,
+    sample,
+)
 from detector.step_record import asking
 
 
@@ -195,8 +207,9 @@ class RoIHeads(nn.Module):
     @part(POOLING)
     def pool(self, features: Sequence[Tensor], rois: Sequence[Tensor]) -> Tensor:
         """Return pooled features (R, channels, pool_size, pool_size), each RoI from the level that fits its size."""
-        image = torch.cat([boxes.new_full((len(boxes), 1), i) for i, boxes in enumerate(rois)])
-        boxes = torch.cat((image, torch.cat(list(rois))), dim=1)  # (R, 5)
+        together = torch.cat(list(rois))
+        image = part_of_rows([len(boxes) for boxes in rois], together.device)
+        boxes = torch.cat((image[:, None].to(together.dtype), together), dim=1)  # (R, 5)
         levels, strides, size = list(features)[: len(self.strides)], self.strides, self.box_head.pool_size
         of_roi = self.assign_levels(boxes[:, 1:]) if len(strides) > 1 else boxes.new_zeros(len(boxes)).long()
         if self.config.pooling == "roi_pool":
@@ -215,8 +228,8 @@ class RoIHeads(nn.Module):
 
         Of levels with equal strides only the first can be chosen.
         """
-        _, _, width, height = box_ops.centers_and_sides(boxes)
-        octaves = torch.log2((width * height).clamp(min=1e-6).sqrt() / self.canonical_level_side)
+        _, sides = box_ops.centers_and_sides(boxes)
+        octaves = torch.log2((sides[:, 0] * sides[:, 1]).clamp(min=1e-6).sqrt() / self.canonical_level_side)
         finest, coarsest = (int(math.log2(stride)) for stride in (self.strides[0], self.strides[-1]))
         return (torch.floor(4 + octaves + 1e-6)).clamp(finest, coarsest).to(torch.int64) - finest
 
@@ -231,40 +244,56 @@ class RoIHeads(nn.Module):
     ) -> list[SampledRoIs]:
         """Draw training RoIs of each image from proposals (P, 4) and objects; with `ohem` the hardest by `features`."""
         config = self.config
-        candidates, matches = [], []
-        for image_proposals, truth in zip(proposals, truths, strict=True):
-            added = self._added(truth)
-            boxes = torch.cat((image_proposals, *added))
-            low, high = config.background_iou
-            found = match(
-                boxes, truth.boxes, config.positive_iou, (low, high), difficult=truth.difficult, treatment=difficult
-            )
-            if difficult != "keep":  # those of difficult objects are not there
-                found.kind[len(image_proposals) :].masked_fill_(truth.difficult.repeat(len(added)), IGNORED)
-            candidates.append(boxes)
-            matches.append(found)
+        added = [self._added(truth) for truth in truths]
+        candidates = [torch.cat((own, *boxes)) for own, boxes in zip(proposals, added, strict=True)]
+        low, high = config.background_iou
+        rules = config.positive_iou, (low, high), False
+        matches = match_images(
+            candidates, truths, lambda own, boxes, which: match(own, boxes, *rules, which, difficult)
+        )
+        if difficult != "keep":  # those of difficult objects are not there
+            for found, own, truth, boxes in zip(matches, proposals, truths, added, strict=True):
+                for part, mask in enumerate([truth.difficult] * len(boxes)):
+                    found.kind[len(own) + part * len(mask) :][: len(mask)].masked_fill_(mask, IGNORED)
         number, fraction = (
             (max(map(len, candidates)), 1.0) if config.ohem else (config.samples_per_image, config.positive_fraction)
         )
-        drawn = sample([found.kind for found in matches], number, fraction)
-        sampled = []
-        for boxes, found, truth, (positives, negatives) in zip(candidates, matches, truths, drawn, strict=True):
-            objects, index = found.index[positives], torch.cat((positives, negatives))
-            background = torch.zeros_like(negatives)
-            deltas = box_ops.encode(truth.boxes[objects], boxes[positives], config.delta_std, config.delta_mean)
-            sampled.append(
-                SampledRoIs(
-                    boxes[index],
-                    torch.cat((truth.labels[objects], background)),
-                    torch.cat((deltas, deltas.new_zeros(len(negatives), 4))),
-                    index,
-                )
-            )
+        sampled = self._labelled(
+            candidates, matches, truths, sample([found.kind for found in matches], number, fraction)
+        )
         sampled = self._hardest(features, sampled) if config.ohem else sampled
         for record in asking():
             record.truths, record.sampled_rois = truths, sampled
             record.roi_candidates, record.roi_matches = candidates, matches
         return sampled
+
+    def _labelled(
+        self,
+        candidates: Sequence[Tensor],
+        matches: Sequence[Matches],
+        truths: Sequence[GroundTruth],
+        drawn: Sequence[tuple[Tensor, Tensor]],
+    ) -> list[SampledRoIs]:
+        """Return drawn candidates of each image (indices of positives and negatives) with labels and deltas."""
+        indices = [index for pair in drawn for index in pair]
+        index, boxes = torch.cat(indices), torch.cat(list(candidates))
+        places = joined(indices, [start for start in starts_of(candidates) for _ in range(2)])
+        boxes = boxes[places]
+        # One object more, so that there is one for the background of images without any.
+        objects = torch.cat([*(truth.boxes for truth in truths), constant((FAR, FAR, FAR + 1, FAR + 1), boxes)[None]])
+        labels = torch.cat([*(truth.labels for truth in truths), index.new_zeros(1)])
+        counts = [len(positives) + len(negatives) for positives, negatives in drawn]
+        of_object = joined(
+            torch.cat([found.index for found in matches])[places].split(counts), starts_of([t.boxes for t in truths])
+        )
+        positive = repeated([True, False] * len(drawn), [len(own) for own in indices], truths[0].difficult)
+        deltas = box_ops.encode(objects[of_object], boxes, self.config.delta_std, self.config.delta_mean)
+        labels, deltas = torch.where(positive, labels[of_object], 0), torch.where(positive[:, None], deltas, 0.0)
+        images = zip(*(part.split(counts) for part in (boxes, labels, deltas, index)), strict=True)
+        return [
+            SampledRoIs(own, label, delta, at, len(positives))
+            for (own, label, delta, at), (positives, _) in zip(images, drawn, strict=True)
+        ]
 
     def _added(self, truth: GroundTruth) -> list[Tensor]:
         """Return the boxes (G, 4) that join an image's proposals: none, its objects, or these and jittered copies."""
@@ -286,7 +315,7 @@ class RoIHeads(nn.Module):
         chosen = []
         for rois, loss in zip(labelled, each.split([len(rois.labels) for rois in labelled]), strict=True):
             hard = hardest(rois.boxes, loss, config.ohem_nms_iou, config.samples_per_image)
-            chosen.append(SampledRoIs(*(part[hard] for part in rois)))
+            chosen.append(SampledRoIs(rois.boxes[hard], rois.labels[hard], rois.deltas[hard], rois.candidates[hard]))
         return chosen
 
     def _column(self, labels: Tensor) -> Tensor:
@@ -299,11 +328,18 @@ class RoIHeads(nn.Module):
         self._record([rois.boxes for rois in sampled], logits, deltas)
         labels = torch.cat([rois.labels for rois in sampled])
         targets = torch.cat([rois.deltas for rois in sampled])
-        (positive,) = true_indices([labels > 0])
+        firsts = [rois.positives for rois in sampled]
+        if None in firsts:
+            (positive,) = true_indices([labels > 0])
+        else:
+            ranges = zip(firsts, starts_of([rois.labels for rois in sampled]), strict=True)
+            positive = send(
+                torch.cat([torch.arange(start, start + (count or 0)) for count, start in ranges]), labels.device
+            )
         return {
             "loss_roi_cls": losses.roi_classification_loss(logits, labels, self._class_weights(logits, labels)),
             "loss_roi_reg": losses.box_loss(
-                deltas[positive, self._column(labels[positive])],
+                deltas.flatten(0, 1).index_select(0, positive * deltas.shape[1] + self._column(labels[positive])),
                 targets[positive],
                 self.config.reg_beta,
                 len(labels),
@@ -331,12 +367,13 @@ class RoIHeads(nn.Module):
 
         They are `boxes` (D, 4), `labels` (D,) and `scores` (D,).
         """
-        kept = [self.suppress(found) for found in self.candidates(logits, deltas, rois, batch)]
+        kept = self.suppress(self.candidates(logits, deltas, rois, batch), batch.sizes)
         for record in asking():
             record.detections = kept
+        boxes = all_to_original([found.boxes for found in kept], batch)
         return [
-            {"boxes": to_original(found.boxes, batch, image), "labels": found.labels, "scores": found.scores}
-            for image, found in enumerate(kept)
+            {"boxes": own, "labels": found.labels, "scores": found.scores}
+            for own, found in zip(boxes, kept, strict=True)
         ]
 
     @part(DETECTIONS)
@@ -349,11 +386,11 @@ class RoIHeads(nn.Module):
         config = self.config
         boxes = box_ops.decode(deltas, torch.cat(list(rois))[:, None], config.delta_std, config.delta_mean)
         boxes = boxes.expand(-1, self.num_classes, -1)  # (R, C, 4)
-        return likely_boxes(boxes.split(counts), scores.split(counts), batch.sizes, config.score_threshold)
+        return likely_boxes(boxes, scores, counts, batch.sizes, config.score_threshold)
 
     @part(DETECTIONS)
-    def suppress(self, found: Candidates) -> Candidates:
-        """Return the candidates of an image that NMS within each class leaves, the best first."""
+    def suppress(self, images: Sequence[Candidates], sizes: Sequence[tuple[int, int]]) -> list[Candidates]:
+        """Return the candidates of each image, of a size (height, width), that NMS leaves, the best first."""
         config = self.config
         limits = config.score_threshold, config.detections_per_image
-        return suppress(found, config.nms, config.nms_iou, config.soft_nms_sigma, *limits)
+        return suppress(images, sizes, config.nms, config.nms_iou, config.soft_nms_sigma, *limits)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from detector.kernels.roi_align import cells_and_weights
-from detector.kernels.transfers import true_indices
+from detector.kernels.transfers import constant, true_indices
 
 
 def pool_aligned(
@@ -67,9 +67,10 @@ def pool_by_level(
     if len(features) == 1:
         return pool(0, rois)
     pooled = features[0].new_zeros(len(rois), features[0].shape[1], pool_size, pool_size, dtype=torch.float32)
-    for level, index in enumerate(true_indices([level_of_roi == level for level in range(len(features))])):
-        pooled = pooled.index_copy(0, index, pool(level, rois[index]).float())
-    return pooled
+    indices = true_indices([level_of_roi == level for level in range(len(features))])
+    every = torch.cat(indices)
+    own = rois[every].split([len(index) for index in indices])
+    return pooled.index_copy(0, every, torch.cat([pool(level, of).float() for level, of in enumerate(own)]))
 
 
 def pool_whole_cells(features: Tensor, rois: Tensor, pool_size: int, stride: int) -> Tensor:
@@ -81,11 +82,11 @@ def pool_whole_cells(features: Tensor, rois: Tensor, pool_size: int, stride: int
     """
     features = features.float()
     height, width = features.shape[-2:]
-    cells = torch.div(rois[:, 1:], stride, rounding_mode="floor").long()
-    cells = torch.minimum(cells.clamp(min=0), cells.new_tensor([width - 1, height - 1, width - 1, height - 1]))
+    cells = torch.div(rois[:, 1:], stride, rounding_mode="floor").clamp(min=0)
+    cells = torch.minimum(cells, constant([width - 1, height - 1, width - 1, height - 1], cells))
     pooled = [
         F.adaptive_max_pool2d(features[image, :, y1 : y2 + 1, x1 : x2 + 1], pool_size)
-        for image, (x1, y1, x2, y2) in zip(rois[:, 0].long().tolist(), cells.tolist(), strict=True)
+        for image, x1, y1, x2, y2 in torch.cat((rois[:, :1], cells), dim=1).cpu().int().tolist()
     ]
     if not pooled:
         return features.new_zeros(0, features.shape[1], pool_size, pool_size) + features.sum() * 0

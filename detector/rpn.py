@@ -12,16 +12,16 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import batched_nms
 
 from detector import boxes as box_ops
 from detector import losses
 from detector.anchors import AnchorConfig, AnchorGenerator
 from detector.errors import InputError, check_choices, check_numbers
 from detector.image_batch import ImageBatch
+from detector.kernels.nms import nms_of_levels
 from detector.kernels.parts import ANCHORS, LOSSES, PROPOSALS, RPN_HEAD, TARGETS, part
-from detector.kernels.transfers import true_indices
-from detector.sampling import IGNORED, GroundTruth, Matches, SampledAnchors, match, sample
+from detector.kernels.transfers import constant, joined, one_by_one, repeated, rows_of_images
+from detector.sampling import FAR, IGNORED, GroundTruth, Matches, SampledAnchors, match, match_images, sample
 from detector.step_record import Proposals, StepRecord, asking
 
 
@@ -95,8 +95,6 @@ class RPNConfig:
             "[0, 1)": "score_threshold",
             "[0, 1]": "nms_iou",
             "[1, inf]": "conv_depth samples_per_image pre_nms_train post_nms_train pre_nms_test post_nms_test",
-            "[1, 100]": "conv_depth",
-            "[0, 65536]": "hidden_channels",
             "[0, inf]": "hidden_channels init_std min_side reg_beta reg_weight",
         }
         check_numbers("rpn", self, allowed)
@@ -125,22 +123,31 @@ class RPNHead(nn.Module):
 
         With softmax the two scores of an anchor are (background, object), and the logit is their difference.
         """
-        logits, deltas = [], []
-        for level in features:
-            hidden = level
-            for convolution in (self.conv, *self.deeper):
-                hidden = F.relu(convolution(hidden), inplace=True)
-            # bfloat16 tells few scores apart, which costs ranks, and it saves no time in layers as small as these.
-            with torch.autocast(hidden.device.type, enabled=False):
-                hidden = hidden.float()
-                scores = self.objectness(hidden).permute(0, 2, 3, 1).flatten(1)
-                offsets = self.deltas(hidden).permute(0, 2, 3, 1).reshape(len(level), -1, 4)
-            if self.softmax:
-                scores = scores.unflatten(1, (-1, 2))
-                scores = scores[..., 1] - scores[..., 0]
-            logits.append(scores)
-            deltas.append(offsets)
-        return logits, deltas
+        hidden = list(features)
+        for convolution in (self.conv, *self.deeper):
+            hidden = [F.relu(convolution(level), inplace=True) for level in hidden]
+        # bfloat16 tells few scores apart, which costs ranks, and it saves no time in layers as small as these.
+        with torch.autocast(hidden[0].device.type, enabled=False):
+            scores, deltas = self._by_level(hidden) if one_by_one(hidden[0]) else self._at_once(hidden)
+        if self.softmax:
+            scores = [level[..., 1] - level[..., 0] for level in (own.unflatten(1, (-1, 2)) for own in scores)]
+        return scores, deltas
+
+    def _by_level(self, hidden: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        levels = [level.float() for level in hidden]
+        scores = [self.objectness(level).permute(0, 2, 3, 1).flatten(1) for level in levels]
+        return scores, [self.deltas(level).permute(0, 2, 3, 1).reshape(len(level), -1, 4) for level in levels]
+
+    def _at_once(self, hidden: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the same in one matrix product: a GPU computes it faster than it is told to compute ten."""
+        cells = torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in hidden], 1).float()  # (B, cells, C)
+        layers, counts = (self.objectness, self.deltas), [level.shape[2] * level.shape[3] for level in hidden]
+        weight, bias = (torch.cat([getattr(own, name) for own in layers]) for name in ("weight", "bias"))
+        scores, deltas = F.linear(cells, weight.flatten(1), bias).split([own.out_channels for own in layers], 2)
+        return (
+            [level.flatten(1) for level in scores.split(counts, 1)],
+            [level.reshape(len(cells), -1, 4) for level in deltas.split(counts, 1)],
+        )
 
 
 class RPNOutput(NamedTuple):
@@ -183,38 +190,34 @@ class RegionProposalNetwork(nn.Module):
             if self.training
             else (config.pre_nms_test, config.post_nms_test)
         )
-        scores, candidates, levels, places = [], [], [], []
-        for level, (logits, deltas, anchors) in enumerate(zip(*output, strict=True)):
-            top, index = logits.topk(min(before, logits.shape[1]), dim=1)  # (B, k)
-            chosen = deltas.gather(1, index[..., None].expand(-1, -1, 4))
-            candidates.append(box_ops.decode(chosen, anchors[index]))
-            scores.append(top)
-            levels.append(torch.full_like(index, level))
-            places.append(index)
-        all_scores, all_boxes, all_levels = torch.cat(scores, 1), torch.cat(candidates, 1), torch.cat(levels, 1)
-        clipped = [box_ops.clip(boxes, size) for boxes, size in zip(all_boxes, batch.sizes, strict=True)]
+        top = [logits.topk(min(before, logits.shape[1]), dim=1) for logits in output.logits]  # (B, k) of each level
+        scores, places = torch.cat([level.values for level in top], 1), [level.indices for level in top]
+        deltas = [own.gather(1, at[..., None].expand(-1, -1, 4)) for own, at in zip(output.deltas, places, strict=True)]
+        anchors = [own[at] for own, at in zip(output.anchors, places, strict=True)]
+        boxes = box_ops.decode(torch.cat(deltas, 1), torch.cat(anchors, 1))  # (B, K, 4)
+        sizes, one_each = [(w, h, w, h) for h, w in batch.sizes], [1] * len(batch.sizes)
+        boxes = box_ops.clip(boxes, rows_of_images(sizes, one_each, boxes)[:, None])
         # A side of 0 is never a proposal: its IoU and its RoI are undefined.
-        usable = [
-            box_ops.has_sides_of(boxes, max(self._min_side(batch, image), 1e-3)) for image, boxes in enumerate(clipped)
-        ]
+        sides = [(max(self._min_side(batch, image), 1e-3),) for image in range(len(sizes))]
+        usable = box_ops.has_sides_of(boxes, rows_of_images(sides, one_each, boxes)[:, None])
         if config.score_threshold > 0:
-            likely = all_scores.sigmoid() >= config.score_threshold
-            usable = [mask & own for mask, own in zip(usable, likely, strict=True)]
-        proposals, survivors = [], []
-        for image, kept in enumerate(true_indices(usable)):
-            boxes = clipped[image][kept]
-            keep = batched_nms(boxes, all_scores[image][kept], all_levels[image][kept], config.nms_iou)[:after]
-            proposals.append(boxes[keep])
-            survivors.append((kept, keep))
+            usable &= scores.sigmoid() >= config.score_threshold
+        numbers = [at.shape[1] for at in places]
+        extent = max(map(max, batch.sizes))
+        kept, of_usable = nms_of_levels(boxes, scores, numbers, usable, config.nms_iou, extent, after)
         for record in asking():
             self._record(record, output, batch)
             starts = accumulate((len(level) for level in output.anchors), initial=0)
             of_anchors = torch.cat([index + start for index, start in zip(places, starts, strict=False)], 1)
+            # The usable ones come first; a GPU is not waited for to learn how many these are.
+            ranked = (~usable).int().argsort(dim=1, stable=True)
+            candidates = [own[:number] for own, number in zip(ranked, of_usable, strict=True)]
             record.proposals = [
-                Proposals(clipped[image][kept], all_scores[image][kept].detach(), of_anchors[image][kept], keep)
-                for image, (kept, keep) in enumerate(survivors)
+                Proposals(own[of], score.detach()[of], at[of], torch.searchsorted(of, keep))
+                for own, score, at, of, keep in zip(boxes, scores, of_anchors, candidates, kept, strict=True)
             ]
-        return proposals
+        rows = joined(kept, [image * boxes.shape[1] for image in range(len(kept))])
+        return list(boxes.flatten(0, 1)[rows].split([len(own) for own in kept]))
 
     def _record(self, record: StepRecord, output: RPNOutput, batch: ImageBatch) -> None:
         record.batch, record.level_anchors = batch, output.anchors
@@ -248,16 +251,13 @@ class RegionProposalNetwork(nn.Module):
         """Draw the anchors of each image to learn from; see `losses`."""
         config = self.config
         anchors = torch.cat(output.anchors)
-        matches = [
-            self._match(anchors, truth, size, difficult) for truth, size in zip(truths, batch.sizes, strict=True)
-        ]
+        matches = self._match(anchors, truths, batch.sizes, difficult)
         drawn = sample([image.kind for image in matches], config.samples_per_image, config.positive_fraction)
-        sampled = [
-            SampledAnchors(
-                positives, negatives, box_ops.encode(truth.boxes[image.index[positives]], anchors[positives])
-            )
-            for (positives, negatives), image, truth in zip(drawn, matches, truths, strict=True)
-        ]
+        found = [image.index[positives] for image, (positives, _) in zip(matches, drawn, strict=True)]
+        objects = torch.cat([truth.boxes[own] for truth, own in zip(truths, found, strict=True)])
+        deltas = box_ops.encode(objects, anchors[torch.cat([positives for positives, _ in drawn])])
+        each = zip(drawn, deltas.split([len(own) for own in found]), strict=True)
+        sampled = [SampledAnchors(*indices, own) for indices, own in each]
         for record in asking():
             self._record(record, output, batch)
             record.truths, record.anchor_matches, record.sampled_anchors = truths, matches, sampled
@@ -268,18 +268,15 @@ class RegionProposalNetwork(nn.Module):
         """Return `losses` over given anchors of each image."""
         config = self.config
         logits, deltas = torch.cat(output.logits, 1), torch.cat(output.deltas, 1)
-        pairs = list(enumerate(sampled))
-        samples = torch.cat([logits[image, torch.cat((s.positives, s.negatives))] for image, s in pairs])
-        is_object = torch.cat(
-            [
-                torch.cat((torch.ones_like(s.positives), torch.zeros_like(s.negatives))).to(samples.dtype)
-                for s in sampled
-            ]
-        )
+        starts = [image * logits.shape[1] for image in range(len(sampled))]
+        indices = [index for s in sampled for index in (s.positives, s.negatives)]
+        samples = logits.flatten().index_select(0, joined(indices, [start for start in starts for _ in range(2)]))
+        positives = joined([s.positives for s in sampled], starts)
+        is_object = repeated([1, 0] * len(sampled), [len(index) for index in indices], samples)
         return {
             "loss_rpn_cls": losses.rpn_classification_loss(samples, is_object),
             "loss_rpn_reg": losses.box_loss(
-                torch.cat([deltas[image, s.positives] for image, s in pairs]),
+                deltas.flatten(0, 1).index_select(0, positives),
                 torch.cat([s.deltas for s in sampled]),
                 config.reg_beta,
                 len(samples),
@@ -289,18 +286,21 @@ class RegionProposalNetwork(nn.Module):
             ),
         }
 
-    def _match(self, anchors: Tensor, truth: GroundTruth, size: tuple[int, int], difficult: str) -> Matches:
-        config = self.config
-        drop = self.anchor_generator.config.straddling == "drop"
-        inside = box_ops.is_inside(anchors, size) if drop else torch.ones_like(anchors[:, 0], dtype=torch.bool)
-        # Before matching: an object's best anchor is its best among those that are used. Empty ones overlap nothing.
-        matches = match(
-            anchors * inside[:, None] if drop else anchors,
-            truth.boxes,
-            config.positive_iou,
-            (0.0, config.negative_iou),
-            config.best_per_object,
-            truth.difficult,
-            difficult,
+    def _match(
+        self, anchors: Tensor, truths: Sequence[GroundTruth], sizes: Sequence[tuple[int, int]], difficult: str
+    ) -> list[Matches]:
+        config, candidates, outside = self.config, [anchors] * len(sizes), list[Tensor]()
+        if self.anchor_generator.config.straddling == "drop":
+            straddling = {size: ~box_ops.is_inside(anchors, size) for size in dict.fromkeys(sizes)}
+            # Before matching: an object's best anchor is its best among those that are used.
+            far = constant((FAR, FAR, FAR + 1, FAR + 1), anchors)
+            used = {size: torch.where(mask[:, None], far, anchors) for size, mask in straddling.items()}
+            candidates, outside = [used[size] for size in sizes], [straddling[size] for size in sizes]
+        rules = config.positive_iou, (0.0, config.negative_iou), config.best_per_object
+        matches = match_images(
+            candidates, truths, lambda own, boxes, which: match(own, boxes, *rules, which, difficult)
         )
-        return replace(matches, kind=matches.kind.masked_fill(~inside, IGNORED))
+        if not outside:
+            return matches
+        pairs = zip(matches, outside, strict=True)
+        return [replace(own, kind=own.kind.masked_fill(mask, IGNORED)) for own, mask in pairs]

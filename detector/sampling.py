@@ -4,20 +4,25 @@ N candidates of one image, G ground-truth boxes. Matching and drawing work on a 
 nor a normaliser can be of the wrong one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_iou, nms
+from torch.nn.utils.rnn import pad_sequence
+from torchvision.ops import nms
 
+from detector.boxes import pairwise_iou
 from detector.kernels.parts import MATCHING, SAMPLING, part
-from detector.kernels.transfers import true_indices
+from detector.kernels.transfers import constant, one_by_one, true_indices
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
-_PAIRS = 2**16
+FAR = 1e6
+"""Where a box overlaps no other, in pixels."""
+_PAIRS = 2**24
+"""Of objects and candidates that are matched at once, on a GPU."""
 
 
 class GroundTruth(NamedTuple):
@@ -59,13 +64,15 @@ class SampledRoIs(NamedTuple):
     """RoIs of one image for training.
 
     Boxes (S, 4), labels (S,), 0 for background, deltas (S, 4) to the objects, and by index the `candidates` (S,) that
-    they are: of the proposals, then added objects. Positives come first; deltas of background RoIs are 0 and unused.
+    they are: of the proposals, then added objects. Deltas of background RoIs are 0 and unused. The first `positives`
+    are of objects, where that is known without looking.
     """
 
     boxes: Tensor
     labels: Tensor
     deltas: Tensor
     candidates: Tensor
+    positives: int | None = None
 
 
 @part(MATCHING)
@@ -78,46 +85,45 @@ def match(
     difficult: Tensor | None = None,
     treatment: str = "keep",
 ) -> Matches:
-    """Assign each candidate to the object that it overlaps most.
+    """Assign each candidate to the object that it overlaps most, in one image, or in several images of equal shapes.
 
     Args:
-        candidates: (N, 4).
-        gt_boxes: (G, 4), G may be 0: then all candidates are background where `negative_iou` starts at 0.
+        candidates: (..., N, 4).
+        gt_boxes: (..., G, 4), G may be 0: then all candidates are background where `negative_iou` starts at 0.
         positive_iou: A candidate is positive at or above this IoU.
         negative_iou: A candidate is negative if its best IoU lies in [low, high).
         best_per_object: Also make positive, for each object, the candidates with the highest IoU, ties included, unless
             that IoU is 0 (Faster R-CNN, section 3.1.2, rule i). `one`: only the first of them, which then goes to that
             object even where it overlaps another one more.
-        difficult: (G,) which of the objects are difficult; None: none.
+        difficult: (..., G) which of the objects are difficult; None: none.
         treatment: What these are: `keep` (as all others), `drop` (as if not there), or `ignore` (a candidate that is
             positive for no other object and overlaps one of them by the upper negative bound or more is ignored).
     """
     low, high = negative_iou
     near_difficult = None
-    if len(gt_boxes) == 0:
-        best = candidates.new_zeros(len(candidates))
-        index = torch.zeros(len(candidates), dtype=torch.int64, device=candidates.device)
-        positive = torch.zeros(len(candidates), dtype=torch.bool, device=candidates.device)
+    if gt_boxes.shape[-2] == 0:
+        best = candidates.new_zeros(candidates.shape[:-1])
+        index = torch.zeros_like(best, dtype=torch.int64)
+        positive = torch.zeros_like(best, dtype=torch.bool)
     else:
-        iou = pairwise_iou(gt_boxes.float(), candidates.float())  # (G, N)
+        iou = pairwise_iou(gt_boxes.float(), candidates.float())  # (..., G, N)
         if difficult is not None and treatment != "keep":
             if treatment == "ignore":
-                near_difficult = ((iou >= high) & difficult[:, None]).any(dim=0)
-            iou.masked_fill_(difficult[:, None], 0.0)  # what nothing overlaps is nowhere matched
-        best, index = iou.max(dim=0)
+                near_difficult = ((iou >= high) & difficult[..., None]).any(dim=-2)
+            iou.masked_fill_(difficult[..., None], 0.0)  # what nothing overlaps is nowhere matched
+        best, index = iou.max(dim=-2)
         positive = best >= positive_iou
-        if best_per_object and len(candidates):
-            best_of_object = iou.max(dim=1, keepdim=True).values
+        if best_per_object and candidates.shape[-2]:
+            best_of_object = iou.amax(dim=-1, keepdim=True)
             # Ties up to the rounding of corners in float32, which depends on where in the image an anchor lies.
-            ties = (iou >= best_of_object * (1 - 1e-5)) & (best_of_object > 0)  # (G, N)
+            ties = (iou >= best_of_object * (1 - 1e-5)) & (best_of_object > 0)  # (..., G, N)
             if best_per_object == "one":
-                has_best = ties.any(dim=1)
-                first = ties.int().argmax(dim=1)[has_best]
-                objects = torch.where(has_best)[0]
+                ties &= torch.zeros_like(ties).scatter_(-1, ties.int().argmax(dim=-1, keepdim=True), True)
                 # Where two objects share their best candidate, the last one has it.
-                index = index.scatter_reduce(0, first, objects, "amax", include_self=False)
-                ties = torch.zeros_like(ties[:1]).index_fill(1, first, True)
-            positive = positive | ties.any(dim=0)
+                objects = torch.arange(1, ties.shape[-2] + 1, device=ties.device)[:, None]
+                last = (ties * objects).amax(dim=-2)
+                index = torch.where(last > 0, last - 1, index)
+            positive = positive | ties.any(dim=-2)
     negative = (best >= low) & (best < high)
     if near_difficult is not None:
         negative &= ~near_difficult
@@ -125,14 +131,34 @@ def match(
     return Matches(kind, index, best)
 
 
-def pairwise_iou(boxes: Tensor, candidates: Tensor) -> Tensor:
-    """Return the IoU (G, N) of boxes (G, 4) and candidates (N, 4)."""
-    if boxes.device.type != "cpu" or len(boxes) == 0:
-        overlaps: Tensor = box_iou(boxes, candidates)
-        return overlaps
-    # In blocks whose intermediate results stay in the cache: a third of the time for 300 objects and 33,000 anchors.
-    blocks = candidates.split(max(1, _PAIRS // len(boxes)))
-    return torch.cat([box_iou(boxes, block) for block in blocks], dim=1)
+def match_images(
+    candidates: Sequence[Tensor], truths: Sequence[GroundTruth], matching: Callable[[Tensor, Tensor, Tensor], Matches]
+) -> list[Matches]:
+    """Return the matches of the candidates (N, 4) of each image, by `matching(candidates, boxes, difficult)`.
+
+    On a GPU, of many images at once: of each the objects are made as many as others have by some that nothing overlaps.
+    """
+    if one_by_one(candidates[0]):
+        return [matching(own, truth.boxes, truth.difficult) for own, truth in zip(candidates, truths, strict=True)]
+    pairs = max(map(len, candidates)) * max(1, *(len(truth.boxes) for truth in truths))
+    at_once, matches = max(1, _PAIRS // max(pairs, 1)), list[Matches]()
+    for first in range(0, len(truths), at_once):
+        own, objects = candidates[first : first + at_once], truths[first : first + at_once]
+        found = matching(
+            stacked(own, FAR),
+            stacked([truth.boxes for truth in objects], FAR),
+            stacked([truth.difficult for truth in objects], False),
+        )
+        images = zip(own, found.kind.unbind(), found.index.unbind(), found.iou.unbind(), strict=True)
+        matches += [Matches(*(values[: len(image)] for values in of_image)) for image, *of_image in images]
+    return matches
+
+
+def stacked(tensors: Sequence[Tensor], value: float) -> Tensor:
+    """Return tensors (n, ...) as one (B, N, ...), the shorter ones filled up with a value."""
+    if len({len(tensor) for tensor in tensors}) == 1:
+        return torch.stack(list(tensors)) if len(tensors) > 1 else tensors[0][None]
+    return pad_sequence(list(tensors), batch_first=True, padding_value=value)
 
 
 @part(SAMPLING)
@@ -144,12 +170,27 @@ def sample(kinds: Sequence[Tensor], number: int, positive_fraction: float) -> li
     Returns:
         For each image the indices of positives (P,) and of negatives (Q,) into its `kind` (N,).
     """
+    most_positives = int(number * positive_fraction)
+    if not one_by_one(kinds[0]):
+        return _sample_at_once(stacked(kinds, IGNORED), number, most_positives)
     found = iter(true_indices([kind == wanted for kind in kinds for wanted in (POSITIVE, NEGATIVE)]))
     drawn = []
     for positives, negatives in zip(found, found, strict=True):
-        chosen = _draw(positives, int(number * positive_fraction))
+        chosen = _draw(positives, most_positives)
         drawn.append((chosen, _draw(negatives, number - len(chosen))))
     return drawn
+
+
+def _sample_at_once(kinds: Tensor, number: int, most_positives: int) -> list[tuple[Tensor, Tensor]]:
+    """Return `sample` of kinds (B, N), on a GPU: those with the highest of random numbers, waiting for it once."""
+    masks = kinds == constant((POSITIVE, NEGATIVE), kinds)[:, None, None]  # (2, B, N)
+    found = masks.sum(dim=2).cpu().tolist()
+    counts = [(min(positives, most_positives), negatives) for positives, negatives in zip(*found, strict=True)]
+    counts = [(positives, min(negatives, number - positives)) for positives, negatives in counts]
+    keys = torch.rand(kinds.shape, device=kinds.device).where(masks, -1.0)
+    positives, negatives = keys.topk(max(max(pair) for pair in counts), dim=2).indices
+    images = zip(positives, negatives, counts, strict=True)
+    return [(own[:count], others[:rest]) for own, others, (count, rest) in images]
 
 
 def _draw(indices: Tensor, number: int) -> Tensor:

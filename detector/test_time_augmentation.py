@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from detector.image_batch import ImageBatch, ImageConfig, to_batch, to_original
+from detector.image_batch import ImageBatch, ImageConfig, all_to_original, to_batch, to_original
 from detector.post_processing import Candidates
 from detector.roi_heads import RoIHeads
 from detector.step_record import unrecorded
@@ -75,11 +75,12 @@ def detect_in_views(
                 widths = [width for _, width in batch.original_sizes]
                 mirrored = map(mirror, given, widths) if view.mirrored else given
                 proposals = to_batch(list(mirrored), batch)
-            first_proposals = first_proposals or [to_original(boxes, batch, i) for i, boxes in enumerate(proposals)]
+            first_proposals = first_proposals or all_to_original(proposals, batch)
             logits, deltas = model.roi_heads(features, proposals)
             for index, candidates in enumerate(model.roi_heads.candidates(logits, deltas, proposals, batch)):
                 boxes = to_original(candidates.boxes, batch, index)
                 boxes = mirror(boxes, batch.original_sizes[index][1]) if view.mirrored else boxes
                 found[index].append(candidates._replace(boxes=boxes))
-    merged = [model.roi_heads.suppress(Candidates(*map(torch.cat, zip(*each, strict=True)))) for each in found]
+    sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+    merged = model.roi_heads.suppress([Candidates(*map(torch.cat, zip(*each, strict=True))) for each in found], sizes)
     return [{"boxes": each.boxes, "labels": each.labels, "scores": each.scores} for each in merged], first_proposals

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
-from detector.image_batch import ImageBatch, drawn_scales, ground_truth, make_batch, to_original
+from detector.image_batch import ImageBatch, all_to_original, drawn_scales, ground_truth, make_batch
 from detector.training.joint import JointTraining, SchemeName
 from detector.training.lightning_private import forget_logged
 from detector.training.optimization import AveragedWeights
@@ -159,7 +159,7 @@ class AlternatingTraining(nn.Module, JointTraining):
             detections = [nothing | {"labels": nothing["scores"].long()} for _ in images]
         else:
             detections = self.model.detect(self.model.backbone(batch.tensors), proposals, batch)
-        return detections, [to_original(boxes, batch, image) for image, boxes in enumerate(proposals)]
+        return detections, all_to_original(proposals, batch)
 
     def _propose(self, batch: ImageBatch) -> tuple[list[Tensor], list[Tensor]]:
         """Return the proposals of each image by the RPN that there is, and the features of its backbone."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from detector.faster_rcnn import FasterRCNN
-from detector.image_batch import ground_truth, make_batch, to_original
+from detector.image_batch import all_to_original, ground_truth, make_batch
 from detector.kernels.parts import (
     BACKBONE,
     BOX_HEAD,
@@ -125,6 +125,5 @@ def inference_parts(model: FasterRCNN, images: Sequence[Tensor], autocast: torch
             logits, deltas = model.roi_heads.predict(pooled)
         with clock(DETECTIONS):
             model.roi_heads.detections(logits, deltas, proposals, batch)
-            for image, boxes in enumerate(proposals):
-                to_original(boxes, batch, image)
+            all_to_original(proposals, batch)
     return clock.times

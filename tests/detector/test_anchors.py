@@ -131,17 +131,17 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
         AnchorConfig(**options)
 
 
-def test_sizes_are_cached_up_to_a_limit() -> None:
+def test_sizes_are_kept_up_to_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AnchorGenerator, "cache_bytes", 2000)
     generator = AnchorGenerator(AnchorConfig([1], [1]), (16,))
     first = generator([(2, 3)], CPU)[0]
     assert generator([(2, 3)], CPU)[0] is first
     assert generator([(3, 2)], CPU)[0][-1].tolist() == [16, 32, 32, 48]  # not taken for (2, 3)
-    for height in range(1, 2 * generator.cache_size):
+    for height in (20, 30, 40):  # of 320, 480 and 640 bytes, beside two of 96 bytes
         generator([(height, 1)], CPU)
-    assert len(generator._cache) == generator.cache_size
+    assert generator([(2, 3)], CPU)[0] is first
+    generator([(60, 1)], CPU)  # 960 bytes: the three used longest ago go
+    assert [size for *sizes, _ in generator._cache for size in sizes] == [(40, 1), (2, 3), (60, 1)]
+    generator([(200, 1)], CPU)  # more than the limit by itself
+    assert [size for *sizes, _ in generator._cache for size in sizes] == [(200, 1)]
     torch.testing.assert_close(generator([(2, 3)], CPU)[0], first)
-
-
-def test_ten_million_scales_are_refused_at_once():
-    with pytest.raises(InputError, match=r"^anchors: 10000000 scales x 3 aspect_ratios; at most 10000 shapes$"):
-        AnchorConfig(scales=[8.0] * 10_000_000)

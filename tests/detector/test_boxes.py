@@ -19,8 +19,8 @@ def random_boxes(count: int, seed: int = 0) -> Tensor:
 
 
 def test_centers_and_sides() -> None:
-    values = [float(v) for v in centers_and_sides(torch.tensor([10.0, 20.0, 50.0, 30.0]))]
-    assert values == [30.0, 25.0, 40.0, 10.0]
+    centers, sides = centers_and_sides(torch.tensor([10.0, 20.0, 50.0, 30.0]))
+    assert (centers.tolist(), sides.tolist()) == ([30.0, 25.0], [40.0, 10.0])
 
 
 def test_deltas_by_hand() -> None:

@@ -51,7 +51,7 @@ def test_soft_nms_equals_a_slow_loop(kind: NMS, iou: float, sigma: float, limit:
     found = candidates(80, 3)
     expected = slow_soft_nms(found, kind, iou, sigma, 0.05)
     assert 25 < len(expected) < 80
-    kept = suppress(found, kind, iou, sigma, 0.05, limit)
+    (kept,) = suppress([found], SIZES[:1], kind, iou, sigma, 0.05, limit)
     assert kept.scores.tolist() == pytest.approx([score for score, _ in expected[:limit]], rel=1e-4)
     order = [index for _, index in expected[:limit]]
     assert torch.equal(kept.boxes, found.boxes[order])
@@ -81,7 +81,7 @@ def test_kinds_by_hand(kind: NMS, expected: dict[int, float]) -> None:
     )
     if kind == "soft_gaussian":  # the copy also falls by its overlap of 0.6 with the second, which is taken before it
         expected = expected | {3: expected[3] * exp(-0.72)}
-    kept = suppress(found, kind, 0.5, 0.5, 0.001, 10)
+    (kept,) = suppress([found], SIZES[:1], kind, 0.5, 0.5, 0.001, 10)
     order = sorted(expected, key=lambda index: -expected[index])
     assert kept.scores.tolist() == pytest.approx([expected[index] for index in order], rel=1e-5)
     assert kept.boxes.tolist() == BOXES[order].tolist()
@@ -91,11 +91,12 @@ def test_kinds_by_hand(kind: NMS, expected: dict[int, float]) -> None:
 @pytest.mark.parametrize("kind", ["hard", "soft_linear", "soft_gaussian"])
 def test_classes_do_not_compete(kind: NMS) -> None:
     found = Candidates(BOXES[[0, 3]], torch.tensor([2, 1]), torch.tensor([0.3, 0.6]), torch.tensor([5, 6]))
-    kept = suppress(found, kind, 0.5, 0.5, 0.001, 10)
+    (kept,) = suppress([found], SIZES[:1], kind, 0.5, 0.5, 0.001, 10)
     assert (kept.labels.tolist(), kept.rois.tolist()) == ([1, 2], [6, 5])
     assert kept.scores.tolist() == pytest.approx([0.6, 0.3])
-    assert suppress(found, kind, 0.5, 0.5, 0.001, 1).labels.tolist() == [1]
-    empty = suppress(Candidates(*(part[:0] for part in found)), kind, 0.5, 0.5, 0.001, 10)
+    (one,) = suppress([found], SIZES[:1], kind, 0.5, 0.5, 0.001, 1)
+    assert one.labels.tolist() == [1]
+    (empty,) = suppress([Candidates(*(part[:0] for part in found))], SIZES[:1], kind, 0.5, 0.5, 0.001, 10)
     assert [len(part) for part in empty] == [0, 0, 0, 0]
 
 
@@ -103,7 +104,8 @@ def test_soft_scores_must_exceed_the_threshold() -> None:
     """0.8 x 0.4 x 1/3 = 0.107."""
     found = Candidates(BOXES[:3], torch.ones(3).long(), torch.tensor([0.9, 0.8, 0.7]), torch.arange(3))
     lengths = [
-        len(suppress(found, "soft_linear", 0.5, 0.5, threshold, 10).scores) for threshold in (0.1, 0.11, 0.7, 0.9)
+        len(suppress([found], SIZES[:1], "soft_linear", 0.5, 0.5, threshold, 10)[0].scores)
+        for threshold in (0.1, 0.11, 0.7, 0.9)
     ]
     assert lengths == [3, 2, 1, 0]
 
@@ -114,7 +116,7 @@ SIZES = [(20, 50), (100, 64), (20, 50)]
 def test_likely_boxes() -> None:
     boxes: Tensor = torch.tensor([[[-5.0, 1, 9, 30], [3, 4, 8, 9]], [[60, 1, 70, 9], [1, 2, 3, 4]]])
     scores = torch.tensor([[0.6, 0.2], [0.9, 0.3]])
-    found, of_wide, of_none = likely_boxes([boxes, boxes, boxes[:0]], [scores, scores, scores[:0]], SIZES, 0.2)
+    found, of_wide, of_none = likely_boxes(boxes.repeat(2, 1, 1), scores.repeat(2, 1), [2, 2, 0], SIZES, 0.2)
     # A score of 0.2 does not exceed 0.2; the box beyond the right border is nothing once clipped.
     assert found.boxes.tolist() == [[0, 1, 9, 20], [1, 2, 3, 4]]
     assert found.labels.tolist() == [1, 2]
@@ -127,7 +129,7 @@ def test_likely_boxes() -> None:
 def test_boxes_thinner_than_a_pixel_are_kept() -> None:
     """Only what is as good as nothing goes: sides of a hundredth of a pixel in the batch."""
     boxes = torch.tensor([[[3.0, 4, 3.5, 9]], [[3, 4, 3.02, 4.02]], [[3, 4, 3.005, 9]], [[3, 4, 9, 4.005]]])
-    (found,) = likely_boxes([boxes], [torch.full((4, 1), 0.9)], [(20, 50)], 0.2)
+    (found,) = likely_boxes(boxes, torch.full((4, 1), 0.9), [4], [(20, 50)], 0.2)
     assert found.boxes.tolist() == boxes[:2, 0].tolist()
 
 

@@ -8,7 +8,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch import Tensor
 
 from detector import boxes as box_ops
-from detector.sampling import pairwise_iou
+from detector.boxes import pairwise_iou
 from detector.step_record import StepRecord
 from detector.training.callbacks.inside_steps import InsideSums, log_scalars
 from detector.training.lightning_module import FasterRCNNModule

@@ -7,10 +7,11 @@ from typing import Any, Final
 import pytorch_lightning as pl
 from torch import Tensor
 
+from detector.boxes import pairwise_iou
 from detector.drawing import GROUND_TRUTH_COLOR, LegendEntry, class_color, palette_color
 from detector.errors import printable
 from detector.image_batch import to_original
-from detector.sampling import POSITIVE, pairwise_iou
+from detector.sampling import POSITIVE
 from detector.step_record import StepRecord, ask, unrecorded
 from detector.training.callbacks.validation_losses import losses_of_image
 from detector.training.callbacks.validation_pictures import (
