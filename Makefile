@@ -46,6 +46,9 @@ test: lint
 test_slow: install
 	$(BIN)/python -m pytest -m slow
 
+faults: install
+	$(BIN)/python -m pytest -m slow -s tests/faults
+
 small_changes: install
 	$(BIN)/python tests/small_changes.py
 

@@ -17,7 +17,7 @@ from datamodules.augmentation.recipes import Augmentation, build_augmentation
 from datamodules.bad_data import NextImageInstead, OnError, read_usable
 from datamodules.checks import check_classes
 from datamodules.dataset_format import DatasetFormat
-from datamodules.detection_dataset import Batch, DetectionDataset, Target, collate, limit_threads
+from datamodules.detection_dataset import Batch, DetectionDataset, Target, begin_worker, collate
 from datamodules.ground_truth import SplitTruth, read_part
 from datamodules.image_cache import CacheKind, check_cache, make_reader
 from datamodules.image_reading import Reading
@@ -258,7 +258,7 @@ class DetectionDataModule(pl.LightningDataModule):
             collate_fn=collate,
             pin_memory=to_gpu,
             drop_last=drop_last,
-            worker_init_fn=limit_threads,
+            worker_init_fn=begin_worker,
             persistent_workers=self.num_workers > 0,
         )
 

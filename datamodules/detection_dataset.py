@@ -4,10 +4,14 @@ Shape legend: `G` objects of an image, `H`, `W` its size in pixels, in the frame
 `image_reading`).
 """
 
+import os
+import pickle
+import shutil
 from collections.abc import Callable, Sequence
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from random import Random
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, Final, NotRequired, TypedDict, cast
 
 import cv2
 import numpy as np
@@ -22,7 +26,8 @@ from datamodules.dataset_format import Id, ImageRecord
 from datamodules.ground_truth import objects_of
 from datamodules.image_cache import Decoder, ImageFile, ImageReader
 from datamodules.image_reading import USUAL, Reading, read_header
-from detector.errors import InputError
+from datamodules.parallel import leave_signals_to_parent
+from detector.errors import InputError, TrainingError, brief
 
 
 class Target(TypedDict):
@@ -99,8 +104,14 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
     def sample(self, index: int) -> Sample:
         """Return an image with its objects, without augmentation."""
-        objects = slice(self._starts[index], self._starts[index + 1])
-        return Sample(self.read(index), self._boxes[objects], self._labels[objects], self._difficult[objects])
+        objects, image = slice(self._starts[index], self._starts[index + 1]), self.read(index)
+        if image.shape[:2] != tuple(self.sizes[index]):
+            (height, width), (was_high, was_wide) = image.shape[:2], self.sizes[index]
+            raise InputError(
+                f"{self.image_path(index)}: has {width} x {height} pixels now, and had {was_wide} x {was_high} when "
+                "its boxes were read: they are of another image"
+            )
+        return Sample(image, self._boxes[objects], self._labels[objects], self._difficult[objects])
 
     def target(self, index: int) -> Target:
         """Return the ground truth of an image, boxes clipped to it, without augmentation and without decoding it."""
@@ -160,6 +171,7 @@ class DetectionDataset(Dataset[tuple[Tensor, Target]]):
 
 # ---- samples -> a batch, and its way from a worker process to training ----
 
+SHARED_MEMORY: Final = Path("/dev/shm")
 Batch = tuple[list[Tensor], list[Target]]
 
 
@@ -174,34 +186,57 @@ class _Packed:
 
     Images differ in size, so a batch is a pair of lists. Sent as it is, each tensor of it would travel through a shared
     memory file of its own, five of them for every image; packed, a batch needs one.
+
+    It is pickled when it is made: an error in the thread that sends it, such as one of a shared memory that is full,
+    would be lost there, and the training would wait for the batch for ever.
     """
 
     def __init__(self, batch: Batch) -> None:
-        self.batch = batch
+        self._pickled = bytes(ForkingPickler.dumps((_unpack, _packed(*batch))))
 
-    def __reduce__(self) -> tuple[Callable[..., Batch], tuple[Any, ...]]:
-        images, targets = self.batch
-        # Made in shared memory, as torch's own collate does: moving a tensor there would copy it once more.
-        storage = torch.UntypedStorage._new_shared(sum(image.numel() for image in images))
-        flat = torch.empty(0, dtype=torch.uint8).set_(storage)
-        start = 0
-        for image in images:
-            flat[start : start + image.numel()].view(image.shape).copy_(image)
-            start += image.numel()
-        others = [
-            {key: value for key, value in target.items() if key not in ("boxes", "labels", "difficult", "image_id")}
-            for target in targets
-        ]
-        return _unpack, (
-            flat,
-            [tuple(image.shape) for image in images],
-            [len(target["boxes"]) for target in targets],
-            _join(targets, "boxes"),
-            _join(targets, "labels"),
-            _join(targets, "difficult"),
-            [int(target["image_id"]) for target in targets],
-            others,
-        )
+    def __reduce__(self) -> tuple[Callable[[bytes], Batch], tuple[bytes]]:
+        return _received, (self._pickled,)
+
+
+def _received(pickled: bytes) -> Batch:
+    function, arguments = pickle.loads(pickled)
+    batch: Batch = function(*arguments)
+    return batch
+
+
+def _packed(images: list[Tensor], targets: list[Target]) -> tuple[Any, ...]:
+    # Made in shared memory, as torch's own collate does: moving a tensor there would copy it once more.
+    size = sum(image.numel() for image in images)
+    try:
+        storage = torch.UntypedStorage._new_shared(size)
+    except RuntimeError as error:
+        for left in SHARED_MEMORY.glob(f"torch_{os.getpid()}_*"):  # whoever opens these has them without a name
+            left.unlink(missing_ok=True)
+        there = shutil.disk_usage(SHARED_MEMORY) if SHARED_MEMORY.is_dir() else None
+        has = f", has {there.free / 1e6:.1f} of {there.total / 1e6:.1f} MB free" if there else ""
+        raise TrainingError(
+            f"a batch of {size / 1e6:.1f} MB does not fit into shared memory ({SHARED_MEMORY}{has}): give it more "
+            f"(docker: --shm-size), or set data.num_workers 0, or fewer, or a smaller data.batch_size ({brief(error)})"
+        ) from error
+    flat = torch.empty(0, dtype=torch.uint8).set_(storage)
+    start = 0
+    for image in images:
+        flat[start : start + image.numel()].view(image.shape).copy_(image)
+        start += image.numel()
+    others = [
+        {key: value for key, value in target.items() if key not in ("boxes", "labels", "difficult", "image_id")}
+        for target in targets
+    ]
+    return (
+        flat,
+        [tuple(image.shape) for image in images],
+        [len(target["boxes"]) for target in targets],
+        _join(targets, "boxes"),
+        _join(targets, "labels"),
+        _join(targets, "difficult"),
+        [int(target["image_id"]) for target in targets],
+        others,
+    )
 
 
 def _join(targets: list[Target], key: str) -> NDArray[Any]:
@@ -228,7 +263,8 @@ def _unpack(
     return images, targets
 
 
-def limit_threads(_worker: int) -> None:
-    """Let a worker process compute on one thread: there are as many workers as cores are to be used."""
+def begin_worker(_worker: int) -> None:
+    """Let a worker compute on one thread, as there are as many as cores are to be used, and end with the training."""
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
+    leave_signals_to_parent()

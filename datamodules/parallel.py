@@ -47,6 +47,27 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def leave_signals_to_parent() -> None:
+    """Let nothing but the parent end this process before its time.
+
+    A terminal and SLURM send signals to all processes of a training, which has to finish its step with its workers.
+    """
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+    parent = os.getppid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def watch() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @contextmanager
 def _results(
     function: Callable[[Item], Result], items: Sequence[Item], parallel_from: int

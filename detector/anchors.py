@@ -14,6 +14,8 @@ from torch import Tensor
 from detector.errors import InputError, check_choices, check_numbers
 from detector.kernels.transfers import send
 
+MOST_SHAPES = 10_000  # of all levels; a network with more would not be of use, nor ever made
+
 
 @dataclass
 class AnchorConfig:
@@ -54,6 +56,10 @@ class AnchorConfig:
         for key, values in (("scales", scales), ("aspect_ratios", list(self.aspect_ratios))):
             if not values or min(values) <= 0:
                 raise InputError(f"anchors.{key}: {getattr(self, key)} must be a list of positive numbers")
+        if len(scales) * len(self.aspect_ratios) > MOST_SHAPES:
+            raise InputError(
+                f"anchors: {len(scales)} scales x {len(self.aspect_ratios)} aspect_ratios; at most {MOST_SHAPES} shapes"
+            )
         check_numbers("anchors", self, {"(0, inf]": "base_size"})
         check_choices("anchors", self)
 

@@ -1,5 +1,6 @@
 """The exceptions that stand for bad input and for a failed training, as opposed to a bug; and how lines name files."""
 
+import re
 from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -31,6 +32,14 @@ def printable(name: object) -> str:
     except UnicodeEncodeError:  # half a pair, which no file name brings along
         text = str(name).encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def one_line(error: BaseException) -> str:
+    """Return the message of bad input or a failed training; one from a data worker comes in the worker's traceback."""
+    text = str(error)
+    if "Original Traceback" in text:
+        text = re.split("InputError: |TrainingError: ", text)[-1]
+    return re.sub(r"\s*\n\s*", " ", text.strip())
 
 
 def brief(error: BaseException) -> str:

@@ -95,6 +95,8 @@ class RPNConfig:
             "[0, 1)": "score_threshold",
             "[0, 1]": "nms_iou",
             "[1, inf]": "conv_depth samples_per_image pre_nms_train post_nms_train pre_nms_test post_nms_test",
+            "[1, 100]": "conv_depth",
+            "[0, 65536]": "hidden_channels",
             "[0, inf]": "hidden_channels init_std min_side reg_beta reg_weight",
         }
         check_numbers("rpn", self, allowed)

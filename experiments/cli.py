@@ -1,7 +1,6 @@
 """The `frcnn` command: one row for each command, and what happens around it."""
 
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterable
@@ -10,8 +9,9 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, Final, Literal
 
-from detector.errors import InputError, TrainingError
+from detector.errors import InputError, TrainingError, one_line
 from detector.kernels.threads import wait_politely
+from detector.training.progress_line import RANKS
 from experiments.arguments import as_spelt_now, build, find_modules_here, new_parser, one_line_of_the_parser
 from experiments.run.option_table import check_arguments, config_of_checkpoint, find_data_format, training_parser
 from experiments.run.quiet import keep_quiet
@@ -111,6 +111,13 @@ COMMANDS: Final = (
         "run.options:PredictOptions",
         "run.predict:predict",
         check="run.options:check_prediction",
+    ),
+    Command(
+        "replay",
+        "run a step again whose loss or gradient was not finite: frcnn replay RUN/nonfinite_step7.pt",
+        "run.options:ReplayOptions",
+        "run.replay:replay",
+        check="run.options:check_dump",
     ),
     Command(
         "evaluate",
@@ -242,7 +249,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command, and return the exit status.
 
     Returns:
-        0 on success, 2 after one line on stderr about bad usage or input, 1 where a run failed or inputs were left out.
+        0 on success, 2 after one line on stderr about bad usage or input, 1 where a run failed or inputs were left out;
+        after a signal 128 and its number: 130 after Ctrl-C.
     """
     if arguments is None:
         return run_process(lambda: main(sys.argv[1:]))
@@ -260,18 +268,13 @@ def main(arguments: list[str] | None = None) -> int:
     except TrainingError as error:
         _complain(one_line(error))
         return 1
+    except KeyboardInterrupt:
+        print("frcnn: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     except SystemExit as end:
         if type(end).__name__ == "SIGTERMException":  # Lightning's, without a code, which would be taken for success
             sys.exit(128 + signal.SIGTERM)
         raise
-
-
-def one_line(error: BaseException) -> str:
-    """Return the message of an input error; one from a data loader's worker comes in the worker's traceback."""
-    text = str(error)
-    if "Original Traceback" in text:
-        text = text.rsplit("InputError: ", 1)[-1]
-    return re.sub(r"\s*\n\s*", " ", text.strip())
 
 
 def _load(place: str) -> Any:
@@ -280,7 +283,7 @@ def _load(place: str) -> Any:
 
 
 def _complain(message: str, details: Iterable[str] = ()) -> int:
-    if os.environ.get("LOCAL_RANK", "0") == "0":
+    if all(os.environ.get(rank, "0") == "0" for rank in RANKS):
         print(f"frcnn: {message}", *details, sep="\n  ", file=sys.stderr)
     return 2
 

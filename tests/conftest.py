@@ -96,9 +96,12 @@ WORKER_MEMORY = 2 * 2**30  # of a process that runs tests, with those that it st
 
 @pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which is not needed for tests one after the other
 def pytest_xdist_auto_num_workers() -> int:
-    """`-n auto`: a process for each core that has the memory for it."""
-    memory = available_memory()
-    return max(1, min(available_cores(), available_cores() if memory is None else memory // WORKER_MEMORY))
+    """`-n auto`: a process for each core, within the control group's share of them, that has the memory for it."""
+    cores, memory = available_cores(), available_memory()
+    with contextlib.suppress(OSError, ValueError):  # no such group, or no limit ("max")
+        quota, period = map(int, Path("/sys/fs/cgroup/cpu.max").read_text().split())
+        cores = min(cores, quota // period)
+    return max(1, cores if memory is None else min(cores, memory // WORKER_MEMORY))
 
 
 hypothesis.settings.register_profile("repeatable", derandomize=True)

@@ -89,7 +89,7 @@ def _described(content: Any, file: Path) -> Description:
     numbered = {_number(number, file): name.strip() for number, name in names.items()}
     given = content.get("path")
     places = [file.parent / str(given), Path(str(given)).expanduser()] if given else []
-    base = next(filter(Path.is_dir, places), file.parent)
+    base = next(filter(os.path.isdir, places), file.parent)
     splits: dict[str, list[Path]] = {}
     for key, part in SPLIT_KEYS.items():
         entries = content.get(key) or []
@@ -100,7 +100,7 @@ def _described(content: Any, file: Path) -> Description:
 
 def _number(value: Any, file: Path) -> int:
     text = str(value)
-    if not (text.isascii() and text.isdecimal()):
+    if not (text.isascii() and text.isdecimal() and len(text) <= 6):
         raise InputError(f"{file}: has {shortened(text)} where the number of a class or of classes is needed")
     return int(text)
 
@@ -114,7 +114,7 @@ def _checked(names: dict[int, str], file: Path) -> dict[int, str]:
 def _place(entry: str, base: Path, folder: Path) -> Path:
     """Return the folder or list that a description names; Roboflow begins with one `../` too many."""
     candidates = [base / entry, base / entry.removeprefix("../"), folder / entry, folder / entry.removeprefix("../")]
-    return folder / os.path.relpath(next(filter(Path.exists, candidates), candidates[0]), folder)
+    return folder / os.path.relpath(next(filter(os.path.exists, candidates), candidates[0]), folder)
 
 
 def is_label(path: Path) -> bool:

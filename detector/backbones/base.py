@@ -125,6 +125,7 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         check_choices("backbone", self)
         allowed = {"[0, 1)": "dropout", "[0, inf]": "norm_eps", "[1, inf]": "pool_size fpn_channels box_head_channels"}
+        allowed |= {"[1, 256]": "pool_size", "[1, 65536]": "fpn_channels box_head_channels"}
         check_numbers("backbone", self, allowed)
         if KINDS[self.name].own_box_head and self.box_head != "two_fc":
             raise InputError(f"backbone.box_head {self.box_head}: {self.name} has its own box head; use it with *_fpn")

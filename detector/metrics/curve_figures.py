@@ -75,7 +75,8 @@ def _draw_precision(axes: Any, document: Mapping[str, Any]) -> None:
     known = {name: one for name, one in per_class.items() if one["objects"]}
     names = sorted(known, key=lambda name: -known[name]["ap"])
     for place, name in enumerate(names):
-        color = f"C{place}" if len(names) <= 10 else _rainbow(place / (len(names) - 1))
+        index = document["class_names"].index(name)  # the same colour in every run
+        color = f"C{index}" if len(per_class) <= 10 else _rainbow(index / (len(per_class) - 1))
         label = f"{name} {known[name]['ap']:.3f}" if place < MOST_NAMED else None
         columns = (np.array(known[name][key], float) for key in ("recall", "precision"))
         axes.plot(*columns, label=label, color=color, linewidth=1.2, marker=".", markersize=3)

@@ -18,12 +18,13 @@ from torch.optim.lr_scheduler import LambdaLR
 from detector.anchors import AnchorConfig
 from detector.backbones.base import Backbone, BackboneConfig
 from detector.backbones.box_heads import BoxHead
-from detector.errors import InputError
+from detector.errors import InputError, brief
 from detector.faster_rcnn import LOSS_NAMES, Difficult, FasterRCNN
 from detector.foreign_checkpoints import load_detector
 from detector.image_batch import ImageConfig
 from detector.kernels.cpu_paths import CpuKernels, check_cpu_kernels, use_cpu_kernels
 from detector.kernels.parts import OPTIMIZER, part
+from detector.kernels.transfers import constant
 from detector.metrics import DetectionAP, ProposalRecall
 from detector.metrics.class_subset import chosen_classes
 from detector.metrics.proposal_recall import reachable
@@ -32,7 +33,7 @@ from detector.rpn import RegionProposalNetwork, RPNConfig, RPNHead
 from detector.training.alternating import AlternatingConfig, AlternatingTraining
 from detector.training.checkpoint_content import bit_depth_of, check_state, read_checkpoint
 from detector.training.compilation import CompileMode, check_compile_mode, compile_networks
-from detector.training.finite import FiniteLosses, check_finite
+from detector.training.finite import FiniteLosses, check_finite, spoilt
 from detector.training.joint import JointTraining, SchemeName
 from detector.training.lightning_private import trainer_of
 from detector.training.optimization import (
@@ -84,6 +85,9 @@ class FasterRCNNModule(pl.LightningModule):
             with the processor's instructions; `onednn` uses oneDNN's own functions and, without gradients, Winograd's
             algorithm; `winograd` has that in training, too; `plain` is PyTorch's functions alone.
     """
+
+    batch_seed = 0  # of what is random in the last training batch
+    report_folder: Path | None = None  # for what may be written beside checkpoints
 
     def __init__(
         self,
@@ -163,8 +167,10 @@ class FasterRCNNModule(pl.LightningModule):
         check_finite(path, checkpoint["state_dict"])
         try:
             module = cls(**checkpoint["hyper_parameters"], load_backbone_weights=False)
-        except TypeError as error:
-            raise InputError(f"{path}: not a checkpoint of frcnn fit ({error})") from error
+        except InputError:
+            raise
+        except Exception as error:  # options of other kinds than any of ours
+            raise InputError(f"{path}: not a checkpoint of frcnn fit ({brief(error)})") from error
         module.scheme.restore(checkpoint)
         module.scheme.check_whole(path)
         check_state(path, checkpoint["state_dict"], module.state_dict())
@@ -270,19 +276,21 @@ class FasterRCNNModule(pl.LightningModule):
         self.scheme.advance(self)
         seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
         step = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        torch.manual_seed(hash((seed, step, self.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF)
+        self.batch_seed = hash((seed, step, self.global_rank)) & 0x7FFF_FFFF_FFFF_FFFF
+        torch.manual_seed(self.batch_seed)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the weighted sum of the scheme's losses; each is logged as `train/loss_*`."""
         images, targets = batch
         losses = self.scheme.losses(images, targets)
         for name, value in self.scheme.logged().items():
-            self.log(name, value, batch_size=len(images))
+            self.log(name, constant([value], losses["loss"])[0], batch_size=len(images))
         for name in (name for name in (*LOSS_NAMES, "loss") if name in losses):
             self.log(f"train/{name}", losses[name].detach(), prog_bar=True, batch_size=len(images))
         self.last_losses = {name: loss.detach() for name, loss in losses.items()}
         trainer = self.trainer
-        return share_of_step(losses["loss"], batch_idx, trainer.num_training_batches, trainer.accumulate_grad_batches)
+        loss = losses["loss"] if trainer.world_size == 1 else spoilt(losses["loss"])
+        return share_of_step(loss, batch_idx, trainer.num_training_batches, trainer.accumulate_grad_batches)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return the optimiser over the groups of `parameter_groups`, and a schedule that advances by steps.
@@ -337,8 +345,10 @@ class FasterRCNNModule(pl.LightningModule):
         """Return a stop at losses that are not finite, and averaged weights where asked for."""
         if self.trainer.state.fn != "fit":
             return []
-        averages = [AveragedWeights(self.optimizer_config.ema_decay)] if self.optimizer_config.ema_decay else []
-        return [*averages, FiniteLosses()]  # in this order when a checkpoint is made
+        config = self.optimizer_config
+        averages = [AveragedWeights(config.ema_decay)] if config.ema_decay else []
+        # In this order when a checkpoint is made.
+        return [*averages, FiniteLosses(config.skip_nonfinite, self.report_folder)]
 
     # Evaluation: one pass yields detections and proposals
 

@@ -3,7 +3,11 @@
 Looked up in the sources of pytorch-lightning 2.6.0 and 2.6.6; for another version this file alone is to be checked.
 """
 
+from collections.abc import Callable
+
 import pytorch_lightning as pl
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning_fabric.strategies.launchers.subprocess_script import _ChildProcessObserver
 
 
 def trainer_of(module: pl.LightningModule) -> pl.Trainer | None:
@@ -36,22 +40,20 @@ def validation_follows(trainer: pl.Trainer) -> bool:
     return trainer.is_last_batch or loop._should_check_val_fx(trainer.fit_loop._data_fetcher)  # type: ignore[arg-type]
 
 
-def put_off_sigterm(trainer: pl.Trainer, put_off: bool, waiting: bool) -> bool:
-    """Let SIGTERM, which ends a training after a batch, wait for the end of an optimiser step.
+def requeue_signal(trainer: pl.Trainer) -> int | None:
+    """Return the signal by which SLURM announces that a job is to go back into its queue; None where it is not to."""
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment) and environment.auto_requeue and environment.requeue_signal:
+        return int(environment.requeue_signal)
+    return None
 
-    Args:
-        trainer: Its handler has noted the signal.
-        put_off: Whether an optimiser step is under way.
-        waiting: Whether a signal has been put off, as returned last.
+
+def when_a_process_fails(act: Callable[[], object]) -> None:
+    """Let this be called, in a thread, when a process that the trainer has started ends with a failure.
+
+    Lightning itself would kill all of them there, the first one included, which then cannot say why.
     """
-    signals = trainer._signal_connector
-    if put_off and signals.received_sigterm:
-        signals.received_sigterm = False
-        return True
-    if waiting and not put_off:
-        signals.received_sigterm = True
-        return False
-    return waiting
+    _ChildProcessObserver._terminate_all = lambda self: act()  # type: ignore[method-assign, assignment]
 
 
 def start_new_epoch(trainer: pl.Trainer) -> None:

@@ -21,9 +21,6 @@ class OptimizerConfig:
     Args:
         name: `sgd` (every published system) or `adamw` (short trainings of small networks).
         lr: Learning rate after warm-up, of the pretrained layers' weights.
-        lr_per_images: How many images an optimiser step has, over all devices and accumulated batches, where `lr` is
-            right: with n images it is `lr` * n / `lr_per_images` (torchvision, detectron2: 16). A training that goes on
-            with another number of devices has their learning rate from there on. 0: `lr` as it is.
         momentum: Of SGD.
         weight_decay: L2 penalty (sgd) or decoupled decay (adamw).
         bias_lr_factor: Learning rate of biases relative to `lr`. Caffe's models and their ports (py-faster-rcnn,
@@ -40,11 +37,15 @@ class OptimizerConfig:
         gamma: Factor at each milestone.
         ema_decay: Decay of an exponential moving average of the weights, with which a run is validated and saved; 0:
             none.
+        skip_nonfinite: So many steps with a loss or gradient that is not finite are left out; the next one stops the
+            training. TensorBoard shows their number.
+        lr_per_images: How many images an optimiser step has, over all devices and accumulated batches, where `lr` is
+            right: with n images it is `lr` * n / `lr_per_images` (torchvision, detectron2: 16). A training that goes on
+            with another number of devices has their learning rate from there on. 0: `lr` as it is.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.001
-    lr_per_images: int = 0
     momentum: float = 0.9
     weight_decay: float = 0.0005
     bias_lr_factor: float = 1.0
@@ -56,6 +57,8 @@ class OptimizerConfig:
     milestones: list[float] = field(default_factory=lambda: [5 / 7])
     gamma: float = 0.1
     ema_decay: float = 0.0
+    skip_nonfinite: int = 0
+    lr_per_images: int = 0
 
     def __post_init__(self) -> None:
         allowed = {
@@ -63,7 +66,8 @@ class OptimizerConfig:
             "(0, 1)": "milestones",
             "[0, 1)": "ema_decay momentum",
             "[0, 1]": "warmup_start",
-            "[0, inf]": "lr_per_images weight_decay bias_lr_factor new_layer_lr_factor warmup_steps gamma",
+            "[0, inf)": "skip_nonfinite lr_per_images",
+            "[0, inf]": "weight_decay bias_lr_factor new_layer_lr_factor warmup_steps gamma",
         }
         check_numbers("optimizer", self, allowed)
         check_choices("optimizer", self)

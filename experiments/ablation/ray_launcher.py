@@ -1,12 +1,7 @@
-r"""The launcher that runs cells on the machines of a Ray cluster.
+"""The launcher that runs cells on the machines of a Ray cluster.
 
 All machines must see the run folder and the data under the same paths, and have the package installed. Each cell is
-one task on one machine. One training over several machines is Lightning's own, without a grid:
-
-    torchrun --nnodes 2 --nproc-per-node 8 --node-rank 0 --master-addr HOST --master-port 29500 \
-        -m experiments.cli fit --config X.yaml --trainer.num_nodes 2 --trainer.devices 8     # and rank 1 on the other
-    srun --nodes 2 --ntasks-per-node 8 --gpus-per-node 8 \
-        frcnn fit --config X.yaml --trainer.num_nodes 2 --trainer.devices 8                  # in a job of SLURM
+one task on one machine. One training over several machines is a matter of torchrun or srun, without a grid.
 """
 
 import logging

@@ -24,10 +24,10 @@ from experiments.results.runs import read_folder
 PACKAGE: Final = Path(experiments.__file__).parent
 BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome")
 PAGES: Final = {
-    "scalars": ("scalars&tagFilter=AP_and_recall%2Fval|val%2Floss$&_smoothingWeight=0", 1100, 700),
-    "custom_scalars": ("custom_scalars", 1100, 700),
-    "mistakes": ("images&tagFilter=val_mistakes", 1100, 720),
-    "anchors": ("images&tagFilter=train_anchors", 1100, 500),
+    "scalars": ("scalars&tagFilter=AP_and_recall%2Fval|val%2Floss$&_smoothingWeight=0", 1060, 720),
+    "custom_scalars": ("custom_scalars", 1060, 720),
+    "mistakes": ("images&tagFilter=val_mistakes", 1060, 720),
+    "anchors": ("images&tagFilter=train_anchors", 1060, 720),
 }
 """Address behind the #, width and height of each picture of two runs."""
 HPARAMS: Final = ("hparams", 1500, 380)

@@ -11,7 +11,7 @@ from detector.files import without_nan
 from detector.metrics.curves import MISSED
 from detector.metrics.voc_ap import FALSE_POSITIVE, TRUE_POSITIVE, evaluate_voc
 from experiments.output import json_text, number, option_text
-from experiments.results.compare_curves import compare_curves, draw_curves
+from experiments.results.compare_curves import both, compare_curves, draw_curves
 from experiments.results.compare_pictures import draw_images
 from experiments.results.options import CompareOptions
 from experiments.results.runs import NOT_COMPARED, Run, read_run
@@ -79,8 +79,7 @@ def _document(options: CompareOptions, runs: tuple[Run, Run], part: str) -> dict
     metrics: dict[str, dict[str, Any]] = {}
     names = [name for name in runs[0].metrics if name.startswith(f"{part}/") and name in runs[1].metrics]
     for name in (name.removeprefix(f"{part}/") for name in names):
-        one, other = (run.metric(name, part) for run in runs)
-        metrics[name] = {"a": one, "b": other, "difference": None if one is None or other is None else other - one}
+        metrics[name] = both(*(run.metric(name, part) for run in runs))
         metrics[name] |= {key: paired.get(name, {}).get(key) for key in INTERVAL}
     per_class = {name.removeprefix(CLASS_PREFIX): metrics.pop(name) for name in [*metrics] if CLASS_PREFIX in name}
     curves = [detection_curves(*pair, part, options.score_threshold) for pair in zip(runs, (a, b), strict=True)]
@@ -150,7 +149,7 @@ def _table(document: Mapping[str, Any]) -> list[str]:
         f"(intervals: {document['bootstrap']['resamples']} paired resamples of the images; * excludes 0. They tell "
         "how far the choice of images moves the difference, not the training seed)"
     )
-    lines += _curve_lines(document["curves"])
+    lines += _curve_lines(document["curves"], document["score_threshold"])
     errors = document["errors"]
     lines += [
         "",
@@ -164,20 +163,21 @@ def _table(document: Mapping[str, Any]) -> list[str]:
     return [*lines, *(f"note: {note}" for note in document["notes"])]
 
 
-def _curve_lines(curves: Mapping[str, Any]) -> list[str]:
+def _curve_lines(curves: Mapping[str, Any], score_threshold: float) -> list[str]:
     lines = _metric_lines("AP50 lost to", curves["lost_to"])
     lines += _metric_lines("scores", {"calibration_error": curves["calibration_error"]})
-    lines += ["", "confusions that differ most"] if curves["confusions"] else []
+    lines += ["", f"confusions with score {score_threshold:g} or more that differ most"] if curves["confusions"] else []
     for one in curves["confusions"]:
         missed = one["detected"] == MISSED
         what = f"missed {one['object']}" if missed else f"{one['object']} detected as {one['detected']}"
         lines.append(f"  {what}: A {one['a']}, B {one['b']}")
-    return [*lines, *(f"  {printable(path)}" for path in curves["pictures"] or ())]
+    return [*lines, *(f"drawn: {printable(path)}" for path in curves["pictures"] or ())]
 
 
 def _metric_lines(title: str, metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
     width = max(len(title), *(len(name) + 2 for name in metrics)) if metrics else len(title)
-    lines = ["", f"{title:{width}}        A        B    B - A   95 % interval"]
+    intervals = any(one["low"] is not None for one in metrics.values())
+    lines = ["", f"{title:{width}}        A        B    B - A" + "   95 % interval" * intervals]
     for name, one in metrics.items():
         numbers = "".join(f"  {number(one[key], '7.4f')}" for key in ("a", "b"))
         between = ""

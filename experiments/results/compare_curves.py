@@ -19,16 +19,17 @@ def compare_curves(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]
 
     Returns:
         `a`, `b` and `difference` of AP50 `lost_to` each kind of error, and of `calibration_error`; `confusions`, the
-        cells of the confusion matrix that differ most, with `object`, `detected`, `a`, `b`.
+        mistakes of the confusion matrix that differ most, with `object`, `detected`, `a`, `b`.
     """
     lost, errors = ([one["errors"]["gain"] for one in (a, b)], [one["scores"]["calibration_error"] for one in (a, b)])
     counts = np.array([a["confusion"], b["confusion"]])
     change = counts[1] - counts[0]
+    np.fill_diagonal(change, 0)  # objects that are found
     order = np.argsort(-abs(change), axis=None, kind="stable")[:MOST_CONFUSIONS]
     names = a["class_names"]
     return {
-        "lost_to": {kind: _both(*(gain[kind] for gain in lost)) for kind in lost[0]},
-        "calibration_error": _both(*errors),
+        "lost_to": {kind: both(*(gain[kind] for gain in lost)) for kind in lost[0]},
+        "calibration_error": both(*errors),
         "confusions": [
             {
                 "object": [*names, BACKGROUND][row],
@@ -42,8 +43,9 @@ def compare_curves(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def _both(a: float, b: float) -> dict[str, float | None]:
-    return {"a": a, "b": b, "difference": b - a, "low": None}
+def both(a: float | None, b: float | None) -> dict[str, float | None]:
+    """Return two values and their difference, of which no interval is known."""
+    return {"a": a, "b": b, "difference": None if a is None or b is None else b - a, "low": None}
 
 
 def draw_curves(curves: Sequence[Mapping[str, Any]], names: Sequence[str], folder: str) -> list[str]:

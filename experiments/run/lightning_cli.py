@@ -52,6 +52,7 @@ from experiments.arguments import add_options, cause_of, values_of
 from experiments.output import duration
 from experiments.results.files import write_devkit_results
 from experiments.run.checks import check_devkit_names, check_monitors, check_room, check_writable
+from experiments.run.failures import told_in_one_line
 from experiments.run.folder import (
     ENVIRONMENT_VARIABLE,
     LAST,
@@ -69,6 +70,7 @@ from experiments.run.resuming import (
     check_changes,
     experiment_of,
     folder_to_go_on_in,
+    lacks_numbers,
     last_checkpoint,
     nothing_left,
     other_options,
@@ -127,7 +129,7 @@ class DetectorCLI(OptionsOfRuns):
         if not self.config[self.subcommand].trainer.fast_dev_run:
             of = self.run_folder if self.goes_on_from is None else self.goes_on_from  # lists that a run has stay as is
             self.datamodule.splits_folder = (of if (of / "splits").is_dir() else self.run_folder) / "splits"
-            self.datamodule.report_folder = self.run_folder
+            self.datamodule.report_folder = self.model.report_folder = self.run_folder
 
     def before_fit(self) -> None:
         """Read the data before Lightning makes the run's folder, so that bad data leaves none behind.
@@ -270,7 +272,7 @@ class DetectorCLI(OptionsOfRuns):
         numbered = repeated is not None and not values_of(self._arguments, "--run_name")
 
         def choose() -> str:
-            found = Path(results) if results is not None else self.goes_on_in
+            found = Path(results) if results is not None else self.goes_on_in if checkpoint is None else None
             try:
                 if found is None and checkpoint is not None:
                     found = folder_to_go_on_in(checkpoint, config, numbered) if self.subcommand == "fit" else old
@@ -289,14 +291,14 @@ class DetectorCLI(OptionsOfRuns):
             rank_zero_info(f"{old}: goes on with other options: {changes_text(self.changes)}")
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Leave a training alone that has come to its end."""
+        """Leave a training alone that has come to its end; one that was killed just before is validated."""
         trainer, checkpoint = self.trainer, self.config[subcommand].get("ckpt_path")
-        ended = (
-            checkpoint and subcommand == "fit" and nothing_left(self.done_before, trainer.max_epochs, trainer.max_steps)
-        )
+        resumed = checkpoint and subcommand == "fit"
+        ended = resumed and nothing_left(self.done_before, trainer.max_epochs, trainer.max_steps)
         if not ended:
             try:
-                super()._run_subcommand(subcommand)
+                with told_in_one_line(trainer):
+                    super()._run_subcommand(subcommand)
             except (ValueError, MisconfigurationException) as error:  # options that Lightning looks at only now
                 if isinstance(error, ValueError) and "`val_check_interval`" not in str(error):
                     raise
@@ -306,7 +308,9 @@ class DetectorCLI(OptionsOfRuns):
         message = f"{checkpoint}: this training is complete: {ended}; to train on, give more"
         if self.goes_on_from is not None:
             raise InputError(message)
-        if trainer.is_global_zero:
+        if trainer.limit_val_batches and lacks_numbers(self.run_folder, self.done_before["global_step"]):
+            trainer.validate(self.model, self.datamodule, checkpoint, verbose=False)
+        elif trainer.is_global_zero:
             print(f"{message}. Nothing was changed", file=sys.stderr)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:

@@ -1,10 +1,12 @@
 """The options of `frcnn predict`, and those of `frcnn fit`, `validate` and `test` beside Lightning's."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
+from detector.errors import InputError
 from detector.files import check_checkpoint
-from experiments.arguments import DataFormatOptions, DataOptions, ScoreOptions, check_least, some_of
+from experiments.arguments import DataFormatOptions, DataOptions, ScoreOptions, check_least, positional, some_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,3 +108,24 @@ class PredictOptions(ScoreOptions):
 def check_prediction(options: PredictOptions) -> None:
     """Refuse a checkpoint that is not there."""
     check_checkpoint(options.ckpt_path)
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """Run a step again whose loss or gradient was not finite, and tell where it ceases to be.
+
+    A training that ends there writes the batches of the step, the weights before it and the seed of its draws into the
+    run's folder. Losses are printed beside those of the run, with the first layer whose output is not finite, and what
+    PyTorch's anomaly detection finds in the gradients. They are the same where the device is of the same kind.
+
+    Args:
+        dump: The file, nonfinite_step<N>.pt.
+    """
+
+    dump: str = field(metadata=positional("DUMP"))
+
+
+def check_dump(options: ReplayOptions) -> None:
+    """Refuse a file that is not there."""
+    if not Path(options.dump).is_file():
+        raise InputError(f"{options.dump}: no such file")

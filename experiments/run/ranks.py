@@ -15,7 +15,7 @@ from lightning_fabric.plugins.environments.mpi import MPIEnvironment
 from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-from detector.errors import InputError
+from detector.errors import InputError, brief
 
 PATIENCE = timedelta(minutes=30)
 """How long the others wait for the first process, as long as PyTorch does when they meet."""
@@ -31,7 +31,7 @@ def of_first_process(choose: Callable[[], str], nodes: int) -> str:
         nodes: Number of machines, as the Trainer's.
 
     Raises:
-        InputError: The first process refuses, or nothing is heard of it; the same in all processes.
+        InputError: The first process refuses, the same in all processes; or they do not find each other.
     """
     environment = _environment()
     by_lightning = isinstance(environment, LightningEnvironment)
@@ -54,7 +54,9 @@ def of_first_process(choose: Callable[[], str], nodes: int) -> str:
         if not first:
             kind, _, said = store.get(key).decode().partition(" ")
     except torch.distributed.DistError as error:
-        raise InputError(f"{where[0]}:{where[1]}: the first process of this run does not answer ({error})") from error
+        raise InputError(
+            f"{where[0]}:{where[1]}: the processes of this run do not meet there ({brief(error)})"
+        ) from error
     if first:
         try:
             kind, said = "chosen", choose()

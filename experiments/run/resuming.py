@@ -11,7 +11,7 @@ from jsonargparse import Namespace
 from pytorch_lightning.utilities import rank_zero_info
 
 from detector.errors import InputError, value_text
-from detector.files import load_yaml
+from detector.files import load_yaml, read_metrics
 from detector.training.checkpoint_content import newest_checkpoint
 from detector.training.resuming import Changes, changed_options, changes_text
 from experiments.run.folder import choose_run_folder, newest_run, repeated_run, run_folder_of
@@ -141,6 +141,12 @@ def nothing_left(checkpoint: Mapping[str, Any], max_epochs: int | None, max_step
     if max_epochs not in (None, -1) and epochs >= max_epochs:
         return f"its {epochs} epochs are all of --trainer.max_epochs {max_epochs}"
     return ""
+
+
+def lacks_numbers(run_folder: Path, step: int | None) -> bool:
+    """Return whether a run's final numbers are not those of its last step: it was killed before it wrote them."""
+    metrics = read_metrics(run_folder / "metrics.json")
+    return isinstance(metrics, str) or metrics.get("step") != step
 
 
 def _plain(value: Any) -> Any:

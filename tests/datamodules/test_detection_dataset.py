@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from datamodules.bad_data import NextImageInstead
 from datamodules.dataset_format import ImageRecord, ObjectRecord
 from datamodules.detection_dataset import DetectionDataset
+from datamodules.image_cache import make_reader
+from detector.errors import InputError
 
 
 def record(path, size=(0, 0), upright=False) -> ImageRecord:
@@ -41,3 +44,18 @@ def test_an_image_is_mixed_with_each_other_one_and_never_with_itself(images):
 
 def test_a_lone_image_is_mixed_with_itself(images):
     assert int(DetectionDataset([record(images[0])], ["cat"])._partner(0, Random(0)).image.max()) == 10
+
+
+@pytest.mark.parametrize("kind", ["none", "memory", "disk"])
+def test_an_image_replaced_by_one_of_another_size_is_not_trained_on(images, tmp_path, kind):
+    dataset = DetectionDataset([record(path) for path in images], ["cat"])
+    dataset.read = make_reader(kind, dataset.files, dataset.sizes, str(tmp_path / "cache"), 1)
+    assert dataset[1][0].shape == (3, 20, 30)
+    for size, replaced in (((20, 30), False), ((30, 20), True)):  # height, width
+        Image.fromarray(np.full((*size, 3), 77, np.uint8)).save(images[0])
+        if replaced:
+            with pytest.raises(InputError, match=r"10\.png: has 20 x 30 pixels now, and had 30 x 20"):
+                dataset[0]
+            assert NextImageInstead(dataset)[0][1]["file_name"] == "20.png"
+        elif kind != "memory":  # which keeps the first that it has read
+            assert int(dataset[0][0].max()) == 77

@@ -145,3 +145,8 @@ def test_sizes_are_kept_up_to_so_many_bytes(monkeypatch: pytest.MonkeyPatch) -> 
     generator([(200, 1)], CPU)  # more than the limit by itself
     assert [size for *sizes, _ in generator._cache for size in sizes] == [(200, 1)]
     torch.testing.assert_close(generator([(2, 3)], CPU)[0], first)
+
+
+def test_ten_million_scales_are_refused_at_once():
+    with pytest.raises(InputError, match=r"^anchors: 10000000 scales x 3 aspect_ratios; at most 10000 shapes$"):
+        AnchorConfig(scales=[8.0] * 10_000_000)

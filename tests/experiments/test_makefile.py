@@ -67,6 +67,15 @@ def test_another_index_for_torch(commands, goal, uv) -> None:
     assert "torch from https://example.org/a?b&c" in said and "6.4 GB" not in said
 
 
+def test_the_gpu_check_takes_a_given_python_as_it_is(commands) -> None:
+    module = "-m experiments.benchmark.gpu_check"
+    assert commands("gpu", "PYTHON=/usr/bin/python3", "OPTIONS=--minutes 7") == [
+        f"/usr/bin/python3 {module} --minutes 7"
+    ]
+    lines = commands("gpu", "UV=")
+    assert line_with(lines, "pip install") and lines[-1].strip() == f".venv/bin/python {module}"
+
+
 def test_nothing_is_installed_twice(commands, tmp_path) -> None:
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "installed").touch()

@@ -1,36 +1,46 @@
 """Checkpoints of the best validation and at an interrupt, which are whole or not there whatever happens meanwhile.
 
-An interrupted training can always go on: Ctrl-C and SIGTERM leave `last.ckpt` at the step that was reached.
+An interrupted training can always go on: Ctrl-C and other signals leave `last.ckpt` at the step that was reached.
 """
 
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_info
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from detector.errors import InputError
 from detector.files import check_space, keep_former, replacing
 from detector.training.lightning_module import FasterRCNNModule
-from detector.training.lightning_private import put_off_sigterm, validation_follows
+from detector.training.lightning_private import validation_follows
+
+SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+
+
+class Interrupted(SystemExit):
+    """The end of a training that was asked to stop; the exit status is that of shells, 128 and the signal's number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.number = number
 
 
 class SaveOnInterrupt(Checkpoint):
-    """Stop at the end of a step on Ctrl-C (as Lightning does on SIGTERM), and save the state there.
+    """Stop at the end of a step on Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 or SIGUSR2, and save the state there.
 
-    Not at once, as Python would: in the middle of a step weights, averages and counters do not fit together. A second
-    Ctrl-C stops at once, without saving.
+    Not at once: in the middle of a step weights, averages and counters do not fit together. A second Ctrl-C stops at
+    once, without saving; so does a batch that does not end, because a worker or another rank hangs.
 
     A `Checkpoint`, because Lightning runs those after all other callbacks: averaged weights are swapped out by then.
     Only for interrupts, which all ranks agree on: saving takes all of them, and after an error on one rank it would
@@ -38,21 +48,37 @@ class SaveOnInterrupt(Checkpoint):
 
     Args:
         path: The checkpoint, the same as the one saved after every epoch.
+        seconds: How long a batch may take after the signal.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, seconds: float = 300.0) -> None:
         self.path = Path(path)
-        self._asked = False
-        self._stopping = False
-        self._terminated = False
-        self._is_saved = False
-        self._previous: Any = None
+        self.seconds = seconds
+        self._number: int | None = None  # of the signal that asked to stop
+        self._training = self._stopping = self._is_saved = False
+        self._previous: dict[int, Any] = {}
+        self._timer: threading.Timer | None = None
+
+    def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over the signals, from Lightning too; only the main thread can.
+
+        What is ignored, as SIGHUP under nohup, or has a handler of somebody else, is left alone.
+        """
+        self._restore()
+        self._number = None
+        self._training = self._stopping = self._is_saved = False
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
+            handler = signal.getsignal(number)
+            free = handler is signal.SIG_DFL or "lightning" in type(handler).__module__
+            if free or number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._ask)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over Ctrl-C; only the main thread can."""
-        self._asked = self._stopping = self._terminated = self._is_saved = False
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._ask)
+        """Finish a step first, from here on."""
+        self.on_sanity_check_start(trainer, pl_module)
+        self._training = True
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -60,9 +86,7 @@ class SaveOnInterrupt(Checkpoint):
         """Stop here if asked to, but not between an epoch's last step and its validation: Lightning cannot resume."""
         rest = (batch_idx + 1) % trainer.accumulate_grad_batches
         # The gradients that a step has accumulated are in no checkpoint.
-        self._terminated = put_off_sigterm(trainer, rest != 0 and not trainer.is_last_batch, self._terminated)
-        if rest == 0 and not validation_follows(trainer):
-            self._stop_if_asked(trainer)
+        self._stop_if_asked(trainer, rest == 0 and not validation_follows(trainer))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop here if asked to in an epoch's last step, or since: epochs may have a single step."""
@@ -71,25 +95,22 @@ class SaveOnInterrupt(Checkpoint):
         self._is_saved = False
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any, **__: Any) -> None:
-        """Stop here if asked to; several ranks, whose numbers of images differ, go on to the next training step.
-
-        So does a training whose step is not complete.
-        """
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        accumulating = progress.current.ready % trainer.accumulate_grad_batches != 0 and not progress.is_last_batch
-        if self._asked and trainer.world_size == 1 and not accumulating:
-            self._stop()
+        """Stop here if asked to, unless a training step is not complete; all ranks have equally many batches."""
+        if self._training:
+            progress = trainer.fit_loop.epoch_loop.batch_progress
+            accumulating = progress.current.ready % trainer.accumulate_grad_batches != 0 and not progress.is_last_batch
+            self._stop_if_asked(trainer, not accumulating)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Give Ctrl-C back."""
+        """Give the signals back."""
         self._restore()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Save, unless nothing was trained yet or Ctrl-C was pressed twice."""
         self._restore()
-        if not isinstance(exception, KeyboardInterrupt | SIGTERMException) or trainer.state.fn != "fit":
+        if not isinstance(exception, KeyboardInterrupt | SystemExit) or trainer.state.fn != "fit":
             return
-        if trainer.sanity_checking or trainer.global_step == 0 or (self._asked and not self._stopping):
+        if trainer.sanity_checking or trainer.global_step == 0 or (self._number is not None and not self._stopping):
             return
         if trainer.validating:
             # Lightning would go on with the next batch of the validation, whose metrics would miss the first ones, or
@@ -103,24 +124,44 @@ class SaveOnInterrupt(Checkpoint):
         rank_zero_info(f"Interrupted at step {trainer.global_step}. To go on: give ckpt_path {self.path}")
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
-        self._restore()
-        with contextlib.suppress(RuntimeError):  # the signal came while another message was being written
-            rank_zero_info("Stopping after this step. Ctrl-C again: at once, without saving.")
+        if not self._training or (self._number is not None and number == signal.SIGINT):
+            self._number = number
+            raise Interrupted(number)
+        if self._number is None:  # several of the others are usual: from a launcher, and from SLURM
+            self._number = number
+            self._limit()
+            with contextlib.suppress(RuntimeError):  # the signal came while another message was being written
+                rank_zero_info("Stopping after this step. Ctrl-C again: at once, without saving.")
 
-    def _stop_if_asked(self, trainer: pl.Trainer) -> None:
+    def _stop_if_asked(self, trainer: pl.Trainer, possible: bool = True) -> None:
+        if self._number is not None:
+            self._limit()
         # Ranks have to agree; Lightning asks them about SIGTERM at every step, too, so no GPU waits longer for this.
-        if trainer.strategy.reduce_boolean_decision(self._asked, all=False):
-            self._stop()
+        if possible and trainer.strategy.reduce_boolean_decision(self._number is not None, all=False):
+            device = trainer.strategy.root_device
+            number = torch.tensor(float(self._number or 0), device=device)  # others may have another one, or none
+            self._number = round(float(trainer.strategy.reduce(number, reduce_op="max")))
+            self._stopping = True
+            raise Interrupted(self._number)
 
-    def _stop(self) -> None:
-        self._stopping = True
-        raise KeyboardInterrupt
+    def _limit(self) -> None:
+        """Begin to wait for the end of a batch."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = threading.Timer(self.seconds, self._give_up)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _give_up(self) -> None:
+        print(f"frcnn: no batch ended within {self.seconds:g} s: ended without saving", file=sys.stderr, flush=True)
+        os._exit(128 + (self._number or 0))
 
     def _restore(self) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._previous:
+            signal.signal(*self._previous.popitem())
 
 
 class SaveNowAndThen(Checkpoint):

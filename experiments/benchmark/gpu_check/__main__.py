@@ -64,7 +64,7 @@ def verdicts(parts: dict[str, Values]) -> list[Values]:
     if outcomes:
         finished = parts["tests"]["status"] == "done"
         add("tests on the GPU", outcomes, "all pass", finished and not bad and outcomes.get("passed", 0) > 0)
-    timed = [row for row in parts.get("speed", {}).get("cases", []) if "ratio" in row]
+    timed = [row for row in parts.get("speed", {}).get("cases", []) if "ratio" in row and not row.get("compiled")]
     for kind in ("train", "infer"):
         for network in dict.fromkeys(row["network"] for row in timed):
             same = [row for row in timed if (row["network"], row["kind"]) == (network, kind)]

@@ -9,6 +9,8 @@ from detector.files import without_nan, write_json, write_whole
 
 JSON: Final = "gpu_check.json"
 MARKDOWN: Final = "gpu_check.md"
+IN_NAME: Final = ("network", "kind", "images", "precision", "compiled", "took_s")
+"""What a timed case also says in its name, or nobody reads."""
 Values = dict[str, Any]
 
 
@@ -66,7 +68,7 @@ def _is_table(value: Any) -> bool:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yield a Markdown table with the columns of all rows in which anything stands."""
-    names = dict.fromkeys(name for row in rows for name in row)
+    names = dict.fromkeys(name for row in rows for name in row if name not in IN_NAME)
     columns = [name for name in names if any(row.get(name) for row in rows)]
     yield from (f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}")
     yield from (f"| {' | '.join(_text(row.get(name)) for name in columns)} |" for row in rows)

@@ -76,10 +76,10 @@ def machine(check: Check, seconds: float) -> Values:
 
 def tests(check: Check, seconds: float) -> Values:
     """Run `pytest -m gpu` over the files that hold such tests; return the outcomes, as far as it came."""
-    files = sorted(path for path in (ROOT / "tests").rglob("test_*.py") if "mark.gpu" in path.read_text())
-    files = files[: 1 if check.quick else None]
+    found = (path for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text())
+    files = sorted(found, reverse=True)[-1 if check.quick else 0 :]  # what compiles for long comes late
     log = check.output / "tests.txt"
-    options = ["-m", "gpu", "-v", "-rfEs", "--tb=short", "--durations=10", "-p", "no:cacheprovider"]
+    options = ["-m", "gpu", "-vv", "-rfEs", "--tb=short", "--durations=10", "-p", "no:cacheprovider"]
     environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # read once by a process; for `deterministic`
     if check.accelerator == "cpu":
         environment["FRCNN_GPU_TESTS_ON"] = "cpu"

@@ -235,6 +235,16 @@ def test_an_endless_training_is_refused():
         fit(lightning_module(), batches=3, max_epochs=-1)
 
 
+def test_nothing_that_steps_log_is_sent_to_the_device_for_it(monkeypatch):
+    """Lightning makes a tensor of a number, on the module's device: a GPU would be waited for."""
+    logged: dict[str, Any] = {}
+    monkeypatch.setattr(FasterRCNNModule, "log", lambda self, name, value, **_: logged.update({name: value}))
+    fit(lightning_module(), batches=4)
+    assert logged.keys() >= {"train/alternating_step", "train/loss"}
+    assert all(isinstance(value, Tensor) for value in logged.values())
+    assert float(logged["train/alternating_step"]) == 4
+
+
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_ddp_is_built_when_a_gpu_has_written_the_weights_and_read_when_it_has_sent_them(monkeypatch, device):
     """Lightning builds it on a stream of its own, which waits for no other, and no other for it."""

@@ -14,7 +14,7 @@ THEIRS = {
     for path in Path(pytorch_lightning.__file__).parent.rglob("*.py")
     for name in re.findall(r"\b(?:self\.|def )(_[a-z]\w*)", path.read_text())
 }
-OF_TORCH = {"scheduler._last_lr"}
+OF_TORCH = {"scheduler._last_lr", "tensor._version"}
 
 
 def private_in(source: str) -> Iterator[str]:

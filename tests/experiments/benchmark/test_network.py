@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,6 +70,20 @@ def test_precisions_that_the_device_emulates(frcnn, tmp_path, monkeypatch, tiny_
         assert len(lines) == len(timed) - 1
     assert lines[0].startswith("warning: precision 16-mixed is slow here: this CPU has no float16 arithmetic")
     assert lines[0].endswith("Better: --precisions 32-true")
+
+
+def test_tensor_float_32_is_of_its_programs_alone() -> None:
+    kinds: tuple[Any, ...] = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [kind.allow_tf32 for kind in kinds]
+    seen: dict[str, list[bool]] = {}
+    for precision in ("tf32", "bf16-mixed"):
+
+        def forward(name: str = precision) -> None:
+            seen[name] = [kind.allow_tf32 for kind in kinds]
+
+        benchmark_programs.program(forward, None, precision, CPU)()
+    assert seen == {"tf32": [True, True], "bf16-mixed": before}
+    assert [kind.allow_tf32 for kind in kinds] == before and not before[0]
 
 
 @pytest.mark.parametrize(

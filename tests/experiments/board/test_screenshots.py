@@ -62,7 +62,7 @@ def test_pages_of_two_runs_and_of_the_whole_grid(take, grid, tmp_path, monkeypat
     assert seen == [*([page, two] for page in pages), ["hparams", every]]
     made = {path.name: Image.open(path) for path in tmp_path.glob("tensorboard_*.png")}
     assert len(made) == 5 and {picture.mode for picture in made.values()} == {"P"}
-    assert made["tensorboard_scalars.png"].size == (1100, 700)
+    assert made["tensorboard_scalars.png"].size == (1060, 720)
 
 
 def test_what_is_refused(take, grid, capsys):

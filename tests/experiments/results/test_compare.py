@@ -17,6 +17,7 @@ from datamodules.voc.reader import VOCFormat
 from detector.metrics.curves import curves_of
 from detector.metrics.detection_ap import EvaluatedSplit, average_precisions_by_name
 from experiments.results.compare import most_different
+from experiments.results.compare_curves import compare_curves
 from experiments.results.files import read_results
 
 
@@ -262,6 +263,7 @@ def test_what_ap_is_lost_to_and_confusions_are_compared_and_drawn(compare, frcnn
     assert curves["lost_to"]["missed"]["difference"] > 0  # B finds nothing in one image
     assert curves["calibration_error"]["b"] == pytest.approx(b["scores"]["calibration_error"])
     change = np.array(b["confusion"]) - np.array(a["confusion"])
+    np.fill_diagonal(change, 0)
     changes = [one["b"] - one["a"] for one in curves["confusions"]]
     assert changes and np.abs(changes).tolist() == sorted(np.abs(change[change != 0]).tolist(), reverse=True)[:8]
     first = curves["confusions"][0]
@@ -279,3 +281,25 @@ def test_what_ap_is_lost_to_and_confusions_are_compared_and_drawn(compare, frcnn
     assert re.search(r"^AP50 lost to .*\n  classification +0\.\d{4} +0\.\d{4} +[-+]0\.\d{4}$", text, re.MULTILINE)
     what = f"missed {first['object']}" if first["detected"] == "missed" else f"{first['object']} detected as"
     assert re.search(rf"^  {what}.*: A {first['a']}, B {first['b']}$", text, re.MULTILINE)
+
+
+def test_objects_that_are_found_are_no_confusions():
+    def document(confusion: list[list[int]], error: float | None) -> dict[str, Any]:
+        scores = {"calibration_error": error}
+        return {
+            "class_names": ["x", "y"],
+            "confusion": confusion,
+            "errors": {"gain": {"missed": 0.25}},
+            "scores": scores,
+        }
+
+    made = compare_curves(
+        document([[5, 1, 2], [0, 3, 4], [9, 0, 0]], 0.5), document([[1, 1, 6], [0, 3, 5], [2, 0, 0]], None)
+    )
+    assert [tuple(one.values()) for one in made["confusions"]] == [
+        ("background", "x", 9, 2),
+        ("x", "missed", 2, 6),
+        ("y", "missed", 4, 5),
+    ]
+    assert made["lost_to"] == {"missed": {"a": 0.25, "b": 0.25, "difference": 0, "low": None}}
+    assert (made["calibration_error"]["a"], made["calibration_error"]["difference"]) == (0.5, None)

@@ -5,8 +5,10 @@ import shutil
 import pytest
 import torch
 
+from detector.errors import InputError
 from detector.training import compilation
 from detector.training.lightning_module import FasterRCNNModule, read_checkpoint
+from experiments.run import lightning_cli
 
 
 @pytest.mark.slow
@@ -63,3 +65,20 @@ def test_without_a_compiler_nothing_is_left_behind(frcnn, tiny_config, tmp_path,
     assert result.err.count("\n") == 1
     assert "compile: nothing can be compiled" in result.err and "No working C++ compiler found" in result.err
     assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_deterministic_leaves_nothing_behind(frcnn, tiny_config, tmp_path, monkeypatch) -> None:
+    """The device is asked about the pooling once PyTorch has been told to be deterministic."""
+
+    def refuse(pooling: str, device: torch.device) -> None:
+        assert torch.are_deterministic_algorithms_enabled()
+        raise InputError(f"{pooling} on {device.type}")
+
+    monkeypatch.setattr(lightning_cli, "check_deterministic", refuse)
+    options = ("--trainer.deterministic", "true", "--model.roi.pooling", "roi_pool")
+    try:
+        result = frcnn("fit", "--config", tiny_config, *options, cwd=tmp_path)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert (result.code, result.err) == (2, "frcnn: roi_pool on cpu\n")
+    assert list(tmp_path.iterdir()) == []

@@ -138,6 +138,19 @@ def test_processes_hear_of_the_first_and_then_meet_at_the_same_address(
     assert [process.communicate(timeout=100)[0] for process in ranks] == [heard, heard]
 
 
+def test_an_address_in_use_is_told_in_one_line(monkeypatch, unused_port):
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(unused_port), "NODE_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", unused_port))
+        other.listen()
+        with pytest.raises(
+            InputError, match=rf"^127.0.0.1:{unused_port}: the processes of this run do not meet"
+        ) as error:
+            of_first_process(lambda: "own", 2)
+    assert "EADDRINUSE" in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
 def test_one_process_asks_nobody(monkeypatch):
     for name in ("MASTER_ADDR", "MASTER_PORT", "SLURM_NTASKS"):
         monkeypatch.delenv(name, raising=False)

@@ -103,7 +103,7 @@ def test_interrupt_key_in_the_middle_of_a_step(tiny_config, frcnn, tmp_path, und
         timeout=120,
     )
     run = tmp_path / "runs" / "tiny" / "seed0"
-    assert process.returncode == 1, process.stderr
+    assert process.returncode == 130, process.stderr
     assert "Traceback" not in process.stderr
     assert "give ckpt_path runs/tiny/seed0/checkpoints/last.ckpt" in process.stdout + process.stderr
     assert load(run)["global_step"] == 9
@@ -130,7 +130,7 @@ def test_termination_in_the_middle_of_a_step(frcnn, tiny_config, tmp_path, undis
 
 @pytest.mark.parametrize(
     ("scheme", "number", "code"),
-    [("joint", signal.SIGTERM, 143), ("alternating", signal.SIGTERM, 143), ("joint", signal.SIGINT, 1)],
+    [("joint", signal.SIGTERM, 143), ("alternating", signal.SIGTERM, 143), ("joint", signal.SIGINT, 130)],
 )
 def test_interrupt_between_the_batches_of_a_step(frcnn, tiny_config, tmp_path, with_callback, scheme, number, code):
     """Accumulated gradients are in no checkpoint: the step is finished first. An epoch has steps of 4 and of 2.
@@ -169,7 +169,7 @@ def test_interrupt_during_validation(frcnn, tiny_config, tmp_path, undisturbed, 
     """Four batches a validation. The checkpoint holds the current weights as such, not the averaged ones that the
     validation swapped in, and the resumed run validates on all images."""
     with_callback(Raise("on_validation_batch_end", call, KeyboardInterrupt()))
-    assert frcnn("fit", "--config", tiny_config, *OPTIONS, cwd=tmp_path).code == 1
+    assert frcnn("fit", "--config", tiny_config, *OPTIONS, cwd=tmp_path).code == 130
     run = tmp_path / "runs" / "tiny" / "seed0"
     if call == 10:
         theirs, ours = load(undisturbed), load(run)
@@ -187,7 +187,7 @@ def test_interrupt_key_during_validation(frcnn, tiny_config, tmp_path, undisturb
                 signal.raise_signal(signal.SIGINT)
 
     with_callback(PressKey())
-    assert frcnn("fit", "--config", tiny_config, *OPTIONS, cwd=tmp_path).code == 1
+    assert frcnn("fit", "--config", tiny_config, *OPTIONS, cwd=tmp_path).code == 130
     run = tmp_path / "runs" / "tiny" / "seed0"
     assert load(run)["global_step"] == 12
     with_callback(None)
@@ -203,7 +203,7 @@ def test_interrupt_key_at_the_last_step_of_an_epoch(frcnn, tiny_config, tmp_path
 
     with_callback(PressKey())
     options = (*OPTIONS, "--trainer.check_val_every_n_epoch", "3")  # no validation to stop in: before the next epoch
-    assert frcnn("fit", "--config", tiny_config, *options, cwd=tmp_path).code == 1
+    assert frcnn("fit", "--config", tiny_config, *options, cwd=tmp_path).code == 130
     run = tmp_path / "runs" / "tiny" / "seed0"
     assert load(run)["global_step"] == 6
     with_callback(None)
@@ -223,7 +223,7 @@ def test_second_interrupt_key_stops_at_once_and_saves_nothing(frcnn, tiny_config
                 signal.raise_signal(signal.SIGINT)
 
     with_callback(PressKeyTwice())
-    assert frcnn("fit", "--config", tiny_config, *OPTIONS, cwd=tmp_path).code == 1
+    assert frcnn("fit", "--config", tiny_config, *OPTIONS, cwd=tmp_path).code == 130
     assert load(tmp_path / "runs" / "tiny" / "seed0")["global_step"] == 6  # of the first epoch's end
 
 

@@ -171,6 +171,7 @@ def test_table_of_a_training_that_went_on(frcnn, trained, tmp_path):
     run = Path(shutil.copytree(trained, tmp_path / "runs" / "tiny" / "seed0"))
     last = run / "checkpoints" / "last.ckpt"
     more = ("--trainer.max_epochs", 15, "--data.test_splits", "[]", "--trainer.limit_val_batches", 0)
+    more += ("--resume_changed", "true")
     result = frcnn("fit", "--config", run / "config.yaml", "--ckpt_path", last, *more, cwd=tmp_path)
     assert result.code == 0, result.err
     assert re.search(r"^wall time +\d+ s, from step 84 on$", result.out, re.MULTILINE)

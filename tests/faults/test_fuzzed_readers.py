@@ -1,0 +1,238 @@
+"""Files that are spoilt at random: every reader gives a result or one line, and in reasonable time.
+
+FRCNN_FUZZ_EXAMPLES is how many files each reader gets; the report at the end says how many were refused.
+"""
+
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from datamodules.coco.format import read_coco
+from datamodules.ground_truth import SplitTruth, read_ground_truth
+from datamodules.image_reading import read_header, read_image
+from datamodules.voc.format import parse_annotation, parse_annotation_loosely
+from datamodules.yolo.format import read_description, read_label
+from detector.errors import InputError
+from detector.training.checkpoint_content import read_checkpoint
+from detector.training.lightning_module import FasterRCNNModule
+from detector.training.resuming import check_training_state
+from experiments.ablation.grid import read_grid
+from experiments.results.files import read_results
+from experiments.results.runs import read_folder
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = int(os.environ.get("FRCNN_FUZZ_EXAMPLES", "1000"))
+fuzz = settings(
+    max_examples=EXAMPLES,
+    deadline=5000,
+    derandomize="FRCNN_FUZZ_SEED" not in os.environ,
+    suppress_health_check=list(HealthCheck),
+    database=None,
+)
+TEXTS = st.sampled_from(
+    [b"\0", b"<", b"&a;", b"]]>", b"[", b"{", b'"', b"*a", b"&a ", b"!!", b"-", b"1e999", b"NaN", b"../", b"\xff\xfe"]
+)
+EDIT = st.tuples(st.floats(0, 1), st.integers(0, 8), st.one_of(TEXTS, st.binary(max_size=6)))
+ODD = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(-(2**70), 2**70),
+        st.floats(),
+        st.text(max_size=8),
+        st.sampled_from(["../x", "<b>", "\x1b[31m", "10" * 200, "nan", "-1", "*a"]),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=5), inner, max_size=3)),
+    max_leaves=6,
+)
+
+
+def edited(data: bytes, edits: list[tuple[float, int, bytes]], cut: float) -> bytes:
+    """Put some bytes in the place of others, and cut the end off."""
+    for where, length, text in edits:
+        at = int(where * len(data))
+        data = data[:at] + text + data[at + length :]
+    return data[: int(cut * len(data)) + 1]
+
+
+bytes_of = st.tuples(st.lists(EDIT, max_size=4), st.one_of(st.just(1.0), st.floats(0, 1)))
+
+
+def replaced(document: Any, path: list[float], value: Any) -> Any:
+    """Return a document with one of its values replaced; each number of the path chooses among the entries."""
+    if not path or not isinstance(document, dict | list) or not document:
+        return value
+    at = int(path[0] * (len(document) - 1))
+    if isinstance(document, dict):
+        key = list(document)[at]
+        return document | {key: replaced(document[key], path[1:], value)}
+    return [*document[:at], replaced(document[at], path[1:], value), *document[at + 1 :]]
+
+
+PATHS = st.lists(st.floats(0, 1), min_size=1, max_size=6)
+counts: Counter[tuple[str, str]] = Counter()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def said() -> Iterator[None]:
+    yield
+    print(*(f"\n{reader}: {count} {outcome}" for (reader, outcome), count in sorted(counts.items())))
+
+
+def survives(reader: str, read: Callable[[], object]) -> None:
+    """Accept a result, or one line."""
+    try:
+        read()
+    except InputError as error:
+        assert "\n" not in str(error)
+        assert len(str(error)) < 3000
+        counts[reader, "refused"] += 1
+    else:
+        counts[reader, "read"] += 1
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    path: Path = tmp_path_factory.mktemp("fuzz")
+    return path
+
+
+@fuzz
+@given(bytes_of)
+def test_xml(spoilt):
+    for text in (XML, XML.replace(b"utf-8", b"utf-16"), XML.replace(b"?>", b"?>" + ENTITIES)):
+        data = edited(text, *spoilt)
+        survives("XML", lambda data=data: parse_annotation(data, Path("a.xml")))
+        survives("XML, loosely", lambda data=data: parse_annotation_loosely(data, Path("a.xml")))
+
+
+@fuzz
+@given(bytes_of, PATHS, ODD)
+def test_coco(folder, spoilt, path, value):
+    file = folder / "instances.json"
+    for data in (edited(json.dumps(COCO).encode(), *spoilt), json.dumps(replaced(COCO, path, value)).encode()):
+        file.write_bytes(data)
+        survives("COCO JSON", lambda: read_coco(file))
+
+
+@fuzz
+@given(bytes_of, PATHS, ODD)
+def test_results(folder, truth, spoilt, path, value):
+    file = folder / "results.json"
+    for data in (edited(json.dumps(RESULTS).encode(), *spoilt), json.dumps(replaced(RESULTS, path, value)).encode()):
+        file.write_bytes(data)
+        survives("result JSON", lambda: read_results(file, truth))
+
+
+@fuzz
+@given(bytes_of, st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"]))
+def test_images(folder, spoilt, kind):
+    file = folder / f"image.{kind.lower()}"
+    file.write_bytes(edited(IMAGES[kind], *spoilt))
+    survives("image header", lambda: read_header(file))
+    survives("image", lambda: read_image(file))
+
+
+@fuzz
+@given(bytes_of, PATHS, ODD)
+def test_grids(folder, spoilt, path, value):
+    for number, text in enumerate(GRIDS):
+        file, odd = folder / f"grid{number}.yaml", replaced(yaml.safe_load(text), path, value)
+        for data in (edited(text, *spoilt), yaml.safe_dump(odd, allow_unicode=True).encode("utf-8", "surrogatepass")):
+            file.write_bytes(data)
+            survives("YAML grid", lambda file=file: read_grid(file))
+
+
+@fuzz
+@given(bytes_of, PATHS, ODD)
+def test_yolo(folder, spoilt, path, value):
+    file = folder / "data.yaml"
+    for data in (edited(YOLO, *spoilt), yaml.safe_dump(replaced(yaml.safe_load(YOLO), path, value)).encode()):
+        file.write_bytes(data)
+        survives("YOLO's data.yaml", lambda: read_description(folder))
+    label = edited(b"0 0.5 0.5 0.2 0.2\n1 0.1 0.1 0.3 0.1 0.2 0.4\n", *spoilt).decode("latin-1")
+    survives("YOLO's labels", lambda: read_label(label, Path("a.txt"), (30, 20), {0: "a", 1: "b"}, False))
+
+
+@fuzz
+@given(bytes_of, PATHS, ODD)
+def test_run_folders(folder, trained, spoilt, path, value):
+    run = folder / "runs" / "a"
+    run.mkdir(parents=True, exist_ok=True)
+    for name in ("config.yaml", "metrics.json"):
+        text = (trained / name).read_bytes()
+        odd = replaced(yaml.safe_load(text), path, value)
+        for data in (edited(text, *spoilt), json.dumps(odd).encode()):
+            for other in ("config.yaml", "metrics.json"):
+                (run / other).write_bytes((trained / other).read_bytes())
+            (run / name).write_bytes(data)
+            survives(f"run folder, {name}", lambda: read_folder(folder / "runs"))
+
+
+@settings(fuzz, max_examples=max(1, EXAMPLES // 10))
+@given(bytes_of, PATHS, ODD)
+def test_checkpoints(folder, content, spoilt, path, value):
+    file, other = folder / "bytes.ckpt", folder / "content.ckpt"
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    file.write_bytes(edited(buffer.getvalue(), *spoilt))
+    survives("checkpoint, bytes", lambda: read_checkpoint(file))
+    torch.save(replaced(content, path, value), other)
+    survives("checkpoint, state", lambda: check_training_state(other, read_checkpoint(other)))
+    survives("checkpoint, detector", lambda: FasterRCNNModule.from_checkpoint(other))
+
+
+@pytest.fixture(scope="module")
+def content(trained) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(trained / "checkpoints" / "last.ckpt", weights_only=True)
+    return found
+
+
+@pytest.fixture(scope="module")
+def truth(mini_voc) -> SplitTruth:
+    from datamodules.voc.reader import VOCFormat
+
+    return read_ground_truth(VOCFormat(mini_voc), ["train"])
+
+
+def _image(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(buffer, kind)
+    return buffer.getvalue()
+
+
+IMAGES = {kind: _image(kind) for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")}
+XML = b"""<?xml version="1.0" encoding="utf-8"?>
+<annotation><folder>f</folder><filename>a.jpg</filename><size><width>50</width><height>40</height><depth>3</depth></size>
+<object><name>cat</name><difficult>0</difficult><truncated>1</truncated><bndbox><xmin>1</xmin><ymin>2.5</ymin>
+<xmax>30</xmax><ymax>40</ymax></bndbox></object><object><name>dog</name><bndbox><xmin>5</xmin><ymin>2</ymin>
+<xmax>3</xmax><ymax>4</ymax></bndbox></object></annotation>"""
+ENTITIES = b'<!DOCTYPE a [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;&a;">]>'
+COCO = {
+    "images": [{"id": 1, "file_name": "a.jpg", "width": 40, "height": 24}, {"id": 7, "file_name": "b.jpg"}],
+    "categories": [{"id": 1, "name": "cat", "supercategory": "x"}, {"id": 3, "name": "dog"}],
+    "annotations": [
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4.5], "area": 12, "iscrowd": 0},
+        {"id": 2, "image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "segmentation": [[1, 2, 3, 4, 5, 6]]},
+    ],
+}
+RESULTS = [
+    {"image_id": 0, "file_name": "mini_000001.jpg", "category_name": "star", "score": 0.5, "bbox": [1, 2, 3, 4]},
+    {"image_id": 3, "category_id": 2, "score": 1, "bbox": [1.5, 2, 3, 4]},
+]
+YOLO = b"path: .\ntrain: images/train\nval: [images/a, b.txt]\nnc: 2\nnames:\n  0: cat\n  1: dog\n"
+GRIDS = [file.read_bytes() for file in sorted((ROOT / "experiments" / "ablations").glob("*.yaml"))]
