@@ -43,6 +43,7 @@ from detector.training.optimization import (
     lr_factor,
     lr_scale,
     parameter_groups,
+    say_lr,
     share_of_step,
 )
 from detector.training.resuming import afresh, check_resumption, let_options_count
@@ -255,13 +256,7 @@ class FasterRCNNModule(pl.LightningModule):
     def on_train_start(self) -> None:
         """Begin or go on; let changed options of a resume take effect."""
         self.scheme.start()
-        config = self.optimizer_config
-        if config.lr_per_images:
-            images = round(config.lr_per_images * lr_scale(config, self.trainer))
-            rank_zero_info(
-                f"optimizer.lr_per_images {config.lr_per_images}: a step has {images} images, so the learning rate is "
-                f"{config.lr:g} * {images} / {config.lr_per_images} = {self.lr:g}"
-            )
+        say_lr(self.optimizer_config, self.trainer)
         if self._other_optimizer is not None:
             steps, groups = self.scheme.steps(self.trainer), self._parameter_groups()
             let_options_count(self.trainer, groups, self.optimizer_config, steps, not self._other_optimizer)

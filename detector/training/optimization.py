@@ -87,6 +87,14 @@ def lr_scale(config: OptimizerConfig, trainer: pl.Trainer | None) -> float:
     return float(images * trainer.world_size * trainer.accumulate_grad_batches / config.lr_per_images)
 
 
+def say_lr(config: OptimizerConfig, trainer: pl.Trainer) -> None:
+    """Say in one line what `lr_per_images` makes of the learning rate."""
+    if per := config.lr_per_images:
+        images = round(per * lr_scale(config, trainer))
+        rate = f"{config.lr:g} * {images} / {per} = {config.lr * images / per:g}"
+        rank_zero_info(f"optimizer.lr_per_images {per}: a step has {images} images, so the learning rate is {rate}")
+
+
 def lr_factor(config: OptimizerConfig, total_steps: float) -> Callable[[int], float]:
     """Return the learning rate relative to `lr` as a function of the step, warm-up included.
 
