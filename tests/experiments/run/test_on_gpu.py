@@ -47,13 +47,15 @@ def test_resumed_equals_undisturbed(frcnn, tiny_config, tmp_path, there, repeata
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for folder in (whole, parts):
         folder.mkdir()
-    assert frcnn(*fit, cwd=whole).code == 0
+    result = frcnn(*fit, cwd=whole)
+    assert result.code == 0, result.err
     with_callback(Stop())
     assert frcnn(*fit, cwd=parts).code == 128 + signal.SIGTERM
     with_callback(None)
     run, undisturbed = (folder / "runs" / "tiny" / "seed0" for folder in (parts, whole))
     assert weights_of(run)["global_step"] == 8
-    assert frcnn(*fit, "--ckpt_path", run / "checkpoints" / "last.ckpt", cwd=parts).code == 0
+    result = frcnn(*fit, "--ckpt_path", run / "checkpoints" / "last.ckpt", cwd=parts)
+    assert result.code == 0, result.err
     expected, found = weights_of(undisturbed), weights_of(run)
     assert found["global_step"] == expected["global_step"] == 18
     for part in ("state_dict", "current_model_state"):
@@ -67,12 +69,14 @@ def test_checkpoints_go_to_the_gpu_and_back(frcnn, tiny_config, trained, tmp_pat
     run = Path(shutil.copytree(trained, tmp_path / "runs" / "tiny" / "seed0"))
     last, on_cpu = run / "checkpoints" / "last.ckpt", metrics_of(run)
     assert on_cpu["val/AP50_voc07"] > 0
-    assert frcnn("validate", "--config", tiny_config, *there, "--ckpt_path", last, cwd=tmp_path).code == 0
+    result = frcnn("validate", "--config", tiny_config, *there, "--ckpt_path", last, cwd=tmp_path)
+    assert result.code == 0, result.err
     for name in ("val/AP50_voc07", "val/AP", "val/proposal_recall@10"):
         if name in on_cpu:
             assert metrics_of(run)[name] == pytest.approx(on_cpu[name], abs=0.02), name
-    more = ("--trainer.max_epochs", 15, "--trainer.check_val_every_n_epoch", 15)
-    assert frcnn("fit", "--config", tiny_config, *there, *more, "--ckpt_path", last, cwd=tmp_path).code == 0
+    more = ("--trainer.max_epochs", 15, "--trainer.check_val_every_n_epoch", 15, "--resume_changed", "true")
+    result = frcnn("fit", "--config", tiny_config, *there, *more, "--ckpt_path", last, cwd=tmp_path)
+    assert result.code == 0, result.err
     content = torch.load(last, weights_only=True)
     assert content["global_step"] == 15 * 6
     assert {tensor.device.type for tensor in content["state_dict"].values()} == {gpu.type}
