@@ -17,7 +17,7 @@ from detector.metrics.curves import ConfusionMatrix, confusion_matrix
 from experiments.results.scores import Scored
 
 MOST_OF_A_CELL: Final = 4
-VIEW_WIDTH, MAX_SIDE = 240, 400
+VIEW_WIDTH, MAX_SIDE = 240, 320
 CONTEXT: Final = 0.4
 """How much of a box's longer side is shown around it."""
 

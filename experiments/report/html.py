@@ -33,7 +33,7 @@ BLUE, ORANGE, WHITE = (8, 64, 129), (179, 88, 6), (255, 255, 255)
 FILES = ("config.yaml", "metrics.json", "predictions.json", "cell.log", "checkpoints")
 MOST_CONFUSIONS = 12
 """Cells of the grid whose confusion matrix and curves are shown."""
-MOST_CELL_PICTURES = 400
+MOST_CELL_PICTURES = 300
 """Pictures of detections on the page."""
 PICTURES = (".jpg", ".jpeg", ".png")
 
