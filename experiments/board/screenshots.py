@@ -63,7 +63,7 @@ def main() -> int:
 
 def train_grid(folder: Path) -> Path:
     """Train a small grid of anchors in a folder, and return the grid's own."""
-    (folder / "grid.yaml").write_text(yaml.safe_dump(GRID))
+    (folder / "grid.yaml").write_text(yaml.safe_dump(GRID, sort_keys=False))
     for command in ("mini-voc mini_voc --images 700", "ablate grid.yaml --jobs 1"):
         subprocess.run([sys.executable, "-m", "experiments.cli", *command.split()], cwd=folder, check=True)
     return folder / "runs/grid"
