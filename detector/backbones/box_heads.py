@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detector.backbones.base import BackboneConfig
+from detector.kernels.layout import for_convolutions
 
 
 class BoxHead(nn.Module):
@@ -64,7 +65,7 @@ class ConvFCHead(BoxHead):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Return a vector per RoI, (R, out_channels)."""
-        return F.relu(self.fc(self.convs(pooled).flatten(1)))
+        return F.relu(self.fc(self.convs(for_convolutions(pooled)).flatten(1)))
 
 
 BOX_HEADS: dict[str, Callable[[int, int, int], BoxHead]] = {"two_fc": TwoLayerHead, "conv_fc": ConvFCHead}

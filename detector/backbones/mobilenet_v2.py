@@ -7,6 +7,7 @@ from torchvision.models import MobileNetV2
 from detector.backbones.base import BackboneConfig, Body, SingleLevel, norm_layer
 from detector.backbones.box_heads import BoxHead, new_box_head
 from detector.backbones.fpn import FeaturePyramid
+from detector.kernels.layout import for_convolutions
 
 _ENDS = (2, 4, 7, 14, 19)  # of the stages, in torchvision's `features`
 _CHANNELS = (16, 24, 32, 96, 1280)
@@ -46,7 +47,7 @@ class MobileNetV2Head(BoxHead):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Return a vector per RoI, (R, out_channels)."""
-        x: Tensor = self.features(pooled)
+        x: Tensor = self.features(for_convolutions(pooled))
         return x.mean(dim=(2, 3))
 
 

@@ -11,6 +11,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 from detector.backbones.base import BackboneConfig, Body, SingleLevel, norm_layer
 from detector.backbones.box_heads import BoxHead, new_box_head
 from detector.backbones.fpn import FeaturePyramid
+from detector.kernels.layout import for_convolutions
 
 
 class ResNetBody(Body):
@@ -48,7 +49,7 @@ class ResNetHead(BoxHead):
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Return a vector per RoI, (R, out_channels)."""
-        x: Tensor = self.layer4(pooled)
+        x: Tensor = self.layer4(for_convolutions(pooled))
         return x.mean(dim=(2, 3))
 
 

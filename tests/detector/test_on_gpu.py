@@ -227,7 +227,7 @@ def test_waits_are_counted(gpu: torch.device) -> None:
         pytest.skip("the CPU is not waited for")
     with waits(gpu) as counts:
         torch.ones(2, device=gpu).sum().item()
-    assert counts == {"elsewhere": 1}
+    assert set(counts) == {"elsewhere"}, counts
 
 
 @pytest.mark.parametrize(("recipe", "levels"), [("pyramid", 1), ("MobileNetV2, agnostic", 0)])
