@@ -14,7 +14,7 @@ from typing import Final, NoReturn
 
 import pytorch_lightning as pl
 
-from detector.errors import InputError, TrainingError, brief, one_line
+from detector.errors import InputError, TrainingError, brief, one_line, printable
 from detector.training.callbacks.checkpoints import Interrupted
 from detector.training.lightning_private import requeue_signal, when_a_process_fails
 
@@ -39,8 +39,8 @@ def cause_of_failure(error: BaseException) -> str | None:
     if isinstance(error, InputError | TrainingError):
         return one_line(error)
     if isinstance(error, OSError) and error.errno in OF_SYSTEM:
-        where = error.filename or "a file of the run, of shared memory or of the temporary folder"
-        return f"{where}: {error.strerror}; checkpoints are as they were"
+        where = os.fsdecode(error.filename or "a file of the run, of shared memory or of the temporary folder")
+        return f"{printable(where)}: {error.strerror}"
     text = f"{type(error).__name__}: {error}"
     for pattern, line in CAUSES.items():
         if found := re.search(pattern, text):
@@ -61,6 +61,7 @@ def told_in_one_line(trainer: pl.Trainer) -> Iterator[None]:
         when_a_process_fails(lambda: over.wait(WAIT) or _end(trainer))
     elif "LOCAL_RANK" in os.environ:
         threading.Thread(target=_end_with_parent, args=(os.getppid(), trainer.global_rank, over), daemon=True).start()
+    excepthook, threading.excepthook = threading.excepthook, _in_thread
     try:
         yield
     except SystemExit as end:
@@ -87,13 +88,22 @@ def told_in_one_line(trainer: pl.Trainer) -> Iterator[None]:
         raise (cause if isinstance(cause, InputError | TrainingError) else TrainingError(text)) from error
     finally:
         over.set()
+        threading.excepthook = excepthook
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Give an error and those behind it: Lightning's own end fails sometimes after another error."""
-    while error is not None:
-        yield error
+def _in_thread(args: threading.ExceptHookArgs) -> None:
+    """Leave out what TensorBoard's thread raises where the disk is full: the training hears of it in its next step."""
+    if not isinstance(args.exc_value, OSError):
+        threading.__excepthook__(args)
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    """Return an error and those behind it, each once: Lightning's own end fails sometimes after another error."""
+    found: list[BaseException] = []
+    while error is not None and error not in found:
+        found.append(error)
         error = error.__cause__ or error.__context__
+    return found
 
 
 def _processes(trainer: pl.Trainer) -> list[subprocess.Popen[bytes]]:
