@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.experiments.conftest import process_group
+
+__all__ = ["process_group"]
+
 PROGRAM = """
 import multiprocessing, os, shutil, signal, sys, time
 from pathlib import Path
