@@ -12,45 +12,30 @@ from typing import Any
 import pytorch_lightning as pl
 from jsonargparse import Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import ModelCheckpoint, Timer
+from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_info
 
 from detector.errors import InputError
 from detector.image_batch import ImageConfig
-from detector.training.callbacks.anchor_telemetry import AnchorTelemetry
-from detector.training.callbacks.checkpoints import (
-    AtomicCheckpoints,
-    BestCheckpoint,
-    SaveNowAndThen,
-    SaveOnInterrupt,
-)
+from detector.training.callbacks.checkpoints import AtomicCheckpoints, BestCheckpoint
 from detector.training.callbacks.detection_curves import DetectionCurves
-from detector.training.callbacks.detection_images import DetectionImages
-from detector.training.callbacks.distributions import Distributions
-from detector.training.callbacks.gradient_norms import GradientNorms
 from detector.training.callbacks.hyperparameters import Hyperparameters
-from detector.training.callbacks.inside_images import InsideImages
-from detector.training.callbacks.learning_rates import LearningRates
 from detector.training.callbacks.network_summary import NetworkSummary
 from detector.training.callbacks.oracles import Oracles
 from detector.training.callbacks.progress import LossProgressBar
-from detector.training.callbacks.recall_details import RecallDetails
 from detector.training.callbacks.run_files import RunFiles
-from detector.training.callbacks.sample_counts import SampleCounts
-from detector.training.callbacks.scalar_pages import ScalarPages
-from detector.training.callbacks.throughput import Throughput
 from detector.training.callbacks.validation_losses import ValidationLosses
-from detector.training.callbacks.worst_images import WorstImages
 from detector.training.checkpoint_content import read_checkpoint
 from detector.training.compilation import check_compiler, check_deterministic
 from detector.training.loggers import RunTensorBoard
 from detector.training.resuming import changed_options, changes_text, check_training_state
-from experiments.anchors.warnings import AnchorWarnings
 from experiments.arguments import add_options, cause_of, values_of
 from experiments.output import duration
 from experiments.results.files import write_devkit_results
+from experiments.run.callbacks import checkpoint_callbacks, training_callbacks, without_replaced
 from experiments.run.checks import check_devkit_names, check_monitors, check_room, check_writable
 from experiments.run.failures import told_in_one_line
 from experiments.run.folder import (
@@ -61,7 +46,7 @@ from experiments.run.folder import (
     repeated_run,
     run_folder_of,
 )
-from experiments.run.grid_progress import CellProgress, axes_of_environment
+from experiments.run.grid_progress import axes_of_environment
 from experiments.run.host_memory import keep_freed_memory
 from experiments.run.options import TestOptions, ValidateOptions
 from experiments.run.precision import check_precision, resolve_precision, say_range
@@ -333,6 +318,9 @@ class DetectorCLI(OptionsOfRuns):
             trainer = super().instantiate_trainer(**kwargs)
         except (ValueError, MisconfigurationException) as error:  # an unknown accelerator, devices that are not there
             raise InputError(f"--trainer: {error}") from error
+        for logger in trainer.loggers:
+            if type(logger) is TensorBoardLogger:  # one's own shows the same cards
+                logger.__class__ = RunTensorBoard
         keep_freed_memory(trainer.strategy.root_device)
         return trainer
 
@@ -340,47 +328,20 @@ class DetectorCLI(OptionsOfRuns):
         callbacks: list[pl.Callback] = [] if config.enable_progress_bar is False else [LossProgressBar()]
         if config.fast_dev_run:
             return callbacks
-        axes = axes_of_environment()
         self.run_files = RunFiles(self.run_folder)
+        if self.subcommand == "fit":
+            every, loggers = config.log_every_n_steps or 20, config.logger not in (False, [])
+            usual = training_callbacks(self.run_folder, every, loggers)
+            callbacks += [] if config.enable_model_summary is False else [NetworkSummary()]
+            if config.enable_checkpointing is not False:
+                callbacks += checkpoint_callbacks(self.run_folder / "checkpoints", self.config.fit.save_every_minutes)
+        else:
+            usual = [Hyperparameters(axes_of_environment()), DetectionCurves()]
+            usual += [ValidationLosses()] if self.subcommand == "validate" and self.classes is None else []
+            if asked := self.config[self.subcommand].get("oracle"):
+                usual.append(Oracles(self.run_folder, asked))
         given = self._get(self.config_init, "trainer", default={}).get("callbacks") or []
-        own = {type(callback) for callback in (given if isinstance(given, list) else [given])}
-        callbacks += [self.run_files, Hyperparameters(axes)]
-        callbacks += [] if DetectionCurves in own else [DetectionCurves()]
-        if self.subcommand != "fit":
-            asked = self.config[self.subcommand].get("oracle")
-            if self.subcommand == "validate" and self.classes is None and ValidationLosses not in own:
-                callbacks.append(ValidationLosses())
-            return [*callbacks, *([Oracles(self.run_folder, asked)] if asked else [])]
-        every = config.log_every_n_steps or 20
-        callbacks += [Throughput(every), AnchorWarnings()]
-        callbacks += [] if config.enable_model_summary is False else [NetworkSummary()]
-        callbacks += [CellProgress(self.run_folder)] if axes else []
-        if config.logger not in (False, []):
-            usual = [
-                LearningRates(),
-                GradientNorms(every),
-                SampleCounts(log_every_n_steps=every),
-                ValidationLosses(),
-                RecallDetails(),
-                DetectionImages(),
-                InsideImages(),
-                WorstImages(),
-                AnchorTelemetry(),
-                Distributions(),
-                ScalarPages(),
-            ]
-            callbacks += [callback for callback in usual if type(callback) not in own]  # one's own replaces it
-        if config.enable_checkpointing is not False:
-            folder = self.run_folder / "checkpoints"
-            best = BestCheckpoint(
-                folder, filename="best", monitor="val/AP50_voc07", mode="max", enable_version_counter=False
-            )
-            last = ModelCheckpoint(
-                folder, filename="last", every_n_epochs=1, save_on_train_epoch_end=True, enable_version_counter=False
-            )
-            now_and_then = SaveNowAndThen(folder / "last.ckpt", self.config.fit.save_every_minutes)
-            callbacks += [best, last, now_and_then, SaveOnInterrupt(folder / "last.ckpt")]
-        return callbacks
+        return [*callbacks, self.run_files, *without_replaced(usual, given if isinstance(given, list) else [given])]
 
 
 def run_lightning(arguments: list[str]) -> None:

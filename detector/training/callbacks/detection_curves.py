@@ -15,6 +15,7 @@ from detector.metrics.curve_figures import confusion_figure, curves_figure, png
 from detector.metrics.curves import SCORE_THRESHOLDS, curves_of
 from detector.training.callbacks.inside_steps import log_scalars
 from detector.training.callbacks.run_files import RunFiles
+from detector.training.callbacks.validation_pictures import DrawnValidations
 from detector.training.lightning_module import FasterRCNNModule
 from detector.training.lightning_private import step_of_logs
 from detector.training.loggers import picture_writers
@@ -24,8 +25,8 @@ class DetectionCurves(pl.Callback):
     """Log what an average precision hides; see `detector.metrics.curves` for what each number is.
 
     At every validation the scalars `val_errors/<kind>`, the gain in AP50 from correcting one kind of error alone, and
-    `val_errors/calibration`. At every n-th validation, at the last one of a training, in `frcnn validate` and in
-    `frcnn test` (as `test_...`) also
+    `val_errors/calibration`. At the first validation of a training, the last and some between, in `frcnn validate` and
+    in `frcnn test` (as `test_...`) also
 
     - precision and recall of each class, `val_precision_recall/<class>`, in TensorBoard's page of PR curves;
     - the pictures `val_curves/curves` (precision and recall, recall of proposals over IoU, histograms of scores,
@@ -37,29 +38,31 @@ class DetectionCurves(pl.Callback):
     (60 images of MiniVOC on one CPU core), and 7 % as a mean over ten.
 
     Args:
-        every_n_validations: How often pictures are drawn and files written; 0: nothing at all in a training.
+        every_n_validations: At which validations pictures are drawn and files written, see `DrawnValidations`; 0:
+            nothing at all in a training.
         score_threshold: Detections with lower scores are left out of the confusion matrix; all else counts every one.
     """
 
-    def __init__(self, every_n_validations: int = 10, score_threshold: float = 0.5) -> None:
-        self.every_n_validations = every_n_validations
+    def __init__(self, every_n_validations: int | None = None, score_threshold: float = 0.5) -> None:
+        self.drawn = DrawnValidations(every_n_validations)
         self.score_threshold = score_threshold
-        self._validations = 0
         self._undrawn: dict[str, Any] | None = None
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find out whether pictures are due."""
+        self.drawn.begin(trainer)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log a validation; Lightning calls this before the module resets its metrics."""
-        training = trainer.state.fn == "fit"
-        if not trainer.sanity_checking and (self.every_n_validations or not training):
-            self._validations += 1
-            self._log(trainer, pl_module, "val", not training or self._validations % self.every_n_validations == 0)
+        if not trainer.sanity_checking and (self.drawn.every_n_validations != 0 or trainer.state.fn != "fit"):
+            self._log(trainer, pl_module, "val", self.drawn.due)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log a test."""
         self._log(trainer, pl_module, "test", True)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Draw the last validation."""
+        """Draw the last validation, where nobody knew that it was."""
         if self._undrawn is not None:
             self._draw(trainer, "val", self._undrawn)
 

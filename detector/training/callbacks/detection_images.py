@@ -37,10 +37,10 @@ class DetectionImages(ValidationPictures):
     Args:
         images: How many; 0: no pictures.
         score_threshold: Detections below this score are not drawn.
-        every_n_validations: How often; the first validation is always drawn.
+        every_n_validations: Which validations are drawn: see `DrawnValidations`.
     """
 
-    def __init__(self, images: int = 8, score_threshold: float = 0.5, every_n_validations: int = 1) -> None:
+    def __init__(self, images: int = 8, score_threshold: float = 0.5, every_n_validations: int | None = None) -> None:
         super().__init__(images, every_n_validations)
         self.score_threshold = score_threshold
 
@@ -98,6 +98,6 @@ class DetectionImages(ValidationPictures):
         found = found.take(score >= self.score_threshold)
         boxes, labels, difficult = (target[key].cpu().numpy() for key in ("boxes", "labels", "difficult"))
         objects = GroundTruth(np.zeros(len(labels), np.int64), labels, boxes, difficult.astype(np.bool_))
-        errors = break_down_errors(found, objects, range(1, len(class_names) + 1))
+        errors = break_down_errors(found, objects, np.union1d(found.label, labels).tolist())
         title = f"mistakes with a score of at least {self.score_threshold:g}"
         return draw_mistakes(image, found, objects, errors, np.ones(len(found), np.bool_), class_names, title)

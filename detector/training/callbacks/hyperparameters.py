@@ -34,10 +34,12 @@ class Hyperparameters(pl.Callback):
 
     Args:
         axes: Of a run that is part of a grid: what varies there -> this run's value.
+        enabled: Whether there is a row at all.
     """
 
-    def __init__(self, axes: Mapping[str, str | int] | None = None) -> None:
+    def __init__(self, axes: Mapping[str, str | int] | None = None, enabled: bool = True) -> None:
         self.axes = dict(axes or {})
+        self.enabled = enabled
         self._begun = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -64,7 +66,7 @@ class Hyperparameters(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the success."""
-        for logger in _tensorboards(trainer):
+        for logger in self._tensorboards(trainer):
             _write(logger.experiment, _end(_SUCCESS))
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -72,7 +74,7 @@ class Hyperparameters(pl.Callback):
         if self._begun and trainer.state.fn == "fit":
             from torch.utils.tensorboard import SummaryWriter
 
-            for logger in _tensorboards(trainer):
+            for logger in self._tensorboards(trainer):
                 with (
                     contextlib.suppress(OSError),  # a full disk may be what ended it
                     SummaryWriter(logger.log_dir, filename_suffix=FAILED) as writer,
@@ -90,29 +92,28 @@ class Hyperparameters(pl.Callback):
         }
         named = {f"Axis/{key}": value for key, value in self.axes.items() if key != "seed"}
         named = {"seed": axes["seed"]} | (named or {f"model/{key}": value for key, value in row.items()})
-        for logger in trainer.loggers:
+        for logger in trainer.loggers if self.enabled else []:
             if not isinstance(logger, TensorBoardLogger):
                 logger.log_hyperparams(axes | row)
-        for logger in _tensorboards(trainer):
+        for logger in self._tensorboards(trainer):
             from tensorboard.plugins.hparams.summary_v2 import hparams_pb  # type: ignore[import-untyped]
 
             for file in Path(logger.log_dir).glob(f"events.*{FAILED}"):
                 file.unlink(missing_ok=True)
             _write(logger.experiment, hparams_pb(named, trial_id="", start_time_secs=time.time()))
 
+    def _tensorboards(self, trainer: pl.Trainer) -> list[TensorBoardLogger]:
+        loggers = trainer.loggers if self.enabled and trainer.is_global_zero else []
+        return [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
+
     def _log_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         assert isinstance(pl_module, FasterRCNNModule)
-        for logger in _tensorboards(trainer):
+        for logger in self._tensorboards(trainer):
             for name in ("AP", "AP50_voc07", f"proposal_recall@{pl_module.val_recall.detail_k}"):
                 value = float(trainer.callback_metrics.get(f"{stage}/{name}", math.nan))
                 if math.isfinite(value):
                     logger.experiment.add_scalar(f"AP_and_recall/{stage}_{name}", value, step_of_logs(trainer))
             logger.experiment.flush()
-
-
-def _tensorboards(trainer: pl.Trainer) -> list[TensorBoardLogger]:
-    loggers = trainer.loggers if trainer.is_global_zero else []
-    return [logger for logger in loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def _write(writer: Any, summary: Any) -> None:

@@ -47,10 +47,10 @@ class InsideImages(ValidationPictures):
 
     Args:
         images: How many; 0: no pictures.
-        every_n_validations: How often; the first validation is always drawn.
+        every_n_validations: Which validations are drawn: see `DrawnValidations`.
     """
 
-    def __init__(self, images: int = 2, every_n_validations: int = 1) -> None:
+    def __init__(self, images: int = 2, every_n_validations: int | None = None) -> None:
         super().__init__(images, every_n_validations)
 
     def wants_validation_batch(self, trainer: pl.Trainer, batch: Any) -> bool:

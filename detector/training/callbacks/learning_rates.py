@@ -9,17 +9,25 @@ from detector.training.callbacks.inside_steps import log_scalars
 
 
 class LearningRates(pl.Callback):
-    """Log the learning rate of the coming step as `weights/learning_rate/<what it trains>`, as often as the losses.
+    """Log the learning rate of the coming step as `weights/learning_rate/<what it trains>`.
 
     Groups of weights whose rates are the same throughout share one curve: `all`; or `biases` and `weights`, `new` and
     `pretrained`, where these differ; or all names of the groups. Costs next to nothing.
+
+    Args:
+        every_n_steps: How often, in optimiser steps; null: as often as the losses; 0: never.
     """
+
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        self.every_n_steps = every_n_steps
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Log, where the losses of this step are going to be logged."""
-        every, step = trainer.log_every_n_steps, trainer.global_step + 1  # type: ignore[attr-defined]
+        """Log, where that is due."""
+        every, step = self.every_n_steps, trainer.global_step + 1
+        if every is None:
+            every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and step % every == 0 and batch_idx % trainer.accumulate_grad_batches == 0:
             groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
             rates = {f"weights/learning_rate/{name}": rate for name, rate in distinct_rates(groups).items()}

@@ -22,7 +22,7 @@ class Throughput(pl.Callback):
     held so far, on its GPU where it has one, else on the host. It is not among the run's metrics.
 
     Args:
-        every_n_steps: How often; Lightning writes it at its own next log.
+        every_n_steps: How often, in batches; Lightning writes the first at its own next log; 0: nothing is logged.
     """
 
     def __init__(self, every_n_steps: int = 20) -> None:
@@ -54,7 +54,7 @@ class Throughput(pl.Callback):
         self._batches += 1
         self._seconds += now - self._last
         self._last = now
-        if (batch_idx + 1) % self.every_n_steps == 0 or trainer.is_last_batch:
+        if self.every_n_steps and ((batch_idx + 1) % self.every_n_steps == 0 or trainer.is_last_batch):
             rate = self._images * trainer.world_size / max(self._seconds, 1e-9)
             pl_module.log("train/images_per_second", rate, batch_size=len(batch[0]))
             if trainer.is_global_zero:
@@ -65,7 +65,7 @@ class Throughput(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the memory."""
-        if trainer.is_global_zero:
+        if self.every_n_steps and trainer.is_global_zero:
             memory = {"train/peak_memory_mib": peak_memory(pl_module.device)}
             for logger in trainer.loggers:
                 logger.log_metrics(memory, trainer.global_step)

@@ -1,5 +1,6 @@
 """The base class of callbacks that draw pictures of a validation."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -13,9 +14,58 @@ from detector.training.loggers import picture_writers
 
 VIEW_WIDTH: Final = 400
 """Pixels: the width of TensorBoard's cards. Smaller images are enlarged to it, and captions and lines are so sized."""
+MOST_DRAWN: Final = 10  # validations of a training
+IMAGES_BETWEEN: Final = 1000  # evaluated
 LARGEST_SIDE: Final = 2048  # pixels: a log of many larger pictures is too large for TensorBoard
 OBJECT: Final = LegendEntry("object", GROUND_TRUTH_COLOR)
 DIFFICULT: Final = LegendEntry("difficult", GROUND_TRUTH_COLOR, dashed=True)
+
+
+class DrawnValidations:
+    """Say which validations of a training are drawn, the same in each run: the first, each n-th, and the last.
+
+    The last is not known where time, `EarlyStopping` or Ctrl-C ends the training.
+
+    Args:
+        every_n_validations: n; None: such that 1,000 evaluated images lie between, because the pictures of a set take
+            as long as 50 images of a small network, and that there are about ten in a training.
+
+    Attributes:
+        due: Whether the validation that began last is drawn.
+    """
+
+    def __init__(self, every_n_validations: int | None) -> None:
+        self.every_n_validations = every_n_validations
+        self.due = False
+        self._before = 0
+
+    def begin(self, trainer: pl.Trainer) -> None:
+        """Count a validation."""
+        if trainer.sanity_checking:
+            self.due = False
+            return
+        batches = trainer.val_check_batch  # None: time decides; not finite: nobody knows the length of an epoch
+        known = trainer.state.fn == "fit" and batches is not None and math.isfinite(batches)
+        steps = trainer.estimated_stepping_batches if known else math.inf
+        between = (batches or 1) * (trainer.check_val_every_n_epoch or 1) / trainer.accumulate_grad_batches
+        validations = steps / between if math.isfinite(steps) else 0
+        usual = math.ceil(max(1, IMAGES_BETWEEN / _images(trainer), validations / MOST_DRAWN))
+        is_last = trainer.global_step + between > steps
+        self.due = is_last or self._before % (self.every_n_validations or usual) == 0
+        self._before += 1
+
+
+def validation_data(trainer: pl.Trainer) -> Any:
+    """Return the dataset of a validation; None where it has none."""
+    loaders: Any = trainer.val_dataloaders
+    return getattr(loaders[0] if isinstance(loaders, list | tuple) else loaders, "dataset", None)
+
+
+def _images(trainer: pl.Trainer) -> float:
+    try:
+        return max(1, len(validation_data(trainer)))
+    except TypeError:  # nobody knows
+        return math.inf
 
 
 class ValidationPictures(InsideSteps):
@@ -25,23 +75,21 @@ class ValidationPictures(InsideSteps):
 
     Args:
         images: How many images; 0: no pictures.
-        every_n_validations: How often; the first validation is always drawn.
+        every_n_validations: See `DrawnValidations`.
     """
 
-    def __init__(self, images: int, every_n_validations: int) -> None:
+    def __init__(self, images: int, every_n_validations: int | None) -> None:
         super().__init__(every_n_steps=0)
         self.images = images
-        self.every_n_validations = every_n_validations
-        self._validations = 0
+        self.drawn = DrawnValidations(every_n_validations)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Count."""
-        self._validations += not trainer.sanity_checking
+        """Find out whether pictures are due."""
+        self.drawn.begin(trainer)
 
     def due_on_all(self, trainer: pl.Trainer) -> bool:
         """Return whether this validation is drawn, by the first process, whichever this one is."""
-        chosen = (self._validations - 1) % self.every_n_validations == 0
-        return bool(self.images and chosen and not trainer.sanity_checking and picture_writers(trainer))
+        return bool(self.images and self.drawn.due and picture_writers(trainer))
 
     def due(self, trainer: pl.Trainer) -> bool:
         """Return whether this process draws pictures of this validation."""
@@ -50,7 +98,7 @@ class ValidationPictures(InsideSteps):
     def log_picture(self, trainer: pl.Trainer, tag: str, picture: Tensor) -> None:
         """Give a picture (3, H, W) to the loggers."""
         array = picture.permute(1, 2, 0).numpy()
-        for write in picture_writers(trainer):
+        for write in picture_writers(trainer, photos=True):
             write(tag, array, trainer.global_step)
 
 

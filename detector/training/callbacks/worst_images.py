@@ -12,7 +12,7 @@ from detector.errors import printable
 from detector.metrics.error_breakdown import KINDS, ErrorBreakdown, break_down_errors, costs_of_mistakes
 from detector.metrics.voc_ap import TRUE_POSITIVE, Detections, IntArray, evaluate_voc
 from detector.training.callbacks.mistakes import LOOKS, draw_mistakes
-from detector.training.callbacks.validation_pictures import ValidationPictures
+from detector.training.callbacks.validation_pictures import ValidationPictures, validation_data
 from detector.training.lightning_module import FasterRCNNModule
 
 _MISTAKES: Final = 8  # detections that are drawn, those that cost most
@@ -31,10 +31,10 @@ class WorstImages(ValidationPictures):
 
     Args:
         images: How many; 0: no pictures.
-        every_n_validations: How often; the first validation is always drawn.
+        every_n_validations: Which validations are drawn: see `DrawnValidations`.
     """
 
-    def __init__(self, images: int = 4, every_n_validations: int = 1) -> None:
+    def __init__(self, images: int = 4, every_n_validations: int | None = None) -> None:
         super().__init__(images, every_n_validations)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -103,10 +103,8 @@ def reason_of(
 
 def _read_again(trainer: pl.Trainer, image_id: int) -> tuple[Tensor, Mapping[str, Any]] | None:
     """Return an image of the validation and its target; None where the data does not give them by `image_id`."""
-    loaders: Any = trainer.val_dataloaders
-    dataset = getattr(loaders[0] if isinstance(loaders, list | tuple) else loaders, "dataset", None)
     try:
-        image, target = dataset[image_id]  # type: ignore[index]
+        image, target = validation_data(trainer)[image_id]
     except (IndexError, KeyError, TypeError, ValueError, NotImplementedError):
         return None
     return (image, target) if isinstance(target, Mapping) and int(target["image_id"]) == image_id else None

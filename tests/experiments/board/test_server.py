@@ -183,9 +183,12 @@ def test_numbers_are_those_of_metrics_json(runs, rows, metrics_of, get, loaded) 
 
 def test_first_cards_are_of_metrics_and_losses_and_learning_rates_stand_once(get, loaded) -> None:
     tags = {run: set(tags) for run, tags in get("plugin/scalars/tags").items()}
-    pictures = get("plugin/images/tags")["grid_a/one"]
-    groups = sorted({tag.split("/")[0] for tag in {*tags["grid_a/one"], *pictures}})
-    assert groups[:2] == ["AP_and_recall", "train"]  # those two are open at first
+    for run in ("grid_a/one", "tiny/seed0"):  # the second is tested
+        groups = sorted({tag.split("/")[0] for tag in {*tags[run], *get("plugin/images/tags")[run]}})
+        assert groups[:2] == ["AP_and_recall", "losses"]  # those two are open at first
+        for tag, same in (("losses/train", "train/loss"), ("losses/val_roi_reg", "val/loss_roi_reg")):
+            points = [get("plugin/scalars/scalars", tag=name, run=run) for name in (tag, same)]
+            assert points[0] and [point[1:] for point in points[0]] == [point[1:] for point in points[1]]
     assert {tag for tag in tags["grid_a/one"] if tag.startswith("weights/")} == {
         *(f"weights/gradient_norm/{part}" for part in ("backbone", "rpn", "box_head", "predictor", "all")),
         "weights/epoch",

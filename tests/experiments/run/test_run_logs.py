@@ -69,23 +69,37 @@ def test_curves_of_the_last_validation_are_in_the_folder_and_in_tensorboard(trai
         logged = events.Scalars(f"val_errors/{kind}")
         assert len(logged) == 2 and logged[-1].value == pytest.approx(gain, abs=1e-6)
     for name in ("curves", "confusion"):
-        (picture,) = events.Images(f"val_curves/{name}")
+        first, picture = events.Images(f"val_curves/{name}")
+        assert first.step == logged[0].step
         assert picture.encoded_image_string[:4] == b"\x89PNG" and picture.step == made["step"] == logged[-1].step
         assert Image.open(trained / "curves" / f"val_{name}.png").width == picture.width > 500
 
 
 def test_a_callback_of_ones_own_replaces_the_usual_one(frcnn, tiny_config, tmp_path):
-    """One telemetry that logs every second step instead of none within six steps; no histograms; no audit is lost."""
+    """One telemetry that logs every second step instead of none within six; Lightning's learning rates; nothing of
+    three that are turned off; in a logger of one's own, in which the epoch has its usual place."""
     callbacks = "detector.training.callbacks"
+    off = {"distributions.Distributions": ("every_n_steps", 0), "throughput.Throughput": ("every_n_steps", 0)}
+    off["hyperparameters.Hyperparameters"] = ("enabled", "false")
     options = (
         *("--trainer.callbacks+", f"{callbacks}.anchor_telemetry.AnchorTelemetry"),
         *("--trainer.callbacks.log_every_n_steps", 2),
-        *("--trainer.callbacks+", f"{callbacks}.distributions.Distributions", "--trainer.callbacks.every_n_steps", 0),
+        *("--trainer.callbacks+", "LearningRateMonitor", "--trainer.logger", "TensorBoardLogger"),
+        *("--trainer.logger.save_dir", "events"),
     )
+    for name, (option, value) in off.items():
+        options += ("--trainer.callbacks+", f"{callbacks}.{name}", f"--trainer.callbacks.{option}", value)
     result = frcnn("fit", "--config", tiny_config, *options, "--trainer.limit_val_batches", 0, cwd=tmp_path)
     assert result.code == 0, result.err
-    (file,) = tmp_path.glob("runs/tiny/seed0/events.out.tfevents.*")
+    (file,) = tmp_path.glob("events/**/events.out.tfevents.*")
     events = EventAccumulator(str(file)).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"lr-AdamW/new_weights", "weights/epoch", "losses/train"} <= tags
+    assert not [
+        tag for tag in tags if tag in ("epoch", "train/images_per_second") or tag.startswith("weights/learning")
+    ]
+    with pytest.raises(KeyError):
+        events.PluginTagToContent("hparams")
     for scale in (1, 2):
         logged = events.Scalars(f"train_anchors/positives/stride8_scale{scale}_ratio1")
         assert [event.step for event in logged] == [1, 3, 5]

@@ -38,12 +38,12 @@ def module(**options: Any) -> FasterRCNNModule:
 
 
 def train(
-    detector: FasterRCNNModule, folder: Path, *callbacks: pl.Callback, clip: float | None = None
+    detector: FasterRCNNModule, folder: Path, *callbacks: pl.Callback, clip: float | None = None, epochs: int = 2
 ) -> EventAccumulator:
-    """Two epochs of three steps, each validated on the images that are trained on."""
+    """Epochs of three steps, each validated on the images that are trained on."""
     load: Any = {"batch_size": None, "collate_fn": lambda batch: batch}
     trainer = pl.Trainer(
-        accelerator="cpu", max_epochs=2, logger=TensorBoardLogger(str(folder), "", ""), callbacks=list(callbacks),
+        accelerator="cpu", max_epochs=epochs, logger=TensorBoardLogger(str(folder), "", ""), callbacks=list(callbacks),
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, gradient_clip_val=clip,
         log_every_n_steps=1,
     )  # fmt: skip

@@ -1,6 +1,8 @@
 """Which pictures real trainings log, at which validations, and that they change nothing."""
 
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from detector.metrics.error_breakdown import break_down_errors, costs_of_mistake
 from detector.training.callbacks.detection_images import DetectionImages
 from detector.training.callbacks.inside_images import InsideImages
 from detector.training.callbacks.mistakes import draw_mistakes
+from detector.training.callbacks.validation_pictures import DrawnValidations
 from detector.training.callbacks.worst_images import WorstImages
 from detector.training.lightning_module import FasterRCNNModule
 from tests.detector.training.small_detector import BATCH, OPTIONS, SMALL, image
@@ -56,6 +59,42 @@ def train(tmp_path: Any, callbacks: list[pl.Callback], logger: Any, epochs: int 
     )  # fmt: skip
     trainer.fit(module, DataLoader([BATCH] * 2, batch_size=None), DataLoader(Images(), batch_size=2, **load))
     return module
+
+
+@pytest.mark.parametrize(
+    ("images", "epochs", "options", "expected"),
+    [
+        (3, 5, {}, [1, 5]),  # 1000 images are never reached
+        (250, 10, {}, [1, 5, 9, 10]),
+        (5000, 10, {}, list(range(1, 11))),
+        (5000, 25, {}, [1, 4, 7, 10, 13, 16, 19, 22, 25]),  # ten at most
+        (5000, 25, {"check_val_every_n_epoch": 5}, [1, 2, 3, 4, 5]),
+        (3, 10, {"check_val_every_n_epoch": 3}, [1, 3]),
+        (3, 2, {"val_check_batch": 2}, [1, 6]),  # of seven batches
+        (3, 4, {"every": 2}, [1, 3, 4]),
+        (3, 4, {"val_check_batch": None}, [1]),  # after minutes: the last is not known
+        (400, math.inf, {}, [1, 4, 7, 10]),  # endless
+    ],
+)
+def test_which_validations_are_drawn(images, epochs, options, expected) -> None:
+    """Epochs of seven batches."""
+    every, batches = options.get("check_val_every_n_epoch", 1), options.get("val_check_batch", 7)
+    trainer: Any = SimpleNamespace(
+        sanity_checking=True, val_check_batch=batches, check_val_every_n_epoch=every, accumulate_grad_batches=1,
+        estimated_stepping_batches=7 * epochs, global_step=0, state=SimpleNamespace(fn="fit"),
+        val_dataloaders=SimpleNamespace(dataset=range(images)),
+    )  # fmt: skip
+    drawn = DrawnValidations(options.get("every"))
+    drawn.begin(trainer)
+    assert not drawn.due
+    trainer.sanity_checking, found, validation = False, [], 0
+    for step in range(1, 7 * (10 if epochs == math.inf else epochs) + 1):
+        in_epoch = (step - 1) % 7 + 1
+        if (-(-step // 7)) % every == 0 and in_epoch % (batches or 7) == 0:
+            trainer.global_step, validation = step, validation + 1
+            drawn.begin(trainer)
+            found += [validation] * drawn.due
+    assert found == expected
 
 
 def test_every_second_validation(tmp_path) -> None:
