@@ -20,11 +20,11 @@ from torch.utils.data import Dataset
 
 from datamodules.dataset_format import DatasetFormat, ImageRecord, Member
 from datamodules.detection_dataset import DetectionDataset, Target
-from datamodules.image_reading import Reading, read_image
 from datamodules.problems import Problem
 from datamodules.splits import Leaks
 from detector.errors import InputError
 from detector.files import write_json
+from detector.use.reading import Reading, read_image
 
 OnError = Literal["raise", "skip"]
 SHOWN: Final = 20  # problems in a message

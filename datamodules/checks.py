@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from datamodules.dataset_format import Box, ImageRecord, ObjectRecord, Stated
-from datamodules.image_reading import ImageHeader, frame
 from datamodules.problems import Kind, Problem
 from detector.errors import InputError, shortened
+from detector.use.reading import ImageHeader, frame
 
 
 def judge(

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from datamodules.file_cache import FileCache, cache_folder
-from datamodules.image_reading import USUAL, Reading
 from datamodules.problems import Kind, Problem
 from detector.errors import InputError, shortened
+from detector.use.reading import USUAL, Reading
 
 Box = tuple[float, float, float, float]
 Id = int | str  # as a file states it, but for a float such as 7.0, which is 7

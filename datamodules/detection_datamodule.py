@@ -20,12 +20,12 @@ from datamodules.dataset_format import DatasetFormat
 from datamodules.detection_dataset import Batch, DetectionDataset, Target, begin_worker, collate
 from datamodules.ground_truth import SplitTruth, read_part
 from datamodules.image_cache import CacheKind, check_cache, make_reader
-from datamodules.image_reading import Reading
 from datamodules.samplers import EpochSampler, ShardSampler, done_so_far, go_on, group_by_aspect
 from datamodules.splits import Leaks, Splits
 from detector.errors import InputError
 from detector.image_batch import ImageConfig
 from detector.training.lightning_private import start_new_epoch
+from detector.use.reading import Reading
 
 __all__ = ["Batch", "DetectionDataModule", "collate"]
 

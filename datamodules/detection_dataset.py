@@ -1,7 +1,7 @@
 """Images with boxes as a torch Dataset, whatever format they were read from.
 
 Shape legend: `G` objects of an image, `H`, `W` its size in pixels, in the frame that its boxes refer to (see
-`image_reading`).
+`detector.use.reading`).
 """
 
 import os
@@ -25,9 +25,9 @@ from datamodules.augmentation.samples import Sample
 from datamodules.dataset_format import Id, ImageRecord
 from datamodules.ground_truth import objects_of
 from datamodules.image_cache import Decoder, ImageFile, ImageReader
-from datamodules.image_reading import USUAL, Reading, read_header
 from datamodules.parallel import leave_signals_to_parent
 from detector.errors import InputError, TrainingError, brief
+from detector.use.reading import USUAL, Reading, read_header
 
 
 class Target(TypedDict):

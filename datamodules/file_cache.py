@@ -15,11 +15,11 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar, Final, TypeVar
 
-from datamodules import image_reading
-from datamodules.image_reading import USUAL, ImageHeader, Reading, read_header
 from datamodules.parallel import map_files
 from detector.errors import InputError, brief
 from detector.files import write_whole
+from detector.use import reading
+from detector.use.reading import USUAL, ImageHeader, Reading, read_header
 
 ENVIRONMENT_VARIABLE: Final = "FRCNN_CACHE_DIR"
 OFF: Final = "none"
@@ -48,7 +48,7 @@ class FileCache:
     """
 
     kind: ClassVar[str] = "headers"  # folder of the files within that of the cache
-    readers: ClassVar[tuple[str, ...]] = (image_reading.__file__, __file__)
+    readers: ClassVar[tuple[str, ...]] = (reading.__file__, __file__)
     """Files with the code that reads: where one changes, what was kept is read anew."""
 
     def __init__(self, folder: Path, cache_dir: Path | None, reading: Reading = USUAL) -> None:

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from datamodules.file_cache import ENVIRONMENT_VARIABLE, cache_folder
-from datamodules.image_reading import USUAL, Reading, read_image
 from detector.errors import InputError
 from detector.files import replacing
+from detector.use.reading import USUAL, Reading, read_image
 
 CacheKind = Literal["none", "memory", "disk"]
 CACHE_KINDS: Final = get_args(CacheKind)

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.utils.data import IterableDataset
 
 from datamodules.detection_dataset import Target
-from datamodules.image_reading import SUFFIXES, USUAL, Reading, read_header, read_image
 from detector.errors import InputError
+from detector.use.reading import SUFFIXES, USUAL, Reading, read_header, read_image
 
 NOT_READ: Final = (
     *("heic", "heif", "hif", "jxl", "jxr", "svg", "psd", "xcf", "exr", "hdr", "ico", "eps", "wmf", "pcx", "sgi", "dds"),

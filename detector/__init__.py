@@ -1,16 +1,5 @@
-"""Faster R-CNN; here the names of PASCAL VOC's classes, and what COCO calls those of them that it names otherwise."""
+"""Faster R-CNN; here the names of PASCAL VOC's classes."""
 
-from typing import Final
+from detector.use.class_names import VOC_CLASSES, VOC_TO_COCO
 
-VOC_CLASSES: Final = (
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
-    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
-VOC_TO_COCO: Final = {
-    "aeroplane": "airplane",
-    "diningtable": "dining table",
-    "motorbike": "motorcycle",
-    "pottedplant": "potted plant",
-    "sofa": "couch",
-    "tvmonitor": "tv",
-}
+__all__ = ["VOC_CLASSES", "VOC_TO_COCO"]

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
-from detector import VOC_CLASSES
 from detector.backbones.base import BackboneConfig
 from detector.errors import InputError, value_text
 from detector.faster_rcnn import FasterRCNN
@@ -26,6 +25,7 @@ from detector.own_checkpoints import is_own, translate_own
 from detector.state_dicts import WeightsReport, fill, read_content, slots_of, tensors_in
 from detector.training.finite import check_finite
 from detector.translated import KEY, Predictor, Translated, adapt_predictor
+from detector.use.class_names import VOC_CLASSES
 
 ANCHORS = "anchors per location (anchors.scales x anchors.aspect_ratios)"
 

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from detector import VOC_TO_COCO
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
 from detector.roi_heads import RoIConfig
+from detector.use.class_names import VOC_TO_COCO
 
 Predictor = Literal["match", "random", "by_name"]
 KEY = "weights"

@@ -117,10 +117,10 @@ CHANGES = (
         ("tests/detector/backbones/test_backbones.py",),
     ),
     Change(  # one orientation for another
-        "datamodules/image_reading.py",
+        "detector/use/reading.py",
         "if orientation in (2, 3, 6, 7):",
         "if orientation in (2, 3, 6, 8):",
-        ("tests/datamodules/test_image_reading.py",),
+        ("tests/detector/use/test_image_reading.py",),
     ),
     Change(  # the size of a turned picture
         "datamodules/detection_dataset.py",

@@ -11,9 +11,9 @@ from typing import ClassVar, Final
 from datamodules.checks import judge
 from datamodules.coco.format import CocoFile, NoAnnotationsError, id_order, read_coco
 from datamodules.dataset_format import DatasetFormat, Id, ImageRecord, Member, Stated
-from datamodules.image_reading import SUFFIXES, USUAL, Reading
 from datamodules.problems import Problem
 from detector.errors import InputError, listed
+from detector.use.reading import SUFFIXES, USUAL, Reading
 
 PLACES: Final = ("annotations/{}.json", "annotations/instances_{}.json", "{}.json", "{}/_annotations.coco.json")
 

@@ -17,11 +17,11 @@ from datamodules.dataset_format import DatasetFormat, ImageRecord, Member
 from datamodules.doctor.near_duplicates import PARALLEL_FROM, Fingerprint, copies, fingerprint
 from datamodules.doctor.splits import Image, SplitTable, UsedSplit, read_split_table, split_problems, table_of_made
 from datamodules.image_cache import ImageFile
-from datamodules.image_reading import read_header, read_image
 from datamodules.parallel import map_files
 from datamodules.problems import Problem
 from datamodules.splits import PARTS, Splits
 from detector.errors import InputError
+from detector.use.reading import read_header, read_image
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from datamodules.file_cache import FileCache, Row
 from datamodules.image_cache import ImageFile
-from datamodules.image_reading import read_image
 from detector.errors import InputError
+from detector.use.reading import read_image
 
 PARALLEL_FROM: Final = 64  # images, which are decoded
 MAX_BITS = 4

@@ -13,12 +13,12 @@ from typing import ClassVar
 
 from datamodules import text_files
 from datamodules.file_cache import FileCache, Row, digest_of
-from datamodules.image_reading import USUAL, Reading
 from datamodules.parallel import map_files
 from datamodules.voc import format as voc_format
 from datamodules.voc.format import Annotation, VOCObject, parse_annotation, read_annotation_bytes
 from datamodules.voc.names import annotation_path
 from detector.errors import InputError
+from detector.use.reading import USUAL, Reading
 
 
 class AnnotationCache(FileCache):

@@ -19,10 +19,10 @@ from typing import Final
 import defusedxml.ElementTree
 from defusedxml.common import DefusedXmlException
 
-from datamodules.image_reading import SUFFIXES
 from datamodules.text_files import is_undeclared, xml_source
 from datamodules.voc.names import read_split_lines
 from detector.errors import InputError, listed, shortened
+from detector.use.reading import SUFFIXES
 
 IMAGE_SUFFIXES: Final = tuple(f".{suffix}" for form in SUFFIXES for suffix in (form, form.upper(), form.capitalize()))
 MAX_BYTES = 4_000_000  # of an annotation file; more than ten thousand objects

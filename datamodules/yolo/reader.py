@@ -9,12 +9,12 @@ from pathlib import Path
 
 from datamodules.checks import judge
 from datamodules.dataset_format import DatasetFormat, ImageRecord, Member, Stated
-from datamodules.image_reading import SUFFIXES, USUAL, ImageHeader, Reading
 from datamodules.problems import Problem
 from datamodules.splits import parts_of
 from datamodules.text_files import decode_text
 from datamodules.yolo.format import SPLIT_KEYS, THING, Description, is_label, read_description, read_label
 from detector.errors import InputError, brief, listed
+from detector.use.reading import SUFFIXES, USUAL, ImageHeader, Reading
 
 _IMAGES = ("images", "JPEGImages")  # folders beside which labels/ is
 

@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from datamodules.doctor.examine import DoctorOptions, Report, examine
-from datamodules.image_reading import Reading
 from datamodules.problems import KINDS
 from detector.errors import printable
+from detector.use.reading import Reading
 from experiments.dataset.formats import dataset_format, made_splits
 from experiments.dataset.options import CheckDatasetOptions
 from experiments.output import json_text, percent, save_plot

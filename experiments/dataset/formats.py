@@ -7,11 +7,11 @@ from typing import Any, Final
 
 from datamodules.coco.reader import CocoFormat
 from datamodules.dataset_format import DatasetFormat
-from datamodules.image_reading import USUAL, Reading
 from datamodules.splits import PARTS, Splits
 from datamodules.voc.reader import VOCFormat
 from datamodules.yolo.reader import YoloFormat
 from detector.errors import InputError
+from detector.use.reading import USUAL, Reading
 from experiments.arguments import DataOptions
 
 FORMATS: Final[dict[str, type[DatasetFormat]]] = {kind.name: kind for kind in (VOCFormat, CocoFormat, YoloFormat)}

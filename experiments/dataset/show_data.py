@@ -11,8 +11,8 @@ from torch import Tensor
 
 from datamodules.detection_datamodule import DetectionDataModule
 from datamodules.detection_dataset import DetectionDataset, Target
-from detector.drawing import class_color, draw_boxes
 from detector.errors import InputError, printable
+from detector.use.drawing import class_color, draw_boxes
 from experiments.dataset.formats import data_module_of, lists_beside
 from experiments.dataset.options import ShowDataOptions
 from experiments.output import writing

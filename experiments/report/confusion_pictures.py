@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from detector.drawing import GROUND_TRUTH_COLOR, class_color, draw_boxes
 from detector.errors import InputError, printable
 from detector.metrics.curves import ConfusionMatrix, confusion_matrix
+from detector.use.drawing import GROUND_TRUTH_COLOR, class_color, draw_boxes
 from experiments.results.scores import Scored
 
 MOST_OF_A_CELL: Final = 4

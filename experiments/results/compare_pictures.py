@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from datamodules.detection_dataset import Target
-from detector.drawing import draw_detections, save_picture
 from detector.errors import InputError, printable
+from detector.use.drawing import draw_detections, save_picture
 from experiments.output import writing
 from experiments.results.files import ImageFinder
 from experiments.results.runs import Run

@@ -15,13 +15,13 @@ from torch.utils.data import DataLoader
 
 from datamodules.detection_datamodule import collate
 from datamodules.image_files import ImageFiles, find_images
-from datamodules.image_reading import Reading
-from detector.drawing import draw_detections, is_saved_picture, save_picture
 from detector.errors import InputError, printable
 from detector.files import write_json
 from detector.metrics.coco_results import coco_results
 from detector.training.callbacks.progress import LossProgressBar
 from detector.training.lightning_module import FasterRCNNModule
+from detector.use.drawing import draw_detections, is_saved_picture, save_picture
+from detector.use.reading import Reading
 from experiments.output import writing
 from experiments.run.host_memory import keep_freed_memory
 from experiments.run.options import PredictOptions

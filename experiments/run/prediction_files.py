@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Final
 
 from datamodules.image_files import FoundImages
-from detector.drawing import is_saved_picture
 from detector.errors import InputError
+from detector.use.drawing import is_saved_picture
 
 PREDICTIONS: Final = "predictions.json"
 _KEYS: Final = {"image_id", "file_name", "category_id", "category_name", "bbox", "score"}

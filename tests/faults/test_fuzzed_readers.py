@@ -21,13 +21,13 @@ from PIL import Image
 
 from datamodules.coco.format import read_coco
 from datamodules.ground_truth import SplitTruth, read_ground_truth
-from datamodules.image_reading import read_header, read_image
 from datamodules.voc.format import parse_annotation, parse_annotation_loosely
 from datamodules.yolo.format import read_description, read_label
 from detector.errors import InputError
 from detector.training.checkpoint_content import read_checkpoint
 from detector.training.lightning_module import FasterRCNNModule
 from detector.training.resuming import check_training_state
+from detector.use.reading import read_header, read_image
 from experiments.ablation.grid import read_grid
 from experiments.results.files import read_results
 from experiments.results.runs import read_folder

@@ -7,7 +7,6 @@ import numpy as np
 import pytorch_lightning as pl
 from torch import Tensor
 
-from detector.drawing import LegendEntry, class_color
 from detector.errors import printable
 from detector.metrics.error_breakdown import break_down_errors
 from detector.metrics.voc_ap import Detections, GroundTruth
@@ -21,6 +20,7 @@ from detector.training.callbacks.validation_pictures import (
     sketch,
 )
 from detector.training.lightning_module import FasterRCNNModule
+from detector.use.drawing import LegendEntry, class_color
 
 
 class DetectionImages(ValidationPictures):

@@ -8,7 +8,6 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from detector.boxes import pairwise_iou
-from detector.drawing import GROUND_TRUTH_COLOR, LegendEntry, class_color, palette_color
 from detector.errors import printable
 from detector.image_batch import to_original
 from detector.sampling import POSITIVE
@@ -23,6 +22,7 @@ from detector.training.callbacks.validation_pictures import (
     sketch,
 )
 from detector.training.lightning_module import FasterRCNNModule
+from detector.use.drawing import GROUND_TRUTH_COLOR, LegendEntry, class_color, palette_color
 
 _BEFORE: Final = 50  # proposals that are drawn
 _AFTER: Final = 10

@@ -6,10 +6,10 @@ from typing import Final
 import numpy as np
 from torch import Tensor
 
-from detector.drawing import GROUND_TRUTH_COLOR, LegendEntry
 from detector.metrics.error_breakdown import KINDS, ErrorBreakdown
 from detector.metrics.voc_ap import BoolArray, Detections, GroundTruth
 from detector.training.callbacks.validation_pictures import DIFFICULT, Outline, sketch
+from detector.use.drawing import GROUND_TRUTH_COLOR, LegendEntry
 
 RIGHT: Final = LegendEntry("right", (0, 210, 120))
 LOOKS: Final = {

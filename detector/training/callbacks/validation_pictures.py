@@ -8,9 +8,9 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from detector.drawing import GROUND_TRUTH_COLOR, LegendEntry, draw_boxes, with_legend
 from detector.training.callbacks.inside_steps import InsideSteps
 from detector.training.loggers import picture_writers
+from detector.use.drawing import GROUND_TRUTH_COLOR, LegendEntry, draw_boxes, with_legend
 
 VIEW_WIDTH: Final = 400
 """Pixels: the width of TensorBoard's cards. Smaller images are enlarged to it, and captions and lines are so sized."""

@@ -10,11 +10,11 @@ from PIL import Image
 
 from datamodules import file_cache, parallel
 from datamodules.file_cache import cache_folder
-from datamodules.image_reading import ImageHeader
 from datamodules.voc import annotation_cache
 from datamodules.voc.annotation_cache import AnnotationCache
 from datamodules.voc.format import Annotation, VOCObject, read_annotation, write_annotation
 from detector.errors import InputError
+from detector.use.reading import ImageHeader
 
 STEMS = [f"i{number}" for number in range(6)]
 

@@ -7,8 +7,8 @@ from PIL import Image
 from datamodules.augmentation.recipes import AUGMENTATIONS
 from datamodules.dataset_format import ImageRecord, ObjectRecord
 from datamodules.detection_dataset import DetectionDataset
-from detector.drawing import class_color
 from detector.training import lightning_module
+from detector.use.drawing import class_color
 from experiments.dataset.show_data import CELL, GAP, TITLE, contact_sheet
 
 

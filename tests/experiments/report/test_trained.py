@@ -21,10 +21,10 @@ from torchvision.ops import box_iou
 
 from datamodules.ground_truth import read_ground_truth
 from datamodules.voc.reader import VOCFormat
-from detector.drawing import class_color
 from detector.metrics.bootstrap import bootstrap
 from detector.metrics.curves import confusion_matrix, curves_of
 from detector.metrics.detection_ap import EvaluatedSplit, average_precisions_by_name
+from detector.use.drawing import class_color
 from experiments.results.curves import read_curves
 from experiments.results.files import read_results
 

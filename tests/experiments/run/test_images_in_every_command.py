@@ -65,12 +65,12 @@ def test_the_doctor_takes_bit_depth_and_limit(frcnn, data, tmp_path):
     assert few["kinds"]["unreadable_image"] == 20
     for option, value in (("--data.bit_depth", 20), ("--data.max_pixels", 0)):
         refused = frcnn("doctor", data, option, value, cwd=tmp_path)
-        assert refused.code == 2 and option in refused.err
+        assert refused.code == 2 and option.removeprefix("--") in refused.err
 
 
 def test_every_command_has_the_limit(frcnn, tiny_config, tmp_path):
     for command in (("fit",), ("show-data", "--output", "sheets")):
         result = frcnn(*command, "--config", tiny_config, "--data.max_pixels", 100, cwd=tmp_path)
         assert result.code == 2
-        assert "--data.max_pixels" in result.err and "pixels, " in result.err
+        assert "data.max_pixels" in result.err and "pixels, " in result.err
     assert list(tmp_path.iterdir()) == []

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from detector import drawing
-from detector.drawing import draw_boxes
 from detector.training.callbacks.detection_images import DetectionImages
+from detector.use import drawing
+from detector.use.drawing import draw_boxes
 from experiments.run import predict as predict_module
 
 
@@ -187,7 +187,7 @@ def test_a_limit_on_pixels_that_can_be_raised(run, photo, tmp_path):
     (folder / "bomb.jpg").write_bytes(data)
     result = run(folder)
     assert result.code == 1
-    assert "bomb.jpg: has 65500 x 65500 pixels" in result.err and "--data.max_pixels" in result.err
+    assert "bomb.jpg: has 65500 x 65500 pixels" in result.err and "data.max_pixels" in result.err
     assert {entry["file_name"] for entry in entries(tmp_path / "out")} == {"a.gif", "a.png"}
     pixels = size[0] * size[1]
     assert run(folder / "a.png", "--max_pixels", pixels - 1, output="small").code == 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from detector.drawing import is_saved_picture, save_picture
+from detector.use.drawing import is_saved_picture, save_picture
 from experiments.run.prediction_files import picture_names
 
 

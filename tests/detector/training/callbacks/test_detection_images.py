@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detector.drawing import GROUND_TRUTH_COLOR, class_color
 from detector.training.callbacks.detection_images import DetectionImages
 from detector.training.callbacks.mistakes import LOOKS, RIGHT
+from detector.use.drawing import GROUND_TRUTH_COLOR, class_color
 
 IMAGE = torch.zeros(3, 300, 400, dtype=torch.uint8)
 NAMES = ["cat", "dog"]

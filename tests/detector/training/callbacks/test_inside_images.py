@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detector.drawing import GROUND_TRUTH_COLOR, class_color, palette_color
 from detector.image_batch import ImageBatch
 from detector.sampling import IGNORED, NEGATIVE, POSITIVE, Matches, SampledRoIs
 from detector.step_record import Proposals, StepRecord
 from detector.training.callbacks.inside_images import draw_anchors, draw_proposals, draw_rois
+from detector.use.drawing import GROUND_TRUTH_COLOR, class_color, palette_color
 
 IMAGE = torch.zeros(3, 300, 400, dtype=torch.uint8)
 GREY, GREEN, ORANGE, BLACK = (150, 150, 150), (0, 210, 120), (255, 150, 0), (0, 0, 0)

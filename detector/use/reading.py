@@ -44,16 +44,16 @@ class Reading:
 
     def __post_init__(self) -> None:
         if not 8 <= self.bit_depth <= 16:
-            raise InputError(f"--data.bit_depth {self.bit_depth}: must be in 8..16")
+            raise InputError(f"data.bit_depth {self.bit_depth}: must be in 8..16")
         if self.max_pixels < 1:
-            raise InputError(f"--data.max_pixels {self.max_pixels}: must be at least 1")
+            raise InputError(f"data.max_pixels {self.max_pixels}: must be at least 1")
 
     def check_size(self, path: Path, width: int, height: int) -> None:
         """Raise InputError for an image with more pixels than `max_pixels`."""
         if width * height > self.max_pixels:
             raise InputError(
                 f"{path}: has {width} x {height} pixels, {width * height:,} in all; at most {self.max_pixels:,} are "
-                f"read, unless --data.max_pixels {width * height} allows for it"
+                f"read, unless data.max_pixels {width * height} allows for it"
             )
 
 
@@ -233,5 +233,5 @@ def _upper_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     if low < 0 or high >= 2**bits:
         found = f"values {low if low < 0 else f'up to {high}'}, beyond {bits} bits"
         fitting = max(high.bit_length(), 8)
-        raise ValueError(found + (f"; --data.bit_depth {fitting} has room for them" if fitting <= 16 else ""))
+        raise ValueError(found + (f"; data.bit_depth {fitting} has room for them" if fitting <= 16 else ""))
     return (values >> (bits - 8)).astype(np.uint8)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datamodules.image_reading import ImageHeader, frame, read_header, read_image
 from detector.errors import InputError
+from detector.use.reading import ImageHeader, frame, read_header, read_image
 
 HEIGHT, WIDTH = 24, 40
 SHOWN = {  # what a viewer does with the stored pixels

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from detector import VOC_CLASSES
-from detector.drawing import class_color, draw_boxes, draw_detections
+from detector.use.drawing import class_color, draw_boxes, draw_detections
 
 RED = (255, 0, 0)
 

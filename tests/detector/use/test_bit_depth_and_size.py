@@ -11,10 +11,10 @@ from PIL import Image
 
 from datamodules.doctor.examine import DoctorOptions, examine
 from datamodules.image_cache import DiskCache, ImageFile
-from datamodules.image_reading import Reading, read_header, read_image
 from datamodules.voc.datamodule import VOCDataModule
 from datamodules.voc.reader import VOCFormat
 from detector.errors import InputError, printable
+from detector.use.reading import Reading, read_header, read_image
 
 TWELVE = Reading(bit_depth=12)
 VALUES = np.array([[0, 15, 16, 2047], [2048, 4080, 4095, 256]], np.uint16)
@@ -65,7 +65,7 @@ def test_turned_colours_of_12_bits(tmp_path):
 
 def test_values_beyond_the_stated_bits_are_no_picture(tmp_path):
     Image.fromarray(VALUES + np.uint16(4000)).save(tmp_path / "a.png")
-    with pytest.raises(InputError, match=r"a\.png: .*values up to 8095, beyond 12 bits; --data.bit_depth 13"):
+    with pytest.raises(InputError, match=r"a\.png: .*values up to 8095, beyond 12 bits; data.bit_depth 13"):
         read_image(tmp_path / "a.png", reading=TWELVE)
 
 
@@ -86,7 +86,7 @@ def test_pixels_on_disk_are_kept_for_each_bit_depth(tmp_path):
 
 @pytest.mark.parametrize("bits", [7, 17])
 def test_bit_depths_that_there_are_not(bits):
-    with pytest.raises(InputError, match=rf"--data.bit_depth {bits}: must be in 8\.\.16"):
+    with pytest.raises(InputError, match=rf"data.bit_depth {bits}: must be in 8\.\.16"):
         Reading(bit_depth=bits)
 
 
@@ -177,7 +177,7 @@ def test_the_limit_holds_for_all_formats_and_can_be_raised(tmp_path, suffix, mon
         pytest.skip(f"this Pillow does not read {suffix}")
     path = tmp_path / f"a{suffix}"
     Image.new("RGB", (20, 10), (40, 200, 90)).save(path)
-    with pytest.raises(InputError, match=r"has 20 x 10 pixels, 200 in all.*--data.max_pixels 200"):
+    with pytest.raises(InputError, match=r"has 20 x 10 pixels, 200 in all.*data.max_pixels 200"):
         read_image(path, reading=Reading(max_pixels=199))
     assert read_image(path, reading=Reading(max_pixels=200)).shape == (10, 20, 3)
     assert Image.MAX_IMAGE_PIXELS == 50  # as it was, for whoever else uses Pillow
