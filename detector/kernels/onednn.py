@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detector.backbones.batch_norm import FrozenBatchNorm2d
 from detector.kernels.cpu_paths import computes_now, cpu_dtype, cpu_kernels
-from detector.kernels.kept import Kept, keeps_weights
+from detector.kernels.kept import Kept, being_compiled, keeps_weights
 from detector.kernels.processor import cpu_bfloat16
 from detector.kernels.winograd import WinogradConvolution, winograd, winograd_passes
 
@@ -67,7 +67,7 @@ class Conv2d(_KeepsWeights, nn.Conv2d):
     def _weights(self, x: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
         """Return weight and bias with the norm in them, as they are trained, or as they are kept of that type."""
         if not ((self.norm or dtype) and keeps_weights(x, self.weight, self.bias)):
-            return self._folded()
+            return self._folded(dtype if x.device.type == "cuda" and not being_compiled() else None)
         constants = (constant for norm in self.norm for constant in norm.constants())
 
         def cast() -> tuple[Tensor, Tensor | None]:
@@ -77,11 +77,13 @@ class Conv2d(_KeepsWeights, nn.Conv2d):
 
         return self._kept(cast, [*self.parameters(), *constants], dtype)
 
-    def _folded(self) -> tuple[Tensor, Tensor | None]:
+    def _folded(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return weight, of a norm also of that type, and bias with the norm in them."""
         weight, bias = self.weight, self.bias
         for norm in self.norm:
             scale, shift = norm.scale_and_shift()
-            weight = weight * scale[:, None, None, None]
+            scales = scale[:, None, None, None]
+            weight = weight * scales if dtype is None else _Scaled.apply(weight, scales, dtype)
             bias = shift if bias is None else bias * scale + shift
         return weight, bias
 
@@ -120,6 +122,20 @@ class Conv2d(_KeepsWeights, nn.Conv2d):
                 return winograd(input, weight, bias)
         convolved: Tensor = super()._conv_forward(input, weight, bias)
         return convolved
+
+
+class _Scaled(torch.autograd.Function):
+    """`(weight * scales).to(dtype)` in one operation instead of two, and its gradient; the scales are not trained."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(scales)
+        return torch.mul(weight, scales, out=torch.empty_like(weight, dtype=dtype))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (scales,) = ctx.saved_tensors
+        return gradient * scales, None, None
 
 
 class Linear(_KeepsWeights, nn.Linear):

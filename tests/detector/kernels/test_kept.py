@@ -130,3 +130,16 @@ def test_autocast_gives_the_same_numbers_kept_or_not(monkeypatch: pytest.MonkeyP
     assert conv._kept._results[0][0].dtype == torch.bfloat16
     conv.train()
     assert not conv._kept._results
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_are_scaled_and_rounded_in_one_operation(dtype: torch.dtype) -> None:
+    """As they are in two, and with the same gradient."""
+    conv = convolution()
+    gradients = []
+    for weight in (conv._folded(dtype)[0], conv._folded()[0].to(dtype)):
+        assert weight.dtype == dtype
+        (gradient,) = torch.autograd.grad((weight.float() ** 2).sum(), conv.weight)
+        gradients.append((weight, gradient))
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other) and one.stride() == other.stride()
