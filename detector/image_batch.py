@@ -15,7 +15,7 @@ from torch import Tensor
 from detector import boxes as box_ops
 from detector.errors import InputError, check_choices, check_numbers
 from detector.kernels.parts import IMAGES, part
-from detector.kernels.transfers import constant, one_by_one, rows_of_images
+from detector.kernels.transfers import constant, one_by_one, rows_of_images, together
 from detector.sampling import GroundTruth
 
 
@@ -156,11 +156,11 @@ def to_batch(boxes: Sequence[Tensor], batch: ImageBatch) -> list[Tensor]:
 
 def all_to_original(boxes: Sequence[Tensor], batch: ImageBatch) -> list[Tensor]:
     """Return boxes (n, 4) of each image in pixels of the batch as `to_original` does."""
-    counts, together = [len(own) for own in boxes], torch.cat(list(boxes))
+    counts, every = [len(own) for own in boxes], together(boxes)
     pairs = zip(batch.sizes, batch.original_sizes, strict=True)
-    factors = rows_of_images([_factors(size, original) for size, original in pairs], counts, together)
-    corners = rows_of_images([(w, h, w, h) for h, w in batch.original_sizes], counts, together)
-    return list(box_ops.clip(together * factors, corners).split(counts))
+    factors = rows_of_images([_factors(size, original) for size, original in pairs], counts, every)
+    corners = rows_of_images([(w, h, w, h) for h, w in batch.original_sizes], counts, every)
+    return list(box_ops.clip(every * factors, corners).split(counts))
 
 
 def to_original(boxes: Tensor, batch: ImageBatch, image: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from detector import boxes as box_ops
 from detector.kernels.nms import nms_of_classes
-from detector.kernels.transfers import joined, rows_of_images, true_indices
+from detector.kernels.transfers import joined, rows_of_images, together, true_indices
 
 NMS = Literal["hard", "soft_linear", "soft_gaussian"]
 
@@ -65,11 +65,11 @@ def suppress(
         limit: Upper limit of their number.
     """
     if kind == "hard":
-        parts = [torch.cat(part) if len(images) > 1 else part[0] for part in zip(*images, strict=True)]
+        parts = [together(part) for part in zip(*images, strict=True)]
         boxes, labels, scores, _ = parts
         counts = [len(found.scores) for found in images]
         rows = nms_of_classes(boxes, scores, labels, counts, iou, max(map(max, sizes)), limit)
-        chosen, counts = torch.cat(rows), [len(own) for own in rows]
+        chosen, counts = together(rows), [len(own) for own in rows]
         return [Candidates(*found) for found in zip(*(part[chosen].split(counts) for part in parts), strict=True)]
     softened = [soft_nms(found, kind, iou, sigma, limit) for found in images]
     kept = true_indices([scores > threshold for _, scores in softened])

@@ -18,7 +18,7 @@ from detector.backbones.box_heads import BoxHead
 from detector.errors import InputError, check_choices, check_numbers
 from detector.image_batch import ImageBatch, all_to_original
 from detector.kernels.parts import BOX_HEAD, DETECTIONS, LOSSES, POOLING, TARGETS, part
-from detector.kernels.transfers import constant, joined, part_of_rows, repeated, send, starts_of, true_indices
+from detector.kernels.transfers import constant, joined, part_of_rows, repeated, send, starts_of, together, true_indices
 from detector.post_processing import NMS, Candidates, likely_boxes, suppress
 from detector.roi_pooling import pool_aligned, pool_by_level, pool_whole_cells
 from detector.sampling import (
@@ -207,11 +207,11 @@ class RoIHeads(nn.Module):
     @part(POOLING)
     def pool(self, features: Sequence[Tensor], rois: Sequence[Tensor]) -> Tensor:
         """Return pooled features (R, channels, pool_size, pool_size), each RoI from the level that fits its size."""
-        together = torch.cat(list(rois))
-        image = part_of_rows([len(boxes) for boxes in rois], together.device)
-        boxes = torch.cat((image[:, None].to(together.dtype), together), dim=1)  # (R, 5)
+        every = together(rois)
+        image = part_of_rows([len(boxes) for boxes in rois], every.device)
+        boxes = torch.cat((image[:, None].to(every.dtype), every), dim=1)  # (R, 5)
         levels, strides, size = list(features)[: len(self.strides)], self.strides, self.box_head.pool_size
-        of_roi = self.assign_levels(boxes[:, 1:]) if len(strides) > 1 else boxes.new_zeros(len(boxes)).long()
+        of_roi = self.assign_levels(boxes[:, 1:]) if len(strides) > 1 else torch.zeros_like(image)
         if self.config.pooling == "roi_pool":
             return pool_by_level(
                 levels, boxes, of_roi, size, lambda i, own: roi_pool(levels[i].float(), own, size, 1 / strides[i])
@@ -276,7 +276,7 @@ class RoIHeads(nn.Module):
     ) -> list[SampledRoIs]:
         """Return drawn candidates of each image (indices of positives and negatives) with labels and deltas."""
         indices = [index for pair in drawn for index in pair]
-        index, boxes = torch.cat(indices), torch.cat(list(candidates))
+        index, boxes = torch.cat(indices), together(candidates)
         places = joined(indices, [start for start in starts_of(candidates) for _ in range(2)])
         boxes = boxes[places]
         # One object more, so that there is one for the background of images without any.
@@ -284,11 +284,11 @@ class RoIHeads(nn.Module):
         labels = torch.cat([*(truth.labels for truth in truths), index.new_zeros(1)])
         counts = [len(positives) + len(negatives) for positives, negatives in drawn]
         of_object = joined(
-            torch.cat([found.index for found in matches])[places].split(counts), starts_of([t.boxes for t in truths])
+            together([found.index for found in matches])[places].split(counts), starts_of([t.boxes for t in truths])
         )
         positive = repeated([True, False] * len(drawn), [len(own) for own in indices], truths[0].difficult)
         deltas = box_ops.encode(objects[of_object], boxes, self.config.delta_std, self.config.delta_mean)
-        labels, deltas = torch.where(positive, labels[of_object], 0), torch.where(positive[:, None], deltas, 0.0)
+        labels, deltas = labels[of_object] * positive, torch.where(positive[:, None], deltas, 0.0)
         images = zip(*(part.split(counts) for part in (boxes, labels, deltas, index)), strict=True)
         return [
             SampledRoIs(own, label, delta, at, len(positives))
@@ -326,8 +326,8 @@ class RoIHeads(nn.Module):
     def losses(self, logits: Tensor, deltas: Tensor, sampled: Sequence[SampledRoIs]) -> dict[str, Tensor]:
         """Return `loss_roi_cls` and `loss_roi_reg` (without its weight) over the sampled RoIs of all images."""
         self._record([rois.boxes for rois in sampled], logits, deltas)
-        labels = torch.cat([rois.labels for rois in sampled])
-        targets = torch.cat([rois.deltas for rois in sampled])
+        labels = together([rois.labels for rois in sampled])
+        targets = together([rois.deltas for rois in sampled])
         firsts = [rois.positives for rois in sampled]
         if None in firsts:
             (positive,) = true_indices([labels > 0])
@@ -384,7 +384,7 @@ class RoIHeads(nn.Module):
         counts = [len(boxes) for boxes in rois]
         scores = logits.softmax(dim=-1)[:, 1:]  # (R, C)
         config = self.config
-        boxes = box_ops.decode(deltas, torch.cat(list(rois))[:, None], config.delta_std, config.delta_mean)
+        boxes = box_ops.decode(deltas, together(rois)[:, None], config.delta_std, config.delta_mean)
         boxes = boxes.expand(-1, self.num_classes, -1)  # (R, C, 4)
         return likely_boxes(boxes, scores, counts, batch.sizes, config.score_threshold)
 

@@ -124,7 +124,7 @@ def match(
                 last = (ties * objects).amax(dim=-2)
                 index = torch.where(last > 0, last - 1, index)
             positive = positive | ties.any(dim=-2)
-    negative = (best >= low) & (best < high)
+    negative = best < high if low <= 0 else (best >= low) & (best < high)
     if near_difficult is not None:
         negative &= ~near_difficult
     kind = torch.full_like(index, IGNORED).masked_fill_(negative, NEGATIVE).masked_fill_(positive, POSITIVE)

@@ -105,6 +105,8 @@ def nms_of_levels(
         images = zip(candidates, boxes, scores, strict=True)
         kept = [of[batched_nms(own[of], score[of], levels[of], iou)[:limit]] for of, own, score in images]
         return kept, [len(of) for of in candidates]
+    if usable.numel() <= _FEW and len(boxes) == 1:
+        return _of_one_image(boxes[0], scores[0], numbers, usable[0], iou, extent + 1, limit)
     if usable.numel() <= _FEW:
         mask = _of_few(boxes, scores, part_of_rows(numbers, boxes.device), usable, iou, extent + 1)
     else:
@@ -116,6 +118,19 @@ def nms_of_levels(
     best = scores.masked_fill(~mask, -torch.inf).topk(min(limit, scores.shape[1]), dim=1).indices
     counts = torch.stack((mask.sum(dim=1), usable.sum(dim=1))).cpu().tolist()
     return [own[:count] for own, count in zip(best, counts[0], strict=True)], counts[1]
+
+
+def _of_one_image(
+    boxes: Tensor, scores: Tensor, numbers: Sequence[int], usable: Tensor, iou: float, apart: float, limit: int
+) -> tuple[list[Tensor], list[int]]:
+    """Return `nms_of_levels` of boxes (K, 4), by one call: levels lie from left to right."""
+    unusable = ~usable
+    if len(numbers) > 1:
+        boxes = boxes + (part_of_rows(numbers, boxes.device) * apart)[:, None]
+    # Points beside all others overlap nothing: they are kept, and come last.
+    boxes, scores = boxes.masked_fill(unusable[:, None], -apart), scores.masked_fill(unusable, -torch.inf)
+    kept, last = nms(boxes, scores, iou), int(unusable.sum())
+    return [kept[: len(kept) - last][:limit]], [len(usable) - last]
 
 
 def _of_few(boxes: Tensor, scores: Tensor, levels: Tensor, usable: Tensor, iou: float, apart: float) -> Tensor:

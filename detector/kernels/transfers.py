@@ -58,10 +58,15 @@ def joined(indices: Sequence[Tensor], starts: Sequence[int]) -> Tensor:
 
     `starts` are the places of their first rows there.
     """
-    together = torch.cat(list(indices))
+    every = together(indices)
     if not any(starts):
-        return together
-    return together + repeated(starts, [len(own) for own in indices], together.new_empty(0, dtype=torch.int32))
+        return every
+    return every + repeated(starts, [len(own) for own in indices], every.new_empty(0, dtype=torch.int32))
+
+
+def together(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Return tensors one after another along a dimension; a single one is not copied."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors), dim)
 
 
 def starts_of(tensors: Sequence[Tensor]) -> list[int]:
@@ -83,6 +88,8 @@ def rows_of_images(values: Sequence[Sequence[float]], counts: Sequence[int], lik
 
 def part_of_rows(counts: Sequence[int], device: torch.device) -> Tensor:
     """Return the part (R,) that each row is of where part i, one after another, has counts[i] rows."""
+    if len(counts) == 1:
+        return torch.zeros(counts[0], dtype=torch.int64, device=device)
     return torch.repeat_interleave(send(torch.tensor(counts), device), output_size=sum(counts))
 
 
@@ -93,9 +100,9 @@ def true_indices(masks: Sequence[Tensor]) -> list[Tensor]:
     """
     if all(map(one_by_one, masks)):
         return [torch.where(mask)[0] for mask in masks]
-    starts, together = starts_of(masks), torch.cat(list(masks))
-    found = torch.cat((together.new_zeros(1, dtype=torch.int64), together.cumsum(0)))  # true ones before each place
-    ends = constant([*starts[1:], len(together)], found)
+    starts, every = starts_of(masks), together(masks)
+    found = torch.cat((every.new_zeros(1, dtype=torch.int64), every.cumsum(0)))  # true ones before each place
+    ends = constant([*starts[1:], len(every)], found)
     before = [0, *found[ends].cpu().tolist()]
     counts = [end - start for start, end in pairwise(before)]
     places = torch.searchsorted(found[1:], torch.arange(1, before[-1] + 1, device=found.device))

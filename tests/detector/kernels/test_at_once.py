@@ -133,7 +133,7 @@ def test_nms_of_many_images(of_nms: int, at_once: Any, monkeypatch: pytest.Monke
 def test_nms_of_levels(few: int, at_once: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """In rounds, and by one call: levels and images do not compete, and of equals none is lost."""
     torch.manual_seed(3)
-    numbers, images = [30, 12, 1], 3
+    numbers, images = [30, 12, 1], 3  # of the levels
     corners = torch.rand(images, 43, 2) * 50
     boxes = torch.cat((corners, corners + torch.rand(images, 43, 2) * 50), dim=2)
     boxes[0, 35] = boxes[0, 3]  # the same box on two levels
@@ -148,4 +148,6 @@ def test_nms_of_levels(few: int, at_once: Any, monkeypatch: pytest.MonkeyPatch) 
         assert counts == expected[1] == usable.sum(dim=1).tolist()
         assert [own[:9].tolist() for own in kept] == [own.tolist() for own in expected[0]]
     assert {3, 35} <= set(kept[0].tolist())
+    alone = nms_of_levels(boxes[:1], scores[:1], numbers, usable[:1], 0.3, 100, 100)
+    assert (alone[0][0].tolist(), alone[1]) == (kept[0].tolist(), counts[:1])
     assert [len(own) for own in expected[0]] == [9, 0, 9]
