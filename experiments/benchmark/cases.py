@@ -119,7 +119,8 @@ def _lines(case: Case) -> list[str]:
     if case.times_the_limit is not None and case.parts:
         lines.append(f"{case.times_the_limit:.2f} times backbone and box head alone")
     if case.parts:
-        lines.append("parts: " + ", ".join(f"{name} {100 * share:.0f} %" for name, share in case.parts.items()))
+        percents = {name: 100 * share for name, share in case.parts.items()}
+        lines.append("parts: " + ", ".join(f"{name} {p:.{0 if p >= 1 else 1}f} %" for name, p in percents.items()))
     add("peak memory beyond the input", "ours_peak_mb", "peer_peak_mb", " MB")
     add("memory of each further image", "mb_per_image", "peer_mb_per_image", " MB")
     add("further images per GiB", "images_per_gib", "peer_images_per_gib")

@@ -32,6 +32,10 @@ def _measured(options: InferOptions | LoaderOptions | MetricsOptions) -> Benchma
     from experiments.benchmark.programs import chosen_setting
     from experiments.benchmark.sweep import benchmark_sweep
 
+    if isinstance(options, TrainOptions) and options.callbacks:
+        from experiments.benchmark.callbacks import benchmark_callbacks
+
+        return benchmark_callbacks(options)
     networks = chosen_networks(options)
     setting = chosen_setting(options)
     if options.sweep is not None:

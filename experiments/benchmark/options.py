@@ -68,16 +68,19 @@ class TrainOptions(InferOptions):
     Args:
         devices: Instead: ours alone on so many GPUs, "1,2", or processes of one thread, with --batch_sizes images on
             each.
+        callbacks: Instead: what the callbacks of frcnn fit add to its steps and validations, in float32; by default of
+            experiments/voc12_subset_mobilenet_v2.yaml and one image.
     """
 
     kind: ClassVar[Literal["train", "infer"]] = "train"
     devices: list[int] | None = None
+    callbacks: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what does not go together."""
         super().__post_init__()
-        if self.sweep is not None and self.devices is not None:
-            raise InputError("--sweep and --devices: give one of them")
+        if (self.sweep is not None) + (self.devices is not None) + self.callbacks > 1:
+            raise InputError("--sweep, --devices and --callbacks: give one of them")
 
 
 @dataclass(frozen=True, kw_only=True)

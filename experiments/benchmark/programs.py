@@ -47,7 +47,8 @@ def chosen_setting(options: InferOptions) -> Setting:
     native = native_precisions(device.type)
     for precision in options.precisions or ():
         say_cost(precision, device.type, "auto", f"--precisions {native[-1]}")
-    compared = options.sweep is None and not (isinstance(options, TrainOptions) and options.devices is not None)
+    alone = isinstance(options, TrainOptions) and (options.devices is not None or options.callbacks)
+    compared = options.sweep is None and not alone
     sizes = SWEPT[device.type] if options.sweep == "batch_size" else (1, 4) if compared else (1,)
     return Setting(
         options.kind,

@@ -31,7 +31,7 @@ class DetectionImages(ValidationPictures):
     class, badly placed, both, duplicate, background, and objects that are missed, as `frcnn evaluate` defines them.
     Both leave out detections below `score_threshold`: an object that only these find is missed here.
 
-    In TensorBoard and in all other loggers that take pictures; without one nothing is drawn. Costs about 50 ms a
+    In TensorBoard and in all other loggers that take pictures; without one nothing is drawn. Costs about 10 ms a
     picture of 400 pixels.
 
     Args:
