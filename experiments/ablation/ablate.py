@@ -36,6 +36,8 @@ def ablate(options: AblateOptions) -> int:
     launcher = None if options.dry_run else _launcher(options, slots)
     planned = plan(grid, options.runs_dir)
     checks = Checks(planned, need_data=launcher is not None, gpus=_gpus_of_a_cell(options))
+    if options.launcher == "local" and options.gpus is None and len(slots) > 1 and _gpus_of_a_cell(options):
+        checks.lines.append("note: without --gpus every cell sees all GPUs; --gpus 0,1 gives each its own")
     at_a_time = f"{len(slots)} at a time"
     if options.launcher == "ray":
         at_a_time = "as many at a time as the Ray cluster has room for"

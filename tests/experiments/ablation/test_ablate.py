@@ -42,6 +42,18 @@ def results(folder: Path) -> tuple[dict[str, Any], Any]:
     return metrics, json.loads((folder / "predictions.json").read_text())
 
 
+def test_cells_of_two_devices_each(frcnn, tiny_config, tmp_path):
+    """The forked cell starts its second process by the whole command; three steps an epoch instead of six."""
+    two = {"trainer.devices": 2, "trainer.strategy": "ddp", "trainer.max_epochs": 1, "trainer.limit_val_batches": 0}
+    content = {"base": str(tiny_config), "overrides": two | {"data.test_splits": []}}
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(content))
+    result = frcnn("ablate", "two.yaml", "--format", "json", cwd=tmp_path)
+    assert result.code == 0, result.err + "".join(path.read_text() for path in tmp_path.glob("runs/two/*/cell.log"))
+    (cell,) = json.loads(result.out)["cells"]
+    assert (cell["status"], cell["attempts"], cell["steps"], cell["metrics"]["step"]) == ("done", 1, 3, 3)
+    assert "Starting with 2 processes" in (tmp_path / "runs" / "two" / cell["folder"] / "cell.log").read_text()
+
+
 # ---- an undisturbed grid ----
 
 

@@ -232,7 +232,12 @@ def test_more_gpus_than_a_cell_sees_are_refused(devices, needed):
 
 @pytest.mark.parametrize(
     ("options", "visible", "steps"),
-    [((), 4, 18), (("--gpus", "0,1,2,3", "--gpus_per_run", "2"), 4, 54), (("--gpus", "0,0,0,0"), 1, 108)],
+    [
+        ((), 4, 18),
+        (("--jobs", "2"), 4, 18),
+        (("--gpus", "0,1,2,3", "--gpus_per_run", "2"), 4, 54),
+        (("--gpus", "0,0,0,0"), 1, 108),
+    ],
 )
 def test_the_steps_of_cells_are_those_of_their_gpus(monkeypatch, frcnn, grid, tmp_path, options, visible, steps):
     """Three cells of six epochs, each of 12 images, two of which are a batch: one device has six steps an epoch."""
@@ -243,3 +248,4 @@ def test_the_steps_of_cells_are_those_of_their_gpus(monkeypatch, frcnn, grid, tm
     path.write_text(yaml.safe_dump(content | {"overrides": content["overrides"] | automatic}))
     dry = frcnn("ablate", path, "--dry_run", *options, cwd=tmp_path)
     assert f"{steps} training steps" in dry.err
+    assert ("every cell sees all GPUs" in dry.err) == (options == ("--jobs", "2"))
