@@ -6,10 +6,12 @@ FRCNN_FUZZ_EXAMPLES is how many files each reader gets; the report at the end sa
 import io
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 import numpy as np
 import pytest
@@ -111,10 +113,17 @@ def folder(tmp_path_factory) -> Path:
 
 
 @fuzz
-@given(bytes_of)
-def test_xml(spoilt):
-    for text in (XML, XML.replace(b"utf-8", b"utf-16"), XML.replace(b"?>", b"?>" + ENTITIES)):
-        data = edited(text, *spoilt)
+@given(bytes_of, st.floats(0, 1), ODD)
+def test_xml(spoilt, where, value):
+    values = list(re.finditer(rb">([^<>\n]+)<", XML))
+    at = values[int(where * (len(values) - 1))].span(1)
+    text = escape(str(value)).encode("utf-8", "surrogatepass")
+    for data in (
+        edited(XML, *spoilt),
+        edited(XML.replace(b"utf-8", b"utf-16"), *spoilt),
+        edited(XML.replace(b"?>", b"?>" + ENTITIES), *spoilt),
+        XML[: at[0]] + text + XML[at[1] :],
+    ):
         survives("XML", lambda data=data: parse_annotation(data, Path("a.xml")))
         survives("XML, loosely", lambda data=data: parse_annotation_loosely(data, Path("a.xml")))
 
@@ -192,6 +201,8 @@ def test_checkpoints(folder, content, spoilt, path, value):
     survives("checkpoint, bytes", lambda: read_checkpoint(file))
     torch.save(replaced(content, path, value), other)
     survives("checkpoint, state", lambda: check_training_state(other, read_checkpoint(other)))
+    options = replaced(content["hyper_parameters"], path, value)
+    torch.save(content | {"hyper_parameters": options}, other)
     survives("checkpoint, detector", lambda: FasterRCNNModule.from_checkpoint(other))
 
 
@@ -220,7 +231,7 @@ XML = b"""<?xml version="1.0" encoding="utf-8"?>
 <annotation><folder>f</folder><filename>a.jpg</filename><size><width>50</width><height>40</height><depth>3</depth></size>
 <object><name>cat</name><difficult>0</difficult><truncated>1</truncated><bndbox><xmin>1</xmin><ymin>2.5</ymin>
 <xmax>30</xmax><ymax>40</ymax></bndbox></object><object><name>dog</name><bndbox><xmin>5</xmin><ymin>2</ymin>
-<xmax>3</xmax><ymax>4</ymax></bndbox></object></annotation>"""
+<xmax>8</xmax><ymax>4</ymax></bndbox></object></annotation>"""
 ENTITIES = b'<!DOCTYPE a [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;&a;">]>'
 COCO = {
     "images": [{"id": 1, "file_name": "a.jpg", "width": 40, "height": 24}, {"id": 7, "file_name": "b.jpg"}],

@@ -1,13 +1,15 @@
 """Trainings that are killed at any moment, and go on by the same command: they end as if nothing had happened.
 
-Each training is a fork of one process that has imported everything. `last.ckpt` is saved after every step, so that many
-kills hit a checkpoint in the middle of its writing; every fourth waits for that.
+Each training is a fork of one process that has imported everything. `last.ckpt` is saved after every step; in every
+fourth trial the training dies when a part of a checkpoint is written.
 """
 
+import io
 import json
 import multiprocessing
 import os
 import random
+import signal
 import socket
 import sys
 import time
@@ -26,8 +28,8 @@ OPTIONS = ("--trainer.max_epochs", "2", "--trainer.accumulate_grad_batches", "2"
 ENDLESS = 120.0
 
 
-def train(words: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> None:
-    """Be a training, in a process of its own."""
+def train(words: Sequence[str], cwd: Path, environment: Mapping[str, str], last_save: int | None) -> None:
+    """Be a training, in a process of its own, that may die while it saves for the n-th time."""
     os.chdir(cwd)
     for name in ("FRCNN_RUN_DIR", "PL_GLOBAL_SEED"):
         os.environ.pop(name, None)
@@ -37,13 +39,33 @@ def train(words: Sequence[str], cwd: Path, environment: Mapping[str, str]) -> No
         os.dup2(log, number)
     sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__  # not pytest's
     torch.set_num_threads(1)
+    if last_save is not None:
+        torch.save = Dying(last_save)
     os._exit(main([*words]))
+
+
+class Dying:
+    """A `torch.save` that kills its process in the middle of the n-th checkpoint."""
+
+    def __init__(self, last: int) -> None:
+        self.left, self.save = last, torch.save
+
+    def __call__(self, content: Any, file: Any) -> None:
+        self.left -= 1
+        if self.left:
+            self.save(content, file)
+            return
+        whole = io.BytesIO()
+        self.save(content, whole)
+        file.write(whole.getvalue()[: random.Random(len(os.listdir())).randrange(len(whole.getvalue()))])
+        file.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Training:
     """A training in one or several processes, all of which are killed at once."""
 
-    def __init__(self, words: Sequence[object], cwd: Path, ranks: int = 1) -> None:
+    def __init__(self, words: Sequence[object], cwd: Path, ranks: int = 1, last_save: int | None = None) -> None:
         cwd.mkdir(exist_ok=True)
         self.checkpoints = cwd / "runs" / "tiny" / "mine" / "checkpoints"
         given = [str(word) for word in words]
@@ -56,7 +78,7 @@ class Training:
         self.processes = []
         for rank in range(ranks):
             own = group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
-            self.processes.append(fork.Process(target=train, args=(given, cwd, own)))
+            self.processes.append(fork.Process(target=train, args=(given, cwd, own, last_save)))
             self.processes[-1].start()
 
     def end(self) -> list[int | None]:
@@ -114,9 +136,10 @@ class Undisturbed:
         run, moment = training.checkpoints.parent, random.Random(trial).uniform(0, self.seconds)
         training.kill_when(run.is_dir if trial else lambda: True)
         if trial:  # the first is killed at its very start
-            training = Training(self.fit, cwd, self.ranks)
+            last_save = None if trial % 4 else 1 + trial // 4 % 8
+            training = Training(self.fit, cwd, self.ranks, last_save)
             at = time.monotonic() + moment
-            training.kill_when(lambda: time.monotonic() > at and (trial % 4 > 0 or writes(training.checkpoints)))
+            training.kill_when(lambda: last_save is None and time.monotonic() > at)
         hit = writes(training.checkpoints)
         codes = Training(self.fit, cwd, self.ranks).end()
         print(f"trial {trial}: killed after {moment:.2f} s{', while a checkpoint was written' if hit else ''}: {codes}")

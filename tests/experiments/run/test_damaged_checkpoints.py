@@ -1,5 +1,6 @@
 """Checkpoints that are damaged, cut short or lack something: what is refused, what is offered, and what goes on."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -115,6 +116,21 @@ def test_last_before_and_after_a_kill(frcnn, tiny_config, two_epochs, tmp_path, 
     assert ours["global_step"] == 12
     assert all(torch.equal(tensor, ours["state_dict"][name]) for name, tensor in theirs["state_dict"].items())
     assert [path.name for path in (tmp_path / "runs" / "tiny").iterdir()] == ["mine"]
+
+
+def test_killed_between_its_last_checkpoint_and_its_final_numbers(frcnn, tiny_config, cwd):
+    """It is validated, and has the same numbers and detections; a run that has them is left alone."""
+    run = checkpoints(cwd).parent
+    fit = ("fit", "--config", tiny_config, "--trainer.max_epochs", 2, "--ckpt_path", "last")
+    assert "Nothing was changed" in frcnn(*fit, cwd=cwd).err
+    before = json.loads((run / "metrics.json").read_text())
+    detections = (run / "predictions.json").read_bytes()
+    (run / "metrics.json").unlink()
+    (run / "predictions.json").unlink()
+    assert frcnn(*fit, cwd=cwd).code in (0, None)
+    after = json.loads((run / "metrics.json").read_text())
+    assert after == {name: value for name, value in before.items() if not name.startswith("train/")}
+    assert (run / "predictions.json").read_bytes() == detections
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
