@@ -11,6 +11,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities.distributed import gather_all_tensors
 
 from detector.errors import InputError
+from detector.kernels.transfers import send
 from detector.metrics.voc_ap import IntArray
 
 
@@ -41,7 +42,7 @@ class FlatStateMetric(Metric):
         """Append values to the states of these names, flattened, cast, and on the metric's device."""
         self._evaluated = None
         for name, value in values.items():
-            getattr(self, name).append(value.detach().to(self.device, self._state_types[name]).flatten())
+            getattr(self, name).append(send(value.detach(), self.device).to(self._state_types[name]).flatten())
 
     def reset(self) -> None:
         """Forget everything seen."""
@@ -82,8 +83,8 @@ class FlatStateMetric(Metric):
 
 
 def image_ids_of(targets: list[dict[str, Tensor]]) -> Tensor:
-    """Return the image ids of a batch, (B,) int64 on the CPU."""
-    return torch.tensor([int(target["image_id"]) for target in targets], dtype=torch.int64)
+    """Return the image ids of a batch, (B,) int64 on the CPU; a GPU is waited for once."""
+    return torch.stack([torch.as_tensor(target["image_id"]) for target in targets]).to("cpu", torch.int64)
 
 
 def first_of_each_image(image_id: IntArray) -> IntArray:

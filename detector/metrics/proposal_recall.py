@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.ops import box_iou
 
+from detector.boxes import pairwise_iou
 from detector.errors import InputError
+from detector.kernels.transfers import true_indices
 from detector.metrics.coco_ap import SIZES
 from detector.metrics.flat_states import (
     FlatStateMetric,
@@ -80,8 +81,9 @@ class ProposalRecall(FlatStateMetric):
         if not targets:
             return
         image_ids = image_ids_of(targets)
-        boxes = [target["boxes"][~target["difficult"].bool()].float() for target in targets]
-        labels = torch.cat([target["labels"][~target["difficult"].bool()] for target in targets])
+        counted = true_indices([~target["difficult"].bool() for target in targets])
+        boxes = [target["boxes"][own].float() for target, own in zip(targets, counted, strict=True)]
+        labels = torch.cat([target["labels"][own] for target, own in zip(targets, counted, strict=True)])
         counts = [len(box) for box in boxes]
         all_boxes = torch.cat(boxes)
         check_boxes("object", all_boxes, counts, image_ids)
@@ -134,10 +136,8 @@ class ProposalRecall(FlatStateMetric):
         """Return the IoU (G, K) of each object's best proposal of the first k, for each of `top_k`; 0 without any."""
         if len(boxes) == 0 or len(proposals) == 0:
             return boxes.new_zeros(len(boxes), len(self.top_k))
-        running = box_iou(boxes, proposals[: self.top_k[-1]]).nan_to_num(0.0).cummax(dim=1).values
-        last = [min(k, running.shape[1]) - 1 for k in self.top_k]
-        best: Tensor = running[:, last]
-        return best
+        iou = pairwise_iou(boxes, proposals[: self.top_k[-1]]).nan_to_num(0.0)
+        return torch.stack([iou[:, :k].amax(dim=1) for k in self.top_k], dim=1)
 
     def _results(self, k: int | None) -> tuple[NDArray[np.float32], IntArray, FloatArray]:
         k = self.detail_k if k is None else k

@@ -15,6 +15,7 @@ from detector.faster_rcnn import LOSS_NAMES, FasterRCNN
 from detector.image_batch import ImageConfig
 from detector.kernels import precision
 from detector.kernels.transfers import constant, true_indices
+from detector.metrics import DetectionAP, ProposalRecall
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
 from detector.step_record import ask
@@ -159,6 +160,21 @@ def test_more_images_are_few_more_operations(unlike: bool, monkeypatch: pytest.M
         assert further < most[unlike] < of_peer / 4
         assert ours[mode, 1].launches < theirs[mode, 1].launches
         assert ours[mode, 8].waits.total() < theirs[mode, 8].waits.total() / 6
+
+
+@pytest.mark.parametrize("images", [1, 8])
+def test_metrics_wait_a_few_times_for_a_batch(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the ids of the images, what is wrong with boxes and labels, and how many objects are not difficult."""
+    with simulated_gpu(monkeypatch):
+        _, targets = batch(images, (80, 100))
+        targets = [target | {"image_id": torch.zeros((), dtype=torch.int64, device="cuda")} for target in targets]
+        found = {name: targets[0][name] for name in ("boxes", "labels")} | {"scores": torch.empty(2, device="cuda")}
+        average, recall = DetectionAP(["cat"]), ProposalRecall(["cat"], [1, 2])
+        average._device = recall._device = torch.device("cuda")
+        for metric, predictions, checks in ((average, [found] * images, 4), (recall, [found["boxes"]] * images, 3)):
+            with Counted() as counted:
+                metric.update(predictions, targets)
+            assert _positive(counted.waits) == {"to_cpu": 2 if metric is recall else 1, "item": checks}
 
 
 def test_waits_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
