@@ -29,6 +29,11 @@ def percent(share: float, style: str = "5.1f") -> str:
     return f"{text} %" if share == share else f"  {text}"
 
 
+def counted(many: int, what: str) -> str:
+    """Return such as "1 epoch" or "2 epochs"."""
+    return f"{many} {what}" if many == 1 else f"{many} {what}s"
+
+
 def duration(seconds: float) -> str:
     """Return a time such as 40 s, 12 min, 3.5 h."""
     if seconds < 90:

@@ -33,7 +33,7 @@ from detector.training.compilation import check_compiler, check_deterministic
 from detector.training.loggers import RunTensorBoard
 from detector.training.resuming import changed_options, changes_text, check_training_state
 from experiments.arguments import add_options, cause_of, values_of
-from experiments.output import duration
+from experiments.output import counted, duration
 from experiments.results.files import write_devkit_results
 from experiments.run.callbacks import checkpoint_callbacks, training_callbacks, without_replaced
 from experiments.run.checks import check_devkit_names, check_monitors, check_room, check_writable
@@ -146,7 +146,7 @@ class DetectorCLI(OptionsOfRuns):
         metrics = json.loads(path.read_text())
         first = self.done_before["global_step"] if self.config.fit.ckpt_path else 0
         lines = [
-            ("trained", f"{metrics['epoch']} epochs, {metrics['step']} steps"),
+            ("trained", f"{counted(metrics['epoch'], 'epoch')}, {counted(metrics['step'], 'step')}"),
             ("wall time", duration(time.monotonic() - self._began) + (f", from step {first} on" if first else "")),
             ("run", shown_path(self.run_folder)),
         ]

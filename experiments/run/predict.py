@@ -22,7 +22,7 @@ from detector.training.callbacks.progress import LossProgressBar
 from detector.training.lightning_module import FasterRCNNModule
 from detector.use.drawing import draw_detections, is_saved_picture, save_picture
 from detector.use.reading import Reading
-from experiments.output import writing
+from experiments.output import counted, writing
 from experiments.run.host_memory import keep_freed_memory
 from experiments.run.options import PredictOptions
 from experiments.run.precision import check_precision, resolve_precision
@@ -124,10 +124,10 @@ def predict(options: PredictOptions) -> int:
         _say_what_is_left_out(left_out, found.folder)
         if not ended:
             kept = f"; {PREDICTIONS} holds these" if drawing.done else ""
-            print(f"stopped after {drawing.done} of {len(found.names)} images{kept}", file=sys.stderr)
+            print(f"stopped after {drawing.done} of {counted(len(found.names), 'image')}{kept}", file=sys.stderr)
     print(
-        f"{drawing.done} images, {drawing.drawn} detections drawn (score >= {options.score_threshold:g}), in "
-        f"{printable(target)}" + (f"; {len(left_out)} left out" if left_out else "")
+        f"{counted(drawing.done, 'image')}, {counted(drawing.drawn, 'detection')} drawn (score >= "
+        f"{options.score_threshold:g}), in {printable(target)}" + (f"; {len(left_out)} left out" if left_out else "")
     )
     if drawing.results and not drawing.drawn:
         highest = max(one["score"] for one in drawing.results)

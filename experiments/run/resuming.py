@@ -137,9 +137,9 @@ def nothing_left(checkpoint: Mapping[str, Any], max_epochs: int | None, max_step
     """Return why a training has nothing left to do from a checkpoint on, in Lightning's sense; empty where it has."""
     epochs = checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"]
     if max_steps != -1 and checkpoint["global_step"] >= max_steps:
-        return f"its {checkpoint['global_step']} steps are all of --trainer.max_steps {max_steps}"
+        return f"--trainer.max_steps {max_steps} is reached"
     if max_epochs not in (None, -1) and epochs >= max_epochs:
-        return f"its {epochs} epochs are all of --trainer.max_epochs {max_epochs}"
+        return f"--trainer.max_epochs {max_epochs} is reached"
     return ""
 
 

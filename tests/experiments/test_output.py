@@ -6,7 +6,7 @@ import math
 import pytest
 
 from detector.errors import InputError
-from experiments.output import duration, json_text, number, option_text, percent, writing
+from experiments.output import counted, duration, json_text, number, option_text, percent, writing
 
 
 def test_unknown_numbers_are_as_wide_as_known_ones():
@@ -19,6 +19,10 @@ def test_unknown_numbers_are_as_wide_as_known_ones():
 def test_shares_are_shown_in_per_cent():
     assert [percent(share) for share in (0.125, 1.0, math.nan)] == [" 12.5 %", "100.0 %", "      -"]
     assert percent(0.051, ".0f") == "5 %"
+
+
+def test_one_is_not_plural():
+    assert [counted(many, "epoch") for many in (0, 1, 2)] == ["0 epochs", "1 epoch", "2 epochs"]
 
 
 @pytest.mark.parametrize(
