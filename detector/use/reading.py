@@ -170,6 +170,17 @@ def read_image(path: Path, upright: bool = False, reading: Reading = USUAL) -> N
     return np.ascontiguousarray(_turned(pixels, header.orientation)) if upright else pixels
 
 
+def read_pillow(image: Image.Image, bits: int) -> NDArray[np.uint8]:
+    """Return an image of Pillow's, upright, as `read_image` does its file.
+
+    Raises:
+        ValueError: It has values that are none of an image.
+    """
+    if bits < 16 and _is_deep(image) and "I" not in image.mode:
+        raise ValueError(f"of 16-bit colours Pillow gives the upper 8, not those of {bits}; give the path")
+    return np.ascontiguousarray(_turned(_rgb(image, b"", bits), _orientation(image)))
+
+
 def _decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
     """Decode to Pillow's pixels in three quarters of its time; None for what is refused, which Pillow then judges."""
     import torch  # here, because these take seconds to import, and sizes do not need them
@@ -206,7 +217,7 @@ def _is_deep(image: Image.Image) -> bool:
 
 def _rgb(image: Image.Image, data: bytes, bits: int) -> NDArray[np.uint8]:
     if image.mode == "I" or image.mode.startswith("I;16"):  # `convert` would turn all above 255 white
-        return np.repeat(_upper_bits(np.asarray(image), bits)[:, :, None], 3, axis=2)
+        return np.repeat(upper_bits(np.asarray(image), bits)[:, :, None], 3, axis=2)
     if image.mode == "F":
         raise ValueError("floating-point pixels; 8 or 16 bits are needed")
     if bits < 16 and _is_deep(image):
@@ -224,10 +235,10 @@ def _deep_colors(data: bytes, bits: int) -> NDArray[np.uint8]:
         raise ValueError("its 16-bit colours are in a form that is not known")
     colors = found[:, :, None] if found.ndim == 2 else found
     colors = np.repeat(colors[:, :, :1], 3, axis=2) if colors.shape[2] < 3 else colors[:, :, 2::-1]
-    return np.ascontiguousarray(_upper_bits(colors, bits))
+    return np.ascontiguousarray(upper_bits(colors, bits))
 
 
-def _upper_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
+def upper_bits(values: NDArray[Any], bits: int) -> NDArray[np.uint8]:
     """Return the upper 8 of so many bits."""
     low, high = int(values.min(initial=0)), int(values.max(initial=0))
     if low < 0 or high >= 2**bits:
