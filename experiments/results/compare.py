@@ -107,6 +107,7 @@ def _document(options: CompareOptions, runs: tuple[Run, Run], part: str) -> dict
         "part": part,
         "bootstrap": {"resamples": options.bootstrap, "seed": options.seed, "level": 0.95},
         "config": config_differences(runs[0].config, runs[1].config),
+        "identical": _identical(*runs),
         "metrics": metrics,
         "per_class": per_class,
         "curves": compare_curves(*curves) | {"pictures": drawn},
@@ -125,6 +126,17 @@ def _document(options: CompareOptions, runs: tuple[Run, Run], part: str) -> dict
     }
 
 
+def _identical(a: Run, b: Run) -> bool:
+    """Return whether all losses, metrics and detections are the same to the last digit; speeds are left out."""
+
+    def results(run: Run) -> tuple[dict[str, Any], bytes]:
+        names = [name for name in run.metrics if "/" in name and "per_second" not in name]
+        predictions = run.folder / "predictions.json"
+        return {name: run.metrics[name] for name in names}, predictions.read_bytes() if predictions.is_file() else b""
+
+    return results(a) == results(b)
+
+
 def _why_nothing_is_drawn(options: CompareOptions, runs: tuple[Scored, Scored]) -> str:
     if options.images == 0:
         return "no pictures of images: --images 0"
@@ -138,7 +150,9 @@ def _why_nothing_is_drawn(options: CompareOptions, runs: tuple[Scored, Scored]) 
 
 
 def _table(document: Mapping[str, Any]) -> list[str]:
-    lines = [f"A  {document['a']}", f"B  {document['b']}", "", "options that differ"]
+    lines = [f"A  {document['a']}", f"B  {document['b']}", ""]
+    lines += ["identical: losses, metrics and detections, to the last digit", ""] if document["identical"] else []
+    lines.append("options that differ")
     width = max((len(name) for name in document["config"]), default=0)
     for name, pair in document["config"].items():
         lines.append(f"  {name:{width}}  A {option_text(pair['a'])}  B {option_text(pair['b'])}")

@@ -20,6 +20,7 @@ PROGRAM = """
 import multiprocessing, os, shutil, signal, sys, time
 from pathlib import Path
 import pytorch_lightning as pl
+import torch
 from detector.errors import InputError
 from experiments.cli import main
 from experiments.run import lightning_cli
@@ -57,6 +58,17 @@ class Fault(pl.Callback):
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
         if not self.done and batch_idx == 1 and when == ("sanity" if trainer.sanity_checking else "val"):
             self.happen(trainer)
+
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+        if kind == "gradients" and trainer.global_step == 0 and trainer.is_global_zero:
+            torch.save({name: p.grad for name, p in pl_module.named_parameters()}, "gradients.pt")
+
+    def on_train_start(self, trainer, pl_module):
+        if kind == "gradients":  # what is drawn or counted over a batch would be another thing over half of it
+            torch.randperm = lambda count, **_: torch.arange(count)
+            for module in pl_module.modules():
+                if isinstance(module, torch.nn.BatchNorm2d):
+                    module.eval()
 
 callbacks = lightning_cli.DetectorCLI._callbacks
 lightning_cli.DetectorCLI._callbacks = lambda self, config: [Fault(), *callbacks(self, config)]

@@ -90,6 +90,7 @@ def test_options_that_differ(compare, other):
 
 def test_differences_are_b_minus_a(compare, frcnn, trained, other, mini_voc, tmp_path, metrics_of):
     document = compare(other, "--bootstrap", 100, "--seed", 3)
+    assert not document["identical"]
     before, after = metrics_of(trained), metrics_of(other)
     ap = document["metrics"]["AP50_voc07"]
     assert ap["a"] == before["val/AP50_voc07"]
@@ -149,11 +150,11 @@ def test_picture_shows_both_runs_side_by_side(compare, trained, other, tmp_path)
 
 def test_a_run_beside_itself(compare, trained, frcnn, tmp_path):
     document = compare(trained, "--bootstrap", 20)
-    assert (document["config"], document["images"]) == ({}, [])
+    assert (document["config"], document["images"], document["identical"]) == ({}, [], True)
     assert {one["difference"] for one in document["metrics"].values() if one["a"] is not None} == {0.0}
     assert not any(one["excludes_zero"] for one in document["metrics"].values())
     text = frcnn("compare", trained, trained, "--bootstrap", 20, cwd=tmp_path).out
-    assert "options that differ\n  none\n" in text
+    assert "identical: losses, metrics and detections, to the last digit\n\noptions that differ\n  none\n" in text
     assert "B makes fewer in 0 of 7 images, more in 0" in text
 
 
