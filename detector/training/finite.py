@@ -68,19 +68,20 @@ class FiniteLosses(pl.Callback):
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Keep the losses."""
         losses: Mapping[str, Tensor] = pl_module.last_losses  # type: ignore[assignment]
-        images, targets = self._batch
+        (images, targets), self._batch = self._batch, ((), ())
         self._seen.append(Seen(images, targets, int(getattr(pl_module, "batch_seed", 0)), losses))
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
         """Look at losses and gradients."""
         seen, self._seen = self._seen, []
-        gradients = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
-        numbers = [torch.nn.utils.get_total_norm(gradients.values())]  # infinite, too, if its squares are too large
+        trained = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        numbers = [torch.nn.utils.get_total_norm(trained)]  # infinite, too, if its squares are too large
         numbers += [loss.float() for one in seen for loss in one.losses.values()]
         if math.isfinite(torch.stack(numbers).sum()):
             return
         step = trainer.global_step + 1
         text = bad_loss(step, seen)
+        gradients = {name: p.grad for name, p in pl_module.named_parameters() if p.grad is not None}
         gradient = None if text else first_not_finite(gradients)
         bad, texts = text or gradient, _of_all_ranks(trainer, text)
         if not any(texts):

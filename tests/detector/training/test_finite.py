@@ -80,7 +80,7 @@ def step(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Counter[str]]:
             callback.on_before_backward(trainer, module, torch.tensor(loss))
             for parameter in module.parameters():
                 parameter.grad = torch.full_like(parameter, gradient)
-            callback.on_before_optimizer_step(trainer, module, None)
+            callback.on_before_optimizer_step(trainer, module, torch.optim.SGD(module.parameters()))
         callback.gradients = [parameter.grad for parameter in module.parameters()]  # type: ignore[attr-defined]
         return mode.calls
 
