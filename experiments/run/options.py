@@ -13,6 +13,12 @@ from experiments.arguments import DataFormatOptions, DataOptions, ScoreOptions, 
 class RunOptions(DataFormatOptions):
     """Train a detector.
 
+    Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 save last.ckpt at the end of the step, or within a validation, and end
+    with 128 and the signal's number (130 after Ctrl-C); a second Ctrl-C, and five minutes without the end of a batch,
+    end without saving. In a job of SLURM: #SBATCH --requeue --signal=USR1@120, and srun --kill-on-bad-exit frcnn fit
+    ... --run_name NAME --ckpt_path last: the job saves two minutes before its time is over, goes back into the queue,
+    and goes on from there.
+
     Args:
         runs_dir: Folder of all runs; by default runs. With --ckpt_path, another runs_dir, experiment or run_name than
             the checkpoint's makes a new run, which starts where the checkpoint stands.
