@@ -4,12 +4,18 @@ S samples of all images of the batch, P of them positive, C classes without back
 divided by a stated count, and 0 (with a gradient of 0) where there are none.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision import ops
 
+from detector.boxes import pairwise_iou
+
+BoxLossKind = Literal["smooth_l1", "iou", "giou", "diou", "ciou"]
+"""Smooth L1 of deltas, or 1 less the overlap of boxes: IoU, or as in Rezatofighi 2019 (GIoU), Zheng 2020 (the rest)."""
 Normalizer = Literal["samples", "positives", "samples_per_image"]
 """What the sum of the box losses is divided by."""
 RPNNormalizer = Literal["samples", "positives", "samples_per_image", "locations"]
@@ -19,14 +25,32 @@ def _mean(total: Tensor, count: int) -> Tensor:
     return total / max(count, 1)
 
 
-def rpn_classification_loss(logits: Tensor, is_object: Tensor) -> Tensor:
+def rpn_classification_loss(logits: Tensor, is_object: Tensor, focal: tuple[float, float] | None = None) -> Tensor:
     """Return the mean binary cross-entropy of objectness logits (S,) against `is_object` (S,).
 
-    For the paper's softmax over two scores the logit is their difference, which gives the same loss.
+    For the paper's softmax over two scores the logit is their difference, which gives the same loss. With `focal`
+    (alpha, gamma) it is the focal loss (Lin 2017, section 3), divided by the number of objects among the samples.
     """
+    if focal:
+        total: Tensor = ops.sigmoid_focal_loss(logits.float(), is_object.float(), *focal, reduction="sum")
+        return total / is_object.sum().clamp(min=1)
     return _mean(
         F.binary_cross_entropy_with_logits(logits.float(), is_object.float(), reduction="sum"), is_object.numel()
     )
+
+
+def _box_losses(
+    pred_deltas: Tensor, deltas: Tensor, beta: float, kind: BoxLossKind, decode: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Return the losses of boxes from their deltas (P, 4): (P, 4) by coordinate, or (P, 1) of boxes as a whole."""
+    if kind == "smooth_l1":
+        return F.smooth_l1_loss(pred_deltas.float(), deltas, beta=beta, reduction="none")
+    boxes, objects = decode(torch.stack((pred_deltas.float(), deltas)))
+    if kind == "iou":
+        return 1 - pairwise_iou(objects[:, None], boxes[:, None])[:, 0]
+    names = {"giou": "generalized", "diou": "distance", "ciou": "complete"}
+    each: Tensor = getattr(ops, f"{names[kind]}_box_iou_loss")(boxes, objects)
+    return each[:, None]
 
 
 def box_loss(
@@ -37,8 +61,10 @@ def box_loss(
     normalizer: RPNNormalizer,
     samples_per_batch: int = 0,
     locations: int = 0,
+    kind: BoxLossKind = "smooth_l1",
+    decode: Callable[[Tensor], Tensor] = torch.as_tensor,
 ) -> Tensor:
-    """Return the smooth L1 loss of positives' deltas (P, 4), summed over coordinates, divided by a count.
+    """Return the box loss of positives' deltas (P, 4), smooth L1 summed over coordinates, divided by a count.
 
     Args:
         pred_deltas: (P, 4) predictions.
@@ -49,8 +75,10 @@ def box_loss(
             for, found or not: detectron2's RPN, mx-rcnn), or `locations` (the paper's N_reg).
         samples_per_batch: Samples asked for, of all images.
         locations: Locations of anchors, of all images.
+        kind: Which loss.
+        decode: Gives the boxes (2, P, 4) of deltas (2, P, 4), for the losses of boxes.
     """
-    total = F.smooth_l1_loss(pred_deltas.float(), deltas, beta=beta, reduction="sum")
+    total = _box_losses(pred_deltas, deltas, beta, kind, decode).sum()
     counts = {"samples": samples, "positives": len(deltas), "samples_per_image": samples_per_batch}
     return _mean(total, (counts | {"locations": locations})[normalizer])
 
@@ -80,11 +108,19 @@ def balanced_class_weights(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def loss_of_each_roi(
-    logits: Tensor, labels: Tensor, pred_deltas: Tensor, deltas: Tensor, beta: float, reg_weight: float
+    logits: Tensor,
+    labels: Tensor,
+    pred_deltas: Tensor,
+    deltas: Tensor,
+    beta: float,
+    reg_weight: float,
+    kind: BoxLossKind = "smooth_l1",
+    decode: Callable[[Tensor], Tensor] = torch.as_tensor,
 ) -> Tensor:
     """Return the loss (S,) of each RoI by itself: classification, plus `reg_weight` times the box loss of positives.
 
-    It is of logits (S, C + 1), labels (S,) in 0..C, deltas (S, 4) predicted for the RoI's class, and targets (S, 4).
+    It is of logits (S, C + 1), labels (S,) in 0..C, deltas (S, 4) predicted for the RoI's class, and targets (S, 4);
+    `kind` and `decode` are those of `box_loss`.
     """
-    boxes = F.smooth_l1_loss(pred_deltas.float(), deltas, beta=beta, reduction="none").sum(dim=1)
+    boxes = _box_losses(pred_deltas, deltas, beta, kind, decode).sum(dim=1)
     return F.cross_entropy(logits.float(), labels, reduction="none") + reg_weight * boxes * (labels > 0)

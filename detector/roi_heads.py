@@ -4,7 +4,7 @@ B images, R RoIs of all images together, C classes without background, D detecti
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,7 +14,7 @@ from torchvision.ops import roi_pool
 
 from detector import boxes as box_ops
 from detector import losses
-from detector.backbones.box_heads import BoxHead
+from detector.backbones.box_heads import BoxHead, BoxPredictor
 from detector.errors import InputError, check_choices, check_numbers
 from detector.image_batch import ImageBatch, all_to_original
 from detector.kernels.parts import BOX_HEAD, DETECTIONS, LOSSES, POOLING, TARGETS, part
@@ -71,6 +71,8 @@ class RoIConfig:
         ohem_nms_iou: Of RoIs that overlap by more than this only the hardest is trained on (Shrivastava 2016: 0.7).
         score_init_std: Standard deviation of the initial weights of the class scores (py-faster-rcnn: 0.01).
         delta_init_std: The same of the boxes' layer (py-faster-rcnn: 0.001).
+        reg_loss: Of boxes: `smooth_l1` of deltas (the paper), or of decoded boxes `iou` (1 - IoU), `giou` (Rezatofighi
+            2019), `diou` or `ciou` (Zheng 2020), all as torchvision computes them. mmdetection: giou, `reg_weight` 10.
         reg_beta: Smooth L1's turning point on normalised deltas; the paper, py-faster-rcnn: 1, torchvision: 1/9,
             detectron2: 0 (plain L1).
         reg_normalizer: Box loss divided by the number of `samples` (py-faster-rcnn, torchvision, detectron2), of
@@ -102,6 +104,7 @@ class RoIConfig:
     ohem_nms_iou: float = 0.7
     score_init_std: float = 0.01
     delta_init_std: float = 0.001
+    reg_loss: losses.BoxLossKind = "smooth_l1"
     reg_beta: float = 1.0
     reg_normalizer: losses.Normalizer = "samples"
     reg_weight: float = 1.0
@@ -135,37 +138,6 @@ class RoIConfig:
         weights = self.class_weights
         if not isinstance(weights, str) and (not weights or min(weights) < 0 or max(weights) == 0):
             raise InputError(f"roi.class_weights: {weights} must not be negative, nor 0 altogether")
-
-
-class BoxPredictor(nn.Module):
-    """Linear layers for class scores (R, C + 1) and deltas (R, C * 4), or (R, 4) if class-agnostic.
-
-    `score_std` and `delta_std` are the standard deviations of their initial weights.
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        num_classes: int,
-        class_agnostic: bool,
-        score_std: float = 0.01,
-        delta_std: float = 1e-3,
-    ) -> None:
-        super().__init__()
-        self.scores = nn.Linear(in_features, num_classes + 1)
-        self.deltas = nn.Linear(in_features, 4 if class_agnostic else 4 * num_classes)
-        nn.init.normal_(self.scores.weight, std=score_std)
-        nn.init.normal_(self.deltas.weight, std=delta_std)
-        nn.init.zeros_(self.scores.bias)
-        nn.init.zeros_(self.deltas.bias)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return class logits and deltas in float32, under autocast too, of RoI features (R, in_features).
-
-        bfloat16 tells few scores apart, which costs ranks, and it saves no time in layers as small as these.
-        """
-        with torch.autocast(x.device.type, enabled=False):
-            return self.scores(x.float()), self.deltas(x.float())
 
 
 class RoIHeads(nn.Module):
@@ -310,8 +282,9 @@ class RoIHeads(nn.Module):
             logits, deltas = self(features, [rois.boxes for rois in labelled])
         labels = torch.cat([rois.labels for rois in labelled])
         pred_deltas = deltas[torch.arange(len(labels), device=labels.device), self._column(labels)]
-        targets = torch.cat([rois.deltas for rois in labelled])
-        each = losses.loss_of_each_roi(logits, labels, pred_deltas, targets, config.reg_beta, config.reg_weight)
+        goals = labels, pred_deltas, torch.cat([rois.deltas for rois in labelled])
+        decode = self._decoder(labelled, slice(None))
+        each = losses.loss_of_each_roi(logits, *goals, config.reg_beta, config.reg_weight, config.reg_loss, decode)
         chosen = []
         for rois, loss in zip(labelled, each.split([len(rois.labels) for rois in labelled]), strict=True):
             hard = hardest(rois.boxes, loss, config.ohem_nms_iou, config.samples_per_image)
@@ -345,8 +318,15 @@ class RoIHeads(nn.Module):
                 len(labels),
                 self.config.reg_normalizer,
                 self.config.samples_per_image * len(sampled),
+                kind=self.config.reg_loss,
+                decode=self._decoder(sampled, positive),
             ),
         }
+
+    def _decoder(self, sampled: Sequence[SampledRoIs], which: Tensor | slice) -> Callable[[Tensor], Tensor]:
+        """Return what gives the boxes (..., n, 4) of deltas (..., n, 4) of some of the sampled RoIs of all images."""
+        units = self.config.delta_std, self.config.delta_mean
+        return lambda own: box_ops.decode(own, together([rois.boxes for rois in sampled])[which], *units)
 
     def _record(self, rois: Sequence[Tensor], logits: Tensor, deltas: Tensor) -> None:
         for record in asking():

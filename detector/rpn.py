@@ -56,6 +56,13 @@ class RPNConfig:
             the image was resized (py-faster-rcnn, chenyuntc's port).
         score_threshold: Proposals whose objectness is a lower probability than this are dropped before NMS.
             torchvision's `fasterrcnn_mobilenet_v3_large_320_fpn`: 0.05.
+        cls_loss: Of objectness: `bce` (binary cross-entropy) or `focal` (Lin 2017; `sigmoid` only), which is divided by
+            the number of positives, and whose objectness starts at a probability of 0.01. RetinaNet's takes all
+            anchors: `samples_per_image` 1000000, `positive_fraction` 1, `reg_normalizer` positives.
+        focal_alpha: Weight of positives in the focal loss, that of negatives being 1 less it (Lin 2017: 0.25).
+        focal_gamma: Power by which the focal loss spares what is right already (Lin 2017: 2).
+        reg_loss: Of boxes: `smooth_l1` of deltas (the paper), or of decoded boxes `iou` (1 - IoU), `giou` (Rezatofighi
+            2019), `diou` or `ciou` (Zheng 2020), all as torchvision computes them.
         reg_beta: Smooth L1's turning point; 1/9 is sigma = 3 (py-faster-rcnn, mx-rcnn, torchvision). detectron2: 0.
         reg_normalizer: Box loss divided by the number of `samples` (py-faster-rcnn, torchvision), of `positives`, by
             `samples_per_image` times the images, whether so many were found or not (detectron2, mx-rcnn), or by the
@@ -80,6 +87,10 @@ class RPNConfig:
     min_side: float = 0.0
     min_side_scales: bool = False
     score_threshold: float = 0.0
+    cls_loss: Literal["bce", "focal"] = "bce"
+    focal_alpha: float = 0.25
+    focal_gamma: float = 2.0
+    reg_loss: losses.BoxLossKind = "smooth_l1"
     reg_beta: float = 1 / 9
     reg_normalizer: losses.RPNNormalizer = "samples"
     reg_weight: float = 1.0
@@ -93,14 +104,16 @@ class RPNConfig:
         allowed = {
             "(0, 1]": "positive_fraction",
             "[0, 1)": "score_threshold",
-            "[0, 1]": "nms_iou",
+            "[0, 1]": "nms_iou focal_alpha",
             "[1, inf]": "conv_depth samples_per_image pre_nms_train post_nms_train pre_nms_test post_nms_test",
             "[1, 100]": "conv_depth",
             "[0, 65536]": "hidden_channels",
-            "[0, inf]": "hidden_channels init_std min_side reg_beta reg_weight",
+            "[0, inf]": "hidden_channels init_std min_side focal_gamma reg_beta reg_weight",
         }
         check_numbers("rpn", self, allowed)
         check_choices("rpn", self)
+        if self.cls_loss == "focal" and self.objectness == "softmax":
+            raise InputError("rpn.cls_loss: focal is of one score per anchor; it needs rpn.objectness sigmoid")
 
 
 class RPNHead(nn.Module):
@@ -119,6 +132,8 @@ class RPNHead(nn.Module):
         for layer in (self.conv, *self.deeper, self.objectness, self.deltas):
             nn.init.normal_(layer.weight, std=config.init_std)
             nn.init.zeros_(layer.bias)
+        if config.cls_loss == "focal":
+            nn.init.constant_(self.objectness.get_parameter("bias"), math.log(0.01 / 0.99))
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return logits (B, h * w * A) and deltas (B, h * w * A, 4) of each level, float32, in the anchors' order.
@@ -274,8 +289,9 @@ class RegionProposalNetwork(nn.Module):
         samples = logits.flatten().index_select(0, joined(indices, [start for start in starts for _ in range(2)]))
         positives = joined([s.positives for s in sampled], starts)
         is_object = repeated([1, 0] * len(sampled), [len(index) for index in indices], samples)
+        focal = (config.focal_alpha, config.focal_gamma) if config.cls_loss == "focal" else None
         return {
-            "loss_rpn_cls": losses.rpn_classification_loss(samples, is_object),
+            "loss_rpn_cls": losses.rpn_classification_loss(samples, is_object, focal),
             "loss_rpn_reg": losses.box_loss(
                 deltas.flatten(0, 1).index_select(0, positives),
                 together([s.deltas for s in sampled]),
@@ -284,6 +300,8 @@ class RegionProposalNetwork(nn.Module):
                 config.reg_normalizer,
                 config.samples_per_image * len(sampled),
                 sum(map(self._locations, batch.sizes)),
+                config.reg_loss,
+                lambda own: box_ops.decode(own, together(output.anchors)[together([s.positives for s in sampled])]),
             ),
         }
 

@@ -1,8 +1,9 @@
-"""Box heads for backbones whose classification network leaves none: FPN and `small_c4`."""
+"""Box heads for backbones whose classification network leaves none (FPN, `small_c4`), and the layers behind any."""
 
 from abc import abstractmethod
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -74,3 +75,34 @@ BOX_HEADS: dict[str, Callable[[int, int, int], BoxHead]] = {"two_fc": TwoLayerHe
 def new_box_head(config: BackboneConfig, in_channels: int, width: int = 1024) -> BoxHead:
     """Build the box head that `config.box_head` names, of its `box_head_channels` or else `width` outputs."""
     return BOX_HEADS[config.box_head](config.pool_size or 7, in_channels, config.box_head_channels or width)
+
+
+class BoxPredictor(nn.Module):
+    """Linear layers for class scores (R, C + 1) and deltas (R, C * 4), or (R, 4) if class-agnostic.
+
+    `score_std` and `delta_std` are the standard deviations of their initial weights.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        class_agnostic: bool,
+        score_std: float = 0.01,
+        delta_std: float = 1e-3,
+    ) -> None:
+        super().__init__()
+        self.scores = nn.Linear(in_features, num_classes + 1)
+        self.deltas = nn.Linear(in_features, 4 if class_agnostic else 4 * num_classes)
+        nn.init.normal_(self.scores.weight, std=score_std)
+        nn.init.normal_(self.deltas.weight, std=delta_std)
+        nn.init.zeros_(self.scores.bias)
+        nn.init.zeros_(self.deltas.bias)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return class logits and deltas in float32, under autocast too, of RoI features (R, in_features).
+
+        bfloat16 tells few scores apart, which costs ranks, and it saves no time in layers as small as these.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            return self.scores(x.float()), self.deltas(x.float())

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from detector.anchors import AnchorConfig
 from detector.backbones.base import Backbone, BackboneConfig
-from detector.backbones.box_heads import BoxHead
+from detector.backbones.box_heads import BoxHead, BoxPredictor
 from detector.errors import InputError, brief
 from detector.faster_rcnn import LOSS_NAMES, Difficult, FasterRCNN
 from detector.foreign_checkpoints import load_detector
@@ -28,7 +28,7 @@ from detector.kernels.transfers import constant
 from detector.metrics import DetectionAP, ProposalRecall
 from detector.metrics.class_subset import chosen_classes
 from detector.metrics.proposal_recall import reachable
-from detector.roi_heads import BoxPredictor, RoIConfig
+from detector.roi_heads import RoIConfig
 from detector.rpn import RegionProposalNetwork, RPNConfig, RPNHead
 from detector.training.alternating import AlternatingConfig, AlternatingTraining
 from detector.training.checkpoint_content import bit_depth_of, check_state, read_checkpoint

@@ -43,6 +43,9 @@ def build_peer(ours: FasterRCNN, backbone: BackboneConfig) -> nn.Module:
     rpn, roi, image = ours.rpn.config, ours.roi_heads.config, ours.image_config
     for key, value, impossible in (
         ("rpn.objectness", rpn.objectness, rpn.objectness == "softmax"),
+        ("rpn.cls_loss", rpn.cls_loss, rpn.cls_loss != "bce"),
+        ("rpn.reg_loss", rpn.reg_loss, rpn.reg_loss != "smooth_l1"),
+        ("roi.reg_loss", roi.reg_loss, roi.reg_loss != "smooth_l1"),
         ("roi.class_agnostic", roi.class_agnostic, roi.class_agnostic),
         ("roi.pooling", roi.pooling, roi.pooling.startswith("roi_pool")),
     ):

@@ -71,6 +71,17 @@ def test_the_box_loss_makes_a_roi_harder_by_its_weight(ohem_heads: Heads, truth:
         assert rois.boxes[:, 0].tolist() == [first]
 
 
+@pytest.mark.parametrize(("reg_loss", "first"), [("smooth_l1", 0.0), ("iou", 98.5)])
+def test_the_kind_of_box_loss_ranks_rois(reg_loss: Any, first: float, ohem_heads: Heads, truth: Truth) -> None:
+    """One RoI is 2.2 of 10 pixels off, the other 1.3 times as large: smooth L1 of 2.2 - 0.5 and 2 (5 ln 1.3 - 0.5)
+    = 1.62, IoU of 7.8 / 12.2 = 0.64 and 1 / 1.3^2 = 0.59."""
+    objects = truth([[2.2, 0, 12.2, 10], [100, 10, 110, 20]], [1, 1])
+    boxes = torch.tensor([[0.0, 0, 10, 10], [98.5, 8.5, 111.5, 21.5]])
+    roi_heads = ohem_heads(samples_per_image=1, reg_loss=reg_loss)
+    (rois,) = roi_heads.sample_rois([boxes], [objects], "drop", FEATURES)
+    assert rois.boxes[:, 0].tolist() == [first]
+
+
 def test_finding_the_hardest_leaves_no_trace(three_objects: GroundTruth, four_proposals: Tensor) -> None:
     """No dropout, no batch statistics, no gradients, no random numbers; and the mode of each part comes back."""
     head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(20, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout())

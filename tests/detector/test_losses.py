@@ -1,11 +1,12 @@
 """The losses against sums worked out by hand."""
 
-from math import exp, log
+from math import atan, exp, log, pi
 
 import pytest
 import torch
 
 from detector.losses import (
+    BoxLossKind,
     Normalizer,
     RPNNormalizer,
     balanced_class_weights,
@@ -20,6 +21,16 @@ def test_objectness_by_hand() -> None:
     logits, is_object = torch.tensor([0.0, 2.0, -3.0]), torch.tensor([True, False, True])
     expected = (log(2) + log(1 + exp(2)) + log(1 + exp(3))) / 3
     assert float(rpn_classification_loss(logits, is_object)) == pytest.approx(expected)
+
+
+def test_focal_objectness_by_hand() -> None:
+    """Lin 2017, equation 5, over two objects and one of background; where no object is, divided by 1."""
+    logits, is_object = torch.tensor([0.0, 2.0, -3.0]), torch.tensor([1.0, 0.0, 1.0])
+    p, q = 1 / (1 + exp(-2)), 1 / (1 + exp(3))
+    background = 0.7 * p**3 * -log(1 - p)
+    expected = (0.3 * 0.5**3 * log(2) + background + 0.3 * (1 - q) ** 3 * -log(q)) / 2
+    assert float(rpn_classification_loss(logits, is_object, (0.3, 3.0))) == pytest.approx(expected)
+    assert float(rpn_classification_loss(logits[1:2], is_object[1:2], (0.3, 3.0))) == pytest.approx(background)
 
 
 def test_classes_by_hand() -> None:
@@ -90,6 +101,40 @@ def test_box_loss_by_hand(beta: float, expected: float, normalizer: RPNNormalize
     predictions = targets + torch.tensor([[0.1, 0.0, -0.5, 0.0], [0.0, 0.0, 0.0, 2.0]])
     loss = box_loss(predictions, targets, beta, 7, normalizer, samples_per_batch=12, locations=35)
     assert float(loss) == pytest.approx(expected / count, rel=1e-5)
+
+
+OVERLAP, DISTANCE = 25 / 275, 125 / 850  # of boxes 10 x 10 and 10 x 20; centres 5 and 10 apart in a hull of 15 x 25
+ASPECT = 4 / pi**2 * (atan(1) - atan(0.5)) ** 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("iou", 1 - OVERLAP),
+        ("giou", 1 - OVERLAP + 100 / 375),
+        ("diou", 1 - OVERLAP + DISTANCE),
+        ("ciou", 1 - OVERLAP + DISTANCE + ASPECT**2 / (1 - OVERLAP + ASPECT)),
+    ],
+)
+def test_losses_of_boxes_by_hand(kind: BoxLossKind, expected: float) -> None:
+    objects = torch.tensor([[0.0, 0.0, 10.0, 10.0], [30.0, 40.0, 50.0, 60.0]])
+    boxes = torch.tensor([[5.0, 5.0, 15.0, 25.0], [30.0, 40.0, 50.0, 60.0]], requires_grad=True)
+
+    def decode(halves: torch.Tensor) -> torch.Tensor:
+        return halves * 2
+
+    loss = box_loss(boxes / 2, objects / 2, 1.0, 5, "samples", kind=kind, decode=decode)
+    assert float(loss.detach()) == pytest.approx(expected / 5, rel=1e-5)
+    (gradient,) = torch.autograd.grad(loss, boxes)
+    assert gradient.isfinite().all()
+    assert (gradient[0, :2] > 0).all()  # the overlap grows where its corner moves to the upper left
+    alike = torch.zeros(2, 3)
+    each = loss_of_each_roi(alike, torch.tensor([2, 0]), boxes / 2, objects.flip(0) / 2, 1.0, 10.0, kind, decode)
+    far = box_loss(boxes[:1] / 2, objects[1:] / 2, 1.0, 1, "samples", kind=kind, decode=decode)
+    assert each.tolist() == pytest.approx([log(3) + 10 * float(far.detach()), log(3)], rel=1e-5)
+    nothing = box_loss(boxes[:0], objects[:0], 1.0, 5, "positives", kind=kind, decode=decode)
+    assert nothing.item() == 0
+    assert (torch.autograd.grad(nothing, boxes)[0] == 0).all()
 
 
 @pytest.mark.parametrize("normalizer", ["samples", "positives"])

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHeads
 from torchvision.models.detection.roi_heads import fastrcnn_loss
-from torchvision.ops import roi_align, roi_pool
+from torchvision.ops import generalized_box_iou_loss, roi_align, roi_pool
 
-from detector.backbones.box_heads import TwoLayerHead
+from detector.backbones.box_heads import BoxPredictor, TwoLayerHead
+from detector.boxes import decode, encode
 from detector.errors import InputError
 from detector.image_batch import ImageBatch
-from detector.roi_heads import BoxPredictor, RoIConfig, RoIHeads
+from detector.roi_heads import RoIConfig, RoIHeads
 from detector.sampling import GroundTruth, SampledRoIs
 
 NO_BOXES = torch.zeros(0, 4)
@@ -283,6 +284,25 @@ def test_normalisers_of_the_box_loss(normalizer: str, count: int, heads: Heads) 
     assert float(loss) == pytest.approx((0.5 + 0.5 + 10) / count)
 
 
+@pytest.mark.parametrize("class_agnostic", [False, True])
+def test_the_box_loss_of_decoded_boxes(class_agnostic: bool, heads: Heads) -> None:
+    """Deltas are undone at each RoI with their mean and deviation; background and other classes take no part."""
+    units = {"delta_std": [0.1, 0.2, 0.4, 0.5], "delta_mean": [0.0, 0.5, 0.0, 0.1]}
+    roi_heads = heads(class_agnostic=class_agnostic, reg_loss="giou", reg_normalizer="positives", **units)
+    rois = torch.tensor([[10.0, 20.0, 40.0, 60.0], [0.0, 0.0, 9.0, 9.0], [50.0, 10.0, 60.0, 90.0]])
+    objects = torch.tensor([[12.0, 20.0, 45.0, 70.0], [0.0, 0.0, 9.0, 9.0], [45.0, 30.0, 70.0, 80.0]])
+    labels, mean = torch.tensor([2, 0, 1]), torch.tensor(units["delta_mean"])
+    targets = (encode(objects, rois) - mean) / torch.tensor(units["delta_std"])
+    sampled = [SampledRoIs(rois[:2], labels[:2], targets[:2], labels), SampledRoIs(rois[2:], labels[2:], targets[2:],
+               labels)]  # fmt: skip
+    deltas = torch.full((3, 1 if class_agnostic else 3, 4), 9.0)
+    own = torch.tensor([[0.5, 1.0, -0.5, 0.2], [0.0, 0.0, 0.0, 0.0], [1.0, -1.0, 0.3, 0.7]])
+    deltas[[0, 1, 2], [0, 0, 0] if class_agnostic else [1, 0, 0]] = own
+    loss = roi_heads.losses(torch.zeros(3, 4), deltas, sampled)["loss_roi_reg"]
+    boxes = decode(own * torch.tensor(units["delta_std"]) + mean, rois)
+    torch.testing.assert_close(loss, generalized_box_iou_loss(boxes, objects)[[0, 2]].mean(), rtol=1e-5, atol=0)
+
+
 def test_initial_weights_of_the_predictor() -> None:
     torch.manual_seed(0)
     for options, stds in (({}, (0.01, 0.001)), ({"score_init_std": 0.2, "delta_init_std": 0.05}, (0.2, 0.05))):
@@ -341,6 +361,7 @@ def test_losses_equal_torchvisions(heads: Heads) -> None:
         ({"ohem_nms_iou": 7}, r"roi\.ohem_nms_iou: 7 must be in \[0, 1\]"),
         ({"detections_per_image": 0}, r"roi\.detections_per_image: 0 must be >= 1"),
         ({"pooling": "max"}, r"roi\.pooling: 'max' is none of roi_align, .*, roi_pool_floor"),
+        ({"reg_loss": "l2"}, r"roi\.reg_loss: 'l2' is none of smooth_l1, iou, giou, diou, ciou"),
         ({"positive_fraction": 1.5}, r"roi\.positive_fraction: 1.5 must be in \(0, 1\]"),
     ],
 )

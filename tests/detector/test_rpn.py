@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.rpn import RegionProposalNetwork as TorchvisionRPN
-from torchvision.ops import clip_boxes_to_image, nms
+from torchvision.ops import clip_boxes_to_image, generalized_box_iou_loss, nms
 
 from detector.anchors import AnchorConfig
 from detector.boxes import decode, is_inside
@@ -261,6 +261,32 @@ def test_box_loss_by_hand_over_two_images(normalizer: str, count: int) -> None:
     assert float(losses["loss_rpn_reg"]) == pytest.approx((first + second) / count, rel=1e-5)
 
 
+def test_box_loss_of_decoded_boxes_over_two_images() -> None:
+    """The anchors are those of each image's positives, at both levels."""
+    rpn = network(strides=(16, 32), reg_loss="giou", reg_normalizer="positives", best_per_object="one")
+    output = random_output(rpn, 2, (4, 4), (2, 2))
+    boxes = [[18.0, 16.0, 34.0, 32.0], [0.0, 0.0, 16.0, 13.0], [40.0, 9.0, 56.0, 24.0]]
+    own = [truth(boxes[0]), truth(*boxes[1:])]
+    loss = rpn.losses(output, image_batch((64, 64), (64, 64)), own, "drop")["loss_rpn_reg"]
+    anchors, deltas = torch.cat(output.anchors), torch.cat(output.deltas, dim=1)
+    places = [(0, 5), (1, 0), (1, 17)]
+    predicted = [
+        BoxCoder((1.0,) * 4).decode_single(deltas[place][None], anchors[place[1]][None])[0] for place in places
+    ]
+    expected = generalized_box_iou_loss(torch.stack(predicted), torch.tensor(boxes), reduction="mean")
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+
+
+def test_focal_objectness_of_all_anchors() -> None:
+    """RetinaNet's: all 16 anchors, one of them an object, over the one; an untrained network finds objects rare."""
+    everything = {"samples_per_image": 10**6, "positive_fraction": 1.0}
+    rpn, output = tiled(cls_loss="focal", focal_alpha=0.2, focal_gamma=1.0, **everything)
+    torch.testing.assert_close(rpn.head.objectness.bias.sigmoid(), torch.tensor([0.01]))
+    loss = rpn.losses(output, image_batch((64, 64)), [truth(CELL_5)], "drop")["loss_rpn_cls"]
+    missed = 1 / (1 + exp(3))
+    assert float(loss) == pytest.approx(0.2 * missed * -log(1 - missed) + 15 * 0.8 * 0.5 * LN2, rel=1e-5)
+
+
 def test_locations_of_all_levels_and_images_without_padding() -> None:
     rpn = network(AnchorConfig([1], [0.5, 2]), strides=(16, 32))
     # The paper's images: 600 x 1000 on stride 16 has about 2400. Anchors at a location do not count.
@@ -389,6 +415,10 @@ def test_worked_example() -> None:
         ({"best_per_object": "two"}, r"rpn\.best_per_object: 'two' is none of true, false, one"),
         ({"nms_iou": 1.5}, r"rpn\.nms_iou: 1.5 must be in \[0, 1\]"),
         ({"min_side": -1.0}, r"rpn\.min_side: -1.0 must be >= 0"),
+        ({"cls_loss": "ce"}, r"rpn\.cls_loss: 'ce' is none of bce, focal"),
+        ({"focal_alpha": 2}, r"rpn\.focal_alpha: 2 must be in \[0, 1\]"),
+        ({"reg_loss": "l2"}, r"rpn\.reg_loss: 'l2' is none of smooth_l1, iou, giou, diou, ciou"),
+        ({"cls_loss": "focal", "objectness": "softmax"}, r"rpn\.cls_loss: focal .* needs rpn\.objectness sigmoid$"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
