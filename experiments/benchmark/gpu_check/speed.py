@@ -27,6 +27,7 @@ from experiments.benchmark.measuring import (
     device_name,
     median_parts_in_turn,
     median_times,
+    milliseconds,
     peak_memory,
     processor,
     used_memory,
@@ -245,6 +246,28 @@ def trace(bench: Bench, folder: Path) -> Values:
     }
 
 
+def new_sizes(bench: Bench) -> list[Values]:
+    """Return the milliseconds of the first and of the second training step on images of sizes that were not seen yet.
+
+    cuDNN plans each convolution of a new size, in both passes: images of many sizes cost a training these times.
+    """
+    name = list(bench.sizes)[-1]
+    precision = "32-true" if bench.device.type == "cpu" else "bf16-mixed"
+    setting, rows = Setting("train", device=bench.device), []
+    ours, theirs = bench.pair(name)
+    for width in (352, 384, 416) if not bench.quick else (128,):
+        batch = make_images((width - 32, width), 2, OBJECTS, bench.device)
+        row: Values = {"size": f"{name} train, batch 2, {precision}, {width - 32}x{width}"}
+        for who, network, make, images in (
+            ("ours", ours, our_program, batch),
+            ("torchvision", theirs, peer_program, peer_batch(batch)),
+        ):
+            step = make(network.train(), images, precision, setting)  # type: ignore[arg-type]
+            row |= {f"{who}_{nth}_ms": milliseconds(step, bench.device) for nth in ("first", "second")}
+        rows.append(row)
+    return rows
+
+
 def work(record: Record, bench: Bench, until: float, rest: bool) -> None:
     """Do what is still to be done of the list, one after the other, until the time is up; errors are kept."""
     first, later = cases(bench.quick)
@@ -255,6 +278,7 @@ def work(record: Record, bench: Bench, until: float, rest: bool) -> None:
     others: list[tuple[str, Callable[[], Values]]] = [
         ("trace", lambda: trace(bench, record.folder)),
         ("operations", lambda: {"rows": operations(bench)}),
+        ("new sizes", lambda: {"rows": new_sizes(bench)}),
     ]
     longest = 0.0
     for name, task in tasks[:many] + others + tasks[many:]:
@@ -273,8 +297,8 @@ def work(record: Record, bench: Bench, until: float, rest: bool) -> None:
             torch.cuda.empty_cache()
         found["took_s"] = monotonic() - began
         longest = max(longest, 0.7 * found["took_s"])
-        if name == "operations":
-            record.update("speed", operations=found.get("rows") or found)
+        if name in ("operations", "new sizes"):
+            record.update("speed", **{name: found.get("rows") or found})
         elif name == "trace":
             record.update("trace", status="failed" if "error" in found else "done", **found)
             record.update("speed", trace=found.get("trace", "failed"))

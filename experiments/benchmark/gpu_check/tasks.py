@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -80,6 +81,8 @@ def tests(check: Check, seconds: float) -> Values:
     files = sorted(found, reverse=True)[-1 if check.quick else 0 :]  # what compiles for long comes late
     log = check.output / "tests.txt"
     options = ["-m", "gpu", "-vv", "-rfEs", "--tb=short", "--durations=10", "-p", "no:cacheprovider"]
+    if find_spec("xdist") and not check.quick:  # one process takes more than two minutes, mostly of its processor
+        options += ["-n", str(max(1, min(6, available_cores() - 2))), "--dist", "worksteal"]
     environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # read once by a process; for `deterministic`
     if check.accelerator == "cpu":
         environment["FRCNN_GPU_TESTS_ON"] = "cpu"
@@ -106,6 +109,7 @@ def training(check: Check, seconds: float) -> Values:
         workers = max(1, min(12, available_cores() - 2))
         options = ["--data.root", root, "--data.num_workers", workers, "--trainer.check_val_every_n_epoch", 8]
         options += ["--data.batch_size", 8, "--model.optimizer.lr", 0.00042]  # that of 4 images, times a root of 2
+        options += ["--model.image.pad_multiple", 128]  # few sizes: a GPU's first step at each takes a second or more
         options += ["--model.backbone.weights", _weights(check)]
     options += ["--trainer.max_epochs", epochs, "--seed_everything", 0, "--run_name", "gpu_check"]
     fit = ["experiments.cli", "fit", "--config", config, "--runs_dir", check.drafts / "runs", *check.trainer, *options]
