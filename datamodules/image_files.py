@@ -3,44 +3,69 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from glob import glob, has_magic
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
-import torch
-from torch import Tensor
-from torch.utils.data import IterableDataset
+import numpy as np
+from numpy.typing import NDArray
 
-from datamodules.detection_dataset import Target
-from detector.errors import InputError
-from detector.use.reading import SUFFIXES, USUAL, Reading, read_header, read_image
+from detector.errors import InputError, brief
+from detector.use.reading import SUFFIXES, read_header
 
 NOT_READ: Final = (
     *("heic", "heif", "hif", "jxl", "jxr", "svg", "psd", "xcf", "exr", "hdr", "ico", "eps", "wmf", "pcx", "sgi", "dds"),
     *("raw", "dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "pef", "srw"),
 )
 """Suffixes of pictures that the reader cannot read."""
+VIDEOS: Final = ("mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "wmv")
 
 
 @dataclass
 class FoundImages:
-    """The images of a folder by their sorted paths within it, and by such a path why a picture is not among them."""
+    """The images of a folder by their sorted paths within it, and by such a path why a picture is not among them.
+
+    Of a video they are its frames.
+    """
 
     folder: Path
     names: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
+    video: Path | None = None
+
+    def from_number(self, first: int) -> Iterator[Path | NDArray[np.uint8]]:
+        """Yield the paths of the images from a number on; of a video the frames, (H, W, 3) RGB."""
+        if self.video is None:
+            yield from (self.folder / name for name in islice(self.names, first, None))
+            return
+        import cv2
+
+        frames = cv2.VideoCapture(str(self.video))
+        for number in range(len(self.names)):
+            if not frames.grab():
+                return
+            if number >= first:
+                yield np.ascontiguousarray(frames.retrieve()[1][:, :, ::-1])
 
 
 def find_images(path: str | Path, ignore: Callable[[Path], bool] = lambda _: False) -> FoundImages:
-    """Find a file, or all images of a folder and its subfolders, also those that are linked.
+    """Find images: a file; all of a folder and its subfolders, also those that are linked; frames of a video.
 
-    Those to ignore are none to be found, such as pictures that were drawn earlier.
+    The path may also be a pattern such as `photos/**/*.png`, or a text file with a path in each line. Those to ignore
+    are none to be found, such as pictures that were drawn earlier.
 
     Raises:
         InputError: Nothing there, or no image.
     """
     path = Path(path)
     if path.is_file():
-        return FoundImages(path.parent, [path.name])
+        suffix = path.suffix.lower().removeprefix(".")
+        if suffix in VIDEOS:
+            return _frames(path)
+        return _listed(path) if suffix == "txt" else FoundImages(path.parent, [path.name])
+    if not path.is_dir() and has_magic(str(path)):
+        return _of_paths([Path(one) for one in sorted(glob(str(path), recursive=True)) if Path(one).is_file()], path)
     if not path.is_dir():
         raise InputError(f"{path}: no such image file or folder")
     found = FoundImages(path)
@@ -60,6 +85,32 @@ def find_images(path: str | Path, ignore: Callable[[Path], bool] = lambda _: Fal
     if not found.names and not found.left_out:
         raise InputError(f"{path}: holds no image ({', '.join(SUFFIXES)})")
     return found
+
+
+def _frames(video: Path) -> FoundImages:
+    import cv2
+
+    count = int(cv2.VideoCapture(str(video)).get(cv2.CAP_PROP_FRAME_COUNT))
+    if count < 1:
+        raise InputError(f"{video}: is no video that can be read")
+    return FoundImages(video.parent, [f"{video.stem}/{number:06d}.jpg" for number in range(1, count + 1)], video=video)
+
+
+def _listed(file: Path) -> FoundImages:
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: is no list of images, a path in each line ({brief(error)})") from error
+    return _of_paths([file.parent / line for line in lines if line], file)
+
+
+def _of_paths(paths: Sequence[Path], source: Path) -> FoundImages:
+    """Return files by their names below the folder that all of them are in, each once."""
+    if not paths:
+        raise InputError(f"{source}: no such image file or folder")
+    every = list(dict.fromkeys(Path(os.path.abspath(path)) for path in paths))
+    folder = Path(os.path.commonpath([path.parent for path in every]))
+    return FoundImages(folder, [str(path.relative_to(folder)) for path in every])
 
 
 def _files(folder: Path, left_out: dict[str, str]) -> Iterator[Path]:
@@ -85,39 +136,3 @@ def _is_image(file: Path) -> bool:
         return file.is_file() and read_header(file).width > 0
     except InputError:
         return False
-
-
-class ImageFiles(IterableDataset[tuple[Tensor, Target]]):
-    """Image files as samples with an empty target, upright as every viewer shows them.
-
-    Files that cannot be read are passed over.
-
-    Attributes:
-        left_out: By name: why an image was passed over, of those that have been asked for.
-    """
-
-    def __init__(self, folder: Path, names: Sequence[str], reading: Reading = USUAL) -> None:
-        self.folder = folder
-        self.file_names = list(names)
-        self.reading = reading
-        self.left_out: dict[str, str] = {}
-
-    def __len__(self) -> int:
-        return len(self.file_names)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Target]]:
-        """Yield images uint8 (3, H, W) RGB with their targets; `image_id` is the position in `names`."""
-        for index, name in enumerate(self.file_names):
-            try:
-                pixels = read_image(self.folder / name, True, self.reading)
-            except InputError as error:
-                self.left_out[name] = str(error)
-                continue
-            empty = Target(
-                boxes=torch.zeros(0, 4),
-                labels=torch.zeros(0, dtype=torch.int64),
-                difficult=torch.zeros(0, dtype=torch.bool),
-                image_id=torch.tensor(index),
-                file_name=name,
-            )
-            yield torch.from_numpy(pixels).permute(2, 0, 1).contiguous(), empty

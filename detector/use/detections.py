@@ -3,6 +3,7 @@
 import xml.etree.ElementTree as ElementTree  # only builds
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -131,7 +132,7 @@ class Detections:
     def to_voc(self) -> str:
         """Return an annotation in VOC's XML, for labelling tools: whole pixels, counted from 1, last ones included."""
         root = ElementTree.Element("annotation")
-        _add(root, filename=self.file_name or "image.jpg")
+        _add(root, filename=Path(self.file_name).name or "image.jpg")
         _add(ElementTree.SubElement(root, "size"), width=self.size[1], height=self.size[0], depth=3)
         _add(root, segmented=0)
         for found in self:
@@ -143,6 +144,16 @@ class Detections:
             _add(ElementTree.SubElement(node, "bndbox"), **corners)
         ElementTree.indent(root)
         return ElementTree.tostring(root, encoding="unicode") + "\n"
+
+    def to_yolo(self) -> str:
+        """Return a label file of YOLO's: a line for each box, class from 0, centre and sides as shares of the image."""
+        height, width = self.size
+        lines = [
+            f"{label - 1} {(x1 + x2) / 2 / width:.6f} {(y1 + y2) / 2 / height:.6f} "
+            f"{(x2 - x1) / width:.6f} {(y2 - y1) / height:.6f}\n"
+            for (x1, y1, x2, y2), _, label, _ in self
+        ]
+        return "".join(lines)
 
     def to_supervision(self) -> Any:
         """Return the `Detections` of the package supervision; its class ids count from 0, and names come along.

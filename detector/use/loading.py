@@ -19,6 +19,7 @@ from detector.training.lightning_module import FasterRCNNModule
 from detector.use.detections import Detections
 from detector.use.pixels import Picture, pixels_of, several
 from detector.use.reading import USUAL, Reading
+from detector.use.tiles import check_tiles, detect_in_tiles
 
 CHECKPOINTS: Final = ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "last.ckpt", "best.ckpt")
 Item = TypeVar("Item")
@@ -32,15 +33,27 @@ class TrainedDetector:
         module: The network.
         reading: How images are read: as in its training.
         autocast: Type in which layers compute, such as `torch.bfloat16`; None: float32.
+        tile: Sides of the tiles in which larger images are detected; 0: no tiles.
+        tile_overlap: Share of a tile that it has in common with its neighbour.
 
     Attributes:
         class_names: Name of each label, of which the first is 1: `class_names[label]`.
     """
 
-    def __init__(self, module: FasterRCNNModule, reading: Reading, autocast: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        module: FasterRCNNModule,
+        reading: Reading,
+        autocast: torch.dtype | None = None,
+        tile: int = 0,
+        tile_overlap: float = 0.2,
+    ) -> None:
+        if tile:
+            check_tiles(tile, tile_overlap)
         self.module = module.eval()
         self.reading = reading
         self.autocast = autocast
+        self.tile, self.tile_overlap = tile, tile_overlap
         self.class_names: Mapping[int, str] = dict(enumerate(module.class_names, start=1))
 
     @property
@@ -134,6 +147,13 @@ class TrainedDetector:
 
     def detect(self, pixels: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """Return `boxes`, `labels` and `scores`, on the CPU, of a batch of images, each (3, H, W) uint8 RGB."""
+        if not self.tile or max(max(image.shape[-2:]) for image in pixels) <= self.tile:
+            return self._detect(pixels)
+        config = self.module.model.roi_heads.config
+        options = self.tile, self.tile_overlap, len(pixels), config
+        return [detect_in_tiles(self._detect, image, *options) for image in pixels]
+
+    def _detect(self, pixels: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         device = self.device
         with torch.inference_mode(), torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
             found = self.module([image.to(device, non_blocking=True) for image in pixels])
@@ -148,6 +168,9 @@ def load(
     shortest_sides: Sequence[int] | None = None,
     bit_depth: int | None = None,
     max_pixels: int = USUAL.max_pixels,
+    autocast: torch.dtype | None = None,
+    tile: int = 0,
+    tile_overlap: float = 0.2,
 ) -> TrainedDetector:
     """Load a trained detector.
 
@@ -163,21 +186,30 @@ def load(
         shortest_sides: Detect at several sizes, and merge.
         bit_depth: Bits of the values in 16-bit images; by default those of the training.
         max_pixels: Images with more pixels are refused, before they are decoded.
+        autocast: Type in which layers compute, such as `torch.bfloat16`; by default float32.
+        tile: Detect in larger images tile by tile, each so many pixels high and wide, and merge.
+        tile_overlap: Share of a tile that it has in common with its neighbour; objects should not be larger.
 
     Raises:
         InputError: There is no such checkpoint or device, or the checkpoint is damaged or not one of `frcnn fit`.
     """
-    module = FasterRCNNModule.from_checkpoint(_checkpoint(Path(path)))
+    module = FasterRCNNModule.from_checkpoint(checkpoint_of(path))
     if flip or shortest_sides:
         image = module.model.image_config
         sides = list(shortest_sides or image.test_shortest_sides)
         module.model.image_config = replace(image, test_flip=flip or image.test_flip, test_shortest_sides=sides)
     reading = Reading(module.bit_depth if bit_depth is None else bit_depth, max_pixels)
-    return TrainedDetector(module, reading).to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    found = TrainedDetector(module, reading, autocast, tile, tile_overlap)
+    return found.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def _checkpoint(path: Path) -> Path:
-    """Return the checkpoint that a path names: of a run's folder the last one."""
+def checkpoint_of(path: str | os.PathLike[str]) -> Path:
+    """Return the checkpoint that a path names: of a run's folder the last one.
+
+    Raises:
+        InputError: The folder has none.
+    """
+    path = Path(path)
     if not path.is_dir():
         return path
     found = next((path / name for name in CHECKPOINTS if (path / name).is_file()), None)

@@ -5,7 +5,8 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,7 +15,7 @@ import numpy as np
 
 from datamodules.ground_truth import SplitTruth
 from detector.errors import InputError, brief, listed, shortened
-from detector.files import write_whole
+from detector.files import replacing
 from detector.metrics.voc_ap import Detections
 from experiments.output import writing
 
@@ -222,24 +223,24 @@ def _devkit_files(folder: Path, class_names: Sequence[str]) -> dict[int, Path]:
     return files
 
 
-def write_devkit_results(results: Sequence[Mapping[str, Any]], class_names: Sequence[str], folder: str | Path) -> None:
+def write_devkit_results(results: Iterable[Mapping[str, Any]], class_names: Sequence[str], folder: str | Path) -> None:
     """Write `comp4_det_test_<class>.txt` for every class, as the VOC devkit reads them: boxes count pixels from 1.
 
     Args:
-        results: Detections as `coco_results` gives them.
+        results: Detections as `coco_results` gives them; no more than one of them is kept in memory.
         class_names: All classes; one without detections gets an empty file.
         folder: Where to; made if it is missing.
     """
-    lines: dict[str, list[str]] = {name: [] for name in class_names}
-    for result in results:
-        x, y, width, height = result["bbox"]
-        box = " ".join(f"{value:.3f}" for value in (x + 1, y + 1, x + width, y + height))
-        stem = os.path.splitext(os.path.basename(result["file_name"]))[0]
-        lines[result["category_name"]].append(f"{stem} {result['score']:.9g} {box}\n")
     target = Path(folder)
-    with writing(f"{target}: devkit files"):
-        for name, text in lines.items():
-            write_whole(target / f"comp4_det_test_{name}.txt", "".join(text).encode())
+    with writing(f"{target}: devkit files"), ExitStack() as opened:
+        target.mkdir(parents=True, exist_ok=True)
+        paths = {name: target / f"comp4_det_test_{name}.txt" for name in class_names}
+        files = {name: opened.enter_context(replacing(path)) for name, path in paths.items()}
+        for result in results:
+            x, y, width, height = result["bbox"]
+            box = " ".join(f"{value:.3f}" for value in (x + 1, y + 1, x + width, y + height))
+            stem = os.path.splitext(os.path.basename(result["file_name"]))[0]
+            files[result["category_name"]].write(f"{stem} {result['score']:.9g} {box}\n".encode())
 
 
 def _is_number(value: object) -> bool:

@@ -81,39 +81,56 @@ class PredictOptions(ScoreOptions):
 
     Images are read as in training, and upright where a camera stored them turned (EXIF): boxes refer to the upright
     image. Of an animation the first picture counts. An image that cannot be read is named and left out, and the exit
-    status is then 1. No file is overwritten but those of an earlier prediction.
+    status is then 1. No file is overwritten but those of an earlier prediction. What is found is kept on disk image by
+    image: the same command goes on where it was stopped or killed.
 
     Args:
-        ckpt_path: Checkpoint of frcnn fit; nothing else of the run is needed.
-        images: An image file, or a folder of them.
-        output: Folder for one annotated image each, and predictions.json.
+        ckpt_path: Checkpoint of frcnn fit, or the folder of its run; nothing else of the run is needed.
+        images: An image, a folder, a pattern in quotes ("photos/**/*.png"), a text file with a path in each line, or a
+            video, of which each frame is an image.
+        output: Folder for what is saved; annotated images keep their folders.
+        save: What is saved: images (annotated), json (predictions.json, COCO results), csv (predictions.csv), devkit
+            (comp4_det_test_<class>.txt), and for labelling voc (Annotations/*.xml) and yolo (labels/*.txt,
+            classes.txt). json, csv and devkit hold all detections, the others those from score_threshold on.
+        classes: Detect these classes alone.
         batch_size: Images at a time.
+        num_workers: Threads that read images while others are detected in.
         accelerator: As Lightning's: auto, cpu, gpu, ...
         precision: As Lightning's: 32-true, bf16-mixed, ..., or auto.
         flip: Also detect on the mirrored image, and merge.
         shortest_sides: Detect at several sizes, and merge: "[480, 600]".
+        tile: Detect in larger images tile by tile, each so many pixels high and wide, and merge: 640.
+        tile_overlap: Share of a tile that it has in common with its neighbour; objects should not be larger.
         data: How images are read.
     """
 
     ckpt_path: str
     images: str
     output: str
+    save: list[Literal["images", "json", "voc", "csv", "devkit", "yolo"]] = field(
+        default_factory=lambda: ["images", "json"]
+    )
+    classes: list[str] | None = None
     batch_size: int = 1
+    num_workers: int = 2
     accelerator: str = "auto"
     precision: str = "32-true"
     flip: bool = False
     shortest_sides: list[int] | None = None
+    tile: int | None = None
+    tile_overlap: float = 0.2
     data: DataOptions = field(default_factory=DataOptions, metadata=some_of("bit_depth", "max_pixels"))
 
     def __post_init__(self) -> None:
-        """Refuse a batch without images."""
+        """Refuse a batch without images, and tiles that cover none."""
         super().__post_init__()
-        check_least(self, batch_size=1)
+        check_least(self, batch_size=1, num_workers=0, tile=16)
 
 
 def check_prediction(options: PredictOptions) -> None:
-    """Refuse a checkpoint that is not there."""
-    check_checkpoint(options.ckpt_path)
+    """Refuse a checkpoint that is not there; of a run's folder it is looked for later."""
+    if not Path(options.ckpt_path).is_dir():
+        check_checkpoint(options.ckpt_path)
 
 
 @dataclass(frozen=True)

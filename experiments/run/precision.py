@@ -74,7 +74,9 @@ def resolve_precision(
         rank_zero_info(f"precision auto: {chosen}, {reason}")
         return chosen
     mixed_float16 = str(precision) in ("16", "16-mixed")
-    computed = "bf16-mixed" if mixed_float16 and _kind(accelerator) == "cpu" else precision  # Lightning says so
+    computed = (
+        "bf16-mixed" if mixed_float16 and accelerator_kind(accelerator) == "cpu" else precision
+    )  # Lightning says so
     say_cost(computed, accelerator, devices, f"{option} auto")
     return precision
 
@@ -92,7 +94,7 @@ def say_range(precision: Any, accelerator: Any, image: ImageConfig) -> None:
     A network of ReLUs without biases makes all its activations as many times greater as its input.
     """
     largest = max((image.pixel_max - mean) / std for mean, std in zip(image.mean, image.std, strict=True))
-    if str(precision) in ("16", "16-mixed") and _kind(accelerator) != "cpu" and largest > LARGE_INPUT:
+    if str(precision) in ("16", "16-mixed") and accelerator_kind(accelerator) != "cpu" and largest > LARGE_INPUT:
         rank_zero_info(
             f"warning: precision {precision} may overflow: the network's input reaches {largest:.0f} (image.pixel_max, "
             "mean, std), and float16 ends at 65504. Safer: bf16-mixed, where it is native, or 32-true"
@@ -107,7 +109,7 @@ def native_precisions(accelerator: str) -> tuple[str, ...]:
 def emulation(precision: Any, accelerator: Any = "auto", devices: Any = "auto") -> str | None:
     """Return why, and at what cost, the device emulates a precision; None where it does not, or nothing is known."""
     dtype = next((dtype for prefix, dtype in _HALF if str(precision).startswith(prefix)), None)
-    kind = _kind(accelerator)
+    kind = accelerator_kind(accelerator)
     if dtype is not None and kind == "cpu" and not _cpu_computes(dtype):
         name = str(dtype).removeprefix("torch.")
         return (
@@ -137,7 +139,7 @@ def slowdown(dtype: torch.dtype) -> float:
 
 def automatic_precision(accelerator: Any = "auto", devices: Any = "auto") -> tuple[str, str]:
     """Return the precision for a device, and why."""
-    kind = _kind(accelerator)
+    kind = accelerator_kind(accelerator)
     if kind == "cpu":
         found = cpu_bfloat16()
         return ("bf16-mixed", f"this CPU has {found}") if found else ("32-true", "this CPU has no bfloat16 arithmetic")
@@ -181,7 +183,7 @@ def _weakest_gpu(devices: Any) -> tuple[tuple[int, int], str]:
         return capability, f"{torch.cuda.get_device_name(weakest)} (compute capability {capability[0]}.{capability[1]})"
 
 
-def _kind(accelerator: Any) -> str:
+def accelerator_kind(accelerator: Any) -> str:
     """Return the accelerator that Lightning will take."""
     gpus = (("mps", MPSAccelerator), ("cuda", CUDAAccelerator))
     if accelerator in ("auto", None):

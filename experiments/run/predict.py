@@ -1,170 +1,197 @@
-"""`frcnn predict`: image files -> annotated images and predictions.json."""
+"""`frcnn predict`: image files -> annotated images, predictions.json, and labels for other tools."""
 
+import hashlib
+import json
+import signal
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
+import numpy as np
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.utilities.exceptions import SIGTERMException
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from datamodules.detection_datamodule import collate
-from datamodules.image_files import ImageFiles, find_images
+import detector
+from datamodules.image_files import FoundImages, find_images
 from detector.errors import InputError, printable
-from detector.files import write_json
-from detector.metrics.coco_results import coco_results
-from detector.training.callbacks.progress import LossProgressBar
-from detector.training.lightning_module import FasterRCNNModule
-from detector.use.drawing import draw_detections, is_saved_picture, save_picture
-from detector.use.reading import Reading
-from experiments.output import counted, writing
+from detector.files import write_whole
+from detector.metrics.class_subset import chosen_classes
+from detector.training.progress_line import watched
+from detector.use.drawing import is_saved_picture, save_picture
+from detector.use.loading import ahead, checkpoint_of, chunks
+from detector.use.pixels import pixels_of
+from experiments.run.checks import check_devkit_names
 from experiments.run.host_memory import keep_freed_memory
 from experiments.run.options import PredictOptions
-from experiments.run.precision import check_precision, resolve_precision
-from experiments.run.prediction_files import PREDICTIONS, check_output, picture_names
+from experiments.run.precision import accelerator_kind, check_precision, resolve_precision
+from experiments.run.prediction_files import JOURNAL, PREDICTIONS, Journal, check_output, picture_names
 
-
-class DrawPredictions(pl.Callback):
-    """Save each image with its detections while predicting, and collect the detections.
-
-    Args:
-        output: Folder for the pictures.
-        names: File names of the images by image id.
-        pictures: File names of their pictures.
-        score_threshold: Detections below are not drawn.
-
-    Attributes:
-        results: Detections so far, as COCO results.
-        done: Images so far.
-        drawn: Detections drawn so far.
-        unsaved: By name of an image: why its picture could not be written.
-    """
-
-    def __init__(self, output: Path, names: Sequence[str], pictures: Sequence[str], score_threshold: float) -> None:
-        self.output = output
-        self.names = names
-        self.pictures = pictures
-        self.score_threshold = score_threshold
-        self.results: list[dict[str, Any]] = []
-        self.done = 0
-        self.drawn = 0
-        self.unsaved: dict[str, str] = {}
-
-    def on_predict_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Draw and collect the images of a batch."""
-        assert isinstance(pl_module, FasterRCNNModule)
-        for image, target, found in zip(*batch, outputs, strict=True):
-            index = int(target["image_id"])
-            arrays = {
-                key: found[plural].float().cpu().numpy() for key, plural in (("score", "scores"), ("box", "boxes"))
-            }
-            arrays["label"] = found["labels"].cpu().numpy()
-            arrays["image_id"] = torch.full((len(found["labels"]),), index).numpy()
-            self.results += coco_results(arrays, self.names, pl_module.class_names)
-            self.done += 1
-            self.drawn += int((found["scores"] >= self.score_threshold).sum())
-            self._save(draw_detections(image, found, pl_module.class_names, self.score_threshold, min_side=400), index)
-        if trainer.received_sigterm:  # which Lightning looks for in trainings and evaluations alone
-            raise SIGTERMException
-
-    def _save(self, picture: Tensor, index: int) -> None:
-        try:
-            save_picture(picture, self.output / self.pictures[index])
-        except OSError as error:
-            self.unsaved[self.names[index]] = f"its picture cannot be written ({error.strerror or error})"
-        except InputError as error:  # it appeared meanwhile
-            self.unsaved[self.names[index]] = str(error)
+AUTOCAST = {"bf16-mixed": torch.bfloat16, "bf16": torch.bfloat16, "16-mixed": torch.float16, "16": torch.float16}
 
 
 def predict(options: PredictOptions) -> int:
-    """Detect objects in a file or in all images of a folder; see `frcnn predict --help`.
+    """Detect objects in images; see `frcnn predict --help`.
 
     Returns:
-        The exit status: 1 if something had to be left out, images that cannot be read or pictures that cannot be
-        written. Each is named on stderr.
+        The exit status: 1 if something had to be left out, images that cannot be read or files that cannot be written.
+        Each is named on stderr.
 
     Raises:
         InputError: A missing or unreadable checkpoint, no image, or an output folder in which something of the user's
             would be overwritten.
     """
-    check_precision(options.precision, "--precision")
     target = Path(options.output)
     found = find_images(options.images, ignore=lambda path: _is_below(path, target) and is_saved_picture(path))
     pictures = picture_names(found.names)
-    module = _detector(options)
-    check_output(target, Path(options.images), found, pictures)
-    bits = module.bit_depth if options.data.bit_depth is None else options.data.bit_depth
-    files = ImageFiles(found.folder, found.names, Reading(bits, options.data.max_pixels))
-    drawing = DrawPredictions(target, found.names, pictures, options.score_threshold)
-    trainer = _trainer(options, drawing)
-    keep_freed_memory(trainer.strategy.root_device)
+    trained = _detector(options)
+    names = list(trained.class_names.values())
+    if options.classes is not None:
+        chosen_classes(options.classes, names)
+    if "devkit" in options.save:
+        check_devkit_names(names)
+    check_output(target, Path(options.images), found, pictures, options.save)
+    keep_freed_memory(trained.device)
+    journal = Journal(target / JOURNAL, _origin(options, found))
+    if journal.next:
+        print(f"going on after {journal.next} of {len(found.names)} images", file=sys.stderr)
     ended = False
     try:
-        loader = DataLoader(files, batch_size=options.batch_size, collate_fn=collate)
-        trainer.predict(module, loader, return_predictions=False)
+        with _stopped_by_sigterm() as check:
+            _detect_all(options, trained, found, pictures, journal, check)
         ended = True
     finally:
-        left_out = found.left_out | files.left_out | drawing.unsaved
-        if ended or drawing.done:
-            with writing(str(target / PREDICTIONS)):
-                write_json(target / PREDICTIONS, drawing.results, indent=None)
+        if ended or journal.done:
+            if "yolo" in options.save:
+                write_whole(target / "classes.txt", "".join(f"{name}\n" for name in names).encode())
+            journal.write(target, options.save, names)
+        journal.close(remove=ended)
+        left_out = found.left_out | {found.names[number]: text for number, text in journal.left_out.items()}
         _say_what_is_left_out(left_out, found.folder)
         if not ended:
-            kept = f"; {PREDICTIONS} holds these" if drawing.done else ""
-            print(f"stopped after {drawing.done} of {counted(len(found.names), 'image')}{kept}", file=sys.stderr)
+            kept = f"; {PREDICTIONS} holds these" if journal.done and "json" in options.save else ""
+            print(f"stopped after {journal.done} of {len(found.names)} images{kept}", file=sys.stderr)
     print(
-        f"{counted(drawing.done, 'image')}, {counted(drawing.drawn, 'detection')} drawn (score >= "
-        f"{options.score_threshold:g}), in {printable(target)}" + (f"; {len(left_out)} left out" if left_out else "")
+        f"{journal.done} images, {journal.drawn} detections drawn (score >= {options.score_threshold:g}), in "
+        f"{printable(target)}" + (f"; {len(left_out)} left out" if left_out else "")
     )
-    if drawing.results and not drawing.drawn:
-        highest = max(one["score"] for one in drawing.results)
-        print(f"the highest score is {highest:.3g}: --score_threshold {highest / 2:.1g} draws something")
+    if journal.highest and not journal.drawn:
+        print(
+            f"the highest score is {journal.highest:.3g}: --score_threshold {journal.highest / 2:.1g} draws something"
+        )
     return int(bool(left_out))
+
+
+def _detect_all(
+    options: PredictOptions,
+    trained: detector.TrainedDetector,
+    found: FoundImages,
+    pictures: Sequence[str],
+    journal: Journal,
+    check: Callable[[], None],
+) -> None:
+    """Detect in all images that are not in the journal yet, and write what is found in each."""
+
+    def read(image: Path | NDArray[np.uint8]) -> Tensor | InputError:
+        try:
+            return pixels_of(image, trained.reading)
+        except InputError as error:
+            return error
+
+    first, total = journal.next, len(found.names) - journal.next
+    images = ahead(read, found.from_number(first), options.num_workers)
+    numbers = iter(range(first, len(found.names)))
+    for batch in chunks(watched(images, total, "prediction", "images"), options.batch_size):
+        readable = [image for image in batch if isinstance(image, Tensor)]
+        results = iter(trained.detect(readable) if readable else [])
+        for image in batch:
+            number = next(numbers)
+            if isinstance(image, InputError):
+                journal.add(number, None, missing=str(image))
+                continue
+            one = replace(trained.detections(next(results), image, image), file_name=found.names[number])
+            one = one if options.classes is None else one.of(*options.classes)
+            drawn = one.above(options.score_threshold)
+            missing = _save(options, drawn, pictures[number])
+            journal.add(number, one.to_coco(number), len(drawn), missing)
+        check()
+
+
+def _save(options: PredictOptions, found: detector.Detections, picture: str) -> str:
+    """Write the files of one image, and return what went wrong."""
+    target = Path(options.output)
+    try:
+        if "images" in options.save:
+            save_picture(found.drawn(0.0), target / picture)
+        if "voc" in options.save:
+            write_whole((target / "Annotations" / picture).with_suffix(".xml"), found.to_voc().encode())
+        if "yolo" in options.save:
+            write_whole((target / "labels" / picture).with_suffix(".txt"), found.to_yolo().encode())
+    except OSError as error:
+        return f"its picture cannot be written ({error.strerror or error})"
+    except ValueError as error:  # a file appeared meanwhile, or a name that no XML can hold
+        return str(error)
+    return ""
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[Callable[[], None]]:
+    """Give a function that ends the process, with the status of shells, if SIGTERM has come: between two batches."""
+    came: list[int] = []
+
+    def check() -> None:
+        if came:
+            raise SystemExit(128 + signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _origin(options: PredictOptions, found: FoundImages) -> Mapping[str, Any]:
+    """Return what must be the same where a prediction goes on: the images, and all options that results depend on."""
+    given = asdict(options)
+    for name in ("output", "batch_size", "num_workers", "accelerator"):
+        del given[name]
+    digest = hashlib.sha256("\0".join(found.names).encode(errors="surrogateescape")).hexdigest()
+    checkpoint = checkpoint_of(options.ckpt_path).stat()
+    changed = [checkpoint.st_size, checkpoint.st_mtime_ns]
+    return json.loads(json.dumps({"frcnn predict": given, "checkpoint": changed, "images": digest}))  # type: ignore[no-any-return]
 
 
 def _is_below(path: Path, folder: Path) -> bool:
     return path.resolve().is_relative_to(folder.resolve())
 
 
-def _detector(options: PredictOptions) -> FasterRCNNModule:
-    module = FasterRCNNModule.from_checkpoint(options.ckpt_path)
-    if options.flip or options.shortest_sides:
-        image = module.model.image_config
-        module.model.image_config = replace(
-            image,
-            test_flip=options.flip or image.test_flip,
-            test_shortest_sides=options.shortest_sides or image.test_shortest_sides,
-        )
-    return module
-
-
-def _trainer(options: PredictOptions, drawing: DrawPredictions) -> pl.Trainer:
-    try:
-        return pl.Trainer(
-            accelerator=options.accelerator,
-            devices=1,
-            precision=resolve_precision(options.precision, options.accelerator, 1, option="--precision"),
-            logger=False,
-            enable_checkpointing=False,
-            callbacks=[LossProgressBar(), drawing],
-            enable_model_summary=False,
-            inference_mode=True,
-        )
-    except (ValueError, MisconfigurationException) as error:
-        raise InputError(f"--accelerator {options.accelerator} and --precision {options.precision}: {error}") from error
+def _detector(options: PredictOptions) -> detector.TrainedDetector:
+    check_precision(options.precision, "--precision")
+    device = accelerator_kind(options.accelerator)
+    precision = str(resolve_precision(options.precision, options.accelerator, 1, option="--precision"))
+    if precision not in AUTOCAST and precision not in ("32", "32-true"):
+        raise InputError(f"--precision {precision}: there are 32-true, bf16-mixed, 16-mixed and auto")
+    autocast = AUTOCAST.get(precision)
+    if autocast == torch.float16 and device == "cpu":
+        autocast = torch.bfloat16  # as Lightning
+    return detector.load(
+        options.ckpt_path,
+        device,
+        flip=options.flip,
+        shortest_sides=options.shortest_sides,
+        bit_depth=options.data.bit_depth,
+        max_pixels=options.data.max_pixels,
+        autocast=autocast,
+        tile=options.tile or 0,
+        tile_overlap=options.tile_overlap,
+    )
 
 
 def _say_what_is_left_out(left_out: Mapping[str, str], folder: Path) -> None:

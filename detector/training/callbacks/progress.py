@@ -80,7 +80,7 @@ class LossProgressBar(ProgressBar):
         self._evaluated_since = time.monotonic()
         self._batches.clear()
 
-    on_sanity_check_start = on_test_start = on_predict_start = on_validation_start
+    on_sanity_check_start = on_test_start = on_validation_start
 
     def on_validation_batch_end(
         self,
@@ -99,13 +99,12 @@ class LossProgressBar(ProgressBar):
                 "sanity_check": ("sanity check", trainer.num_sanity_val_batches),
                 "validate": ("validation", trainer.num_val_batches),
                 "test": ("test", trainer.num_test_batches),
-                "predict": ("prediction", trainer.num_predict_batches),
             }[trainer.state.stage.value]
             done, total = batch_idx + 1, sum(batches) if isinstance(batches, list) else batches
             left = time_left(time.monotonic() - self._evaluated_since, done, total)
             self._line.show([f"{what} {done}/{total}", left, *self._rate()], done / total)
 
-    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+    on_test_batch_end = on_validation_batch_end
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the line of a validation within a training."""

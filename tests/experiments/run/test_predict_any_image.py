@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from detector import TrainedDetector
 from detector.training.callbacks.detection_images import DetectionImages
 from detector.use import drawing
 from detector.use.drawing import draw_boxes
@@ -96,22 +97,24 @@ def test_a_crash_and_ctrl_c_leave_what_is_done(run, photo, tmp_path, monkeypatch
     folder.mkdir()
     for number in range(3):
         shutil.copy(photo, folder / f"{number}.jpg")
-    original = predict_module.DrawPredictions.on_predict_batch_end
+    original = TrainedDetector.detect
 
     def stops(error: BaseException) -> None:
-        def hook(self, trainer, pl_module, outputs, batch, batch_idx, dataloader_idx=0):
-            if batch_idx == 2:
-                raise error
-            original(self, trainer, pl_module, outputs, batch, batch_idx)
+        left = iter([None, None, error])
 
-        monkeypatch.setattr(predict_module.DrawPredictions, "on_predict_batch_end", hook)
+        def detect(self, pixels):
+            if (raised := next(left)) is not None:
+                raise raised
+            return original(self, pixels)
+
+        monkeypatch.setattr(TrainedDetector, "detect", detect)
 
     stops(RuntimeError("out of memory"))
     with pytest.raises(RuntimeError, match="out of memory"):
         run(folder, output="crashed")
     stops(KeyboardInterrupt())
     result = run(folder, output="interrupted")
-    assert result.code == 1
+    assert result.code == 128 + signal.SIGINT
     assert "stopped after 2 of 3 images; predictions.json holds these" in result.err
     for output in ("crashed", "interrupted"):
         assert {entry["file_name"] for entry in entries(tmp_path / output)} == {"0.jpg", "1.jpg"}
