@@ -4,9 +4,10 @@ A anchors per location, L levels, N all anchors of an image. Within a level anch
 location in the order of the config, which is the order in which the RPN head's output is flattened.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +26,8 @@ class AnchorConfig:
         scales: Square roots of the anchors' areas in units of `base_size`: one list for all levels, or one list per
             level (a list of lists, fine to coarse). The paper: [8, 16, 32], that is 128, 256 and 512 pixels after
             resizing.
-        aspect_ratios: Height / width, at equal area. The paper: [0.5, 1, 2].
+        aspect_ratios: Height / width, at equal area: one list for all levels, or one list per level. All levels need
+            equally many anchors per location, since they share the RPN's head. The paper: [0.5, 1, 2].
         base_size: Pixels of scale 1.
         center_offset: Centre of the first anchor, in pixels from the corner of the image: `zero` (torchvision,
             detectron2), `half_stride` (py-faster-rcnn in continuous coordinates: its inclusive base box (0, 0, 15, 15)
@@ -40,40 +42,75 @@ class AnchorConfig:
             (torchvision, detectron2).
         order: Which of the two varies slowest within a location: `ratio_major` (py-faster-rcnn and torchvision) or
             `scale_major`.
+        sizes: Widths and heights in pixels after resizing, instead of scales x aspect_ratios, such as [[37, 52], [90,
+            40]]: one list for all levels, or one list per level (YOLOv2 and v3 take theirs from k-means).
     """
 
     scales: list[float] | list[list[float]] = field(default_factory=lambda: [8.0, 16.0, 32.0])
-    aspect_ratios: list[float] = field(default_factory=lambda: [0.5, 1.0, 2.0])
+    aspect_ratios: list[float] | list[list[float]] = field(default_factory=lambda: [0.5, 1.0, 2.0])
     base_size: float = 16.0
     center_offset: Literal["zero", "half_stride", "half_stride_minus_half"] = "half_stride"
     spacing: Literal["stride", "fitted"] = "stride"
     rounding: Literal["none", "nearest", "base_sides"] = "none"
     straddling: Literal["drop", "keep"] = "drop"
     order: Literal["ratio_major", "scale_major"] = "ratio_major"
+    sizes: list[list[float]] | list[list[list[float]]] | None = None
 
     def __post_init__(self) -> None:
-        scales = [s for group in self.scales for s in (group if isinstance(group, Sequence) else [group])]
-        for key, values in (("scales", scales), ("aspect_ratios", list(self.aspect_ratios))):
+        scales, ratios = _numbers(self.scales), _numbers(self.aspect_ratios)
+        for key, values in (("scales", scales), ("aspect_ratios", ratios)):
             if not values or min(values) <= 0:
                 raise InputError(f"anchors.{key}: {getattr(self, key)} must be a list of positive numbers")
-        if len(scales) * len(self.aspect_ratios) > MOST_SHAPES:
+        if self.sizes is not None:
+            levels: Any = self.sizes if self.is_per_level("sizes") else [self.sizes]
+            pairs = [_numbers([size]) for level in levels for size in level]
+            if not all(levels) or not all(len(pair) == 2 and min(pair) > 0 for pair in pairs):
+                raise InputError(
+                    f"anchors.sizes: {self.sizes} must be a list of [width, height] in pixels, or one list per level"
+                )
+            if len(pairs) > MOST_SHAPES:
+                raise InputError(f"anchors.sizes: {len(pairs)} of them; at most {MOST_SHAPES} shapes")
+        if len(scales) * len(ratios) > MOST_SHAPES:
             raise InputError(
-                f"anchors: {len(scales)} scales x {len(self.aspect_ratios)} aspect_ratios; at most {MOST_SHAPES} shapes"
+                f"anchors: {len(scales)} scales x {len(ratios)} aspect_ratios; at most {MOST_SHAPES} shapes"
             )
         check_numbers("anchors", self, {"(0, inf]": "base_size"})
         check_choices("anchors", self)
 
     def shapes_of_level(self, level: int) -> list[tuple[float, float]]:
-        """Return (scale, aspect ratio) of the anchors of a location of one feature level, in their order."""
-        scales, ratios = self.scales_of_level(level), self.aspect_ratios
+        """Return (scale, aspect ratio) of the anchors of a location of one feature level, in their order.
+
+        Anchors that are given by their sizes have no scale: it is nan.
+        """
+        if self.sizes is not None:
+            return [(math.nan, round(height / width, 4)) for width, height in self.of_level("sizes", level)]
+        scales, ratios = self.of_level("scales", level), self.of_level("aspect_ratios", level)
         if self.order == "ratio_major":
             return [(scale, ratio) for ratio in ratios for scale in scales]
         return [(scale, ratio) for scale in scales for ratio in ratios]
 
-    def scales_of_level(self, level: int) -> list[float]:
-        """Return the scales at one feature level."""
-        first = self.scales[0]
-        return list(self.scales[level]) if isinstance(first, list) else list(self.scales)  # type: ignore[arg-type]
+    def of_level(self, key: str, level: int) -> list[Any]:
+        """Return the scales, aspect_ratios or sizes, whichever is named, of one feature level."""
+        values = getattr(self, key)
+        return list(values[level] if self.is_per_level(key) else values)
+
+    def is_per_level(self, key: str) -> bool:
+        """Return whether scales, aspect_ratios or sizes, whichever is named, are listed per level."""
+        first: Any = getattr(self, key)
+        for _ in range(2 if key == "sizes" else 1):
+            first = first[0] if isinstance(first, list) and first else None
+        return isinstance(first, list)
+
+    def names_of_level(self, level: int) -> list[str]:
+        """Return the names of the anchors of a location of one feature level, such as scale8_ratio0.5 or 37x52."""
+        if self.sizes is not None:
+            return [f"{width:g}x{height:g}" for width, height in self.of_level("sizes", level)]
+        return [f"scale{scale:g}_ratio{ratio:g}" for scale, ratio in self.shapes_of_level(level)]
+
+
+def _numbers(values: Any) -> list[float]:
+    """Return the numbers of nested lists in one list."""
+    return [n for value in values for n in (_numbers(value) if isinstance(value, Sequence) else [value])]
 
 
 def base_anchors(config: AnchorConfig, level: int = 0) -> Tensor:
@@ -81,15 +118,18 @@ def base_anchors(config: AnchorConfig, level: int = 0) -> Tensor:
 
     Up to rounding, width = side / sqrt(ratio) and height = side * sqrt(ratio).
     """
-    scales = torch.tensor(config.scales_of_level(level), dtype=torch.float64)
-    ratios = torch.tensor(config.aspect_ratios, dtype=torch.float64)
-    widths, heights = config.base_size / ratios.sqrt(), config.base_size * ratios.sqrt()
-    if config.rounding == "base_sides":
-        widths = widths.round()
-        heights = (widths * ratios).round()
-    sides = torch.stack((widths, heights), dim=1)[:, None] * scales[None, :, None]  # (ratios, scales, 2)
-    if config.order == "scale_major":
-        sides = sides.transpose(0, 1)
+    if config.sizes is not None:
+        sides = torch.tensor(config.of_level("sizes", level), dtype=torch.float64)
+    else:
+        scales = torch.tensor(config.of_level("scales", level), dtype=torch.float64)
+        ratios = torch.tensor(config.of_level("aspect_ratios", level), dtype=torch.float64)
+        widths, heights = config.base_size / ratios.sqrt(), config.base_size * ratios.sqrt()
+        if config.rounding == "base_sides":
+            widths = widths.round()
+            heights = (widths * ratios).round()
+        sides = torch.stack((widths, heights), dim=1)[:, None] * scales[None, :, None]  # (ratios, scales, 2)
+        if config.order == "scale_major":
+            sides = sides.transpose(0, 1)
     corners = sides.reshape(-1, 2) / 2
     if config.rounding == "nearest":
         corners = corners.round()
@@ -109,18 +149,22 @@ class AnchorGenerator:
     """Of the anchors that are kept; those of the size used last are kept in any case."""
 
     def __init__(self, config: AnchorConfig, strides: Sequence[int]) -> None:
-        if isinstance(config.scales[0], list) and len(config.scales) != len(strides):
-            raise InputError(
-                f"anchors.scales: {len(config.scales)} lists for {len(strides)} levels of strides {tuple(strides)}; "
-                "give one list per level, or one list for all"
-            )
+        keys = ["scales", "aspect_ratios"] if config.sizes is None else ["sizes"]
+        per_level = [key for key in keys if config.is_per_level(key)]
+        for key in per_level:
+            if len(getattr(config, key)) != len(strides):
+                raise InputError(
+                    f"anchors.{key}: {len(getattr(config, key))} lists for {len(strides)} levels of strides "
+                    f"{tuple(strides)}; give one list per level, or one list for all"
+                )
         self.config = config
         self.strides = tuple(strides)
         self.cells = [base_anchors(config, level) for level in range(len(strides))]
         counts = {len(cell) for cell in self.cells}
         if len(counts) > 1:
             raise InputError(
-                f"anchors.scales: levels have {sorted(counts)} anchors per location; the RPN head needs equal numbers"
+                f"anchors.{per_level[0]}: levels have {sorted(counts)} anchors per location; "
+                "the RPN head needs equal numbers"
             )
         self.anchors_per_location = len(self.cells[0])
         self._cache: dict[tuple[object, ...], list[Tensor]] = {}

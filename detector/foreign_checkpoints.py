@@ -27,7 +27,7 @@ from detector.training.finite import check_finite
 from detector.translated import KEY, Predictor, Translated, adapt_predictor
 from detector.use.class_names import VOC_CLASSES
 
-ANCHORS = "anchors per location (anchors.scales x anchors.aspect_ratios)"
+ANCHORS = "anchors per location (anchors.scales x anchors.aspect_ratios, or anchors.sizes)"
 
 # The ids 1 to 90 of COCO's 80 classes; the others were never used.
 _CATEGORIES: list[str] = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
@@ -223,7 +223,8 @@ def _adapt_anchors(tensors: dict[str, Tensor], model: FasterRCNN) -> None:
     if "rpn.head.deltas.weight" not in tensors:  # those of other numbers of anchors
         return
     anchors = model.rpn.anchor_generator.config
-    shape = (len(anchors.aspect_ratios), len(anchors.scales_of_level(0)))
+    ratios = len(anchors.of_level("aspect_ratios", 0)) if anchors.sizes is None else 1  # sizes keep their order
+    shape = (ratios, model.rpn.anchor_generator.anchors_per_location // ratios)
     for kind in ("weight", "bias"):
         scores = tensors[f"rpn.head.objectness.{kind}"].unflatten(0, (math.prod(shape), -1))  # (A, 1 or 2, ...)
         if model.rpn.head.softmax and scores.shape[1] == 1:

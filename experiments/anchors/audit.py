@@ -66,7 +66,7 @@ class AnchorAudit:
 
     Attributes:
         level, stride: Feature level, counted from 0, and its pixels per cell.
-        scale, aspect_ratio: As configured; aspect ratio is height / width.
+        scale, aspect_ratio: As configured; aspect ratio is height / width; scale is nan where sizes are configured.
         width, height: Sides in pixels of the resized image.
         legal_share: Share of all locations of all images at which it does not cross the border.
         images_without: Images with no such location, at none of the sizes that they are trained at.
@@ -88,10 +88,10 @@ class AnchorAudit:
     @property
     def name(self) -> str:
         """Return scale, ratio, sides and stride, for messages."""
-        return (
-            f"scale {self.scale:g}, ratio {self.aspect_ratio:g} ({self.width:.0f} x {self.height:.0f} pixels, "
-            f"stride {self.stride})"
-        )
+        where = f"{self.width:.0f} x {self.height:.0f} pixels, stride {self.stride}"
+        if math.isnan(self.scale):
+            return where
+        return f"scale {self.scale:g}, ratio {self.aspect_ratio:g} ({where})"
 
 
 @dataclass(frozen=True)

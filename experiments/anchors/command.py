@@ -87,7 +87,7 @@ def _anchor_lines(result: AuditResult) -> list[str]:
         sides = f"{anchor.width:.0f} x {anchor.height:.0f}"
         shares = f"{percent(anchor.best_match_share):>10}   {percent(anchor.positive_share):>9}"
         lines.append(
-            f"{anchor.stride:6}  {anchor.scale:6g}  {anchor.aspect_ratio:6g}   {sides:>14}   "
+            f"{anchor.stride:6}  {number(anchor.scale, '6.6g')}  {anchor.aspect_ratio:6g}   {sides:>14}   "
             f"{percent(anchor.legal_share)}   {anchor.images_without:8} images   {shares}"
         )
     rule = "trained only there" if result.straddling == "drop" else "trained elsewhere, too"

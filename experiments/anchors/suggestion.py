@@ -38,7 +38,7 @@ class Suggestion:
     """
 
     scales: list[Any]
-    aspect_ratios: list[float]
+    aspect_ratios: list[Any]
     options: str
     folds: int
     given_mean_best_iou: float
@@ -64,8 +64,10 @@ def suggest_anchors(
         folds: At most; fewer where fewer images have objects.
 
     Raises:
-        InputError: Fewer than two images with objects.
+        InputError: Fewer than two images with objects, or anchors of another structure.
     """
+    if given.sizes is not None or given.is_per_level("aspect_ratios"):
+        raise InputError("--suggest: is for anchors of scales and one list of aspect_ratios, without anchors.sizes")
     rng = np.random.default_rng(0)
     images = rng.permutation(np.unique(views[0].image))
     folds = min(folds, len(images))

@@ -103,10 +103,10 @@ def with_scales(config: AnchorConfig, number: int) -> AnchorConfig:
     if isinstance(config.scales[0], list):
         octave = [2 ** (step / number) for step in range(number)]
         levels = range(len(config.scales))
-        scales = [[config.scales_of_level(level)[0] * factor for factor in octave] for level in levels]
+        scales = [[config.of_level("scales", level)[0] * factor for factor in octave] for level in levels]
     else:
         scales = [32 * 16 ** (step / (number - 1)) / config.base_size for step in range(number)]
-    return replace(config, scales=scales, aspect_ratios=list(RATIOS))
+    return replace(config, scales=scales, aspect_ratios=list(RATIOS), sizes=None)
 
 
 def growth(title: str, cases: Sequence[Case], sweep: Sweep) -> str:

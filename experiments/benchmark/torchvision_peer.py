@@ -41,7 +41,9 @@ def build_peer(ours: FasterRCNN, backbone: BackboneConfig) -> nn.Module:
     trunk, box_head = _network(ours, backbone)
     levels, pool_size = len(ours.backbone.strides), ours.roi_heads.box_head.pool_size
     rpn, roi, image = ours.rpn.config, ours.roi_heads.config, ours.image_config
+    anchors = ours.rpn.anchor_generator.config
     for key, value, impossible in (
+        ("anchors.sizes", anchors.sizes, anchors.sizes is not None),
         ("rpn.objectness", rpn.objectness, rpn.objectness == "softmax"),
         ("rpn.cls_loss", rpn.cls_loss, rpn.cls_loss != "bce"),
         ("rpn.reg_loss", rpn.reg_loss, rpn.reg_loss != "smooth_l1"),
@@ -51,8 +53,8 @@ def build_peer(ours: FasterRCNN, backbone: BackboneConfig) -> nn.Module:
     ):
         if impossible:
             raise InputError(f"--peer torchvision: its detector has no --model.{key} {value}; give --peer none")
-    anchors = ours.rpn.anchor_generator.config
-    sizes = [tuple(anchors.base_size * scale for scale in anchors.scales_of_level(level)) for level in range(levels)]
+    sizes = [tuple(anchors.base_size * scale for scale in anchors.of_level("scales", level)) for level in range(levels)]
+    ratios = tuple(tuple(anchors.of_level("aspect_ratios", level)) for level in range(levels))
     names = [str(level) for level in range(len(ours.backbone.roi_strides))]
     peer: nn.Module = detection.FasterRCNN(
         trunk,
@@ -60,7 +62,7 @@ def build_peer(ours: FasterRCNN, backbone: BackboneConfig) -> nn.Module:
         max_size=image.longest_side,
         image_mean=image.mean,
         image_std=image.std,
-        rpn_anchor_generator=AnchorGenerator(tuple(sizes), (tuple(anchors.aspect_ratios),) * levels),
+        rpn_anchor_generator=AnchorGenerator(tuple(sizes), ratios),
         rpn_pre_nms_top_n_train=rpn.pre_nms_train,
         rpn_pre_nms_top_n_test=rpn.pre_nms_test,
         rpn_post_nms_top_n_train=rpn.post_nms_train,
@@ -130,7 +132,7 @@ def peer_batch(batch: Batch) -> Batch:
 def _copy_weights(ours: FasterRCNN, peer: nn.Module) -> None:
     """Copy all of ours, and zeros for the boxes of the background, which only torchvision predicts."""
     state = ours.state_dict()
-    shapes = len(ours.rpn.anchor_generator.config.aspect_ratios)
+    shapes = len(ours.rpn.anchor_generator.config.of_level("aspect_ratios", 0))
     if ours.rpn.anchor_generator.config.order == "scale_major" and shapes > 1:
         raise InputError("--peer torchvision: its anchors are ordered as --model.anchors.order ratio_major has them")
     with torch.no_grad():

@@ -302,9 +302,9 @@ def _audits(grid: RunsFolder, notes: list[str]) -> dict[str, tuple[AuditInput, A
 
 def _anchors(given: AuditInput, result: AuditResult) -> dict[str, Any]:
     dead = [warning for warning in result.warnings if "dead anchor: " in warning]
+    keys = ["scales", "aspect_ratios"] if given.anchors.sizes is None else ["sizes"]
     return {
-        "scales": given.anchors.scales,
-        "aspect_ratios": given.anchors.aspect_ratios,
+        **{key: getattr(given.anchors, key) for key in keys},
         "shapes": len(result.anchors),
         "dead": sum(warning.startswith("dead") for warning in dead),
         "nearly_dead": sum(warning.startswith("nearly") for warning in dead),

@@ -103,6 +103,27 @@ def test_one_list_per_level() -> None:
     assert coarse.tolist() == [[-8, -8, 24, 24], [-16, -16, 32, 32], [8, -8, 40, 24], [0, -16, 48, 32]]
 
 
+def test_ratios_per_level_with_other_numbers_of_scales() -> None:
+    config = AnchorConfig([[2, 3], [8]], [[1], [0.25, 4]], base_size=4, center_offset="zero")
+    fine, coarse = AnchorGenerator(config, (4, 16))([(1, 1), (1, 1)], CPU)
+    assert fine.tolist() == [[-4, -4, 4, 4], [-6, -6, 6, 6]]
+    assert coarse.tolist() == [[-32, -8, 32, 8], [-8, -32, 8, 32]]  # height / width
+    assert config.names_of_level(1) == ["scale8_ratio0.25", "scale8_ratio4"]
+
+
+def test_free_sizes_for_all_levels_or_per_level() -> None:
+    config = AnchorConfig(sizes=[[10, 4], [3, 6]], center_offset="zero", order="scale_major")
+    fine, coarse = AnchorGenerator(config, (4, 16))([(1, 2), (1, 1)], CPU)
+    assert fine.tolist() == [[-5, -2, 5, 2], [-1.5, -3, 1.5, 3], [-1, -2, 9, 2], [2.5, -3, 5.5, 3]]
+    assert coarse.tolist() == fine[:2].tolist()
+    config = AnchorConfig(sizes=[[[10, 4]], [[7, 9.5]]], center_offset="zero", rounding="nearest")
+    fine, coarse = AnchorGenerator(config, (4, 16))([(1, 1), (1, 1)], CPU)
+    assert (fine.tolist(), coarse.tolist()) == ([[-5, -2, 5, 2]], [[-4, -5, 4, 5]])
+    assert config.names_of_level(1) == ["7x9.5"]
+    ((scale, ratio),) = config.shapes_of_level(1)
+    assert (str(scale), ratio) == ("nan", 1.3571)
+
+
 def test_one_list_serves_all_levels() -> None:
     fine, coarse = AnchorGenerator(AnchorConfig([2], [1], base_size=4), (4, 16))([(1, 1), (1, 1)], CPU)
     assert fine.tolist() == [[-2, -2, 6, 6]]
@@ -114,6 +135,16 @@ def test_wrong_numbers_are_named() -> None:
         AnchorGenerator(AnchorConfig([[1], [2]]), (4, 8, 16))
     with pytest.raises(InputError, match=r"anchors\.scales: levels have \[3, 6\] anchors per location"):
         AnchorGenerator(AnchorConfig([[1], [2, 3]]), (4, 8))
+    with pytest.raises(InputError, match=r"anchors\.aspect_ratios: 3 lists for 2 levels"):
+        AnchorGenerator(AnchorConfig([[1], [2]], [[1], [2], [3]]), (4, 8))
+    with pytest.raises(InputError, match=r"anchors\.aspect_ratios: levels have \[3, 6\] anchors per location"):
+        AnchorGenerator(AnchorConfig([1, 2, 3], [[1], [2, 3]]), (4, 8))
+    with pytest.raises(InputError, match=r"anchors\.sizes: 1 lists for 2 levels"):
+        AnchorGenerator(AnchorConfig([[1]], sizes=[[[1, 2]]]), (4, 8))
+    with pytest.raises(
+        InputError, match=r"anchors\.sizes: levels have \[1, 2\] anchors per location; the RPN head needs"
+    ):
+        AnchorGenerator(AnchorConfig(sizes=[[[1, 2]], [[3, 4], [5, 6]]]), (4, 8))
 
 
 @pytest.mark.parametrize(
@@ -122,6 +153,12 @@ def test_wrong_numbers_are_named() -> None:
         ({"scales": []}, r"anchors\.scales: \[\]"),
         ({"scales": [[8], [-1]]}, r"anchors\.scales: \[\[8\], \[-1\]\]"),
         ({"aspect_ratios": [0.5, 0]}, r"anchors\.aspect_ratios: \[0.5, 0\]"),
+        ({"aspect_ratios": [[1], [-2]]}, r"anchors\.aspect_ratios: \[\[1\], \[-2\]\]"),
+        ({"sizes": []}, r"anchors\.sizes: \[\] must be a list of \[width, height\] in pixels, or one list per level$"),
+        ({"sizes": [[1, 2], [3]]}, r"anchors\.sizes: \[\[1, 2\], \[3\]\]"),
+        ({"sizes": [[[1, 2]], []]}, r"anchors\.sizes: \[\[\[1, 2\]\], \[\]\]"),
+        ({"sizes": [[4, -1]]}, r"anchors\.sizes: \[\[4, -1\]\]"),
+        ({"sizes": [4, 1]}, r"anchors\.sizes: \[4, 1\]"),
         ({"base_size": 0}, r"anchors\.base_size: 0"),
         ({"order": "random"}, r"anchors\.order: 'random' is none of ratio_major, scale_major"),
     ],

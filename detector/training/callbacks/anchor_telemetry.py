@@ -199,12 +199,12 @@ class ShapesOfDetections(FlatStateMetric):
 
 
 def shape_names(rpn: RegionProposalNetwork) -> list[str]:
-    """Return the names of all anchor shapes, such as stride16_scale8_ratio0.5, level by level."""
+    """Return the names of all anchor shapes, such as stride16_scale8_ratio0.5 or stride16_37x52, level by level."""
     generator = rpn.anchor_generator
     return [
-        f"stride{stride:g}_scale{scale:g}_ratio{ratio:g}"
+        f"stride{stride:g}_{name}"
         for level, stride in enumerate(generator.strides)
-        for scale, ratio in generator.config.shapes_of_level(level)
+        for name in generator.config.names_of_level(level)
     ]
 
 

@@ -78,6 +78,20 @@ def test_options_change_the_audit(document):
     assert larger["anchors"][1]["legal_share"] > document()["anchors"][1]["legal_share"]
 
 
+def test_sizes_audit_the_same_as_their_scales_and_ratios(document, frcnn, tiny_config, tmp_path):
+    """16 x 64 and 96 x 24: areas of 32^2 and 48^2, heights 4 times and a quarter of the width."""
+    options = ("--model.anchors.straddling", "drop", "--model.anchors.sizes", "[[16, 64], [96, 24]]")
+    free, expected = document(*options), []
+    for scale, ratio in ((2, 4), (3, 0.25)):
+        given = ("--model.anchors.scales", f"[{scale}]", "--model.anchors.aspect_ratios", f"[{ratio}]")
+        (row,) = document(*options[:2], *given)["anchors"]
+        expected.append({"scale": None} | {key: row[key] for key in ("aspect_ratio", "width", "height", "legal_share")})
+    assert [{key: row[key] for key in expected[0]} for row in free["anchors"]] == expected
+    table = frcnn("anchors", "--config", tiny_config, *options[:3], "[[16, 64], [320, 300]]", cwd=tmp_path).out
+    assert "dead anchor: 320 x 300 pixels, stride 8 fits into no image" in table
+    assert re.search(r"^ +8 +- +0\.9375 +320 x 300 +0\.0 % +12 images", table, re.MULTILINE)
+
+
 def test_difficult_objects_as_in_training(document, mini_voc, tmp_path):
     copied = Path(shutil.copytree(mini_voc, tmp_path / "copied"))
     stem = (copied / "ImageSets" / "Main" / "train.txt").read_text().split()[0]
@@ -165,6 +179,11 @@ def test_dataset_without_objects(frcnn, document, mini_voc, tiny_config, tmp_pat
         (["--data.train_splits", "[trian]"], "trian.txt"),
         (["--data.train_splits", "[]"], "--data.train_splits is empty"),
         (["--suggest", "0"], "--suggest 0"),
+        (["--suggest", "1", "--model.anchors.sizes", "[[9, 5]]"], "--suggest: is for anchors of scales and"),
+        (
+            ["--model.anchors.sizes", "[[9, 5, 3]]"],
+            "anchors.sizes: [[9.0, 5.0, 3.0]] must be a list of [width, height]",
+        ),
         (["--suggest", "few"], "suggest"),
         (["--plot", "anchors.docx"], "anchors.docx"),
         (["--format", "yaml"], "yaml"),

@@ -152,6 +152,13 @@ def test_true_positives_by_hand(logged: tuple[FasterRCNNModule, EventAccumulator
     assert len(found[0]) == 2
 
 
+def test_free_sizes_name_their_shapes() -> None:
+    sizes = [[[10.0 + level, 4.5]] for level in range(5)]
+    detector = module(backbone=FPN, anchors=AnchorConfig(sizes=sizes))
+    names = [f"stride{4 * 2**level}_{10 + level}x4.5" for level in range(5)]
+    assert shape_names(detector.model.rpn) == names
+
+
 def true_positives(record: StepRecord) -> list[int]:
     assert record.batch is not None
     shapes = []
