@@ -31,7 +31,7 @@ shell: install
 	@VIRTUAL_ENV="$(CURDIR)/.venv" PATH="$(CURDIR)/.venv/bin:$$PATH" "$${SHELL:-/bin/sh}"
 
 options: install
-	$(BIN)/python -m experiments.training_options
+	$(BIN)/python -m experiments.run.training_options
 
 demo: install
 	$(BIN)/python -m experiments.demo

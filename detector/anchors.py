@@ -176,8 +176,8 @@ class AnchorGenerator:
         """
         key = (*feature_sizes, device)
         found = self._cache.pop(key, None) or [
-            self._level(send(cell, device), spacing, size)
-            for cell, spacing, size in zip(self.cells, self._spacings(feature_sizes), feature_sizes, strict=True)
+            self.level(send(cell, device), spacing, size)
+            for cell, spacing, size in zip(self.cells, self.spacings(feature_sizes), feature_sizes, strict=True)
         ]
         self._cache[key] = found  # the last one
         while (
@@ -187,7 +187,7 @@ class AnchorGenerator:
             self._cache.pop(next(iter(self._cache)))
         return found
 
-    def _spacings(self, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    def spacings(self, sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
         """Return the pixels between rows and between columns of locations of each level."""
         if self.config.spacing == "stride":
             return [(stride, stride) for stride in self.strides]
@@ -195,7 +195,8 @@ class AnchorGenerator:
         height, width = (cells * self.strides[0] for cells in sizes[0])
         return [(height // rows, width // columns) for rows, columns in sizes]
 
-    def _level(self, cell: Tensor, spacing: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    def level(self, cell: Tensor, spacing: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """Return the anchors (height * width * A, 4) of a level of `size` (height, width) from those of one cell."""
         offset = {"zero": (0.0, 0.0), "half_stride": (0.5, 0.0), "half_stride_minus_half": (0.5, -0.5)}
         factor, shift = offset[self.config.center_offset]
         ys, xs = (

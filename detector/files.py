@@ -11,16 +11,24 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Final
 
 import yaml
 
 from detector.errors import InputError, brief, shortened
 
+WEIGHTS: Final = "model.safetensors"
+
+
+def weights_file(path: str | Path) -> Path:
+    """Return the file of weights in a folder that `frcnn export --format safetensors` wrote; a file as it is."""
+    inside = Path(path) / WEIGHTS
+    return inside if inside.is_file() else Path(path)
+
 
 def check_checkpoint(path: str | Path) -> None:
     """Raise InputError unless there is a file; it names checkpoints that are beside it."""
-    if not Path(path).is_file():
+    if not weights_file(path).is_file():
         others = ", ".join(sorted(other.name for other in Path(path).parent.glob("*.ckpt")))
         raise InputError(f"{path}: no such checkpoint file" + (f"; there is {others}" if others else ""))
 

@@ -21,6 +21,7 @@ from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 from detector.backbones.base import BackboneConfig
 from detector.errors import InputError, value_text
 from detector.faster_rcnn import FasterRCNN
+from detector.files import weights_file
 from detector.own_checkpoints import is_own, translate_own
 from detector.state_dicts import WeightsReport, fill, read_content, slots_of, tensors_in
 from detector.training.finite import check_finite
@@ -51,7 +52,7 @@ def load_detector(
         InputError: The file is missing, unreadable, of no known layout, or of another network than the options'; then
             the message names the options that would fit.
     """
-    path = Path(path).expanduser()
+    path = weights_file(Path(path).expanduser())
     if not path.is_file():
         raise InputError(f"{KEY} {path}: no such file; give a detector's state dict, such as torchvision's .pth files")
     if predictor not in get_args(Predictor):

@@ -153,7 +153,7 @@ class RPNHead(nn.Module):
     def _by_level(self, hidden: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         levels = [level.float() for level in hidden]
         scores = [self.objectness(level).permute(0, 2, 3, 1).flatten(1) for level in levels]
-        return scores, [self.deltas(level).permute(0, 2, 3, 1).reshape(len(level), -1, 4) for level in levels]
+        return scores, [self.deltas(level).permute(0, 2, 3, 1).reshape(level.shape[0], -1, 4) for level in levels]
 
     def _at_once(self, hidden: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return the same in two matrix products: a GPU computes them faster than it is told to compute ten."""

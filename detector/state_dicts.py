@@ -1,5 +1,6 @@
 """The way of a weights file's tensors into modules, by name, with a report of what they filled."""
 
+import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -49,12 +50,14 @@ class WeightsReport:
 def read_content(path: Path, key: str) -> Mapping[str, Any]:
     """Read an existing file: of safetensors where its name ends so, else a pickle without code; {} if no mapping.
 
+    The options that `frcnn export` writes into a file of safetensors are its "hyper_parameters", as in a checkpoint.
+
     Raises:
         InputError: Beginning with the option `key`, for an unreadable file.
     """
     try:
         if path.suffix == ".safetensors":
-            return load_file(path, device="cpu")
+            return load_file(path, device="cpu") | _options_in(path)
         if damage := damage_of(path):
             raise ValueError(f"it is damaged: {damage}")
         with torch.serialization.safe_globals(_numpy_numbers()):
@@ -62,6 +65,21 @@ def read_content(path: Path, key: str) -> Mapping[str, Any]:
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{key} {path}: not a readable weights file ({first_line(error)})") from error
     return content if isinstance(content, Mapping) else {}
+
+
+def _options_in(path: Path) -> dict[str, Any]:
+    """Return what the metadata of safetensors say of a detector, under the names of a checkpoint."""
+    with safe_open(path, "pt") as file:
+        about = (file.metadata() or {}).get("frcnn")
+    if about is None:
+        return {}
+    try:
+        told = json.loads(about)
+        options = {**told["options"], "class_names": told["class_names"], "training_scheme": "joint"}
+        data = {"bit_depth": int(told["bit_depth"])}
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"its metadata are damaged: {error}") from error
+    return {"hyper_parameters": options, "datamodule_hyper_parameters": data, "global_step": told.get("step")}
 
 
 def _numpy_numbers() -> list[Any]:

@@ -76,7 +76,7 @@ class Command:
             with quick_imports():
                 function = _load(self.function)
                 if self.takes == TOO:
-                    from experiments.training_options import OptionsCLI
+                    from experiments.run.training_options import OptionsCLI
 
                     config = OptionsCLI(arguments, options, prog=self.prog).config
                     given = [build(options, config), config]
@@ -111,6 +111,13 @@ COMMANDS: Final = (
         "run.options:PredictOptions",
         "run.predict:predict",
         check="run.options:check_prediction",
+    ),
+    Command(
+        "export",
+        "write a detector as a file for ONNX Runtime, OpenVINO or PyTorch, with a reader and a model card",
+        "export.options:ExportOptions",
+        "export.command:export",
+        check="export.options:check_export",
     ),
     Command(
         "replay",

@@ -51,7 +51,7 @@ def check_cpu_kernels(kernels: str) -> None:
 
 def computes_now(x: Tensor) -> bool:
     """Return whether oneDNN may compute a layer of `x`: on a CPU and now, not as a part of a graph that is made."""
-    if x.device.type != "cpu" or x.numel() == 0 or being_compiled():
+    if x.device.type != "cpu" or being_compiled() or x.numel() == 0:
         return False
     return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 

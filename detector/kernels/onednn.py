@@ -67,17 +67,17 @@ class Conv2d(_KeepsWeights, nn.Conv2d):
     def _weights(self, x: Tensor, dtype: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
         """Return weight and bias with the norm in them, as they are trained, or as they are kept of that type."""
         if not ((self.norm or dtype) and keeps_weights(x, self.weight, self.bias)):
-            return self._folded(dtype if x.device.type == "cuda" and not being_compiled() else None)
+            return self.folded(dtype if x.device.type == "cuda" and not being_compiled() else None)
         constants = (constant for norm in self.norm for constant in norm.constants())
 
         def cast() -> tuple[Tensor, Tensor | None]:
-            weight, bias = self._folded()
+            weight, bias = self.folded()
             # A norm's shift stays exact: see `_with_exact_bias`.
             return weight.to(dtype or weight.dtype), bias if self.norm or bias is None else bias.to(dtype)
 
         return self._kept(cast, [*self.parameters(), *constants], dtype)
 
-    def _folded(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
+    def folded(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor | None]:
         """Return weight, of a norm also of that type, and bias with the norm in them."""
         weight, bias = self.weight, self.bias
         for norm in self.norm:

@@ -9,19 +9,22 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from detector.errors import InputError
-from detector.files import check_checkpoint, damage_of
+from detector.files import check_checkpoint, damage_of, weights_file
+from detector.state_dicts import read_content
 from detector.training.resuming import afresh
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint of `frcnn fit`; its tensors are on the CPU and read when they are first used.
+    """Read a checkpoint of `frcnn fit`, or the safetensors of `frcnn export`, or the folder of these.
+
+    Tensors are on the CPU, those of a checkpoint read when they are first used.
 
     Raises:
         InputError: The file is missing, damaged, or no such checkpoint; names whole ones beside a damaged one.
     """
     check_checkpoint(path)
     try:
-        return _read(Path(path))
+        return _read(weights_file(path))
     except _DamagedError as error:
         whole = [f"{other.name} (step {content.get('global_step')})" for other, content in _whole(Path(path).parent)]
         raise InputError(f"{error}" + (f"; whole are {', '.join(whole)} beside it" if whole else "")) from error
@@ -47,6 +50,12 @@ class _DamagedError(InputError):
 
 
 def _read(path: Path) -> dict[str, Any]:
+    if path.suffix == ".safetensors":
+        content = dict(read_content(path, "weights"))
+        if "hyper_parameters" not in content:
+            raise InputError(f"{path}: holds weights alone; give a file of frcnn export --format safetensors")
+        state = {f"model.{name}": value for name, value in content.items() if isinstance(value, Tensor)}
+        return content | {"state_dict": state}
     if damage := damage_of(path):
         raise _DamagedError(f"{path}: is damaged: {damage}")
     try:

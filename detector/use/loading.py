@@ -15,13 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from detector.errors import InputError, brief, listed
+from detector.files import WEIGHTS
 from detector.training.lightning_module import FasterRCNNModule
 from detector.use.detections import Detections
 from detector.use.pixels import Picture, pixels_of, several
 from detector.use.reading import USUAL, Reading
 from detector.use.tiles import check_tiles, detect_in_tiles
 
-CHECKPOINTS: Final = ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "last.ckpt", "best.ckpt")
+CHECKPOINTS: Final = ("checkpoints/last.ckpt", "checkpoints/best.ckpt", "last.ckpt", "best.ckpt", WEIGHTS)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -180,7 +181,7 @@ def load(
     'cross'
 
     Args:
-        path: A run's folder, of which the last checkpoint is taken, or a checkpoint.
+        path: A run's folder, of which the last checkpoint is taken, a checkpoint, or the safetensors of `frcnn export`.
         device: Where it computes; by default a GPU where there is one.
         flip: Also detect on the mirrored image, and merge.
         shortest_sides: Detect at several sizes, and merge.

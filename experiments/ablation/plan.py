@@ -15,7 +15,7 @@ from experiments.ablation.cell_folder import State, shell_line
 from experiments.ablation.grid import Cell, Grid, Options
 from experiments.output import option_text
 from experiments.run.folder import run_folder_of
-from experiments.training_options import OptionsCLI
+from experiments.run.training_options import OptionsCLI
 
 NOT_HASHED = {
     "config",

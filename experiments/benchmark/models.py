@@ -107,7 +107,7 @@ def chosen_networks(options: InferOptions) -> list[Network]:
         raise InputError("--size: is for --networks; an experiment's file has --option model.image.shortest_side=[...]")
     if options.networks:
         raise InputError("--networks and --config: give one of them")
-    from experiments.training_options import OptionsCLI
+    from experiments.run.training_options import OptionsCLI
 
     arguments = ["--config", options.config, *(f"--{option}" for option in options.option)]
     model = OptionsCLI(arguments, prog="frcnn benchmark").config.model

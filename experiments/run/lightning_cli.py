@@ -62,7 +62,7 @@ from experiments.run.resuming import (
     repeat_text,
 )
 from experiments.run.summary import print_evaluation, print_training, program, shown_path
-from experiments.training_options import OptionsOfRuns
+from experiments.run.training_options import OptionsOfRuns
 
 
 class ConfigFile(SaveConfigCallback):

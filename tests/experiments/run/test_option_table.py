@@ -24,7 +24,7 @@ from experiments.run.option_table import (
 )
 from experiments.run.options import RunOptions
 from experiments.run.training_help import FIRST, part_of_help
-from experiments.training_options import option_table
+from experiments.run.training_options import option_table
 
 ROOT = Path(__file__).resolve().parents[3]
 

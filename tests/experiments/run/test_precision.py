@@ -13,7 +13,7 @@ from pytorch_lightning.accelerators import CUDAAccelerator, MPSAccelerator
 from detector.image_batch import ImageConfig
 from detector.kernels import processor
 from experiments.run.precision import automatic_precision, emulation, resolve_precision, say_range, slowdown
-from experiments.training_options import OptionsCLI
+from experiments.run.training_options import OptionsCLI
 
 
 @pytest.fixture
