@@ -75,15 +75,9 @@ def check_output(output: Path, images: Path, found: FoundImages, pictures: Seque
         raise InputError(f"--output {output}: is no folder that can be written to ({error.strerror})") from error
     if images.is_dir() and output.samefile(images):
         raise InputError(f"--output {output}: is the folder of the images; give another one")
-    foreign = []
-    if "images" in save:
-        inputs = {_identity(found.folder / name) for name in found.names} - {None}
-        foreign = [
-            name
-            for name in pictures
-            if os.path.lexists(output / name)
-            and (not is_saved_picture(output / name) or _identity(output / name) in inputs)
-        ]
+    there = [name for name in pictures if os.path.lexists(output / name)] if "images" in save else []
+    inputs = {_identity(found.folder / name) for name in found.names if there} - {None}
+    foreign = [name for name in there if not is_saved_picture(output / name) or _identity(output / name) in inputs]
     if os.path.lexists(output / PREDICTIONS) and not _is_prediction(output / PREDICTIONS):
         foreign.append(PREDICTIONS)
     if (output / JOURNAL).is_file():  # which says that the others are of this command
