@@ -1,10 +1,18 @@
 """torchvision's detector, made like one of ours, computes the same."""
 
+from typing import Any
+
 import pytest
 import torch
 from torchvision.ops import box_iou
 
-from experiments.benchmark.torchvision_peer import peer_batch
+from detector.anchors import AnchorConfig
+from detector.backbones.base import BackboneConfig
+from detector.errors import InputError
+from detector.roi_heads import RoIConfig
+from detector.rpn import RPNConfig
+from detector.training.lightning_module import FasterRCNNModule
+from experiments.benchmark.torchvision_peer import build_peer, peer_batch
 
 FIRST_CONVOLUTION = {
     "vgg16": ("backbone.0.weight", "backbone.body.features.0.weight"),
@@ -69,3 +77,19 @@ def test_losses_are_the_same(pair) -> None:
     ):
         assert ours[our_name].item() == pytest.approx(theirs[their_name].item(), rel=0.01), our_name
     assert ours["loss"].item() == pytest.approx(sum(loss.item() for loss in theirs.values()), rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"rpn": RPNConfig(cls_loss="focal")}, "rpn.cls_loss focal"),
+        ({"rpn": RPNConfig(reg_loss="giou")}, "rpn.reg_loss giou"),
+        ({"roi": RoIConfig(reg_loss="ciou")}, "roi.reg_loss ciou"),
+        ({"anchors": AnchorConfig(sizes=[[30, 60]])}, r"anchors.sizes \[\[30, 60\]\]"),
+    ],
+)
+def test_what_torchvision_lacks_is_refused(options: dict[str, Any], named: str) -> None:
+    backbone = BackboneConfig("resnet18_c4", weights=None, frozen_stages=0, norm="batch")
+    model = FasterRCNNModule(["cat"], backbone=backbone, **options).model
+    with pytest.raises(InputError, match=f"its detector has no --model.{named}; give --peer none$"):
+        build_peer(model, backbone)
