@@ -19,11 +19,12 @@ from experiments.arguments import (
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateOptions(DataFormatOptions, FormatOptions, ResampleOptions, PlotOptions):
-    """Score detections, of any detector, against the annotations of splits. Images are not needed.
+    """Score detections, of any detector, against the annotations of splits. Files of detections need no images.
 
     Args:
         predictions: COCO results (JSON: file_name or image_id, category_name or category_id, bbox xywh, score), or a
-            folder of the devkit's comp4_det_test_<class>.txt; several are evaluated one by one.
+            folder of the devkit's comp4_det_test_<class>.txt, or what frcnn export wrote (a file or its folder), which
+            detects on the images first; several are evaluated one by one.
         data: The splits: val_splits, or those that val_fraction makes to validate on.
         classes: Score these classes alone, as if there were no others.
         bootstrap: 95 % intervals from so many resamples of the images.

@@ -259,3 +259,24 @@ def test_safetensors_of_others_are_no_detector(tmp_path, capsys, frcnn_main):
     assert "other.safetensors: holds weights alone; give a file of frcnn export --format safetensors" in (
         capsys.readouterr().err
     )
+
+
+def test_evaluate_takes_an_exported_file(frcnn, tmp_path, mini_voc):
+    """Its numbers are those that the detector's own results have."""
+    folder = tmp_path / "detector"
+    assert frcnn("export", SHIPPED, "--format", "torch_export", "--output", folder, cwd=tmp_path).code == 0
+    images = mini_voc / "JPEGImages"
+    words = ("predict", "--ckpt_path", SHIPPED, "--images", images, "--output", tmp_path / "o", "--save", "json")
+    assert frcnn(*words, "--accelerator", "cpu", cwd=tmp_path).code == 0
+    results = json.loads((tmp_path / "o" / "predictions.json").read_text())
+    kept = set((mini_voc / "ImageSets" / "Main" / "val.txt").read_text().split())
+    (tmp_path / "val.json").write_text(json.dumps([one for one in results if Path(one["file_name"]).stem in kept]))
+    data = ("--data.root", mini_voc, "--data.val_splits", "[val]", "--format", "json")
+    ours, theirs = (
+        json.loads(frcnn("evaluate", path, *data, cwd=tmp_path).out) for path in (tmp_path / "val.json", folder)
+    )
+    assert theirs["AP50_voc07"] > 0.5
+    assert theirs["detections"] == ours["detections"] > 20
+    assert {name: theirs[name] for name in ("AP", "AP50", "AP50_voc07")} == pytest.approx(
+        {name: ours[name] for name in ("AP", "AP50", "AP50_voc07")}, abs=1e-4
+    )
