@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
@@ -145,11 +146,10 @@ class Journal:
             with path.open("rb") as file:
                 if file.readline() == first:
                     end = file.tell()
-                    for line in file:
-                        if not line.endswith(b"\n"):  # cut short by a kill
-                            break
-                        self._count(json.loads(line))
-                        end += len(line)
+                    with contextlib.suppress(ValueError):  # a line that a kill cut short
+                        for line in file:
+                            self._count(json.loads(line if line.endswith(b"\n") else b""))
+                            end += len(line)
                 else:
                     print(f"{path}: is of other images or options; beginning anew", file=sys.stderr)
         if end:
