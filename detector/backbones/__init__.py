@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 import torch
 
-from detector.backbones import mobilenet_v2, mobilenet_v3, resnet, small, vgg16
-from detector.backbones.base import IMAGENET, KINDS, Backbone, BackboneConfig, BackboneName
+from detector.backbones import mobilenet_v2, mobilenet_v3, resnet, small, timm_networks, vgg16
+from detector.backbones.base import IMAGENET, Backbone, BackboneConfig, BackboneName
 from detector.backbones.box_heads import BoxHead
 from detector.backbones.pretrained import load_backbone_weights
+from detector.backbones.timm_models import Levels
 from detector.errors import InputError
 
 __all__ = ["Backbone", "BackboneConfig", "BoxHead", "backbone_strides", "build_backbone", "check_backbone_weights"]
@@ -26,6 +27,7 @@ _BUILDERS: dict[BackboneName, Callable[[BackboneConfig], tuple[Backbone, BoxHead
     "mobilenet_v2_fpn": mobilenet_v2.build_mobilenet_v2_fpn,
     "mobilenet_v3_large_fpn": mobilenet_v3.build_mobilenet_v3_large_fpn,
     "small_c4": small.build_small_c4,
+    "timm": timm_networks.build_timm,
 }
 
 
@@ -45,10 +47,10 @@ def build_backbone(config: BackboneConfig, load_weights: bool = True) -> tuple[B
     return backbone, box_head
 
 
-def backbone_strides(name: BackboneName) -> tuple[int, ...]:
+def backbone_strides(name: BackboneName, model: str | None = None, levels: Levels = "fpn") -> tuple[int, ...]:
     """Return the pixels per cell of a backbone's levels, fine to coarse, without memory and weights."""
     with torch.device("meta"):
-        backbone, _ = _BUILDERS[name](BackboneConfig(name=name, weights="none", frozen_stages=0, norm="batch"))
+        backbone, _ = _BUILDERS[name](BackboneConfig(name, model, levels, "none", frozen_stages=0, norm="batch"))
     return backbone.strides
 
 
@@ -60,14 +62,16 @@ def check_backbone_weights(config: BackboneConfig) -> None:
     Raises:
         InputError: There are no such weights, or random ones would stay frozen.
     """
-    key, kind = "backbone", KINDS[config.name]
+    key, kind = "backbone", config.kind
     if IMAGENET.get(str(config.weights), 0) > kind.imagenet:
         instead = (
             f"give {key}.weights imagenet"
             if kind.imagenet
             else (f"train it from scratch by {key}.weights none and {key}.frozen_stages 0")
         )
-        raise InputError(f"{key}.weights {config.weights}: none exist for {config.name}; {instead}, or give a file")
+        raise InputError(
+            f"{key}.weights {config.weights}: none exist for {config.model or config.name}; {instead}, or give a file"
+        )
     frozen_norm = kind.batch_norm and config.norm == "frozen"
     if config.random and (config.frozen_stages > 0 or frozen_norm):
         frozen = f"frozen_stages {config.frozen_stages}" + (", norm frozen" if frozen_norm else "")

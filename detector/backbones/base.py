@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, NamedTuple, Self
 from torch import Tensor, nn
 
 from detector.backbones.batch_norm import FrozenBatchNorm2d
+from detector.backbones.timm_models import Levels, timm_model
 from detector.errors import InputError, check_choices, check_numbers
 from detector.kernels.checkpointing import run_stage
 from detector.kernels.parts import BACKBONE, part
@@ -31,6 +32,7 @@ BackboneName = Literal[
     "mobilenet_v2_fpn",
     "mobilenet_v3_large_fpn",
     "small_c4",
+    "timm",
 ]
 
 
@@ -52,7 +54,7 @@ class Kind(NamedTuple):
 
 IMAGENET: Final = {"imagenet": 1, "imagenet_v1": 1, "imagenet_v2": 2}
 """Names of ImageNet weights, and which of torchvision's releases they are."""
-KINDS: Final[dict[BackboneName, Kind]] = {
+KINDS: Final[dict[BackboneName, Kind]] = {  # of timm see `BackboneConfig.kind`
     "vgg16": Kind(5, batch_norm=False, own_box_head=True),
     "vgg16_bn": Kind(5, own_box_head=True),
     "resnet18_c4": Kind(4, own_box_head=True),
@@ -76,22 +78,30 @@ class BackboneConfig:
         name: Which network. `vgg16`, `vgg16_bn` (with batch norm) and `*_c4` give one feature level of stride 16 and
             use the last layers of the classification network as the box head; `*_fpn` give five levels of strides 4 to
             64 (`mobilenet_v3_large_fpn`, as torchvision builds it: three, of strides 32, 32 and 64), `small_c4` (for
-            quick training from scratch) one of stride 8, each with a new box head.
+            quick training from scratch) one of stride 8, each with a new box head. `timm`: the network of timm that
+            `model` names, with a new box head.
+        model: For `timm`, the name that timm gives a network, such as `convnext_tiny`, also with the tag of its weights
+            (`convnext_tiny.fb_in1k`). Its stages have to follow one another and take images of any size: Swin does, a
+            vision transformer does not.
+        levels: For `timm`, `fpn` (a level for each of its maps of stride 4 or more, and one of half the last one's
+            resolution) or `single` (its map of stride 16 alone).
         weights: ImageNet weights as torchvision publishes them, downloaded once: `imagenet` or `imagenet_v1` (the first
             release, from which published detectors start) or `imagenet_v2` (trained longer; of resnet50, resnet101 and
-            the mobilenets); a .pth, .pt or .safetensors file with torchvision's tensor names; or `none` for random
-            weights. `small_c4` has no ImageNet weights. A caffe VGG16 in torchvision's names needs caffe's images too:
-            image.channel_order bgr, image.pixel_max 255, image.mean [102.9801, 115.9465, 122.7717], image.std [1, 1,
-            1].
+            the mobilenets); for `timm`, `imagenet` is what timm publishes for that name and tag; a .pth, .pt or
+            .safetensors file with torchvision's, or timm's, tensor names; or `none` for random weights. `small_c4` has
+            no ImageNet weights. A caffe VGG16 in torchvision's names needs caffe's images too: image.channel_order bgr,
+            image.pixel_max 255, image.mean [102.9801, 115.9465, 122.7717], image.std [1, 1, 1].
         frozen_stages: How many stages, counted from the image on, are not trained. Stages: conv1 to conv5 of vgg16;
             stem, layer1 to layer3 (FPN: layer4) of a ResNet; strides 2, 4, 8, 16 (FPN: 32) of MobileNetV2; strides 2,
-            4, 8, 16, 32 and the last convolution of MobileNetV3; stem, layer1 to layer3 of `small_c4`. 2 is the paper's
+            4, 8, 16, 32 and the last convolution of MobileNetV3; stem, layer1 to layer3 of `small_c4`; of `timm` one
+            for each of its maps, of strides 2 (ResNet, EfficientNet) or 4 (ConvNeXt, Swin) to 32. 2 is the paper's
             choice for VGG16 and the custom for ResNets, 3 torchvision's for MobileNetV3. Must be 0 with random weights.
         norm: Batch norm of the pretrained layers, box head included: `frozen` (statistics and scale stay those of the
             weights) or `batch` (trained). Must be `batch` with random weights. Without effect on `vgg16`, which has
             none, and on `small_c4`, which always trains its own.
         norm_eps: Added to the variance in these batch norms. torchvision's published `fasterrcnn_resnet50_fpn` needs 0,
-            its MobileNetV3 was trained on ImageNet with 0.001 (and detects with 0.00001).
+            its MobileNetV3 was trained on ImageNet with 0.001 (and detects with 0.00001). Without effect on `timm`,
+            whose networks have their own.
         pool_size: Height and width of the pooled features in cells; null takes the network's own: 14 for a ResNet C4 (7
             where `box_head_stride` is 1), 7 for all others.
         box_head_stride: Stride of the first layer of the box head of `resnet*_c4` and `mobilenet_v2_c4`.
@@ -109,6 +119,8 @@ class BackboneConfig:
     """
 
     name: BackboneName = "resnet50_fpn"
+    model: str | None = None
+    levels: Levels = "fpn"
     weights: str | None = "imagenet"
     frozen_stages: int = 2
     norm: Literal["frozen", "batch"] = "frozen"
@@ -127,9 +139,20 @@ class BackboneConfig:
         allowed = {"[0, 1)": "dropout", "[0, inf]": "norm_eps", "[1, inf]": "pool_size fpn_channels box_head_channels"}
         allowed |= {"[1, 256]": "pool_size", "[1, 65536]": "fpn_channels box_head_channels"}
         check_numbers("backbone", self, allowed)
-        if KINDS[self.name].own_box_head and self.box_head != "two_fc":
+        if self.name != "timm" and (self.model is not None or self.levels != "fpn"):
+            given = f"levels {self.levels}" if self.model is None else f"model {self.model}"
+            raise InputError(f"backbone.{given}: is for backbone.name timm, not for {self.name}")
+        if self.kind.own_box_head and self.box_head != "two_fc":
             raise InputError(f"backbone.box_head {self.box_head}: {self.name} has its own box head; use it with *_fpn")
-        check_frozen_stages(self.frozen_stages, KINDS[self.name].stages)
+        check_frozen_stages(self.frozen_stages, self.kind.stages)
+
+    @property
+    def kind(self) -> Kind:
+        """Return what is known of the network before it is built."""
+        if self.name != "timm":
+            return KINDS[self.name]
+        known = timm_model(self.model, self.levels)
+        return Kind(known.maps, known.batch_norm, imagenet=int(known.pretrained))
 
     @property
     def random(self) -> bool:

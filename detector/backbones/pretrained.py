@@ -1,4 +1,4 @@
-"""Pretrained weights of backbones: torchvision's ImageNet checkpoints, or a file in torchvision's names."""
+"""Pretrained weights of backbones: ImageNet checkpoints of torchvision or timm, or a file in their names."""
 
 import hashlib
 import pickle
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detector.backbones.base import IMAGENET, Backbone, BackboneConfig, BackboneName
 from detector.backbones.box_heads import BoxHead
+from detector.backbones.timm_models import library, timm_model
 from detector.errors import InputError
 from detector.state_dicts import KEY, Slot, WeightsReport, fill, first_line, read_content, slots_of, tensors_in
 
@@ -18,8 +19,8 @@ from detector.state_dicts import KEY, Slot, WeightsReport, fill, first_line, rea
 def load_backbone_weights(backbone: Backbone, box_head: BoxHead, config: BackboneConfig) -> WeightsReport | None:
     """Copy the weights that `config.weights` names into the two modules, in place.
 
-    Names in the source are those of torchvision's classification networks; `weight_prefixes` of each module says where
-    they go.
+    Names in the source are those of torchvision's or timm's classification networks; `weight_prefixes` of each module
+    says where they go.
 
     Returns None where the configuration asks for random weights.
     Raises InputError for a source that cannot be read or fetched, that fits nowhere, whose shapes differ, or that
@@ -27,11 +28,17 @@ def load_backbone_weights(backbone: Backbone, box_head: BoxHead, config: Backbon
     """
     if config.random:
         return None
-    if config.weights in IMAGENET:
-        source, state = _fetch_imagenet(config.name, config.weights)
-    else:
+    if config.weights not in IMAGENET:
         source, state = str(config.weights), read_weights_file(str(config.weights))
-    return fill(_backbone_slots(backbone) | _backbone_slots(box_head), source, state)
+    elif config.name == "timm":
+        source, state = _fetch_from_timm(config)
+    else:
+        source, state = _fetch_imagenet(config.name, config.weights)
+    report = fill(_backbone_slots(backbone) | _backbone_slots(box_head), source, state)
+    if config.name == "timm":
+        known = timm_model(config.model, config.levels)
+        report.remark = f"they were trained with image.mean {known.mean}, image.std {known.std}"
+    return report
 
 
 def read_weights_file(path: str | Path) -> dict[str, Tensor]:
@@ -71,6 +78,19 @@ def _fetch_imagenet(name: BackboneName, release: str) -> tuple[str, dict[str, Te
         trouble = f"cannot read {file}" if found_there else f"cannot download {weights.url}"
         raise InputError(f"{KEY} {release}: {trouble} ({first_line(error)}); {advice}") from error
     return f"{weights} ({weights.url})", dict(state)
+
+
+def _fetch_from_timm(config: BackboneConfig) -> tuple[str, dict[str, Tensor]]:
+    """Read the weights that timm publishes for a model from its cache, downloading them first where they are not."""
+    published, address = timm_model(config.model, config.levels).published
+    try:
+        network = library().create_model(config.model, pretrained=True)
+    except Exception as error:  # of timm, of the hub, and of whichever library that downloads by
+        raise InputError(
+            f"{KEY} {config.weights}: timm cannot read or download {published} ({first_line(error)}); download "
+            f"{address} elsewhere and pass the file by {KEY}"
+        ) from error
+    return f"timm's {published} ({address})", network.state_dict()
 
 
 def _sha256(path: Path) -> str:

@@ -139,13 +139,13 @@ class _Scaled(torch.autograd.Function):
 
 
 class Linear(_KeepsWeights, nn.Linear):
-    """A fully connected layer, of vectors (R, in), which oneDNN computes in float32 on CPUs."""
+    """A fully connected layer, of vectors (..., in), which oneDNN computes in float32 on CPUs."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Multiply, (R, in) -> (R, out)."""
+        """Multiply, (..., in) -> (..., out)."""
         if _onednn_in_float32(x, self.weight):
-            result: Tensor = _LinearByOneDNN.apply(x, self.weight, self.bias)
-            return result
+            result: Tensor = _LinearByOneDNN.apply(x.flatten(0, -2), self.weight, self.bias)
+            return result.unflatten(0, x.shape[:-1])
         if torch.is_autocast_enabled(x.device.type) and keeps_weights(x, self.weight, self.bias):
             dtype, tensors = torch.get_autocast_dtype(x.device.type), list(self.parameters())
             return F.linear(x, *self._kept(lambda: (self.weight.to(dtype), self.bias), tensors, dtype))

@@ -46,21 +46,15 @@ def install_kernels(backbone: Backbone, rpn_head: nn.Module, box_head: nn.Module
 def replace_layers(network: nn.Module) -> None:
     """Replace PyTorch's convolutions and fully connected layers, and fold frozen batch norms into convolutions.
 
-    A norm follows its convolution in a Sequential, or is the `bn1` of a `conv1`, and so on, of a residual block.
+    A norm follows its convolution in a Sequential, or is the `bn1` right after a `conv1`, and so on, of other modules.
     """
     for parent in list(network.modules()):
         for name, layer in list(parent.named_children()):
             if type(layer) in (nn.Conv2d, nn.Linear):
                 setattr(parent, name, _replacement(layer))
-        children = dict(parent.named_children())
-        pairs = (
-            pairwise(children)
-            if isinstance(parent, nn.Sequential)
-            else ((n, n.replace("conv", "bn")) for n in children)
-        )
-        for first, second in pairs:
-            conv, norm = children[first], children.get(second)
-            if isinstance(conv, Conv2d) and isinstance(norm, FrozenBatchNorm2d):
+        for (_, conv), (name, norm) in pairwise(parent.named_children()):
+            follows = isinstance(parent, nn.Sequential) or name.startswith("bn")
+            if follows and isinstance(conv, Conv2d) and isinstance(norm, FrozenBatchNorm2d):
                 conv.norm = (norm,)
                 norm.folded = True
 

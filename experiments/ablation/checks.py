@@ -30,12 +30,12 @@ def _detector(model: Namespace) -> Detector:
     Raises:
         InputError: A value out of its range, or options that do not go together.
     """
-    anchors, strides = AnchorConfig(**model.anchors.as_dict()), backbone_strides(model.backbone.name)
+    anchors, backbone = AnchorConfig(**model.anchors.as_dict()), BackboneConfig(**model.backbone.as_dict())
+    strides = backbone_strides(backbone.name, backbone.model, backbone.levels)
     AnchorGenerator(anchors, strides)  # refuses lists that do not fit the levels
     image, rpn = ImageConfig(**model.image.as_dict()), RPNConfig(**model.rpn.as_dict())
     RoIConfig(**model.roi.as_dict())
     OptimizerConfig(**model.optimizer.as_dict())
-    BackboneConfig(**model.backbone.as_dict())
     return anchors, strides, image, rpn, model.difficult
 
 
@@ -97,7 +97,7 @@ class Checks:
 
     def _audit(self, config: Namespace, detector: Detector, dataset: DetectionDataset) -> Sequence[str]:
         """Return the warnings of an audit on at most 1000 images, and no more than can be read in a second."""
-        parts = ("model.anchors.", "model.image.", "model.rpn.", "model.backbone.name", "model.difficult", "data.")
+        parts = ("model.anchors.", "model.image.", "model.rpn.", "model.backbone.", "model.difficult", "data.")
         options = {key: value for key, value in hashed_options(config).items() if key.startswith(parts)}
         key = json.dumps(options, sort_keys=True)
         if key not in self._audits:

@@ -68,7 +68,8 @@ def audit_input(config: Namespace, lists: Sequence[Path] = ()) -> AuditInput:
     """
     model, data = config.model, config.data.get("init_args", config.data)
     anchors = AnchorConfig(**model.anchors.as_dict())
-    strides = backbone_strides(model.backbone.name)
+    backbone = model.backbone
+    strides = backbone_strides(backbone.name, backbone.model, backbone.levels)
     AnchorGenerator(anchors, strides)  # refuses lists that do not fit the levels, before files are read
     given = {option.name: data[option.name] for option in fields(DataOptions) if data.get(option.name) is not None}
     format = dataset_format(config.get("data_format", "voc"), data.root, data.get("image_dirs"))

@@ -10,7 +10,7 @@ class AuditOptions(FormatOptions, PlotOptions):
     """Audit anchors from the annotations and image sizes of the training splits alone.
 
     Takes the config file and the options of frcnn fit; --model.anchors, --model.rpn, --model.image,
-    --model.backbone.name, --model.difficult and --data matter, the rest is without effect.
+    --model.backbone.name, .model and .levels, --model.difficult and --data matter, the rest is without effect.
 
     Args:
         plot: Draw objects and anchors into a .png, .pdf or .svg.

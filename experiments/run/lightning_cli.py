@@ -18,6 +18,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins import CheckpointIO
 from pytorch_lightning.utilities import rank_zero_info
 
+from detector.backbones.base import BackboneConfig
+from detector.backbones.timm_models import timm_model
 from detector.errors import InputError
 from detector.image_batch import ImageConfig
 from detector.training.callbacks.checkpoints import AtomicCheckpoints, BestCheckpoint
@@ -231,6 +233,7 @@ class DetectorCLI(OptionsOfRuns):
         trainer = config.trainer
         check_precision(trainer.precision)
         trainer.precision = resolve_precision(trainer.precision, trainer.accelerator, trainer.devices)
+        _normalise_as_timm(config.model)
         say_range(trainer.precision, trainer.accelerator, ImageConfig(**config.model.image.as_dict()))
         if config.get("oracle") and trainer.fast_dev_run:
             raise InputError("--oracle: a whole validation is needed, not --trainer.fast_dev_run")
@@ -350,6 +353,26 @@ def run_lightning(arguments: list[str]) -> None:
     if arguments[0] != "fit":
         warnings.filterwarnings("ignore", message=".*callbacks used to create the checkpoint need to be provided")
     DetectorCLI(arguments)
+
+
+def _normalise_as_timm(model: Namespace) -> None:
+    """Give images the mean and deviation that a network of timm was trained with, unless others are given; say so.
+
+    Raises:
+        InputError: The options of the backbone are wrong.
+    """
+    backbone, image, usual = BackboneConfig(**model.backbone.as_dict()), model.image, ImageConfig()
+    if backbone.name != "timm":
+        return
+    known = timm_model(backbone.model, backbone.levels)
+    given, wanted = ([list(each.mean), list(each.std)] for each in (image, known))
+    if given != wanted:
+        texts = [f"image.mean {mean}, image.std {std}" for mean, std in (given, wanted)]
+        if given == [usual.mean, usual.std]:
+            image.mean, image.std = wanted
+            rank_zero_info(f"{texts[1]}: set as {backbone.model} was trained")
+        else:
+            rank_zero_info(f"warning: {texts[0]}: {backbone.model} was trained with {texts[1]}")
 
 
 def _is_endless(trainer: pl.Trainer) -> bool:

@@ -60,7 +60,7 @@ def randomise(network: nn.Module) -> nn.Module:
 
 
 def test_every_name_is_expected() -> None:
-    assert set(get_args(BackboneName)) == set(EXPECTED)
+    assert set(get_args(BackboneName)) - {"timm"} == set(EXPECTED) == set(KINDS)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -260,7 +260,7 @@ def test_configurations_check_themselves(options: dict[str, Any]) -> None:
 
 
 def test_what_is_known_of_networks_is_what_is_built() -> None:
-    for name in get_args(BackboneName):
+    for name in KINDS:
         with torch.device("meta"):
             backbone, _ = build_backbone(BackboneConfig(name, weights=None, frozen_stages=0, norm="batch"))
         kind = KINDS[name]
@@ -275,6 +275,6 @@ def test_networks_without_batch_norm_ignore_norm(name: Any) -> None:
 
 
 def test_strides_without_building() -> None:
-    assert {name: backbone_strides(name) for name in get_args(BackboneName)} == {
+    assert {name: backbone_strides(name) for name in KINDS} == {
         name: strides for name, (strides, *_) in EXPECTED.items()
     }
