@@ -144,8 +144,9 @@ class Linear(_KeepsWeights, nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Multiply, (..., in) -> (..., out)."""
         if _onednn_in_float32(x, self.weight):
-            result: Tensor = _LinearByOneDNN.apply(x.flatten(0, -2), self.weight, self.bias)
-            return result.unflatten(0, x.shape[:-1])
+            vectors: Tensor = _LinearByOneDNN.apply(x.flatten(0, -2), self.weight, self.bias)
+            result: Tensor = vectors.unflatten(0, x.shape[:-1])
+            return result
         if torch.is_autocast_enabled(x.device.type) and keeps_weights(x, self.weight, self.bias):
             dtype, tensors = torch.get_autocast_dtype(x.device.type), list(self.parameters())
             return F.linear(x, *self._kept(lambda: (self.weight.to(dtype), self.bias), tensors, dtype))
