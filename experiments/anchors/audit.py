@@ -269,14 +269,14 @@ def _by_aspect_ratio(boxes: Array) -> dict[str, Array]:
 
 
 def _dead_anchors(result: AuditResult) -> list[str]:
-    if result.straddling == "keep" or not result.images:
-        return []
-    lines = []
+    lines, kept = [], result.straddling == "keep"
     for anchor in result.anchors:
         where = f"{anchor.images_without} of {result.images} images"
-        if anchor.images_without == result.images:
+        if anchor.images_without == result.images and not kept:
             lines.append(f"dead anchor: {anchor.name} fits into no image, so it is never trained")
-        elif anchor.legal_share < NEARLY_DEAD or 2 * anchor.images_without >= result.images:
+        elif anchor.positive_share == 0 and result.objects:
+            lines.append(f"dead anchor: {anchor.name} is positive for no object, so it only learns background")
+        elif not kept and (anchor.legal_share < NEARLY_DEAD or 2 * anchor.images_without >= result.images):
             lines.append(
                 f"nearly dead anchor: {anchor.name} is inside the image at {_share(anchor.legal_share)} of "
                 f"locations, at none in {where}"

@@ -145,7 +145,9 @@ def test_warnings_name_dead_anchors() -> None:
         "dead anchor: scale 8, ratio 4 (64 x 256 pixels, stride 16) fits into no image, so it is never trained",
     ]
     kept = AnchorConfig(scales=[2, 8], aspect_ratios=[4], straddling="keep")
-    assert audited([[18, 10, 30, 70]], [0], kept).warnings == []
+    assert audited([[18, 10, 30, 70]], [0], kept).warnings == [
+        "dead anchor: scale 8, ratio 4 (64 x 256 pixels, stride 16) is positive for no object, so it only learns background"
+    ]
 
 
 # ---- an independent count ----
