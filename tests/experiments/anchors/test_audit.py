@@ -146,7 +146,8 @@ def test_warnings_name_dead_anchors() -> None:
     ]
     kept = AnchorConfig(scales=[2, 8], aspect_ratios=[4], straddling="keep")
     assert audited([[18, 10, 30, 70]], [0], kept).warnings == [
-        "dead anchor: scale 8, ratio 4 (64 x 256 pixels, stride 16) is positive for no object, so it only learns background"
+        "dead anchor: scale 8, ratio 4 (64 x 256 pixels, stride 16) is positive for no object, so it only learns "
+        "background"
     ]
 
 
