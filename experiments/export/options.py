@@ -29,7 +29,7 @@ class ExportOptions:
 
     Args:
         run: Run folder of frcnn fit, of which the last checkpoint is taken, or a checkpoint.
-        format: onnx and openvino need the extras export and openvino; torch_export is for PyTorch without this package;
+        format: ONNX and OpenVINO need the extras export and openvino; torch_export is for PyTorch without this package;
             safetensors are the weights, for frcnn predict --ckpt_path and frcnn fit --model.weights.
         output: Folder for the files, new or of an earlier export to this format.
         images: Image, or folder of whose images the first 20 are taken, on which the file is compared with the
