@@ -32,6 +32,8 @@ from experiments.run.lightning_cli import DetectorCLI
 from tests.broken_dataset import BrokenDataset, break_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)  # of the terminal that pytest was started in; tables in a pipe have no limit
 
 TINY: dict[str, Any] = {
     "trainer": {

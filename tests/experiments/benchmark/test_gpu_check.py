@@ -182,7 +182,8 @@ def test_a_check_is_not_overwritten(tmp_path, capsys) -> None:
 
 
 def test_termination_ends_everything(tmp_path, wait_for) -> None:
-    command = [sys.executable, "-m", "experiments.benchmark.gpu_check", *ON_CPU, "--output", str(tmp_path)]
+    command = [sys.executable, "-m", "experiments.benchmark.gpu_check", "--accelerator", "cpu"]
+    command += ["--output", str(tmp_path)]
     process = subprocess.Popen([*command, "--parts", "speed"], stderr=subprocess.DEVNULL, text=True)
     wait_for(lambda: (tmp_path / "speed.txt").is_file(), process)
     process.send_signal(signal.SIGTERM)

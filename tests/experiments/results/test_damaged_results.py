@@ -116,7 +116,7 @@ def test_states_of_cells(tmp_path, writer):
         with pytest.raises(InputError, match=r"grid\.json"):
             read_folder(tmp_path)
     writer.plan(tmp_path, [cells[0] | {"seed": [1]}, cells[1]])
-    with pytest.raises(InputError, match=r"cell 0 has no such seed: \[1\]"):
+    with pytest.raises(InputError, match=r"cell 0 has the seed \[1\]"):
         read_folder(tmp_path)
 
 
