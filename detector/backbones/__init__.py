@@ -50,7 +50,8 @@ def build_backbone(config: BackboneConfig, load_weights: bool = True) -> tuple[B
 def backbone_strides(name: BackboneName, model: str | None = None, levels: Levels = "fpn") -> tuple[int, ...]:
     """Return the pixels per cell of a backbone's levels, fine to coarse, without memory and weights."""
     with torch.device("meta"):
-        backbone, _ = _BUILDERS[name](BackboneConfig(name, model, levels, "none", frozen_stages=0, norm="batch"))
+        config = BackboneConfig(name, "none", frozen_stages=0, norm="batch", model=model, levels=levels)
+        backbone, _ = _BUILDERS[name](config)
     return backbone.strides
 
 

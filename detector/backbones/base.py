@@ -80,11 +80,6 @@ class BackboneConfig:
             64 (`mobilenet_v3_large_fpn`, as torchvision builds it: three, of strides 32, 32 and 64), `small_c4` (for
             quick training from scratch) one of stride 8, each with a new box head. `timm`: the network of timm that
             `model` names, with a new box head.
-        model: For `timm`, the name that timm gives a network, such as `convnext_tiny`, also with the tag of its weights
-            (`convnext_tiny.fb_in1k`). Its stages have to follow one another and take images of any size: Swin does, a
-            vision transformer does not.
-        levels: For `timm`, `fpn` (a level for each of its maps of stride 4 or more, and one of half the last one's
-            resolution) or `single` (its map of stride 16 alone).
         weights: ImageNet weights as torchvision publishes them, downloaded once: `imagenet` or `imagenet_v1` (the first
             release, from which published detectors start) or `imagenet_v2` (trained longer; of resnet50, resnet101 and
             the mobilenets); for `timm`, `imagenet` is what timm publishes for that name and tag; a .pth, .pt or
@@ -116,11 +111,14 @@ class BackboneConfig:
             `small_c4`.
         checkpoint_gradients: Keep only the input of each trained stage for the backward pass, which computes the stage
             once more: the same gradients with less memory, in a third more time.
+        model: For `timm`, the name that timm gives a network, such as `convnext_tiny`, also with the tag of its weights
+            (`convnext_tiny.fb_in1k`). Its stages have to follow one another and take images of any size: Swin does, a
+            vision transformer does not.
+        levels: For `timm`, `fpn` (a level for each of its maps of stride 4 or more, and one of half the last one's
+            resolution) or `single` (its map of stride 16 alone).
     """
 
     name: BackboneName = "resnet50_fpn"
-    model: str | None = None
-    levels: Levels = "fpn"
     weights: str | None = "imagenet"
     frozen_stages: int = 2
     norm: Literal["frozen", "batch"] = "frozen"
@@ -133,6 +131,8 @@ class BackboneConfig:
     box_head: Literal["two_fc", "conv_fc"] = "two_fc"
     box_head_channels: int | None = None
     checkpoint_gradients: bool = False
+    model: str | None = None
+    levels: Levels = "fpn"
 
     def __post_init__(self) -> None:
         check_choices("backbone", self)
@@ -152,7 +152,7 @@ class BackboneConfig:
         if self.name != "timm":
             return KINDS[self.name]
         known = timm_model(self.model, self.levels)
-        return Kind(known.maps, known.batch_norm, imagenet=int(known.pretrained))
+        return Kind(len(known.maps), known.batch_norm, imagenet=int(known.pretrained))
 
     @property
     def random(self) -> bool:

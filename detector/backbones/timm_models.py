@@ -22,7 +22,7 @@ class TimmModel(NamedTuple):
     Attributes:
         strides: Of the maps that are used, fine to coarse.
         channels: Of these maps.
-        maps: How many maps there are up to the last one that is used; each ends a stage.
+        maps: The indices, in timm, of the maps up to the last one that is used; each ends a stage.
         batch_norm: Whether its layers have batch norm.
         pretrained: Whether timm has weights of it.
         mean: Subtracted from the images that it was trained on, RGB in 0..1.
@@ -32,7 +32,7 @@ class TimmModel(NamedTuple):
 
     strides: tuple[int, ...]
     channels: tuple[int, ...]
-    maps: int
+    maps: tuple[int, ...]
     batch_norm: bool
     pretrained: bool
     mean: list[float]
@@ -86,7 +86,7 @@ def timm_model(name: str | None, levels: Levels) -> TimmModel:
     return TimmModel(
         strides=tuple(every[place] for place in wanted),
         channels=tuple(info.channels()[place] for place in wanted),
-        maps=wanted[-1] + 1,
+        maps=tuple(info.out_indices)[: wanted[-1] + 1],
         batch_norm=any(isinstance(module, nn.BatchNorm2d) for module in network.modules()),
         pretrained=timm.models.is_model_pretrained(name),
         mean=[float(value) for value in config["mean"]],
@@ -95,11 +95,11 @@ def timm_model(name: str | None, levels: Levels) -> TimmModel:
     )
 
 
-def build_features(name: str, maps: int | None = None) -> Any:
-    """Build a model without its classifier, with random weights, up to that map; of Swin, one for any size of image."""
+def build_features(name: str, maps: tuple[int, ...] | None = None) -> Any:
+    """Build a model without its classifier, with random weights, for those maps; of Swin, one for any size of image."""
     options: dict[str, Any] = {"features_only": True}
     if maps is not None:
-        options["out_indices"] = tuple(range(maps))
+        options["out_indices"] = maps
     try:
         return library().create_model(name, strict_img_size=False, **options)
     except TypeError:  # only networks that could be strict have that option

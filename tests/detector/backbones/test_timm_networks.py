@@ -100,7 +100,7 @@ def test_stated_sizes_are_those_of_the_output(size: tuple[int, int]) -> None:
     """ConvNeXt alone would round sizes down."""
     with torch.device("meta"):
         for levels, strides in (("fpn", (4, 8, 16, 32, 64)), ("single", (16,))):
-            for model in ("test_convnext", "test_efficientnet"):
+            for model in ("test_convnext", "test_efficientnet", "mobilenetv4_conv_small", "vgg11"):
                 backbone, box_head = build_backbone(config(model, levels=levels))
                 maps = backbone(torch.zeros(2, 3, *size))
                 assert backbone.strides == strides and box_head.in_channels == backbone.out_channels
@@ -197,3 +197,11 @@ def test_without_timm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(InputError, match=r"pip install 'faster-rcnn-lightning\[timm\]'"):
         FasterRCNNModule.from_checkpoint(path)
+
+
+def test_maps_are_those_that_timm_takes_by_default_also_where_these_do_not_begin_with_the_first() -> None:
+    with torch.device("meta"):
+        backbone, _ = build_backbone(config("csatv2"))
+        maps = backbone.body(torch.zeros(1, 3, 128, 192))
+    assert backbone.body.strides == (8, 16, 32, 64)
+    assert [tuple(x.shape[1:]) for x in maps] == [(32, 16, 24), (72, 8, 12), (168, 4, 6), (386, 2, 3)]
