@@ -53,6 +53,7 @@ def main() -> int:
         browser = next(filter(None, map(shutil.which, BROWSERS)), None)
         if browser is None:
             raise InputError(f"none of {', '.join(BROWSERS)} is installed; apt-get install chromium gives the first")
+        options.output.mkdir(parents=True, exist_ok=True)  # before the grid is trained
         with tempfile.TemporaryDirectory() as folder:
             take_pictures(options.grid or train_grid(Path(folder)), Path(folder) / "two_runs", browser, options.output)
     except InputError as error:

@@ -43,7 +43,7 @@ def take(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
 
     def run(grid: Path) -> int:
-        monkeypatch.setattr(sys, "argv", ["screenshots", str(grid), "--output", str(tmp_path)])
+        monkeypatch.setattr(sys, "argv", ["screenshots", str(grid), "--output", str(tmp_path / "not/there")])
         return screenshots.main()
 
     return run
@@ -60,7 +60,7 @@ def test_pages_of_two_runs_and_of_the_whole_grid(take, grid, tmp_path, monkeypat
     every = [f"scales={one},seed=0-00000000" for one in ("16", "4-8", "8")]
     pages = ["scalars", "custom_scalars", "images", "images"]
     assert seen == [*([page, two] for page in pages), ["hparams", every]]
-    made = {path.name: Image.open(path) for path in tmp_path.glob("tensorboard_*.png")}
+    made = {path.name: Image.open(path) for path in (tmp_path / "not/there").glob("tensorboard_*.png")}
     assert len(made) == 5 and {picture.mode for picture in made.values()} == {"P"}
     assert made["tensorboard_scalars.png"].size == (1060, 720)
 
