@@ -45,6 +45,7 @@ def predict(options: PredictOptions) -> int:
         InputError: A missing or unreadable checkpoint, no image, or an output folder in which something of the user's
             would be overwritten.
     """
+    check_precision(options.precision, "--precision")
     target = Path(options.output)
     found = find_images(options.images, ignore=lambda path: _is_below(path, target) and is_saved_picture(path))
     pictures = picture_names(found.names)
@@ -173,7 +174,6 @@ def _is_below(path: Path, folder: Path) -> bool:
 
 
 def _detector(options: PredictOptions) -> detector.TrainedDetector:
-    check_precision(options.precision, "--precision")
     device = accelerator_kind(options.accelerator)
     precision = str(resolve_precision(options.precision, options.accelerator, 1, option="--precision"))
     if precision not in AUTOCAST and precision not in ("32", "32-true"):

@@ -137,7 +137,7 @@ def test_weights_are_scaled_and_rounded_in_one_operation(dtype: torch.dtype) -> 
     """As they are in two, and with the same gradient."""
     conv = convolution()
     gradients = []
-    for weight in (conv._folded(dtype)[0], conv._folded()[0].to(dtype)):
+    for weight in (conv.folded(dtype)[0], conv.folded()[0].to(dtype)):
         assert weight.dtype == dtype
         (gradient,) = torch.autograd.grad((weight.float() ** 2).sum(), conv.weight)
         gradients.append((weight, gradient))

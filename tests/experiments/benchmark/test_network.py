@@ -105,7 +105,7 @@ def test_tensor_float_32_is_of_its_programs_alone() -> None:
         (["train", "--sweep", "colours"], "colours"),
         (["train", "--plot", "a.png"], "--sweep"),
         (["train", "--sweep", "anchors", "--plot", "a.txt"], "a.txt"),
-        (["train", "--sweep", "anchors", "--devices", "2"], "--sweep and --devices"),
+        (["train", "--sweep", "anchors", "--devices", "2"], "--sweep, --devices and --callbacks: give one of them"),
         (["train", "--devices", "0,2"], "--devices 0,2"),
         (["train", "--devices", "two"], "'two'"),
         (["infer", "--devices", "2"], "--devices"),
