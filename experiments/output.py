@@ -11,9 +11,18 @@ from detector.errors import InputError
 from detector.files import without_nan
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from matplotlib.figure import Figure  # takes a second to import
 
 PLOT_SUFFIXES: Final = (".png", ".pdf", ".svg")
+
+
+def templates(folder: Path, **options: Any) -> "Environment":
+    """Return jinja2's environment of the templates in a folder; each name that they use has to be given."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # only what writes a page needs it
+
+    options |= {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
+    return Environment(loader=FileSystemLoader(folder), undefined=StrictUndefined, **options)
 
 
 def number(value: float | None, style: str, unknown: str = "-") -> str:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -26,7 +25,7 @@ from experiments.benchmark.expectation import Expectation, expect_training
 from experiments.dataset.formats import FORMATS, data_module_of, dataset_format
 from experiments.dataset.options import InitOptions
 from experiments.dataset.settings import choose_network, choose_settings, this_machine
-from experiments.output import duration, writing
+from experiments.output import duration, templates, writing
 from experiments.run.folder import choose_run_folder
 
 DECODED: Final = 5000
@@ -132,13 +131,7 @@ def _choose_splits(format: DatasetFormat, val_fraction: float) -> tuple[dict[str
 
 def config_text(root: str, found: Dataset, settings: dict[str, Any]) -> str:
     """Return the config, as `init.yaml.j2` lays it out."""
-    pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    pages = templates(Path(__file__).parent)
     pages.filters["yaml"] = lambda value: json.dumps(value, ensure_ascii=not str(value).isprintable())  # JSON is YAML
     report = found.report
     text = pages.get_template("init.yaml.j2").render(

@@ -6,14 +6,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from detector.errors import InputError, flat_options, value_text
 from detector.metrics.bootstrap import interval
 from detector.training.callbacks.run_files import git_commit
 from detector.training.lightning_module import FasterRCNNModule
 from experiments.export.options import FILES
 from experiments.export.programs import RUNTIMES
+from experiments.output import templates
 from experiments.results.runs import Run, read_run
 from experiments.results.scored_runs import Scorer
 from experiments.run.folder import run_folder_of
@@ -21,13 +20,7 @@ from experiments.run.folder import run_folder_of
 RESAMPLES = 1000
 _DATA = ("train_splits", "val_splits", "test_splits", "val_fraction", "split_seed", "bit_depth")
 _RECIPE = ("training_scheme", "difficult", "weights", "backbone", "anchors", "optimizer")
-_PAGES = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    keep_trailing_newline=True,
-)
+_PAGES = templates(Path(__file__).parent)
 
 
 def about_detector(module: FasterRCNNModule, checkpoint: Path, content: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from detector.errors import InputError
 from detector.metrics.curve_figures import curves_figure, png
 from detector.metrics.curves import BACKGROUND, MISSED
+from experiments.output import templates
 from experiments.report.confusion_pictures import draw_cells
 from experiments.report.document import SIZE_NAMES, Report
 from experiments.report.pictures import anchor_pictures, curves_picture
@@ -50,14 +49,7 @@ def html_page(made: Report, folder: Path) -> str:
     metric = next(iter(document["cells"][0]["metrics"]))
     varying = [axis for axis, values in document["axes"].items() if len(values) > 1]
     varying.sort(key=lambda axis: axis == "experiment")  # a map is of the options within one
-    pages = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
+    pages = templates(Path(__file__).parent, autoescape=True)
     pages.filters["base64"] = lambda data: base64.b64encode(data).decode()
     pages.globals |= {"zip": zip, "state": state, "spread": spread, "difference": difference_text}
     pages.globals |= {"background": BACKGROUND, "missed": MISSED}
