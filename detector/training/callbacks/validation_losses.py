@@ -34,7 +34,7 @@ class ValidationLosses(InsideSteps):
             0: no losses. Odd numbers share the work out among 2, 4 or 8 processes.
     """
 
-    def __init__(self, every_n_images: int = 5) -> None:
+    def __init__(self, every_n_images: int = 11) -> None:
         super().__init__(every_n_steps=0)
         self.every_n_images = every_n_images
         self._losses: LossesOfImages | None = None
