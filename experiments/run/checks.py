@@ -49,7 +49,7 @@ def check_room(run_folder: Path, model: FasterRCNNModule) -> None:
     options = model.optimizer_config
     one = state * (2 if options.ema_decay else 1) + trained * (2 if options.name == "adamw" else 1)
     there = sum(path.is_file() for path in (run_folder / "checkpoints").glob("*.ckpt"))
-    check_space(run_folder, one * max(1, 4 - there), f"{run_folder}: for its checkpoints it")
+    check_space(run_folder, one * max(1, 4 - there), str(run_folder / "checkpoints"))
 
 
 def check_devkit_names(class_names: Sequence[str]) -> None:
