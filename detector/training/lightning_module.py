@@ -20,7 +20,6 @@ from detector.backbones.base import Backbone, BackboneConfig
 from detector.backbones.box_heads import BoxHead, BoxPredictor
 from detector.errors import InputError, brief
 from detector.faster_rcnn import LOSS_NAMES, Difficult, FasterRCNN
-from detector.foreign_checkpoints import load_detector
 from detector.image_batch import ImageConfig
 from detector.kernels.cpu_paths import CpuKernels, check_cpu_kernels, use_cpu_kernels
 from detector.kernels.parts import OPTIMIZER, part
@@ -47,7 +46,8 @@ from detector.training.optimization import (
     share_of_step,
 )
 from detector.training.resuming import afresh, check_resumption, let_options_count
-from detector.translated import Predictor
+from detector.translation.foreign_checkpoints import load_detector
+from detector.translation.translated import Predictor
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 C = TypeVar("C")

@@ -20,7 +20,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from detector.backbones.base import BackboneConfig
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
-from detector.foreign_checkpoints import torchvision_name
+from detector.translation.foreign_checkpoints import torchvision_name
 from experiments.benchmark.models import Batch
 
 NAME = "torchvision"

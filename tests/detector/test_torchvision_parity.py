@@ -24,11 +24,11 @@ from detector.anchors import AnchorConfig
 from detector.backbones.base import BackboneConfig
 from detector.backbones.box_heads import ConvFCHead
 from detector.faster_rcnn import LOSS_NAMES, FasterRCNN
-from detector.foreign_checkpoints import load_detector
 from detector.image_batch import ImageConfig, make_batch
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
 from detector.state_dicts import WeightsReport
+from detector.translation.foreign_checkpoints import load_detector
 
 RECIPES = Path(__file__).resolve().parents[2] / "experiments" / "recipes"
 CLASSES = 20

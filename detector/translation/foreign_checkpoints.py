@@ -22,10 +22,10 @@ from detector.backbones.base import BackboneConfig
 from detector.errors import InputError, value_text
 from detector.faster_rcnn import FasterRCNN
 from detector.files import weights_file
-from detector.own_checkpoints import is_own, translate_own
 from detector.state_dicts import WeightsReport, fill, read_content, slots_of, tensors_in
 from detector.training.finite import check_finite
-from detector.translated import KEY, Predictor, Translated, adapt_predictor
+from detector.translation.own_checkpoints import is_own, translate_own
+from detector.translation.translated import KEY, Predictor, Translated, adapt_predictor
 from detector.use.class_names import VOC_CLASSES
 
 ANCHORS = "anchors per location (anchors.scales x anchors.aspect_ratios, or anchors.sizes)"

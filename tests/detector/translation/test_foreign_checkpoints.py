@@ -21,11 +21,11 @@ from detector.anchors import AnchorConfig
 from detector.backbones.base import BackboneConfig
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
-from detector.foreign_checkpoints import COCO_NAMES, load_detector
 from detector.image_batch import ImageConfig
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
 from detector.training.lightning_module import FasterRCNNModule
+from detector.translation.foreign_checkpoints import COCO_NAMES, load_detector
 
 State = dict[str, Tensor]
 RESNET18 = {"name": "resnet18_fpn", "weights": "file", "pool_size": 2, "box_head_channels": 48, "norm": "batch"}

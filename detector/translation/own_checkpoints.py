@@ -9,7 +9,7 @@ from torch import Tensor, cat, zeros_like
 from detector.anchors import AnchorConfig, base_anchors
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
-from detector.translated import Translated
+from detector.translation.translated import Translated
 
 RPN_OUTPUTS = tuple(f"rpn.head.{name}.{kind}" for name in ("objectness", "deltas") for kind in ("weight", "bias"))
 PREDICTOR = "roi_heads.predictor."
