@@ -21,7 +21,7 @@ from detector.kernels.precision import install_kernels
 from detector.roi_heads import RoIConfig, RoIHeads
 from detector.rpn import RegionProposalNetwork, RPNConfig, RPNOutput
 from detector.sampling import GroundTruth
-from detector.test_time_augmentation import detect_in_views
+from detector.use.test_time_augmentation import detect_in_views
 
 Difficult = Literal["drop", "keep", "ignore"]
 LOSS_NAMES = ("loss_rpn_cls", "loss_rpn_reg", "loss_roi_cls", "loss_roi_reg")

@@ -18,17 +18,16 @@ from detector.backbones.box_heads import BoxHead, BoxPredictor
 from detector.errors import InputError, check_choices, check_numbers
 from detector.image_batch import ImageBatch, all_to_original
 from detector.kernels.parts import BOX_HEAD, DETECTIONS, LOSSES, POOLING, TARGETS, part
-from detector.kernels.transfers import constant, joined, part_of_rows, repeated, send, starts_of, together, true_indices
+from detector.kernels.transfers import constant, part_of_rows, send, starts_of, together, true_indices
 from detector.post_processing import NMS, Candidates, likely_boxes, suppress
 from detector.roi_pooling import pool_aligned, pool_by_level, pool_whole_cells
 from detector.sampling import (
-    FAR,
     IGNORED,
     GroundTruth,
-    Matches,
     SampledRoIs,
     hardest,
     jittered,
+    labelled,
     match,
     match_images,
     read_only,
@@ -230,42 +229,13 @@ class RoIHeads(nn.Module):
         number, fraction = (
             (max(map(len, candidates)), 1.0) if config.ohem else (config.samples_per_image, config.positive_fraction)
         )
-        sampled = self._labelled(
-            candidates, matches, truths, sample([found.kind for found in matches], number, fraction)
-        )
+        drawn = sample([found.kind for found in matches], number, fraction)
+        sampled = labelled(candidates, matches, truths, drawn, config.delta_std, config.delta_mean)
         sampled = self._hardest(features, sampled) if config.ohem else sampled
         for record in asking():
             record.truths, record.sampled_rois = truths, sampled
             record.roi_candidates, record.roi_matches = candidates, matches
         return sampled
-
-    def _labelled(
-        self,
-        candidates: Sequence[Tensor],
-        matches: Sequence[Matches],
-        truths: Sequence[GroundTruth],
-        drawn: Sequence[tuple[Tensor, Tensor]],
-    ) -> list[SampledRoIs]:
-        """Return drawn candidates of each image (indices of positives and negatives) with labels and deltas."""
-        indices = [index for pair in drawn for index in pair]
-        index, boxes = torch.cat(indices), together(candidates)
-        places = joined(indices, [start for start in starts_of(candidates) for _ in range(2)])
-        boxes = boxes[places]
-        # One object more, so that there is one for the background of images without any.
-        objects = torch.cat([*(truth.boxes for truth in truths), constant((FAR, FAR, FAR + 1, FAR + 1), boxes)[None]])
-        labels = torch.cat([*(truth.labels for truth in truths), index.new_zeros(1)])
-        counts = [len(positives) + len(negatives) for positives, negatives in drawn]
-        of_object = joined(
-            together([found.index for found in matches])[places].split(counts), starts_of([t.boxes for t in truths])
-        )
-        positive = repeated([True, False] * len(drawn), [len(own) for own in indices], truths[0].difficult)
-        deltas = box_ops.encode(objects[of_object], boxes, self.config.delta_std, self.config.delta_mean)
-        labels, deltas = labels[of_object] * positive, torch.where(positive[:, None], deltas, 0.0)
-        images = zip(*(part.split(counts) for part in (boxes, labels, deltas, index)), strict=True)
-        return [
-            SampledRoIs(own, label, delta, at, len(positives))
-            for (own, label, delta, at), (positives, _) in zip(images, drawn, strict=True)
-        ]
 
     def _added(self, truth: GroundTruth) -> list[Tensor]:
         """Return the boxes (G, 4) that join an image's proposals: none, its objects, or these and jittered copies."""

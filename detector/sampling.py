@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import nms
 
-from detector.boxes import pairwise_iou
+from detector.boxes import encode, pairwise_iou
 from detector.kernels.parts import MATCHING, SAMPLING, part
-from detector.kernels.transfers import constant, one_by_one, true_indices
+from detector.kernels.transfers import constant, joined, one_by_one, repeated, starts_of, together, true_indices
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 FAR = 1e6
@@ -197,6 +197,39 @@ def _draw(indices: Tensor, number: int) -> Tensor:
     if len(indices) <= number:
         return indices
     return indices[torch.randperm(len(indices), device=indices.device)[:number]]
+
+
+def labelled(
+    candidates: Sequence[Tensor],
+    matches: Sequence[Matches],
+    truths: Sequence[GroundTruth],
+    drawn: Sequence[tuple[Tensor, Tensor]],
+    std: Sequence[float],
+    mean: Sequence[float],
+) -> list[SampledRoIs]:
+    """Return drawn candidates of each image (indices of positives and negatives) with labels and deltas.
+
+    The deltas to the objects are less `mean` and divided by `std`; see `boxes.encode`.
+    """
+    indices = [index for pair in drawn for index in pair]
+    index, boxes = torch.cat(indices), together(candidates)
+    places = joined(indices, [start for start in starts_of(candidates) for _ in range(2)])
+    boxes = boxes[places]
+    # One object more, so that there is one for the background of images without any.
+    objects = torch.cat([*(truth.boxes for truth in truths), constant((FAR, FAR, FAR + 1, FAR + 1), boxes)[None]])
+    labels = torch.cat([*(truth.labels for truth in truths), index.new_zeros(1)])
+    counts = [len(positives) + len(negatives) for positives, negatives in drawn]
+    of_object = joined(
+        together([found.index for found in matches])[places].split(counts), starts_of([t.boxes for t in truths])
+    )
+    positive = repeated([True, False] * len(drawn), [len(own) for own in indices], truths[0].difficult)
+    deltas = encode(objects[of_object], boxes, std, mean)
+    labels, deltas = labels[of_object] * positive, torch.where(positive[:, None], deltas, 0.0)
+    images = zip(*(part.split(counts) for part in (boxes, labels, deltas, index)), strict=True)
+    return [
+        SampledRoIs(own, label, delta, at, len(positives))
+        for (own, label, delta, at), (positives, _) in zip(images, drawn, strict=True)
+    ]
 
 
 def jittered(boxes: Tensor, share: float) -> Tensor:

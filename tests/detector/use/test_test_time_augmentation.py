@@ -12,7 +12,7 @@ from detector.faster_rcnn import FasterRCNN
 from detector.image_batch import ImageConfig, make_batch
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
-from detector.test_time_augmentation import mirror, views
+from detector.use.test_time_augmentation import mirror, views
 
 SMALL = BackboneConfig("small_c4", weights=None, frozen_stages=0, box_head_channels=32)
 
