@@ -14,6 +14,7 @@ from torchvision.ops import roi_pool
 
 from detector import boxes as box_ops
 from detector import losses
+from detector.assignment import match, match_images
 from detector.backbones.box_heads import BoxHead, BoxPredictor
 from detector.errors import InputError, check_choices, check_numbers
 from detector.image_batch import ImageBatch, all_to_original
@@ -28,8 +29,6 @@ from detector.sampling import (
     hardest,
     jittered,
     labelled,
-    match,
-    match_images,
     read_only,
     sample,
 )

@@ -16,12 +16,13 @@ from torch.nn import functional as F
 from detector import boxes as box_ops
 from detector import losses
 from detector.anchors import AnchorConfig, AnchorGenerator
+from detector.assignment import match, match_images
 from detector.errors import InputError, check_choices, check_numbers
 from detector.image_batch import ImageBatch
 from detector.kernels.nms import nms_of_levels
 from detector.kernels.parts import ANCHORS, LOSSES, PROPOSALS, RPN_HEAD, TARGETS, part
 from detector.kernels.transfers import constant, joined, one_by_one, repeated, rows_of_images, together
-from detector.sampling import FAR, IGNORED, GroundTruth, Matches, SampledAnchors, match, match_images, sample
+from detector.sampling import FAR, IGNORED, GroundTruth, Matches, SampledAnchors, sample
 from detector.step_record import Proposals, StepRecord, asking
 
 

@@ -57,10 +57,10 @@ CHANGES = (
         ("tests/detector/test_roi_heads.py",),
     ),
     Change(  # one IoU for another
-        "detector/sampling.py",
-        "near_difficult = ((iou >= high) & difficult[:, None]).any(dim=0)",
-        "near_difficult = ((iou >= positive_iou) & difficult[:, None]).any(dim=0)",
-        ("tests/detector/test_sampling.py",),
+        "detector/assignment.py",
+        "near_difficult = ((iou >= high) & difficult[..., None]).any(dim=-2)",
+        "near_difficult = ((iou >= positive_iou) & difficult[..., None]).any(dim=-2)",
+        ("tests/detector/test_assignment.py",),
     ),
     Change(  # a wrong denominator
         "detector/losses.py",

@@ -4,7 +4,7 @@ The anchors of one shape form a lattice of equal boxes, so an anchor's overlap w
 alone and in y on its row alone, and both fall off from the object's centre to either side. The best anchor of a shape
 is therefore found at the columns and rows next to that centre, or at the edge of the window of locations that are used,
 and all anchors above some IoU lie within a rectangle of columns and rows. Only those are evaluated, in float32 and with
-the operations of `torchvision.ops.box_iou`: IoUs, ties and positives are exactly those of `detector.sampling.match`.
+the operations of `torchvision.ops.box_iou`: IoUs, ties and positives are exactly those of `detector.assignment.match`.
 
 Shapes: `S` anchor shapes (levels times anchors per location), `N` images, `M` objects of all images. Sizes are (height,
 width). An axis of length 2 is x, then y.
@@ -167,7 +167,7 @@ def match_objects(
     positive_iou: float,
     best_per_object: bool,
 ) -> ObjectMatches:
-    """Match the objects of many images, as `detector.sampling.match` does for each image.
+    """Match the objects of many images, as `detector.assignment.match` does for each image.
 
     Args:
         lattices: The anchors.

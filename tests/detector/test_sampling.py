@@ -1,4 +1,4 @@
-"""Matching and sampling, rule by rule, at exact values, and an example whose every intermediate number is known."""
+"""Sampling, at exact numbers, and an example whose every intermediate number is known."""
 
 import pytest
 import torch
@@ -6,163 +6,14 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from detector.anchors import AnchorConfig, AnchorGenerator
+from detector.assignment import match
 from detector.boxes import encode, is_inside
-from detector.sampling import IGNORED, NEGATIVE, POSITIVE, jittered, match, sample
-
-OBJECT = torch.tensor([[0.0, 0.0, 100.0, 100.0]])
-
-
-def strips(*heights: float) -> Tensor:
-    """Boxes within OBJECT, as wide as it is: their IoU with it is height / 100."""
-    return torch.tensor([[0.0, 0.0, 100.0, height] for height in heights])
+from detector.sampling import IGNORED, NEGATIVE, POSITIVE, jittered, sample
 
 
 def tiles(rows: int, columns: int, side: float) -> Tensor:
     """Boxes that tile the plane row by row."""
     return torch.tensor([[x, y, x + 1, y + 1] for y in range(rows) for x in range(columns)]) * side
-
-
-# Matching
-
-
-def test_thresholds_at_exact_values() -> None:
-    candidates = strips(71, 70, 69, 30, 29, 10, 9)
-    kinds = match(candidates, OBJECT, 0.7, (0.0, 0.3)).kind
-    assert kinds.tolist() == [POSITIVE, POSITIVE, IGNORED, IGNORED, NEGATIVE, NEGATIVE, NEGATIVE]
-    # Fast R-CNN's background: [0.1, 0.5)
-    kinds = match(strips(50, 49, 10, 9), OBJECT, 0.5, (0.1, 0.5)).kind
-    assert kinds.tolist() == [POSITIVE, NEGATIVE, NEGATIVE, IGNORED]
-
-
-def test_a_candidate_goes_to_the_object_it_overlaps_most() -> None:
-    objects = torch.tensor([[0.0, 0.0, 40.0, 20.0], [10.0, 0.0, 50.0, 20.0], [200.0, 0.0, 240.0, 20.0]])
-    candidates = torch.tensor([[9.0, 0.0, 49.0, 20.0], [1.0, 0.0, 41.0, 20.0], [199.0, 0.0, 239.0, 20.0]])
-    matches = match(candidates, objects, 0.5, (0.0, 0.5))
-    assert matches.kind.tolist() == [POSITIVE] * 3
-    assert matches.index.tolist() == [1, 0, 2]
-
-
-def test_best_per_object_includes_ties_and_keeps_the_object() -> None:
-    objects = torch.tensor([[0.0, 0.0, 10.0, 20.0], [100.0, 100.0, 140.0, 120.0]])
-    candidates = torch.tensor(
-        [
-            [0.0, 0.0, 40.0, 20.0],  # IoU 0.25 with the first object: its best, shared with the next two
-            [-30.0, 0.0, 10.0, 20.0],
-            [0.0, -60.0, 10.0, 20.0],
-            [0.0, 0.0, 50.0, 20.0],  # 0.2
-            [100.0, 100.0, 140.0, 110.0],  # 0.5 with the second object: its best
-            [100.0, 100.0, 140.0, 104.0],  # 0.2
-        ]
-    )
-    without = match(candidates, objects, 0.7, (0.0, 0.3))
-    assert without.kind.tolist() == [NEGATIVE] * 4 + [IGNORED, NEGATIVE]
-    matches = match(candidates, objects, 0.7, (0.0, 0.3), best_per_object=True)
-    assert matches.kind.tolist() == [POSITIVE] * 3 + [NEGATIVE, POSITIVE, NEGATIVE]
-    assert matches.index[matches.kind == POSITIVE].tolist() == [0, 0, 0, 1]
-
-
-def test_one_best_per_object_is_the_first_of_ties_and_goes_to_that_object() -> None:
-    objects = torch.tensor([[0.0, 0.0, 10.0, 20.0], [0.0, 0.0, 40.0, 16.0], [500.0, 0.0, 540.0, 10.0]])
-    candidates = torch.tensor(
-        [
-            [0.0, 0.0, 40.0, 20.0],  # 0.25 with the first object, 0.8 with the second
-            [-30.0, 0.0, 10.0, 20.0],  # 0.25 with the first
-            [300.0, 0.0, 340.0, 20.0],
-        ]
-    )
-    both = match(candidates, objects, 0.9, (0.0, 0.2), best_per_object=True)
-    assert both.kind.tolist() == [POSITIVE, POSITIVE, NEGATIVE]
-    assert both.index[:2].tolist() == [1, 0]
-    swapped = match(candidates, objects[[1, 0, 2]], 0.9, (0.0, 0.2), best_per_object="one")
-    one = match(candidates, objects, 0.9, (0.0, 0.2), best_per_object="one")
-    # The first candidate is the best of two objects: the last of them has it. The third object has none.
-    assert one.kind.tolist() == swapped.kind.tolist() == [POSITIVE, IGNORED, NEGATIVE]
-    assert (one.index[0], swapped.index[0]) == (1, 1)
-    alone = match(candidates[[1, 0]], objects[:1], 0.9, (0.0, 0.2), best_per_object="one")
-    assert alone.kind.tolist() == [POSITIVE, IGNORED]
-
-
-def test_one_best_may_overlap_another_object_more() -> None:
-    objects = torch.tensor([[0.0, 0.0, 40.0, 20.0], [0.0, 0.0, 40.0, 4.0]])
-    candidates = torch.tensor([[0.0, 0.0, 40.0, 20.0], [0.0, 0.0, 40.0, 12.0]])  # IoU 1, 0.2; 0.6, 1/3
-    own, one = (match(candidates, objects, 0.7, (0.0, 0.3), best_per_object=value) for value in (True, "one"))
-    assert own.kind.tolist() == one.kind.tolist() == [POSITIVE, POSITIVE]
-    assert own.index.tolist() == [0, 0]
-    assert one.index.tolist() == [0, 1]
-
-
-def test_an_object_that_nothing_overlaps_has_no_best_candidates() -> None:
-    candidates = tiles(2, 3, 10)
-    far = torch.tensor([[500.0, 500.0, 520.0, 510.0]])
-    matches = match(candidates, far, 0.7, (0.0, 0.3), best_per_object=True)
-    assert matches.kind.tolist() == [NEGATIVE] * 6
-    both = match(candidates, torch.cat((far, candidates[4:5])), 0.7, (0.0, 0.3), best_per_object=True)
-    assert both.kind.tolist() == [NEGATIVE] * 4 + [POSITIVE, NEGATIVE]
-    assert both.index[4] == 1
-
-
-@pytest.mark.parametrize(
-    ("box", "ties"),
-    [
-        ((229.0, 368.0, 250.0, 459.0), 36),
-        ((184.0, 307.0, 521.0, 756.0), 37),
-        ((590.0, 534.0, 667.0, 661.0), 3),
-        ((538.0, 557.0, 682.0, 798.0), 2),
-    ],
-)
-def test_ties_do_not_depend_on_rounding(box: tuple[float, float, float, float], ties: int) -> None:
-    """All anchors of one shape that contain an object overlap it alike, though their corners are rounded."""
-    (anchors,) = AnchorGenerator(AnchorConfig(), (16,))([(50, 50)], torch.device("cpu"))
-    anchors = anchors[is_inside(anchors, (800, 800))]
-    # The same anchors without the rounding of their corners, and their IoU in float64.
-    center = ((anchors[:, :2] + anchors[:, 2:]).double() / 2 / 8).round() * 8
-    sides = (anchors[:, 2:] - anchors[:, :2]).double()
-    side = 2 ** sides.prod(1, keepdim=True).log2().div(2).round()
-    root = 2 ** ((sides[:, 1:] / sides[:, :1]).log2().round() / 2)
-    half = torch.cat((side / root, side * root), dim=1) / 2
-    exact = box_iou(torch.tensor([box], dtype=torch.float64), torch.cat((center - half, center + half), dim=1))[0]
-    expected = exact >= exact.max() - 1e-12
-    assert int(expected.sum()) == ties
-    matches = match(anchors, torch.tensor([box]), 0.99, (0.0, 0.3), best_per_object=True)
-    assert torch.equal(matches.kind == POSITIVE, expected)
-
-
-def test_treatments_of_difficult_objects() -> None:
-    difficult_object = torch.tensor([[200.0, 0.0, 300.0, 100.0]])
-    objects, difficult = torch.cat((difficult_object, OBJECT)), torch.tensor([True, False])
-    near_object = strips(80, 20)  # IoU 0.8 and 0.2 with OBJECT
-    near_difficult = strips(60, 50, 49) + torch.tensor([200.0, 0.0, 200.0, 0.0])
-    candidates = torch.cat((near_object, near_difficult))
-
-    def kinds_of(treatment: str, which: list[int], best_per_object: bool = False) -> list[int]:
-        return match(
-            candidates, objects[which], 0.5, (0.0, 0.5), best_per_object, difficult[which], treatment
-        ).kind.tolist()
-
-    assert kinds_of("keep", [0, 1]) == [POSITIVE, NEGATIVE, POSITIVE, POSITIVE, NEGATIVE]
-    assert kinds_of("drop", [0, 1]) == [POSITIVE] + [NEGATIVE] * 4
-    assert kinds_of("ignore", [0, 1]) == [POSITIVE, NEGATIVE, IGNORED, IGNORED, NEGATIVE]
-    for best_per_object in (False, True):  # a difficult object has no best candidates either
-        assert kinds_of("drop", [0], best_per_object) == [NEGATIVE] * 5
-        assert kinds_of("ignore", [0], best_per_object) == [NEGATIVE, NEGATIVE, IGNORED, IGNORED, NEGATIVE]
-    # What is positive for an object stays so, however much it also overlaps an ignored one; and it is that object's.
-    # From the upper bound of negatives on, which in an RPN is not the bound of positives.
-    ignored = match(strips(50, 30, 29), OBJECT, 0.7, (0.0, 0.3), False, torch.tensor([True]), "ignore")
-    assert ignored.kind.tolist() == [IGNORED, IGNORED, NEGATIVE]
-    both = match(OBJECT, OBJECT.repeat(2, 1), 0.5, (0.0, 0.5), False, difficult, "ignore")
-    assert (both.kind.tolist(), both.index.tolist()) == ([POSITIVE], [1])
-
-
-def test_no_objects_and_no_candidates() -> None:
-    none = torch.zeros(0, 4)
-    all_background = match(tiles(1, 3, 10), none, 0.7, (0.0, 0.3), best_per_object=True)
-    assert all_background.kind.tolist() == [NEGATIVE] * 3
-    assert all_background.index.tolist() == [0] * 3
-    # Where background must overlap an object a little, an empty image has none.
-    assert match(tiles(1, 3, 10), none, 0.5, (0.1, 0.5)).kind.tolist() == [IGNORED] * 3
-    for objects in (OBJECT, none):
-        matches = match(none, objects, 0.7, (0.0, 0.3), best_per_object=True)  # all anchors straddle the border
-        assert matches.kind.shape == matches.index.shape == (0,)
 
 
 # Sampling

@@ -9,6 +9,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from detector.anchors import AnchorConfig
+from detector.assignment import match, match_images
 from detector.backbones.base import BackboneConfig, BackboneName
 from detector.faster_rcnn import FasterRCNN
 from detector.image_batch import ImageConfig
@@ -16,7 +17,7 @@ from detector.kernels import transfers
 from detector.kernels.nms import nms_of_classes, nms_of_levels
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
-from detector.sampling import IGNORED, NEGATIVE, POSITIVE, GroundTruth, Matches, match, match_images, sample
+from detector.sampling import IGNORED, NEGATIVE, POSITIVE, GroundTruth, Matches, sample
 
 BOXES = torch.tensor([[10.0, 5, 60, 60], [40, 20, 90, 70], [5, 5, 30, 20]])
 

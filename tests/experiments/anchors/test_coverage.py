@@ -8,8 +8,9 @@ import torch
 from torchvision.ops import box_iou
 
 from detector.anchors import AnchorConfig, AnchorGenerator
+from detector.assignment import match
 from detector.boxes import is_inside
-from detector.sampling import POSITIVE, match
+from detector.sampling import POSITIVE
 from experiments.anchors.coverage import all_locations, anchor_lattices, legal_locations, match_objects
 
 TALL = AnchorConfig(scales=[2], aspect_ratios=[4], straddling="drop")  # 16 wide, 64 high
