@@ -22,10 +22,7 @@ def build_transform(cls: type, arguments: dict[str, Any]) -> Any:
         ValueError, TypeError: As the class does, and for arguments that it does not know (albumentations only warns).
     """
     if not issubclass(cls, A.BasicTransform | A.BaseCompose) or issubclass(cls, A.Compose):
-        raise InputError(
-            "it is no transform of albumentations, nor of datamodules.augmentation.transforms or "
-            "datamodules.augmentation.mixing"
-        )
+        raise InputError("it is no transform of albumentations that can be a part of others")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*not valid for transform.*")
         try:
@@ -82,3 +79,6 @@ class AlbumentationsStep(Step):
         before, after = (sample.boxes[:, 2:] - sample.boxes[:, :2])[which], boxes[:, 2:] - boxes[:, :2]
         keep = (after >= np.minimum(MIN_SIDE, before) - 1e-2).all(1) & (after > 0).all(1)
         return sample.take(image, boxes[keep], which[keep])
+
+
+STEP = AlbumentationsStep

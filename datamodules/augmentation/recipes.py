@@ -6,6 +6,7 @@ An object that a step cuts is dropped when less than a quarter of its area is le
 less than one pixel is left (unless it was thinner before and is not cut). An image may end up without objects.
 """
 
+import itertools
 import os
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -36,6 +37,7 @@ _NAMED: Final[dict[str, Callable[[], list[Step | MultiScale]]]] = {
     "copy_paste_boxes": lambda: [CopyPasteBoxes(), HorizontalFlip(p=0.5), ColorJitter()],
 }
 AUGMENTATIONS: Final = tuple(_NAMED)
+_LIBRARIES: Final = {"albumentations.": "albumentations_step", "torchvision.transforms.v2.": "torchvision_step"}
 
 
 class Recipe:
@@ -83,8 +85,8 @@ def build_augmentation(augmentation: Augmentation) -> Recipe | None:
     - `mosaic`, `mixup`, `copy_paste_boxes`: with probability 0.5 `Mosaic`, `MixUp`, `CopyPasteBoxes`; then
       `photometric`.
 
-    A list holds `{class_path: ..., init_args: {...}}`: transforms of albumentations, applied with its own rules for
-    boxes, and classes of `datamodules.augmentation.transforms` and `datamodules.augmentation.mixing`.
+    A list holds `{class_path: ..., init_args: {...}}`: transforms of albumentations or `torchvision.transforms.v2`, and
+    classes of `datamodules.augmentation.transforms` and `datamodules.augmentation.mixing`, or derived from any of them.
 
     Raises:
         InputError: For any other name, a class that cannot be found or is none of these, and bad arguments.
@@ -102,22 +104,19 @@ def build_augmentation(augmentation: Augmentation) -> Recipe | None:
 
 
 def _group(steps: list[Any]) -> list[Step | MultiScale]:
-    """Make one step of neighbouring transforms of albumentations."""
-    grouped: list[Any] = []
-    for step in steps:
-        if isinstance(step, Step | MultiScale):
-            grouped.append(step)
-        elif grouped and isinstance(grouped[-1], list):
-            grouped[-1].append(step)
-        else:
-            grouped.append([step])
-    if not any(isinstance(step, list) for step in grouped):
-        return grouped
-    from datamodules.augmentation.albumentations_step import (
-        AlbumentationsStep,  # its import takes a second, so only where needed
-    )
+    """Make one step of neighbouring transforms of a library."""
+    grouped: list[Step | MultiScale] = []
+    for library, neighbours in itertools.groupby(steps, lambda step: _library(type(step))):
+        transforms = list(neighbours)
+        grouped += transforms if library is None else [library.STEP(transforms)]
+    return grouped
 
-    return [AlbumentationsStep(step) if isinstance(step, list) else step for step in grouped]
+
+def _library(cls: type) -> Any:
+    """Return the module that makes steps of a library's classes, which takes a second to import; None for others."""
+    bases = [f"{base.__module__}." for base in cls.__mro__]
+    found = [module for library, module in _LIBRARIES.items() if any(base.startswith(library) for base in bases)]
+    return import_module(f"datamodules.augmentation.{found[0]}") if found else None
 
 
 def _instantiate(item: Any) -> Any:
@@ -133,12 +132,16 @@ def _instantiate(item: Any) -> Any:
     try:
         if issubclass(cls, Step | MultiScale):
             return cls(**values)
-        from datamodules.augmentation.albumentations_step import build_transform
-
-        return build_transform(cls, values)
+        library = _library(cls)
+        if library is None:
+            raise InputError(
+                "it is no transform of albumentations or torchvision.transforms.v2, and neither a Step of "
+                "datamodules.augmentation.transforms"
+            )
+        return library.build_transform(cls, values)
     except InputError as error:
         raise InputError(f"{where}: {path}: {error}") from error
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, AttributeError, LookupError, OSError) as error:  # whatever a stranger's class raises
         raise InputError(f"{where}: {path}: {brief(error)}") from error
 
 

@@ -42,10 +42,7 @@ class Sample(NamedTuple):
 def place(
     boxes: NDArray[np.float32], window: tuple[float, float, float, float], target: tuple[float, float, float, float]
 ) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
-    """Move boxes of an image of which `window` is shown at `target`, and cut them to what is seen.
-
-    An object is dropped when less than a quarter of its area is seen, or a side of less than one pixel is left; one
-    that was thinner than that in its own image stays as long as it is neither cut nor shrunk. None may be left.
+    """Move boxes of an image of which `window` is shown at `target`, and `cut` them to what is seen.
 
     Args:
         boxes: (G, 4) xyxy pixels of the image.
@@ -57,7 +54,26 @@ def place(
     """
     factors = (target[2] - target[0]) / (window[2] - window[0]), (target[3] - target[1]) / (window[3] - window[1])
     scale, shift = np.tile(factors, 2), np.tile(target[:2], 2)
-    whole = (boxes.astype(np.float64) - np.tile(window[:2], 2)) * scale + shift
+    return cut(boxes, (boxes.astype(np.float64) - np.tile(window[:2], 2)) * scale + shift, target)
+
+
+def cut(
+    boxes: NDArray[np.float32], whole: NDArray[np.floating], target: tuple[float, float, float, float]
+) -> tuple[NDArray[np.float32], NDArray[np.intp]]:
+    """Cut boxes to the part of an image that is seen.
+
+    An object is dropped when less than a quarter of its area is seen, or a side of less than one pixel is left; one
+    that was thinner than that in its own image stays as long as it is neither cut nor shrunk. None may be left.
+
+    Args:
+        boxes: (G, 4) xyxy pixels, as they were.
+        whole: (G, 4) where they are now, uncut.
+        target: The part, xyxy.
+
+    Returns:
+        Boxes float32 (K, 4), and (K,) which of the G objects they belong to.
+    """
+    whole = whole.astype(np.float64)
     seen = np.clip(whole, np.tile(target[:2], 2), np.tile(target[2:], 2))
     before, after = whole[:, 2:] - whole[:, :2], seen[:, 2:] - seen[:, :2]
     # The slack is far above rounding and far below anything visible.

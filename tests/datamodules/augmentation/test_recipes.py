@@ -6,12 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.augmentation.mixing import CopyPasteBoxes, MixUp, Mosaic
 from datamodules.augmentation.recipes import AUGMENTATIONS, Recipe, build_augmentation
 from datamodules.augmentation.samples import Sample, place
+from datamodules.augmentation.torchvision_step import _WHOLE
 from datamodules.augmentation.transforms import ColorJitter, HorizontalFlip, MinIoUCrop, MultiScale
 from detector.errors import InputError
 
@@ -28,6 +30,18 @@ GEOMETRIC = {  # without colours, so that pixels tell the class
                 {"class_path": "albumentations.HorizontalFlip", "init_args": {"p": 0.5}},
                 {"class_path": "albumentations.RandomSizedBBoxSafeCrop", "init_args": {"height": 50, "width": 70}},
                 {"class_path": "albumentations.VerticalFlip"},
+            ]
+        ).steps
+    ],
+    "torchvision": [
+        *build_augmentation(
+            [
+                {"class_path": "torchvision.transforms.v2.RandomHorizontalFlip"},
+                {"class_path": "torchvision.transforms.v2.RandomIoUCrop"},
+                {
+                    "class_path": "torchvision.transforms.v2.RandomCrop",
+                    "init_args": {"size": [30, 40], "pad_if_needed": True},
+                },
             ]
         ).steps
     ],
@@ -302,12 +316,76 @@ def test_albumentations_may_shrink_objects(sample_of):
     np.testing.assert_allclose(out.boxes[0, 2:] - out.boxes[0, :2], [12, 12], atol=0.2)
 
 
+def _of_torchvision(name, **arguments):
+    return {"class_path": f"torchvision.transforms.v2.{name}", "init_args": arguments}
+
+
+@pytest.mark.skipif(not _WHOLE, reason="torchvision cuts boxes before they can be compared")
+def test_torchvision_drops_objects_by_the_same_rule(sample_of):
+    """Of an image of 60 x 40 the 20 x 20 pixels in the middle are kept: columns 20 to 40, rows 10 to 30."""
+    recipe = build_augmentation([_of_torchvision("CenterCrop", size=[20, 20])])
+    boxes = [[38, 10, 42, 30], [38, 10, 45.9, 30], [38, 10, 46.1, 30], [0, 0, 10, 10]]
+    out, _ = recipe(sample_of(boxes, np.zeros((40, 60, 3), np.uint8)), _seed(0), _no_partner)
+    assert out.labels.tolist() == [1, 2] and out.difficult.tolist() == [False, True]
+    np.testing.assert_allclose(out.boxes, [[18, 0, 20, 20]] * 2, atol=1e-4)
+    assert out.size == (20, 20) and out.image.flags.c_contiguous
+    none_left, _ = recipe(sample_of([[0, 0, 10, 10]]), _seed(0), _no_partner)
+    assert none_left.boxes.shape == (0, 4) and none_left.boxes.dtype == np.float32
+
+
+def test_torchvision_may_drop_objects_by_itself(sample_of):
+    """Labels and difficult flags stay with the boxes that are left."""
+    recipe = build_augmentation([_of_torchvision("SanitizeBoundingBoxes", min_area=50)])
+    out, _ = recipe(sample_of([[0, 0, 5, 5], [0, 0, 10, 10], [0, 0, 30, 10]]), _seed(0), _no_partner)
+    assert (out.labels.tolist(), out.difficult.tolist()) == ([2, 3], [True, False])
+    assert out.boxes.tolist() == [[0, 0, 10, 10], [0, 0, 30, 10]]
+
+
+def test_torchvision_draws_from_the_seed_and_leaves_other_draws_alone(sample_of):
+    recipe = build_augmentation([_of_torchvision("GaussianNoise", sigma=0.2), _of_torchvision("RandomVerticalFlip")])
+    sample = sample_of([[10, 0, 20, 10]])
+    torch.manual_seed(1)
+    first = torch.rand(3)
+    torch.manual_seed(1)
+    drawn = [recipe(sample, _seed(seed), _no_partner)[0] for seed in (3, 3, 4)]
+    assert torch.equal(torch.rand(3), first)
+    assert (drawn[0].image == drawn[1].image).all() and (drawn[0].image != drawn[2].image).any()
+    tops = {recipe(sample, _seed(seed), _no_partner)[0].boxes[0, 1].item() for seed in range(20)}
+    assert tops == {0.0, 50.0}  # mirrored, or not
+
+
+@pytest.mark.parametrize(
+    ("item", "words"),
+    [
+        (_of_torchvision("Normalize", mean=[0.5], std=[1.0]), "Normalize: .*float tensor"),
+        (_of_torchvision("Grayscale"), r"Grayscale: an image came out as torch.uint8 \(1, 60, 97\)"),
+        (_of_torchvision("ToPureTensor"), "ToPureTensor: boxes came out as Tensor of 1"),
+        (_of_torchvision("RandomCrop", size=100), "RandomCrop: .*width 97, height 60"),
+        (_of_torchvision("AutoAugment"), "AutoAugment: .*BoundingBoxes are not supported"),
+    ],
+)
+def test_what_torchvision_does_to_no_image_with_boxes_is_named(sample_of, item, words):
+    recipe = build_augmentation([item])
+    with pytest.raises(InputError, match=rf"--data\.augmentation: {words}"):
+        recipe(sample_of([[0, 0, 30, 30]]), _seed(0), _no_partner)
+
+
 @pytest.mark.parametrize(
     ("item", "words"),
     [
         ({"class_path": "albumentations.HorizontalFlop"}, "no class 'albumentations.HorizontalFlop'"),
         ({"class_path": "HorizontalFlip"}, "no class 'HorizontalFlip'"),
-        ({"class_path": "collections.OrderedDict"}, "no transform of albumentations"),
+        ({"class_path": "collections.OrderedDict"}, r"no transform of albumentations or torchvision\.transforms\.v2"),
+        ({"class_path": "torchvision.transforms.RandomRotation", "init_args": {"degrees": 9}}, "no transform of"),
+        (_of_torchvision("RandomRotation"), "missing .* 'degrees'"),
+        (_of_torchvision("RandomRotation", degrees=9, q=1), "unexpected keyword argument 'q'"),
+        (
+            {
+                "class_path": "albumentations.OneOf",
+                "init_args": {"transforms": [_of_torchvision("RandomVerticalFlip")]},
+            },
+            "OneOf: 'RandomVerticalFlip' object has no",
+        ),
         ({"class_path": "albumentations.HorizontalFlip", "init_args": {"q": 1}}, "'q'.*not valid"),
         ({"class_path": "albumentations.Blur", "init_args": {"blur_limit": "x"}}, "albumentations.Blur: "),
         ({"class_path": "albumentations.OverlayElements"}, "does not take boxes"),

@@ -7,7 +7,7 @@ from datamodules.augmentation.recipes import AUGMENTATIONS
 
 LIST = (
     "[{class_path: albumentations.HorizontalFlip, init_args: {p: 0.5}}, "
-    "{class_path: datamodules.augmentation.mixing.Mosaic}]"
+    "{class_path: torchvision.transforms.v2.RandomIoUCrop}, {class_path: datamodules.augmentation.mixing.Mosaic}]"
 )
 
 
