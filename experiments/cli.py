@@ -171,6 +171,12 @@ COMMANDS: Final = (
         "board.options:TensorBoardOptions",
         "board.command:tensorboard",
     ),
+    Command(
+        "serve",
+        "a page on which to drop an image and look inside a trained detector: frcnn serve runs/shapes/seed0",
+        "board.options:ServeOptions",
+        "board.serving:serve",
+    ),
     Command("benchmark", "time this code beside a peer"),
     Command(
         "benchmark train",

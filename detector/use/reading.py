@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from detector.errors import InputError, brief
 
@@ -115,6 +115,8 @@ def _opened(source: Path | io.BytesIO) -> Iterator[Image.Image]:
     try:
         with Image.open(source) as image:
             yield image
+    except UnidentifiedImageError as error:  # names the object that it was given
+        raise ValueError("of no image format that Pillow knows") from error
     finally:
         with _pillow:
             _readers -= 1
