@@ -1,6 +1,8 @@
 """Plain image files, without annotations, for prediction."""
 
 import os
+import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from glob import glob, has_magic
@@ -19,6 +21,8 @@ NOT_READ: Final = (
     *("raw", "dng", "cr2", "cr3", "nef", "arw", "orf", "rw2", "raf", "pef", "srw"),
 )
 """Suffixes of pictures that the reader cannot read."""
+CAMERA: Final = re.compile(r"camera:(\d+)|(rtsp://.+)")
+MOST_OF_A_CAMERA: Final = 1000  # frames
 VIDEOS: Final = ("mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "wmv")
 
 
@@ -26,13 +30,13 @@ VIDEOS: Final = ("mp4", "m4v", "mov", "avi", "mkv", "webm", "mpg", "mpeg", "wmv"
 class FoundImages:
     """The images of a folder by their sorted paths within it, and by such a path why a picture is not among them.
 
-    Of a video they are its frames.
+    Of a video, or of a camera, they are its frames.
     """
 
     folder: Path
     names: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
-    video: Path | None = None
+    video: Path | int | str | None = None
 
     def from_number(self, first: int) -> Iterator[Path | NDArray[np.uint8]]:
         """Yield the paths of the images from a number on; of a video the frames, (H, W, 3) RGB."""
@@ -41,7 +45,7 @@ class FoundImages:
             return
         import cv2
 
-        frames = cv2.VideoCapture(str(self.video))
+        frames = cv2.VideoCapture(self.video if isinstance(self.video, int) else str(self.video))
         for number in range(len(self.names)):
             if not frames.grab():
                 return
@@ -49,16 +53,28 @@ class FoundImages:
                 yield np.ascontiguousarray(frames.retrieve()[1][:, :, ::-1])
 
 
-def find_images(path: str | Path, ignore: Callable[[Path], bool] = lambda _: False) -> FoundImages:
+def find_images(
+    path: str | Path, ignore: Callable[[Path], bool] = lambda _: False, most: int | None = None
+) -> FoundImages:
     """Find images: a file; all of a folder and its subfolders, also those that are linked; frames of a video.
 
-    The path may also be a pattern such as `photos/**/*.png`, or a text file with a path in each line. Those to ignore
-    are none to be found, such as pictures that were drawn earlier.
+    The path may also be a pattern such as `photos/**/*.png`, a text file with a path in each line, or a camera,
+    `camera:0` or `rtsp://...`. Those to ignore are none to be found, such as pictures that were drawn earlier.
+
+    Args:
+        path: What to look at.
+        ignore: Says of a file whether it is left out.
+        most: The first so many are taken; None: all, of a camera 1,000.
 
     Raises:
         InputError: Nothing there, or no image.
     """
-    path = Path(path)
+    found = _camera(camera, most) if (camera := CAMERA.fullmatch(str(path))) else _found(Path(path), ignore)
+    del found.names[len(found.names) if most is None else most :]
+    return found
+
+
+def _found(path: Path, ignore: Callable[[Path], bool]) -> FoundImages:
     if path.is_file():
         suffix = path.suffix.lower().removeprefix(".")
         if suffix in VIDEOS:
@@ -85,6 +101,23 @@ def find_images(path: str | Path, ignore: Callable[[Path], bool] = lambda _: Fal
     if not found.names and not found.left_out:
         raise InputError(f"{path}: holds no image ({', '.join(SUFFIXES)})")
     return found
+
+
+def _camera(found: re.Match[str], most: int | None) -> FoundImages:
+    """Return frames that a camera will give, by the time of the first one: the next start finds others."""
+    import cv2
+
+    source = int(found[1]) if found[1] else found[2]
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(0)  # what it says of a camera that is not there
+    try:
+        if not cv2.VideoCapture(source).isOpened():
+            raise InputError(f"{found[0]}: there is no such camera, or another program has it")
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+    folder = time.strftime("camera-%Y%m%d-%H%M%S")
+    numbers = range(1, (MOST_OF_A_CAMERA if most is None else most) + 1)
+    return FoundImages(Path(), [f"{folder}/{number:06d}.jpg" for number in numbers], video=source)
 
 
 def _frames(video: Path) -> FoundImages:

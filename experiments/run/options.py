@@ -86,8 +86,9 @@ class PredictOptions(ScoreOptions):
 
     Args:
         ckpt_path: Checkpoint of frcnn fit, or the folder of its run; nothing else of the run is needed.
-        images: An image, a folder, a pattern in quotes ("photos/**/*.png"), a text file with a path in each line, or a
-            video, of which each frame is an image.
+        images: An image, a folder, a pattern in quotes ("photos/**/*.png"), a text file with a path in each line, a
+            video, of which each frame is an image, or a camera (camera:0, rtsp://...).
+        max_images: Detect in the first so many; by default in all, of a camera's frames in 1,000.
         output: Folder for what is saved; annotated images keep their folders.
         save: What is saved: images (annotated), json (predictions.json, COCO results), csv (predictions.csv), devkit
             (comp4_det_test_<class>.txt), and for labelling voc (Annotations/*.xml) and yolo (labels/*.txt,
@@ -111,6 +112,7 @@ class PredictOptions(ScoreOptions):
         default_factory=lambda: ["images", "json"]
     )
     classes: list[str] | None = None
+    max_images: int | None = None
     batch_size: int = 1
     num_workers: int = 2
     accelerator: str = "auto"
@@ -124,7 +126,7 @@ class PredictOptions(ScoreOptions):
     def __post_init__(self) -> None:
         """Refuse a batch without images, and tiles that cover none."""
         super().__post_init__()
-        check_least(self, batch_size=1, num_workers=0, tile=16)
+        check_least(self, max_images=1, batch_size=1, num_workers=0, tile=16)
 
 
 def check_prediction(options: PredictOptions) -> None:

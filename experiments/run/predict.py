@@ -47,7 +47,9 @@ def predict(options: PredictOptions) -> int:
     """
     check_precision(options.precision, "--precision")
     target = Path(options.output)
-    found = find_images(options.images, ignore=lambda path: _is_below(path, target) and is_saved_picture(path))
+    found = find_images(
+        options.images, lambda path: _is_below(path, target) and is_saved_picture(path), options.max_images
+    )
     pictures = picture_names(found.names)
     trained = _detector(options)
     names = list(trained.class_names.values())

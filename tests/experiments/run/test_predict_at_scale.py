@@ -81,6 +81,41 @@ def test_a_video_is_its_frames(shipped, folder, tmp_path):
     assert "bad.mp4: is no video" in shipped("bad.mp4").err
 
 
+def test_a_camera_gives_as_many_frames_as_are_asked_for(shipped, tmp_path, monkeypatch):
+    missing = shipped("camera:87")
+    assert missing.code == 2 and "camera:87: there is no such camera" in missing.err
+
+    class Camera:
+        def __init__(self, source: object) -> None:
+            assert source == 0
+            self.taken = 0
+
+        def isOpened(self) -> bool:
+            return True
+
+        def grab(self) -> bool:
+            self.taken += 1
+            return True
+
+        def retrieve(self) -> tuple[bool, Any]:
+            return True, np.full((60, 80, 3), (0, 0, 40 * self.taken), np.uint8)
+
+    monkeypatch.setattr(cv2, "VideoCapture", Camera)
+    found = find_images("camera:0", most=3)
+    assert [np.asarray(frame)[0, 0].tolist() for frame in found.from_number(1)] == [[80, 0, 0], [120, 0, 0]]
+    assert len(find_images("camera:0").names) == 1000
+    result = shipped("camera:0", "--max_images", 4)
+    assert result.code == 0 and "4 images" in result.out
+    (pictures,) = (tmp_path / "out").glob("camera-*")
+    assert sorted(path.name for path in pictures.iterdir()) == [f"00000{number}.jpg" for number in (1, 2, 3, 4)]
+
+
+def test_the_first_images_alone(shipped, folder):
+    result = shipped("photos", "--max_images", 2)
+    assert result.code == 0 and [entry["file_name"] for entry in entries(folder.parent / "out")][-1] <= "b.jpg"
+    assert "--max_images 0: must be at least 1" in shipped("photos", "--max_images", 0).err
+
+
 # ---- what is saved ----
 
 
