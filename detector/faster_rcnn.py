@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from detector.anchors import AnchorConfig
 from detector.backbones import build_backbone
 from detector.backbones.base import BackboneConfig
+from detector.cascade import CascadeRoIHeads
 from detector.image_batch import (
     ImageBatch,
     ImageConfig,
@@ -54,8 +55,9 @@ class FasterRCNN(nn.Module):
         self.difficult = difficult
         self.backbone, box_head = build_backbone(backbone, load_weights)
         self.rpn = RegionProposalNetwork(self.backbone.out_channels, self.backbone.strides, anchors, rpn)
-        self.roi_heads = RoIHeads(box_head, self.backbone.roi_strides, num_classes, roi)
-        install_kernels(self.backbone, self.rpn.head, box_head)
+        heads = CascadeRoIHeads if roi.cascade_ious else RoIHeads
+        self.roi_heads = heads(box_head, self.backbone.roi_strides, num_classes, roi)
+        install_kernels(self.backbone, self.rpn.head, *(stage.box_head for stage in self.roi_heads.stages))
 
     def forward(
         self, images: Sequence[Tensor], given: Sequence[Tensor] | None = None
@@ -96,11 +98,12 @@ class FasterRCNN(nn.Module):
         self, features: Sequence[Tensor], proposals: Sequence[Tensor], batch: ImageBatch
     ) -> list[dict[str, Tensor]]:
         """Return detections, in original pixels, from features and given proposals (P, 4) in the batch's pixels."""
-        logits, deltas = self.roi_heads(features, proposals)
-        return self.roi_heads.detections(logits, deltas, proposals, batch)
+        return self.roi_heads.detections(*self.roi_heads.predictions(features, proposals, batch), batch)
 
     def losses(self, images: Sequence[Tensor], targets: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """Return the four losses of LOSS_NAMES, unweighted scalars, and their weighted sum `loss`.
+
+        Those of a cascade's RoI heads are sums over its stages, whose own ones follow: `loss_roi_cls_1` and so on.
 
         Args:
             images: As in `forward`.
@@ -115,11 +118,9 @@ class FasterRCNN(nn.Module):
         self, features: Sequence[Tensor], output: RPNOutput, batch: ImageBatch, truths: Sequence[GroundTruth]
     ) -> dict[str, Tensor]:
         """Return the losses of a batch, given its feature maps and the RPN's output; see `losses`."""
-        sampled = self.roi_heads.sample_rois(self.rpn.proposals(output, batch), truths, self.difficult, features)
-        logits, deltas = self.roi_heads(features, [rois.boxes for rois in sampled])
-        parts = self.rpn.losses(output, batch, truths, self.difficult)
-        parts |= self.roi_heads.losses(logits, deltas, sampled)
-        return self.with_total(parts)
+        proposals = self.rpn.proposals(output, batch)
+        of_rois = self.roi_heads.training_losses(features, proposals, batch, truths, self.difficult)
+        return self.with_total(self.rpn.losses(output, batch, truths, self.difficult) | of_rois)
 
     def with_total(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return some or all of the four losses, and their weighted sum `loss`."""

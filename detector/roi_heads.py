@@ -10,7 +10,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import roi_pool
 
 from detector import boxes as box_ops
 from detector import losses
@@ -21,7 +20,7 @@ from detector.image_batch import ImageBatch, all_to_original
 from detector.kernels.parts import BOX_HEAD, DETECTIONS, LOSSES, POOLING, TARGETS, part
 from detector.kernels.transfers import constant, part_of_rows, send, starts_of, together, true_indices
 from detector.post_processing import NMS, Candidates, likely_boxes, suppress
-from detector.roi_pooling import pool_aligned, pool_by_level, pool_whole_cells
+from detector.roi_pooling import Pooling, pool_boxes
 from detector.sampling import (
     IGNORED,
     GroundTruth,
@@ -63,6 +62,12 @@ class RoIConfig:
         class_weights: Weights of the classes in the classification loss, whose mean is then weighted: `none`;
             `balanced`: background counts as much as all objects of the batch (longcw's port); or a list of one number
             for background and one per class.
+        cascade_ious: `positive_iou` of each stage of a Cascade R-CNN (Cai 2018: [0.5, 0.6, 0.7]), the first as above;
+            []: no cascade. Each further stage has a box head and layers of its own, takes the boxes of the one before
+            as its proposals, and has background up to its IoU; scores are averaged. Needs `class_agnostic`.
+        cascade_delta_std: `delta_std` of each stage, the first as above; []: that divided by 1, 2, 3 and so on
+            (detectron2's weights 10 to 30). mmdetection rounds the third one: [0.033, 0.033, 0.067, 0.067].
+        cascade_weights: Weights of the stages' losses in the sums `loss_roi_cls` and `loss_roi_reg` (mmdetection).
         ohem: Train on the `samples_per_image` RoIs with the highest loss, instead of random ones at a fixed share of
             positives (online hard example mining, Shrivastava 2016, with `background_iou` from 0). All RoIs pass the
             head once more for it, without gradients and dropout; `class_weights` do not count there.
@@ -92,12 +97,15 @@ class RoIConfig:
     background_iou: list[float] = field(default_factory=lambda: [0.0, 0.5])
     append_gt: bool | Literal["jittered"] = True
     gt_jitter: float = 0.05
-    pooling: Literal["roi_align", "roi_align_legacy", "roi_pool", "roi_pool_floor"] = "roi_align"
+    pooling: Pooling = "roi_align"
     sampling_ratio: int = 2
     delta_mean: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0, 0.0])
     delta_std: list[float] = field(default_factory=lambda: [0.1, 0.1, 0.2, 0.2])
     class_agnostic: bool = False
     class_weights: list[float] | Literal["none", "balanced"] = "none"
+    cascade_ious: list[float] = field(default_factory=list)
+    cascade_delta_std: list[list[float]] = field(default_factory=list)
+    cascade_weights: list[float] = field(default_factory=lambda: [1.0, 0.5, 0.25])
     ohem: bool = False
     ohem_nms_iou: float = 0.7
     score_init_std: float = 0.01
@@ -126,16 +134,35 @@ class RoIConfig:
                 raise InputError(f"roi.{key}: {values} has {len(values)} numbers, needs 4: of dx, dy, dw, dh")
         allowed = {
             "(0, 1]": "positive_fraction",
-            "[0, 1]": "positive_iou nms_iou ohem_nms_iou score_threshold",
+            "[0, 1]": "positive_iou cascade_ious nms_iou ohem_nms_iou score_threshold",
             "(0, inf]": "delta_std soft_nms_sigma",
             "[1, inf]": "samples_per_image detections_per_image",
-            "[0, inf]": "sampling_ratio gt_jitter score_init_std delta_init_std reg_beta reg_weight",
+            "[0, inf]": "sampling_ratio gt_jitter score_init_std delta_init_std reg_beta reg_weight cascade_weights",
         }
         check_numbers("roi", self, allowed)
         check_choices("roi", self)
         weights = self.class_weights
         if not isinstance(weights, str) and (not weights or min(weights) < 0 or max(weights) == 0):
             raise InputError(f"roi.class_weights: {weights} must not be negative, nor 0 altogether")
+        if self.cascade_ious:
+            self._check_cascade()
+
+    def _check_cascade(self) -> None:
+        ious, stds, weights = self.cascade_ious, self.cascade_delta_std, self.cascade_weights
+        if ious[0] != self.positive_iou or len(ious) < 2:
+            raise InputError(
+                f"roi.cascade_ious: {ious} must begin with roi.positive_iou = {self.positive_iou}, and go on with one "
+                "for each further stage, such as [0.5, 0.6, 0.7]"
+            )
+        if len(weights) != len(ious):
+            raise InputError(f"roi.cascade_weights: {weights} must be one for each of roi.cascade_ious = {ious}")
+        if stds and (stds[0] != self.delta_std or [len(std) for std in stds if min(std) > 0] != [4] * len(ious)):
+            raise InputError(
+                f"roi.cascade_delta_std: {stds} must begin with roi.delta_std = {self.delta_std}, and be 4 positive "
+                f"numbers for each of roi.cascade_ious = {ious}"
+            )
+        if not self.class_agnostic:
+            raise InputError("roi.class_agnostic: false: a cascade refines one box for all classes; give true")
 
 
 class RoIHeads(nn.Module):
@@ -162,6 +189,30 @@ class RoIHeads(nn.Module):
                 f"give {num_classes + 1}, the first for background"
             )
 
+    @property
+    def stages(self) -> list["RoIHeads"]:
+        """Return the heads that boxes pass one after another: these alone, without a cascade."""
+        return [self]
+
+    def training_losses(
+        self,
+        features: Sequence[Tensor],
+        proposals: Sequence[Tensor],
+        batch: ImageBatch,
+        truths: Sequence[GroundTruth],
+        difficult: str,
+    ) -> dict[str, Tensor]:
+        """Return the `losses` over RoIs that are drawn from the proposals (P, 4) and objects of each image."""
+        sampled = self.sample_rois(proposals, truths, difficult, features)
+        logits, deltas = self(features, [rois.boxes for rois in sampled])
+        return self.losses(logits, deltas, sampled)
+
+    def predictions(
+        self, features: Sequence[Tensor], proposals: Sequence[Tensor], batch: ImageBatch
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+        """Return class logits, deltas and the RoIs that they are for, from the proposals (P, 4) of each image."""
+        return *self(features, proposals), proposals
+
     def forward(self, features: Sequence[Tensor], rois: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return class logits (R, C + 1) and deltas (R, C, 4), or (R, 1, 4), of the RoIs (n, 4) of each image."""
         for record in asking():
@@ -180,18 +231,9 @@ class RoIHeads(nn.Module):
         every = together(rois)
         image = part_of_rows([len(boxes) for boxes in rois], every.device)
         boxes = torch.cat((image[:, None].to(every.dtype), every), dim=1)  # (R, 5)
-        levels, strides, size = list(features)[: len(self.strides)], self.strides, self.box_head.pool_size
-        of_roi = self.assign_levels(boxes[:, 1:]) if len(strides) > 1 else torch.zeros_like(image)
-        if self.config.pooling == "roi_pool":
-            return pool_by_level(
-                levels, boxes, of_roi, size, lambda i, own: roi_pool(levels[i].float(), own, size, 1 / strides[i])
-            )
-        if self.config.pooling == "roi_pool_floor":
-            return pool_by_level(
-                levels, boxes, of_roi, size, lambda i, own: pool_whole_cells(levels[i], own, size, strides[i])
-            )
-        aligned = self.config.pooling == "roi_align"
-        return pool_aligned(levels, boxes, of_roi, strides, size, self.config.sampling_ratio, aligned)
+        of_roi = self.assign_levels(every) if len(self.strides) > 1 else torch.zeros_like(image)
+        levels, options = list(features)[: len(self.strides)], (self.config.pooling, self.config.sampling_ratio)
+        return pool_boxes(levels, boxes, of_roi, self.strides, self.box_head.pool_size, *options)
 
     def assign_levels(self, boxes: Tensor) -> Tensor:
         """Return the index (R,) of the level to pool each box (R, 4) from: one level up for each doubling of its side.

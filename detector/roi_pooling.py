@@ -4,14 +4,40 @@ B images, L levels, R RoIs, P pool size, S sampling points per bin and axis, H x
 """
 
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.ops import roi_align
+from torchvision.ops import roi_align, roi_pool
 
 from detector.kernels.roi_align import cells_and_weights
 from detector.kernels.transfers import constant, true_indices
+
+Pooling = Literal["roi_align", "roi_align_legacy", "roi_pool", "roi_pool_floor"]
+
+
+def pool_boxes(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    level_of_roi: Tensor,
+    strides: Sequence[int],
+    pool_size: int,
+    kind: Pooling,
+    sampling_ratio: int,
+) -> Tensor:
+    """Return pooled features (R, channels, P, P) in float32 by an operator; the rest is as in `pool_aligned`."""
+    if kind.startswith("roi_align"):
+        options = pool_size, sampling_ratio, kind == "roi_align"
+        return pool_aligned(features, rois, level_of_roi, strides, *options)
+
+    def pool(level: int, own: Tensor) -> Tensor:
+        if kind == "roi_pool_floor":
+            return pool_whole_cells(features[level], own, pool_size, strides[level])
+        pooled: Tensor = roi_pool(features[level].float(), own, pool_size, 1 / strides[level])
+        return pooled
+
+    return pool_by_level(features, rois, level_of_roi, pool_size, pool)
 
 
 def pool_aligned(

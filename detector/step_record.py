@@ -50,7 +50,8 @@ class StepRecord:
 
     A pass of joint training fills in all but `detections`; an evaluation all that needs no objects; a step of
     alternating training what its network computes. With test-time augmentation it is the first view's, without
-    `detections`, which come from all views.
+    `detections`, which come from all views. Of a cascade's stages it is the last one's, whose candidates are the boxes
+    of the stage before, and objects; in evaluation each of its RoIs comes from the proposal of the same index.
 
     Attributes:
         batch: The images as the network sees them, and their sizes.

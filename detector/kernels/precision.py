@@ -28,9 +28,9 @@ _MOST_DEVIATIONS = 64
 """Of a mean from 0: of more, bfloat16, whose numbers are up to 1/128 apart, leaves little of what varies."""
 
 
-def install_kernels(backbone: Backbone, rpn_head: nn.Module, box_head: nn.Module) -> None:
+def install_kernels(backbone: Backbone, rpn_head: nn.Module, *box_heads: nn.Module) -> None:
     """Replace the layers of a detector's networks by those that compute the same well; tensor names do not change."""
-    for network in (backbone, rpn_head, box_head):
+    for network in (backbone, rpn_head, *box_heads):
         replace_layers(network)
     body = _convolutions(backbone.body)
     if any(conv.depthwise for conv in body):

@@ -140,9 +140,7 @@ class AlternatingTraining(nn.Module, JointTraining):
         proposals, features = self._propose(batch)
         if self.proposer is not None:
             features = model.backbone(batch.tensors)
-        sampled = model.roi_heads.sample_rois(proposals, truths, model.difficult, features)
-        logits, deltas = model.roi_heads(features, [rois.boxes for rois in sampled])
-        return model.with_total(model.roi_heads.losses(logits, deltas, sampled))
+        return model.with_total(model.roi_heads.training_losses(features, proposals, batch, truths, model.difficult))
 
     def detect(self, images: Sequence[Tensor]) -> tuple[list[dict[str, Tensor]], list[Tensor]]:
         """Return detections and proposals of the networks that there are.

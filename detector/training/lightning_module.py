@@ -280,8 +280,9 @@ class FasterRCNNModule(pl.LightningModule):
         losses = self.scheme.losses(images, targets)
         for name, value in self.scheme.logged().items():
             self.log(name, constant([value], losses["loss"])[0], batch_size=len(images))
-        for name in (name for name in (*LOSS_NAMES, "loss") if name in losses):
-            self.log(f"train/{name}", losses[name].detach(), prog_bar=True, batch_size=len(images))
+        for name, loss in losses.items():
+            shown = name in (*LOSS_NAMES, "loss")  # and not those of a cascade's stages
+            self.log(f"train/{name}", loss.detach(), prog_bar=shown, batch_size=len(images))
         self.last_losses = {name: loss.detach() for name, loss in losses.items()}
         trainer = self.trainer
         loss = losses["loss"] if trainer.world_size == 1 else spoilt(losses["loss"])

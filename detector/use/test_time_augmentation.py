@@ -76,8 +76,8 @@ def detect_in_views(
                 mirrored = map(mirror, given, widths) if view.mirrored else given
                 proposals = to_batch(list(mirrored), batch)
             first_proposals = first_proposals or all_to_original(proposals, batch)
-            logits, deltas = model.roi_heads(features, proposals)
-            for index, candidates in enumerate(model.roi_heads.candidates(logits, deltas, proposals, batch)):
+            predictions = model.roi_heads.predictions(features, proposals, batch)
+            for index, candidates in enumerate(model.roi_heads.candidates(*predictions, batch)):
                 boxes = to_original(candidates.boxes, batch, index)
                 boxes = mirror(boxes, batch.original_sizes[index][1]) if view.mirrored else boxes
                 found[index].append(candidates._replace(boxes=boxes))

@@ -173,15 +173,16 @@ def _set_background_score(model: FasterRCNN, images: list[Tensor]) -> None:
     """Make scores of classes differ as a trained detector's, and find a bias of the background by bisection."""
     features, batch = model.features(images)
     proposals = model.proposals(features, batch)
-    scores = model.roi_heads.predictor.scores
-    logits, _ = model.roi_heads(features, proposals)
-    scores.weight.mul_(2.0 / logits.std())
-    logits, _ = model.roi_heads(features, proposals)
-    low, high = 0.0, 50.0
-    for _ in range(30):
-        middle = (low + high) / 2
-        logits[:, 0] += middle
-        found = int((logits.softmax(1)[:, 1:] > model.roi_heads.config.score_threshold).sum())
-        logits[:, 0] -= middle
-        low, high = (middle, high) if found > CANDIDATES else (low, middle)
-    scores.bias[0] = low
+    for heads in model.roi_heads.stages:
+        scores = heads.predictor.scores
+        logits, _ = heads(features, proposals)
+        scores.weight.mul_(2.0 / logits.std())
+        logits, _ = heads(features, proposals)
+        low, high = 0.0, 50.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            logits[:, 0] += middle
+            found = int((logits.softmax(1)[:, 1:] > model.roi_heads.config.score_threshold).sum())
+            logits[:, 0] -= middle
+            low, high = (middle, high) if found > CANDIDATES else (low, middle)
+        scores.bias[0] = low

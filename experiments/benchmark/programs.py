@@ -69,8 +69,8 @@ def ready(model: FasterRCNN, setting: Setting) -> FasterRCNN:
     keep_freed_memory(setting.device)
     model = model.to(setting.device).train(setting.kind == "train")
     if setting.compile:
-        networks = (model.backbone, model.rpn.head, model.roi_heads.box_head)
-        compile_networks(networks, "default", setting.device)
+        box_heads = [stage.box_head for stage in model.roi_heads.stages]
+        compile_networks((model.backbone, model.rpn.head, *box_heads), "default", setting.device)
     return model
 
 

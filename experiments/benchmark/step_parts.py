@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from detector.cascade import mean_logits, next_proposals, refined, summed
 from detector.faster_rcnn import FasterRCNN
 from detector.image_batch import all_to_original, ground_truth, make_batch
 from detector.kernels.parts import (
@@ -33,15 +34,18 @@ NETWORK_PARTS: Final = (BACKBONE, BOX_HEAD)
 """The parts that any detector with these layers has to run; all others are the detector's own."""
 
 
-def _leaf(tensor: Tensor) -> Tensor:
-    return tensor.detach().requires_grad_()
+class _Cut:
+    """Outputs of a part, and copies of them, the leaves, that the next part takes: their gradients come back here."""
 
+    def __init__(self, outputs: Sequence[Tensor]) -> None:
+        self.outputs = outputs
+        self.leaves = [output.detach().requires_grad_() for output in outputs]
 
-def _backward(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> None:
-    """Send the gradients that came to `leaves`, copies of `outputs`, through the graph of `outputs`."""
-    pairs = [(out, leaf.grad) for out, leaf in zip(outputs, leaves, strict=True) if out.requires_grad]
-    pairs = [(out, gradient) for out, gradient in pairs if gradient is not None]
-    torch.autograd.backward([out for out, _ in pairs], [gradient for _, gradient in pairs])
+    def backward(self) -> None:
+        """Send the gradients that came to the leaves through the graph of the outputs."""
+        pairs = [(out, leaf.grad) for out, leaf in zip(self.outputs, self.leaves, strict=True) if out.requires_grad]
+        pairs = [(out, gradient) for out, gradient in pairs if gradient is not None]
+        torch.autograd.backward([out for out, _ in pairs], [gradient for _, gradient in pairs])
 
 
 def parts_program(model: FasterRCNN, batch: Batch, precision: str, setting: Setting) -> Callable[[], Parts]:
@@ -70,38 +74,40 @@ def training_parts(
             batch = make_batch(images, model.image_config, training=True)
             truths = ground_truth(targets, batch)
         with clock(BACKBONE):
-            features = model.backbone(batch.tensors)
-        features_in = [_leaf(level) for level in features]
+            features = _Cut(model.backbone(batch.tensors))
         with clock(RPN_HEAD):
-            output = model.rpn(features_in)
-        rpn_leaves = [_leaf(tensor) for tensor in (*output.logits, *output.deltas)]
-        levels = len(features)
-        output_in = RPNOutput(rpn_leaves[:levels], rpn_leaves[levels:], output.anchors)
+            output = model.rpn(features.leaves)
+        rpn, levels = _Cut([*output.logits, *output.deltas]), len(features.leaves)
+        output_in = RPNOutput(rpn.leaves[:levels], rpn.leaves[levels:], output.anchors)
         with clock(PROPOSALS):
             proposals = model.rpn.proposals(output_in, batch)
         with clock(TARGETS):
             anchors = model.rpn.sample_anchors(output_in, batch, truths, model.difficult)
-            rois = model.roi_heads.sample_rois(proposals, truths, model.difficult, features_in)
-        with clock(POOLING):
-            pooled = model.roi_heads.pool(features_in, [roi.boxes for roi in rois])
-        pooled_in = _leaf(pooled)
-        with clock(BOX_HEAD):
-            logits, deltas = model.roi_heads.predict(pooled_in)
-        logits_in, deltas_in = _leaf(logits), _leaf(deltas)
+        stages, of_stages = model.roi_heads.stages, list[dict[str, Tensor]]()
+        pools, heads = list[_Cut](), list[_Cut]()
+        for stage in stages:
+            with clock(TARGETS):
+                rois = stage.sample_rois(proposals, truths, model.difficult, features.leaves)
+            with clock(POOLING):
+                pools.append(_Cut([stage.pool(features.leaves, [own.boxes for own in rois])]))
+            with clock(BOX_HEAD):
+                heads.append(_Cut(stage.predict(*pools[-1].leaves)))
+            with clock(LOSSES):
+                logits, deltas = heads[-1].leaves
+                of_stages.append(stage.losses(logits, deltas, rois))
+            if stage is not stages[-1]:
+                with clock(TARGETS):
+                    proposals = next_proposals(stage, deltas, rois, proposals, batch)
         with clock(LOSSES):
             losses = model.rpn.losses_of(output_in, anchors, batch)
-            losses |= model.roi_heads.losses(logits_in, deltas_in, rois)
+            losses |= summed(of_stages, model.roi_heads.config.cascade_weights)
             total = model.with_total(losses)["loss"]
     with clock(LOSSES):
         total.backward()
-    with clock(BOX_HEAD):
-        _backward([logits, deltas], [logits_in, deltas_in])
-    with clock(POOLING):
-        _backward([pooled], [pooled_in])
-    with clock(RPN_HEAD):
-        _backward([*output.logits, *output.deltas], rpn_leaves)
-    with clock(BACKBONE):
-        _backward(features, features_in)
+    for name, cuts in ((BOX_HEAD, heads), (POOLING, pools), (RPN_HEAD, [rpn]), (BACKBONE, [features])):
+        with clock(name):
+            for cut in cuts:
+                cut.backward()
     with clock(OPTIMIZER):
         optimizer.step()
     return clock.times
@@ -119,11 +125,17 @@ def inference_parts(model: FasterRCNN, images: Sequence[Tensor], autocast: torch
             output = model.rpn(features)
         with clock(PROPOSALS):
             proposals = model.rpn.proposals(output, batch)
-        with clock(POOLING):
-            pooled = model.roi_heads.pool(features, proposals)
-        with clock(BOX_HEAD):
-            logits, deltas = model.roi_heads.predict(pooled)
+        stages, of_stages, rois = model.roi_heads.stages, list[Tensor](), proposals
+        for stage in stages:
+            with clock(POOLING):
+                pooled = stage.pool(features, rois)
+            with clock(BOX_HEAD):
+                logits, deltas = stage.predict(pooled)
+            of_stages.append(logits)
+            if stage is not stages[-1]:
+                with clock(DETECTIONS):
+                    rois = refined(stage, deltas, rois, batch)
         with clock(DETECTIONS):
-            model.roi_heads.detections(logits, deltas, proposals, batch)
+            model.roi_heads.detections(mean_logits(of_stages), deltas, rois, batch)
             all_to_original(proposals, batch)
     return clock.times

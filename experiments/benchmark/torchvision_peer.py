@@ -93,6 +93,8 @@ def _network(ours: FasterRCNN, config: BackboneConfig) -> tuple[nn.Module, nn.Mo
     """Return torchvision's trunk and box head."""
     if config.box_head != "two_fc" or config.fpn_norm != "none":
         raise InputError("--peer torchvision: is built with --model.backbone.box_head two_fc and fpn_norm none only")
+    if len(ours.roi_heads.stages) > 1:
+        raise InputError("--peer torchvision: has no cascade; give --model.roi.cascade_ious []")
     trunk: nn.Module
     name, norm = config.name, FrozenBatchNorm2d if config.norm == "frozen" else nn.BatchNorm2d
     if name == "vgg16":

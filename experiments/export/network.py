@@ -157,6 +157,7 @@ def check_exportable(model: FasterRCNN) -> None:
     image, roi = model.image_config, model.roi_heads.config
     for key, value, impossible, instead in (
         ("roi.nms", roi.nms, roi.nms != "hard", "hard can"),
+        ("roi.cascade_ious", roi.cascade_ious, bool(roi.cascade_ious), "[] can"),
         ("roi.pooling", roi.pooling, roi.pooling == "roi_pool_floor", "roi_align, roi_align_legacy and roi_pool can"),
         ("image.test_flip", image.test_flip, image.test_flip, "false can"),
         ("image.test_shortest_sides", image.test_shortest_sides, bool(image.test_shortest_sides), "[] can"),

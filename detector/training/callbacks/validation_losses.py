@@ -104,8 +104,8 @@ class LossesOfImages(FlatStateMetric):
 
     def update(self, losses: list[dict[str, Tensor]], targets: list[dict[str, Tensor]]) -> None:
         """Add some or all of `NAMES` of each image; a loss that is not given is 0."""
-        nothing = dict.fromkeys(NAMES, losses[0]["loss"] * 0)
-        rows = [torch.stack(list((nothing | of_image).values())) for of_image in losses]
+        nothing = losses[0]["loss"] * 0
+        rows = [torch.stack([of_image.get(name, nothing) for name in NAMES]) for of_image in losses]
         self.append(image_id=image_ids_of(targets), losses=torch.stack(rows))
 
     def compute(self) -> dict[str, Tensor]:
