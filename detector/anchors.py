@@ -26,8 +26,8 @@ class AnchorConfig:
         scales: Square roots of the anchors' areas in units of `base_size`: one list for all levels, or one list per
             level (a list of lists, fine to coarse). The paper: [8, 16, 32], that is 128, 256 and 512 pixels after
             resizing.
-        aspect_ratios: Height / width, at equal area: one list for all levels, or one list per level. All levels need
-            equally many anchors per location, since they share the RPN's head. The paper: [0.5, 1, 2].
+        aspect_ratios: Height / width, at equal area: one list for all levels, or one list per level. Levels that differ
+            in their number of anchors have output layers of their own in the RPN's head. The paper: [0.5, 1, 2].
         base_size: Pixels of scale 1.
         center_offset: Centre of the first anchor, in pixels from the corner of the image: `zero` (torchvision,
             detectron2), `half_stride` (py-faster-rcnn in continuous coordinates: its inclusive base box (0, 0, 15, 15)
@@ -141,8 +141,11 @@ class AnchorGenerator:
 
     `strides` are pixels per cell of each level, fine to coarse.
 
+    Attributes:
+        anchors_per_location: A of each level.
+
     Raises:
-        InputError: The lists per level do not fit the number of levels, or levels differ in their number of anchors.
+        InputError: The lists per level do not fit the number of levels.
     """
 
     cache_bytes = 2**26
@@ -150,9 +153,8 @@ class AnchorGenerator:
 
     def __init__(self, config: AnchorConfig, strides: Sequence[int]) -> None:
         keys = ["scales", "aspect_ratios"] if config.sizes is None else ["sizes"]
-        per_level = [key for key in keys if config.is_per_level(key)]
-        for key in per_level:
-            if len(getattr(config, key)) != len(strides):
+        for key in keys:
+            if config.is_per_level(key) and len(getattr(config, key)) != len(strides):
                 raise InputError(
                     f"anchors.{key}: {len(getattr(config, key))} lists for {len(strides)} levels of strides "
                     f"{tuple(strides)}; give one list per level, or one list for all"
@@ -160,13 +162,7 @@ class AnchorGenerator:
         self.config = config
         self.strides = tuple(strides)
         self.cells = [base_anchors(config, level) for level in range(len(strides))]
-        counts = {len(cell) for cell in self.cells}
-        if len(counts) > 1:
-            raise InputError(
-                f"anchors.{per_level[0]}: levels have {sorted(counts)} anchors per location; "
-                "the RPN head needs equal numbers"
-            )
-        self.anchors_per_location = len(self.cells[0])
+        self.anchors_per_location = tuple(len(cell) for cell in self.cells)
         self._cache: dict[tuple[object, ...], list[Tensor]] = {}
 
     def __call__(self, feature_sizes: Sequence[tuple[int, int]], device: torch.device) -> list[Tensor]:

@@ -118,9 +118,13 @@ class RPNConfig:
 
 
 class RPNHead(nn.Module):
-    """3x3 convolutions, then 1x1 convolutions for objectness and deltas, shared by all levels."""
+    """3x3 convolutions that all levels share, then 1x1 convolutions for objectness and deltas.
 
-    def __init__(self, in_channels: int, anchors_per_location: int, config: RPNConfig) -> None:
+    The latter are shared by the levels that have equally many anchors per location: `objectness` and `deltas` are one
+    convolution each, or where `anchors_per_location`, one number per level, differs, a dict of one for each number.
+    """
+
+    def __init__(self, in_channels: int, anchors_per_location: Sequence[int], config: RPNConfig) -> None:
         super().__init__()
         hidden = config.hidden_channels or in_channels
         self.softmax = config.objectness == "softmax"
@@ -128,13 +132,22 @@ class RPNHead(nn.Module):
         self.deeper = nn.ModuleList(
             nn.Conv2d(hidden, hidden, kernel_size=3, padding=1) for _ in range(config.conv_depth - 1)
         )
-        self.objectness = nn.Conv2d(hidden, anchors_per_location * (2 if self.softmax else 1), kernel_size=1)
-        self.deltas = nn.Conv2d(hidden, anchors_per_location * 4, kernel_size=1)
-        for layer in (self.conv, *self.deeper, self.objectness, self.deltas):
-            nn.init.normal_(layer.weight, std=config.init_std)
-            nn.init.zeros_(layer.bias)
+        self.anchors_per_location = tuple(anchors_per_location)
+        self.objectness = self._outputs(hidden, 2 if self.softmax else 1)
+        self.deltas = self._outputs(hidden, 4)
+        for name, parameter in self.named_parameters():
+            nn.init.normal_(parameter, std=config.init_std) if name.endswith("weight") else nn.init.zeros_(parameter)
         if config.cls_loss == "focal":
-            nn.init.constant_(self.objectness.get_parameter("bias"), math.log(0.01 / 0.99))
+            for name, parameter in self.objectness.named_parameters():
+                if name.endswith("bias"):
+                    nn.init.constant_(parameter, math.log(0.01 / 0.99))
+
+    def _outputs(self, hidden: int, per_anchor: int) -> nn.Module:
+        layers = {
+            str(number): nn.Conv2d(hidden, number * per_anchor, kernel_size=1)
+            for number in sorted(set(self.anchors_per_location))
+        }
+        return next(iter(layers.values())) if len(layers) == 1 else nn.ModuleDict(layers)
 
     def forward(self, features: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Return logits (B, h * w * A) and deltas (B, h * w * A, 4) of each level, float32, in the anchors' order.
@@ -145,24 +158,38 @@ class RPNHead(nn.Module):
         for convolution in (self.conv, *self.deeper):
             hidden = [F.relu(convolution(level), inplace=True) for level in hidden]
         # bfloat16 tells few scores apart, which costs ranks, and it saves no time in layers as small as these.
+        compute = self._by_level if one_by_one(hidden[0]) else self._at_once
         with torch.autocast(hidden[0].device.type, enabled=False):
-            scores, deltas = self._by_level(hidden) if one_by_one(hidden[0]) else self._at_once(hidden)
+            if not isinstance(self.objectness, nn.ModuleDict):
+                scores, deltas = compute(hidden, self.objectness, self.deltas)
+            else:
+                scores, deltas = list(features), list(features)
+                for number in self.objectness:
+                    levels = [level for level, own in enumerate(self.anchors_per_location) if own == int(number)]
+                    layers = (of.get_submodule(number) for of in (self.objectness, self.deltas))
+                    found = compute([hidden[level] for level in levels], *layers)
+                    for level, own_scores, own_deltas in zip(levels, *found, strict=True):
+                        scores[level], deltas[level] = own_scores, own_deltas
         if self.softmax:
             scores = [level[..., 1] - level[..., 0] for level in (own.unflatten(1, (-1, 2)) for own in scores)]
         return scores, deltas
 
-    def _by_level(self, hidden: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    @staticmethod
+    def _by_level(
+        hidden: Sequence[Tensor], objectness: nn.Module, deltas: nn.Module
+    ) -> tuple[list[Tensor], list[Tensor]]:
         levels = [level.float() for level in hidden]
-        scores = [self.objectness(level).permute(0, 2, 3, 1).flatten(1) for level in levels]
-        return scores, [self.deltas(level).permute(0, 2, 3, 1).reshape(level.shape[0], -1, 4) for level in levels]
+        scores = [objectness(level).permute(0, 2, 3, 1).flatten(1) for level in levels]
+        return scores, [deltas(level).permute(0, 2, 3, 1).reshape(level.shape[0], -1, 4) for level in levels]
 
-    def _at_once(self, hidden: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    @staticmethod
+    def _at_once(hidden: Sequence[Tensor], *layers: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
         """Return the same in two matrix products: a GPU computes them faster than it is told to compute ten."""
         cells = together([level.permute(0, 2, 3, 1).flatten(1, 2) for level in hidden], 1).float()  # (B, cells, C)
         counts = [level.shape[2] * level.shape[3] for level in hidden]
         scores, deltas = (
-            F.linear(cells, layer.weight.flatten(1), layer.bias).split(counts, 1)
-            for layer in (self.objectness, self.deltas)
+            F.linear(cells, layer.get_parameter("weight").flatten(1), layer.get_parameter("bias")).split(counts, 1)
+            for layer in layers
         )
         return [level.flatten(1) for level in scores], [level.reshape(len(cells), -1, 4) for level in deltas]
 

@@ -57,7 +57,7 @@ class StepRecord:
         batch: The images as the network sees them, and their sizes.
         truths: The objects.
         level_logits, level_deltas, level_anchors: The RPN's output per level: (B, n), (B, n, 4) and (n, 4).
-        anchors_per_location: A.
+        anchors_per_location: A of each level.
         anchor_matches: Kind, object and best IoU of each anchor (N,).
         sampled_anchors: Indices of the sampled positives and negatives, and the positives' target deltas.
         proposals: Before NMS and after.
@@ -76,7 +76,7 @@ class StepRecord:
     level_logits: Sequence[Tensor] = ()
     level_deltas: Sequence[Tensor] = ()
     level_anchors: Sequence[Tensor] = ()
-    anchors_per_location: int = 0
+    anchors_per_location: Sequence[int] = ()
     anchor_matches: Sequence[Matches] = ()
     sampled_anchors: Sequence[SampledAnchors] = ()
     proposals: Sequence[Proposals] = ()
@@ -106,14 +106,10 @@ class StepRecord:
 
     @property
     def shape_of_anchor(self) -> Tensor:
-        """Return the index (N,) of each anchor's shape: its level times A plus its place within its location."""
-        of_level = torch.arange(self.anchors_per_location, device=self.level_anchors[0].device)
-        return torch.cat(
-            [
-                (of_level + level * len(of_level)).repeat(len(anchors) // len(of_level))
-                for level, anchors in enumerate(self.level_anchors)
-            ]
-        )
+        """Return the index (N,) of each anchor's shape: those of finer levels first, then its place in its location."""
+        shapes = torch.arange(sum(self.anchors_per_location), device=self.level_anchors[0].device)
+        of_levels = zip(shapes.split(list(self.anchors_per_location)), self.level_anchors, strict=True)
+        return torch.cat([own.repeat(len(anchors) // len(own)) for own, anchors in of_levels])
 
     def close(self) -> None:
         """Let passes go unrecorded from here on; what is recorded stays."""

@@ -205,6 +205,7 @@ def _rpn_options(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 def _options_of(model: FasterRCNN, backbone: BackboneConfig) -> dict[str, Any]:
     """Return the options that `Translated.options` may hold, with defaults resolved."""
+    counts = model.rpn.anchor_generator.anchors_per_location
     return {
         "backbone.name": backbone.name,
         "backbone.fpn_channels": backbone.fpn_channels,
@@ -215,17 +216,17 @@ def _options_of(model: FasterRCNN, backbone: BackboneConfig) -> dict[str, Any]:
         "rpn.conv_depth": model.rpn.config.conv_depth,
         "rpn.hidden_channels": model.rpn.head.conv.out_channels,
         "roi.class_agnostic": model.roi_heads.config.class_agnostic,
-        ANCHORS: model.rpn.anchor_generator.anchors_per_location,
+        ANCHORS: counts[0] if len(set(counts)) == 1 else list(counts),
     }
 
 
 def _adapt_anchors(tensors: dict[str, Tensor], model: FasterRCNN) -> None:
     """Bring objectness to one score or two per anchor, and rows to the order of the model's anchors."""
-    if "rpn.head.deltas.weight" not in tensors:  # those of other numbers of anchors
+    if "rpn.head.deltas.weight" not in tensors:  # those of other anchors, or of numbers that differ between levels
         return
     anchors = model.rpn.anchor_generator.config
     ratios = len(anchors.of_level("aspect_ratios", 0)) if anchors.sizes is None else 1  # sizes keep their order
-    shape = (ratios, model.rpn.anchor_generator.anchors_per_location // ratios)
+    shape = (ratios, model.rpn.anchor_generator.anchors_per_location[0] // ratios)
     for kind in ("weight", "bias"):
         scores = tensors[f"rpn.head.objectness.{kind}"].unflatten(0, (math.prod(shape), -1))  # (A, 1 or 2, ...)
         if model.rpn.head.softmax and scores.shape[1] == 1:

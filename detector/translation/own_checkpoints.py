@@ -12,12 +12,13 @@ from detector.faster_rcnn import FasterRCNN
 from detector.translation.translated import Translated
 
 RPN_OUTPUTS = tuple(f"rpn.head.{name}.{kind}" for name in ("objectness", "deltas") for kind in ("weight", "bias"))
+RPN_DELTAS = "rpn.head.deltas."
 PREDICTOR = "roi_heads.predictor."
 
 
 def is_own(state: Mapping[str, Tensor]) -> bool:
     """Return whether a state dict is of this project's module, or of its network."""
-    return any(prefix + RPN_OUTPUTS[0] in state for prefix in ("model.", ""))
+    return any(name.startswith(tuple(prefix + RPN_DELTAS for prefix in ("model.", ""))) for name in state)
 
 
 def translate_own(
@@ -35,11 +36,11 @@ def translate_own(
             f"{source}: is of step 1 or 2 of an alternating training; up to the end of step 2 there is no single "
             "network to begin with"
         )
-    prefix = "model." if "model." + RPN_OUTPUTS[0] in state else ""
+    prefix = "model." if any(name.startswith(f"model.{RPN_DELTAS}") for name in state) else ""
     tensors = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     _check_backbone(tensors, shapes, options, source)
-    remark = _sort_anchors(tensors, model.rpn.anchor_generator.config, options)
+    remark = _sort_anchors(tensors, model, options)
     for name in [*tensors]:
         adapted = name.startswith((PREDICTOR, *RPN_OUTPUTS))
         if not adapted and name in shapes and shapes[name] != tensors[name].shape:
@@ -66,13 +67,23 @@ def _check_backbone(
             )
 
 
-def _sort_anchors(tensors: dict[str, Tensor], config: AnchorConfig, options: Mapping[str, Any]) -> str:
+def _sort_anchors(tensors: dict[str, Tensor], model: FasterRCNN, options: Mapping[str, Any]) -> str:
     """Bring the RPN's outputs into ratio-major order, or leave them out where they are for another number of anchors.
 
     Returns:
         What a user should know of the anchors that the RPN was trained for.
     """
-    theirs = base_anchors(AnchorConfig(**options["anchors"])) if "anchors" in options else None
+    config = model.rpn.anchor_generator.config
+    given = AnchorConfig(**options["anchors"]) if "anchors" in options else None
+    outputs = {name for name in tensors if name.startswith(("rpn.head.objectness.", RPN_DELTAS))}
+    wanted = {f"rpn.head.{name}" for name in model.rpn.head.state_dict() if name.startswith(("objectness.", "deltas."))}
+    if outputs != set(RPN_OUTPUTS) or wanted != outputs:  # numbers of anchors differ between levels
+        if outputs == wanted and given in (None, config):
+            return ""
+        for name in outputs:
+            del tensors[name]
+        return "RPN's outputs left at random: their levels have other anchors"
+    theirs = base_anchors(given) if given else None
     ours = base_anchors(replace(config, order="ratio_major"))
     count = len(tensors[RPN_OUTPUTS[-1]]) // 4
     if count != len(ours):

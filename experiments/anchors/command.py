@@ -1,7 +1,7 @@
 """`frcnn anchors`: what the configured anchors do to the objects of the training splits. Images are not needed."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from jsonargparse import Namespace
@@ -29,7 +29,9 @@ def print_audit(options: AuditOptions, config: Namespace) -> None:
     result = given.audit()
     suggestion = None
     if options.suggest is not None:
-        suggestion = suggest_anchors(given.anchors, given.strides, given.views(), options.suggest)
+        about = given.anchors, given.strides, given.views(), options.suggest
+        found = suggest_anchors(*about, form=options.suggest_form)
+        suggestion = found, replace(given, anchors=found.applied(given.anchors)).audit()
     if options.plot is not None:
         title = f"{', '.join(given.truth.splits)}: {_sentence(given, result)}"
         save_plot(audit_figure(given, result, title), options.plot, dpi=100)
@@ -39,7 +41,10 @@ def print_audit(options: AuditOptions, config: Namespace) -> None:
         print("\n".join(_table(given, result, suggestion)))
 
 
-def _document(given: AuditInput, result: AuditResult, suggestion: Suggestion | None) -> dict[str, Any]:
+_Suggested = tuple[Suggestion, AuditResult]
+
+
+def _document(given: AuditInput, result: AuditResult, suggestion: _Suggested | None) -> dict[str, Any]:
     document = result.to_dict() | {
         "splits": list(given.truth.splits),
         "difficult": given.difficult,
@@ -49,7 +54,7 @@ def _document(given: AuditInput, result: AuditResult, suggestion: Suggestion | N
         "longest_side": given.image.longest_side,
     }
     if suggestion is not None:
-        document["suggestion"] = asdict(suggestion)
+        document["suggestion"] = asdict(suggestion[0]) | {"audit": suggestion[1].to_dict()}
     return document
 
 
@@ -62,7 +67,7 @@ def _sentence(given: AuditInput, result: AuditResult) -> str:
     )
 
 
-def _table(given: AuditInput, result: AuditResult, suggestion: Suggestion | None) -> list[str]:
+def _table(given: AuditInput, result: AuditResult, suggestion: _Suggested | None) -> list[str]:
     difficult = int(given.truth.objects.difficult.sum())
     how = "included" if given.difficult == "keep" else "not counted"
     lines = [
@@ -78,7 +83,7 @@ def _table(given: AuditInput, result: AuditResult, suggestion: Suggestion | None
         f"{percent(result.share_images_wanted, '.1f')} of images",
     ]
     lines += ["", *result.warnings] if result.warnings else []
-    return lines + (_suggestion_lines(suggestion) if suggestion is not None else [])
+    return lines + (_suggestion_lines(result, *suggestion) if suggestion is not None else [])
 
 
 def _anchor_lines(result: AuditResult) -> list[str]:
@@ -114,7 +119,7 @@ def _coverage_lines(result: AuditResult) -> list[str]:
     return [*lines, "(rescued: only the rule that an object's best anchors are positive gives it any)"]
 
 
-def _suggestion_lines(found: Suggestion) -> list[str]:
+def _suggestion_lines(before: AuditResult, found: Suggestion, after: AuditResult) -> list[str]:
     gain = found.mean_best_iou - found.given_mean_best_iou
     return [
         "",
@@ -123,4 +128,16 @@ def _suggestion_lines(found: Suggestion) -> list[str]:
         f"{min(found.gains):+.3f} to {max(found.gains):+.3f})",
         f"  IoU >= 0.5 {percent(found.share_iou_50, '.1f')} (given: {percent(found.given_share_iou_50, '.1f')})",
         f"  {found.options}",
+        "",
+        f"{'before -> after, on all images':32} mean best IoU          >= 0.5                >= 0.7",
+        *_changes({"all objects": before, **before.by_size}, {"all objects": after, **after.by_size}),
+    ]
+
+
+def _changes(before: Mapping[str, Coverage], after: Mapping[str, Coverage]) -> list[str]:
+    return [
+        f"  {name:30} {number(old.mean_best_iou, '.3f')} -> {number(new.mean_best_iou, '.3f')}"
+        f"     {percent(old.share_iou_50)} -> {percent(new.share_iou_50)}"
+        f"     {percent(old.share_iou_70)} -> {percent(new.share_iou_70)}"
+        for (name, old), new in zip(before.items(), after.values(), strict=True)
     ]

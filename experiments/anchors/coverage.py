@@ -113,7 +113,8 @@ def anchor_lattices(config: AnchorConfig, strides: Sequence[int], largest: tuple
 def _corners(generator: AnchorGenerator, size: tuple[int, int]) -> Array:
     """Return the anchors (S, n, 4) of a feature map one cell high or wide."""
     levels = generator([size] * len(generator.strides), torch.device("cpu"))
-    per_level = [level.view(-1, generator.anchors_per_location, 4).transpose(0, 1) for level in levels]
+    counts = generator.anchors_per_location
+    per_level = [level.view(-1, count, 4).transpose(0, 1) for level, count in zip(levels, counts, strict=True)]
     return torch.cat(per_level).contiguous().numpy()
 
 

@@ -91,7 +91,7 @@ def _points(sweep: Sweep, network: Network, numbers: Sequence[int], setting: Set
         if models:
             model.backbone, model.roi_heads.box_head = models[0].backbone, models[0].roi_heads.box_head
         models.append(model)
-    return [Point(model.rpn.anchor_generator.anchors_per_location, ready(model, setting), batch) for model in models]
+    return [Point(model.rpn.anchor_generator.anchors_per_location[0], ready(model, setting), batch) for model in models]
 
 
 def with_scales(config: AnchorConfig, number: int) -> AnchorConfig:

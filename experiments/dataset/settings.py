@@ -3,7 +3,7 @@
 import math
 import os
 import socket
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -221,8 +221,9 @@ def _anchors(network: Network, truth: SplitTruth, preset: Preset, image: ImageCo
     given = f"{found.given_mean_best_iou:.2f} by the usual {usual.scales}"
     if found.mean_best_iou < found.given_mean_best_iou + LEAST_GAIN:
         return usual, f"mean best IoU {given}: frcnn anchors --suggest finds none that are clearly better"
-    fitted = replace(usual, scales=found.scales, aspect_ratios=found.aspect_ratios)
-    return fitted, f"mean best IoU {found.mean_best_iou:.2f} on images that they were not fitted to, {given}"
+    return found.applied(
+        usual
+    ), f"mean best IoU {found.mean_best_iou:.2f} on images that they were not fitted to, {given}"
 
 
 def _heads(truth: SplitTruth) -> tuple[dict[str, Any], dict[str, str]]:

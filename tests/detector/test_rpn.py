@@ -78,7 +78,7 @@ def test_outputs_are_flattened_in_the_anchors_order(objectness: str, anchor: int
 
 
 def test_softmax_over_background_and_object_is_the_sigmoid_of_their_difference() -> None:
-    head = RPNHead(6, 3, RPNConfig(objectness="softmax"))
+    head = RPNHead(6, [3], RPNConfig(objectness="softmax"))
     torch.nn.init.normal_(head.objectness.weight)
     features = torch.randn(2, 6, 4, 5, generator=torch.Generator().manual_seed(0))
     logits = head([features])[0][0]
@@ -101,11 +101,45 @@ def test_levels_share_the_head_and_keep_their_order() -> None:
     torch.testing.assert_close(torch.stack(sides), torch.tensor([16.0, 64.0]))
 
 
+@pytest.mark.parametrize("objectness", ["sigmoid", "softmax"])
+@pytest.mark.parametrize("at_once", [False, True], ids=["level by level", "at once"])
+def test_levels_with_equally_many_anchors_share_outputs(
+    objectness: str, at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Levels of 1, 2, 1 anchors: the first and the last are computed by one head, that in the middle by another."""
+    monkeypatch.setattr("detector.rpn.one_by_one", lambda _: not at_once)
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"objectness": objectness, "init_std": 0.5}
+    rpn = network(AnchorConfig([[1], [2, 3], [4]], [1]), (8, 16, 32), **options)
+    per_anchor = 1 if objectness == "sigmoid" else 2
+    shapes = {name: list(tensor.shape) for name, tensor in rpn.head.state_dict().items() if "weight" in name}
+    assert shapes == {
+        "conv.weight": [6, 6, 3, 3],
+        "objectness.1.weight": [per_anchor, 6, 1, 1],
+        "objectness.2.weight": [2 * per_anchor, 6, 1, 1],
+        "deltas.1.weight": [4, 6, 1, 1],
+        "deltas.2.weight": [8, 6, 1, 1],
+    }
+    features = [torch.randn(2, 6, *size) for size in ((3, 4), (2, 3), (1, 2))]
+    output = rpn(features)
+    assert [tuple(level.shape) for level in output.deltas] == [(2, 12, 4), (2, 12, 4), (2, 2, 4)]
+    for number, levels in ((1, [0, 2]), (2, [1])):
+        alone = RPNHead(6, [number], RPNConfig(**options))  # of equally many anchors on all levels
+        state = {name.replace(f".{number}.", "."): tensor for name, tensor in rpn.head.state_dict().items()}
+        alone.load_state_dict({name: tensor for name, tensor in state.items() if name in alone.state_dict()})
+        logits, deltas = alone([features[level] for level in levels])
+        for place, level in enumerate(levels):
+            torch.testing.assert_close(output.logits[level], logits[place])
+            torch.testing.assert_close(output.deltas[level], deltas[place])
+    assert [len(level) for level in output.anchors] == [12, 12, 2]
+    assert len(rpn.proposals(output, image_batch((24, 32), (24, 32)))) == 2
+
+
 # Proposals
 
 
 def test_depth_of_the_head() -> None:
-    head = RPNHead(6, 2, RPNConfig(conv_depth=3, hidden_channels=4)).eval()
+    head = RPNHead(6, [2], RPNConfig(conv_depth=3, hidden_channels=4)).eval()
     assert [tuple(layer.weight.shape[:2]) for layer in (head.conv, *head.deeper)] == [(4, 6), (4, 4), (4, 4)]
     features = torch.randn(1, 6, 3, 5)
     for layer in (head.conv, *head.deeper):
@@ -114,7 +148,7 @@ def test_depth_of_the_head() -> None:
     for layer in (head.conv, *head.deeper):
         hidden = F.relu(layer(hidden))
     torch.testing.assert_close(head([features])[0][0], head.objectness(hidden).permute(0, 2, 3, 1).flatten(1))
-    assert len(RPNHead(6, 2, RPNConfig()).state_dict()) == 6
+    assert len(RPNHead(6, [2], RPNConfig()).state_dict()) == 6
 
 
 def slow_proposals(

@@ -12,7 +12,7 @@ from detector.rpn import RPNConfig, RPNHead
 def test_initial_weights() -> None:
     torch.manual_seed(0)
     for options, std in (({}, 0.01), ({"init_std": 0.3}, 0.3)):
-        head = RPNHead(256, 9, RPNConfig(**options))
+        head = RPNHead(256, [9], RPNConfig(**options))
         for layer in (head.conv, head.objectness, head.deltas):
             assert float(layer.weight.detach().std()) == pytest.approx(std, rel=0.06)
             assert not layer.bias.detach().any()  # type: ignore[union-attr]

@@ -103,6 +103,12 @@ def test_anchors_and_their_shapes(trained: tuple[FasterRCNN, StepRecord]) -> Non
     assert not record.logits.requires_grad and not record.deltas.requires_grad and not record.roi_logits.requires_grad
 
 
+def test_shapes_where_levels_differ_in_their_number() -> None:
+    """Levels of 2, 1 and 3 anchors per location and 2, 2 and 1 locations."""
+    record = StepRecord(level_anchors=[torch.zeros(n, 4) for n in (4, 2, 3)], anchors_per_location=(2, 1, 3))
+    assert record.shape_of_anchor.tolist() == [0, 1, 0, 1, 2, 2, 3, 4, 5]
+
+
 def test_matches_by_plain_iou(trained: tuple[FasterRCNN, StepRecord]) -> None:
     """Positive from IoU 0.7 on, or as an object's best; straddling anchors are ignored."""
     _, record = trained

@@ -66,7 +66,7 @@ class AnchorTelemetry(InsideSums):
     def sums_of(self, pl_module: FasterRCNNModule, record: StepRecord) -> Tensor:
         """Return the numbers of `COUNTED` for each anchor shape, (6, shapes)."""
         shapes, device = record.shape_of_anchor, record.level_anchors[0].device
-        sums = torch.zeros(len(COUNTED), record.anchors_per_location * len(record.level_anchors), device=device)
+        sums = torch.zeros(len(COUNTED), sum(record.anchors_per_location), device=device)
         if record.anchor_matches:
             positive_iou = pl_module.model.rpn.config.positive_iou
             kinds = [

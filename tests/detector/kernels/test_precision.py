@@ -121,7 +121,7 @@ def test_narrow_heads_evaluate_in_float32(channels: int, exact: bool) -> None:
     """Under autocast on the CPU, of float32 features; in training they compute in bfloat16."""
     backbone, box_head = build("small_c4")
     torch.manual_seed(0)
-    head = RPNHead(channels, 3, RPNConfig(conv_depth=2, init_std=0.05))
+    head = RPNHead(channels, [3], RPNConfig(conv_depth=2, init_std=0.05))
     install_kernels(backbone, head, box_head)
     level = torch.rand(1, channels, 5, 7)
     with torch.no_grad():

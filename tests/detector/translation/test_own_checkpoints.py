@@ -174,6 +174,34 @@ def test_other_numbers_of_anchors_and_another_box_head_are_left_at_random(checkp
     assert "the file's box head has another width" in ours.weights_report.remark
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours", "taken"),
+    [([[1], [2, 3]], [[1], [2, 3]], True), ([[1], [2, 3]], [[1], [2, 4]], False), ([1, 2], [[1], [2, 3]], False)],
+    ids=["the same", "another scale", "no lists per level"],
+)
+def test_numbers_of_anchors_that_differ_between_levels(
+    tmp_path: Path, theirs: list[Any], ours: list[Any], taken: bool
+) -> None:
+    backbone = {"name": "resnet18_fpn", "norm": "batch", "pool_size": 7, "fpn_channels": 8}
+
+    def anchors(scales: list[Any]) -> dict[str, Any]:
+        return {"scales": [*scales, *[[4]] * 3] if isinstance(scales[0], list) else scales, "aspect_ratios": [1]}
+
+    file = module(OLD, 1, backbone, anchors=anchors(theirs))
+    started = start(save(file, tmp_path), OLD, "match", backbone=backbone, anchors=anchors(ours))
+    assert started.weights_report is not None
+    outputs = {name for name in started.weights_report.missing if "rpn.head" in name}
+    assert outputs == (
+        set()
+        if taken
+        else {f"rpn.head.{a}.{n}.{b}" for a in ("objectness", "deltas") for n in (1, 2) for b in ("weight", "bias")}
+    )
+    assert torch.equal(weight(started, "rpn.head.conv.weight"), weight(file, "rpn.head.conv.weight"))
+    assert ("their levels have other anchors" in started.weights_report.remark) is not taken
+    if taken:
+        assert torch.equal(weight(started, "rpn.head.deltas.2.weight"), weight(file, "rpn.head.deltas.2.weight"))
+
+
 def test_files_of_weights_alone(trained_module: FasterRCNNModule, tmp_path: Path) -> None:
     """Names of classes are not in them: as many classes match, and none is found by name."""
     tensors = {name: tensor.contiguous() for name, tensor in trained_module.state_dict().items()}

@@ -143,6 +143,21 @@ def test_suggestion_can_be_pasted(frcnn, document, tiny_config, tmp_path):
     assert better["mean_best_iou"] > found["mean_best_iou"]
     table = frcnn("anchors", "--config", tiny_config, "--suggest", "2", cwd=tmp_path).out
     assert suggestion["options"] in table
+    assert {key: value for key, value in better.items() if key != "anchors"}.items() >= {
+        key: value for key, value in suggestion["audit"].items() if key != "anchors"
+    }.items()
+    change = f"{found['mean_best_iou']:.3f} -> {better['mean_best_iou']:.3f}"
+    assert re.search(rf"before -> after.*\n +all objects +{change} ", table)
+
+
+def test_suggested_sizes_can_be_pasted(document):
+    suggestion = document("--suggest", "3", "--suggest_form", "sizes")["suggestion"]
+    ((name, value),) = re.findall(r'(--\S+) "([^"]+)"', suggestion["options"])
+    assert name == "--model.anchors.sizes"
+    better = document(name, value)
+    sides = [side for anchor in better["anchors"] for side in (anchor["width"], anchor["height"])]
+    assert sides == pytest.approx([side for size in suggestion["sizes"] for side in size], rel=1e-6)
+    assert better["mean_best_iou"] == pytest.approx(suggestion["audit"]["mean_best_iou"])
 
 
 def test_plot(frcnn, tiny_config, tmp_path):
@@ -179,7 +194,7 @@ def test_dataset_without_objects(frcnn, document, mini_voc, tiny_config, tmp_pat
         (["--data.train_splits", "[trian]"], "trian.txt"),
         (["--data.train_splits", "[]"], "--data.train_splits is empty"),
         (["--suggest", "0"], "--suggest 0"),
-        (["--suggest", "1", "--model.anchors.sizes", "[[9, 5]]"], "--suggest: is for anchors of scales and"),
+        (["--suggest_form", "sizes"], "--suggest_form: goes with --suggest"),
         (
             ["--model.anchors.sizes", "[[9, 5, 3]]"],
             "anchors.sizes: [[9.0, 5.0, 3.0]] must be a list of [width, height]",

@@ -138,11 +138,9 @@ def test_equal_to_the_matching_of_training(seed: int) -> None:
     of_shape = np.zeros(len(lattices.level), np.int64)
     for index, (height, width) in enumerate(sizes.tolist()):
         levels = generator([(-(-height // s), -(-width // s)) for s in strides], torch.device("cpu"))
+        counts = generator.anchors_per_location
         shape = torch.cat(
-            [
-                torch.arange(len(anchors)) % generator.anchors_per_location + level * generator.anchors_per_location
-                for level, anchors in enumerate(levels)
-            ]
+            [torch.arange(len(anchors)) % counts[level] + sum(counts[:level]) for level, anchors in enumerate(levels)]
         )
         anchors = torch.cat(levels)
         inside = is_inside(anchors, (height, width))
