@@ -3,8 +3,10 @@
 N candidates, G ground-truth boxes, of one image or (..., N, 4) and (..., G, 4) of several.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,10 +14,97 @@ from torch import Tensor
 from detector.boxes import pairwise_iou
 from detector.kernels.parts import MATCHING, part
 from detector.kernels.transfers import one_by_one
+from detector.parts import Part
 from detector.sampling import FAR, IGNORED, NEGATIVE, POSITIVE, GroundTruth, Matches, stacked
 
 _PAIRS = 2**24
 """Of objects and candidates that are matched at once, on a GPU."""
+
+
+class Around(NamedTuple):
+    """What a matcher may look at beside the boxes of an image.
+
+    Attributes:
+        levels: How many of the candidates are anchors of each feature level, one after another; RoIs: all of one.
+        strides: Pixels per cell of each level; of RoIs none.
+        logits: Objectness (N,) that the RPN predicts, where `Matcher.needs_predictions`; of RoIs None.
+        boxes: Boxes (N, 4) that it predicts, likewise.
+    """
+
+    levels: Sequence[int]
+    strides: Sequence[int] = ()
+    logits: Tensor | None = None
+    boxes: Tensor | None = None
+
+
+class Matcher(Part):
+    """What decides which candidates are positive, negative or ignored: of anchors `rpn.matcher`, of RoIs `roi.matcher`.
+
+    Attributes:
+        needs_predictions: Whether it looks at what the RPN predicts.
+        near: A negative candidate that overlaps a difficult object by this IoU is ignored, where `difficult` is ignore.
+    """
+
+    needs_predictions: ClassVar[bool] = False
+    near: float = 0.5
+
+    @abstractmethod
+    def __call__(self, candidates: Tensor, objects: Tensor, around: Around) -> Matches:
+        """Return what the candidates (N, 4) of an image are, of which the objects are (G, 4); N and G may be 0.
+
+        Anchors that are not used in training lie far outside the image, and are ignored afterwards.
+        """
+
+    def of_images(
+        self, candidates: Sequence[Tensor], truths: Sequence[GroundTruth], treatment: str, around: Sequence[Around]
+    ) -> list[Matches]:
+        """Return the matches of the candidates (N, 4) of each image.
+
+        Args:
+            candidates: Of each image.
+            truths: Of each image.
+            treatment: Of difficult objects: `keep` (as all others), `drop` (as if not there), or `ignore` (as `drop`,
+                but negative candidates that are near one of them are ignored).
+            around: Of each image.
+        """
+        return [self._of_image(*image, treatment) for image in zip(candidates, truths, around, strict=True)]
+
+    def _of_image(self, candidates: Tensor, truth: GroundTruth, around: Around, treatment: str) -> Matches:
+        if treatment == "keep":
+            return self(candidates, truth.boxes, around)
+        used = truth.difficult.logical_not().nonzero()[:, 0]
+        found = self(candidates, truth.boxes[used], around)
+        kind, index = found.kind, used[found.index] if len(used) else torch.zeros_like(found.index)
+        if treatment == "ignore" and len(used) < len(truth.boxes):
+            near = (pairwise_iou(truth.boxes[truth.difficult], candidates) >= self.near).any(dim=0)
+            kind = kind.masked_fill(near & (kind == NEGATIVE), IGNORED)
+        return replace(found, kind=kind, index=index)
+
+
+@dataclass
+class IoUMatcher(Matcher):
+    """Each candidate goes to the object that it overlaps most; see `match`.
+
+    Args:
+        positive_iou: A candidate is positive at or above this IoU.
+        negative_iou: A candidate is negative if its best IoU lies in [low, high).
+        best_per_object: Also make positive, for each object, the candidates with the highest IoU: true, false or `one`.
+    """
+
+    positive_iou: float = 0.5
+    negative_iou: tuple[float, float] = (0.0, 0.5)
+    best_per_object: bool | Literal["one"] = False
+
+    def __call__(self, candidates: Tensor, objects: Tensor, around: Around) -> Matches:
+        """Return the matches of an image; see `Matcher`."""
+        return match(candidates, objects, self.positive_iou, self.negative_iou, self.best_per_object)
+
+    def of_images(
+        self, candidates: Sequence[Tensor], truths: Sequence[GroundTruth], treatment: str, around: Sequence[Around]
+    ) -> list[Matches]:
+        """Return the matches of many images at once; see `Matcher.of_images`."""
+        rules = self.positive_iou, self.negative_iou, self.best_per_object
+        return match_images(candidates, truths, lambda own, boxes, which: match(own, boxes, *rules, which, treatment))
 
 
 @part(MATCHING)

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from detector import boxes as box_ops
 from detector import losses
-from detector.assignment import match, match_images
+from detector.assignment import Around, IoUMatcher, Matcher
 from detector.backbones.box_heads import BoxHead, BoxPredictor
-from detector.errors import InputError, check_choices, check_numbers
+from detector.errors import InputError, check_numbers
 from detector.image_batch import ImageBatch, all_to_original
 from detector.kernels.parts import BOX_HEAD, DETECTIONS, LOSSES, POOLING, TARGETS, part
 from detector.kernels.transfers import constant, part_of_rows, send, starts_of, together, true_indices
+from detector.parts import chosen, settle
 from detector.post_processing import NMS, Candidates, likely_boxes, suppress
 from detector.roi_pooling import Pooling, pool_boxes
 from detector.sampling import (
@@ -42,6 +43,7 @@ class RoIConfig:
         samples_per_image: RoIs that an image contributes to the losses. py-faster-rcnn: 128; torchvision, detectron2:
             512.
         positive_fraction: Upper limit of the share of positives among them (0.25 in Fast R-CNN and most code).
+        matcher: Which RoIs are positive: `iou` (by the next two options), or a matcher of one's own.
         positive_iou: A RoI at or above this IoU with an object takes its class.
         background_iou: A RoI whose best IoU lies in [low, high) is background. Fast R-CNN: [0.1, 0.5]; torchvision and
             detectron2: [0, 0.5].
@@ -74,8 +76,10 @@ class RoIConfig:
         ohem_nms_iou: Of RoIs that overlap by more than this only the hardest is trained on (Shrivastava 2016: 0.7).
         score_init_std: Standard deviation of the initial weights of the class scores (py-faster-rcnn: 0.01).
         delta_init_std: The same of the boxes' layer (py-faster-rcnn: 0.001).
+        cls_loss: Of classes: `cross_entropy`, or a loss of one's own.
         reg_loss: Of boxes: `smooth_l1` of deltas (the paper), or of decoded boxes `iou` (1 - IoU), `giou` (Rezatofighi
-            2019), `diou` or `ciou` (Zheng 2020), all as torchvision computes them. mmdetection: giou, `reg_weight` 10.
+            2019), `diou` or `ciou` (Zheng 2020), all as torchvision computes them; or a loss of one's own. mmdetection:
+            giou, `reg_weight` 10.
         reg_beta: Smooth L1's turning point on normalised deltas; the paper, py-faster-rcnn: 1, torchvision: 1/9,
             detectron2: 0 (plain L1).
         reg_normalizer: Box loss divided by the number of `samples` (py-faster-rcnn, torchvision, detectron2), of
@@ -93,6 +97,7 @@ class RoIConfig:
 
     samples_per_image: int = 128
     positive_fraction: float = 0.25
+    matcher: Literal["iou"] | Matcher = "iou"
     positive_iou: float = 0.5
     background_iou: list[float] = field(default_factory=lambda: [0.0, 0.5])
     append_gt: bool | Literal["jittered"] = True
@@ -110,7 +115,8 @@ class RoIConfig:
     ohem_nms_iou: float = 0.7
     score_init_std: float = 0.01
     delta_init_std: float = 0.001
-    reg_loss: losses.BoxLossKind = "smooth_l1"
+    cls_loss: Literal["cross_entropy"] | losses.ClassLoss = "cross_entropy"
+    reg_loss: losses.BoxLossName | losses.BoxLoss = "smooth_l1"
     reg_beta: float = 1.0
     reg_normalizer: losses.Normalizer = "samples"
     reg_weight: float = 1.0
@@ -121,6 +127,7 @@ class RoIConfig:
     detections_per_image: int = 100
 
     def __post_init__(self) -> None:
+        settle("roi", self)
         if (
             len(self.background_iou) != 2
             or not 0 <= self.background_iou[0] < self.background_iou[1] <= self.positive_iou
@@ -140,7 +147,6 @@ class RoIConfig:
             "[0, inf]": "sampling_ratio gt_jitter score_init_std delta_init_std reg_beta reg_weight cascade_weights",
         }
         check_numbers("roi", self, allowed)
-        check_choices("roi", self)
         weights = self.class_weights
         if not isinstance(weights, str) and (not weights or min(weights) < 0 or max(weights) == 0):
             raise InputError(f"roi.class_weights: {weights} must not be negative, nor 0 altogether")
@@ -183,6 +189,10 @@ class RoIHeads(nn.Module):
         self.predictor = BoxPredictor(
             box_head.out_channels, num_classes, config.class_agnostic, config.score_init_std, config.delta_init_std
         )
+        low, high = config.background_iou
+        self.matcher = chosen(config.matcher, {"iou": lambda: IoUMatcher(config.positive_iou, (low, high))})
+        self.class_loss = chosen(config.cls_loss, {"cross_entropy": losses.CrossEntropy})
+        self.box_loss = losses.box_loss(config.reg_loss, config.reg_beta)
         if isinstance(config.class_weights, list) and len(config.class_weights) != num_classes + 1:
             raise InputError(
                 f"roi.class_weights: {len(config.class_weights)} numbers for {num_classes} classes; "
@@ -258,11 +268,7 @@ class RoIHeads(nn.Module):
         config = self.config
         added = [self._added(truth) for truth in truths]
         candidates = [torch.cat((own, *boxes)) for own, boxes in zip(proposals, added, strict=True)]
-        low, high = config.background_iou
-        rules = config.positive_iou, (low, high), False
-        matches = match_images(
-            candidates, truths, lambda own, boxes, which: match(own, boxes, *rules, which, difficult)
-        )
+        matches = self.matcher.of_images(candidates, truths, difficult, [Around([len(own)]) for own in candidates])
         if difficult != "keep":  # those of difficult objects are not there
             for found, own, truth, boxes in zip(matches, proposals, truths, added, strict=True):
                 for part, mask in enumerate([truth.difficult] * len(boxes)):
@@ -293,9 +299,9 @@ class RoIHeads(nn.Module):
             logits, deltas = self(features, [rois.boxes for rois in labelled])
         labels = torch.cat([rois.labels for rois in labelled])
         pred_deltas = deltas[torch.arange(len(labels), device=labels.device), self._column(labels)]
-        goals = labels, pred_deltas, torch.cat([rois.deltas for rois in labelled])
-        decode = self._decoder(labelled, slice(None))
-        each = losses.loss_of_each_roi(logits, *goals, config.reg_beta, config.reg_weight, config.reg_loss, decode)
+        targets, decode = torch.cat([rois.deltas for rois in labelled]), self._decoder(labelled, slice(None))
+        of_boxes = self.box_loss(pred_deltas, targets, decode).sum(dim=1) * (labels > 0)
+        each = self.class_loss.of_each(logits, labels) + config.reg_weight * of_boxes
         chosen = []
         for rois, loss in zip(labelled, each.split([len(rois.labels) for rois in labelled]), strict=True):
             hard = hardest(rois.boxes, loss, config.ohem_nms_iou, config.samples_per_image)
@@ -320,18 +326,15 @@ class RoIHeads(nn.Module):
             positive = send(
                 torch.cat([torch.arange(start, start + (count or 0)) for count, start in ranges]), labels.device
             )
+        of_boxes = self.box_loss(
+            deltas.flatten(0, 1).index_select(0, positive * deltas.shape[1] + self._column(labels[positive])),
+            targets[positive],
+            self._decoder(sampled, positive),
+        )
+        asked = self.config.samples_per_image * len(sampled)
         return {
-            "loss_roi_cls": losses.roi_classification_loss(logits, labels, self._class_weights(logits, labels)),
-            "loss_roi_reg": losses.box_loss(
-                deltas.flatten(0, 1).index_select(0, positive * deltas.shape[1] + self._column(labels[positive])),
-                targets[positive],
-                self.config.reg_beta,
-                len(labels),
-                self.config.reg_normalizer,
-                self.config.samples_per_image * len(sampled),
-                kind=self.config.reg_loss,
-                decode=self._decoder(sampled, positive),
-            ),
+            "loss_roi_cls": self.class_loss(logits, labels, self._class_weights(logits, labels)),
+            "loss_roi_reg": losses.normalized(of_boxes, len(labels), self.config.reg_normalizer, asked),
         }
 
     def _decoder(self, sampled: Sequence[SampledRoIs], which: Tensor | slice) -> Callable[[Tensor], Tensor]:

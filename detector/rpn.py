@@ -6,6 +6,7 @@ B images, A anchors per location, L levels, N all anchors of an image, P proposa
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from typing import Literal, NamedTuple
 
@@ -16,12 +17,13 @@ from torch.nn import functional as F
 from detector import boxes as box_ops
 from detector import losses
 from detector.anchors import AnchorConfig, AnchorGenerator
-from detector.assignment import match, match_images
-from detector.errors import InputError, check_choices, check_numbers
+from detector.assignment import Around, IoUMatcher, Matcher
+from detector.errors import InputError, check_numbers
 from detector.image_batch import ImageBatch
 from detector.kernels.nms import nms_of_levels
 from detector.kernels.parts import ANCHORS, LOSSES, PROPOSALS, RPN_HEAD, TARGETS, part
 from detector.kernels.transfers import constant, joined, one_by_one, repeated, rows_of_images, together
+from detector.parts import chosen, settle
 from detector.sampling import FAR, IGNORED, GroundTruth, Matches, SampledAnchors, sample
 from detector.step_record import Proposals, StepRecord, asking
 
@@ -36,6 +38,7 @@ class RPNConfig:
         conv_depth: How many 3x3 convolutions. The paper: 1; torchvision's `fasterrcnn_resnet50_fpn_v2`: 2.
         objectness: `sigmoid` over one score (torchvision, detectron2) or `softmax` over two (the paper) per anchor.
         init_std: Standard deviation of the initial weights of all three layers (the paper: 0.01).
+        matcher: Which anchors are positive: `iou` (by the next three options), or a matcher of one's own.
         positive_iou: Anchors at or above this IoU with an object are positive (0.7 in the paper and its ports).
         negative_iou: Anchors below this IoU with every object are negative; those between are not used (0.3 in the
             paper and its ports).
@@ -59,11 +62,12 @@ class RPNConfig:
             torchvision's `fasterrcnn_mobilenet_v3_large_320_fpn`: 0.05.
         cls_loss: Of objectness: `bce` (binary cross-entropy) or `focal` (Lin 2017; `sigmoid` only), which is divided by
             the number of positives, and whose objectness starts at a probability of 0.01. RetinaNet's takes all
-            anchors: `samples_per_image` 1000000, `positive_fraction` 1, `reg_normalizer` positives.
+            anchors: `samples_per_image` 1000000, `positive_fraction` 1, `reg_normalizer` positives. Or a loss of one's
+            own.
         focal_alpha: Weight of positives in the focal loss, that of negatives being 1 less it (Lin 2017: 0.25).
         focal_gamma: Power by which the focal loss spares what is right already (Lin 2017: 2).
         reg_loss: Of boxes: `smooth_l1` of deltas (the paper), or of decoded boxes `iou` (1 - IoU), `giou` (Rezatofighi
-            2019), `diou` or `ciou` (Zheng 2020), all as torchvision computes them.
+            2019), `diou` or `ciou` (Zheng 2020), all as torchvision computes them; or a loss of one's own.
         reg_beta: Smooth L1's turning point; 1/9 is sigma = 3 (py-faster-rcnn, mx-rcnn, torchvision). detectron2: 0.
         reg_normalizer: Box loss divided by the number of `samples` (py-faster-rcnn, torchvision), of `positives`, by
             `samples_per_image` times the images, whether so many were found or not (detectron2, mx-rcnn), or by the
@@ -75,6 +79,7 @@ class RPNConfig:
     conv_depth: int = 1
     objectness: Literal["sigmoid", "softmax"] = "sigmoid"
     init_std: float = 0.01
+    matcher: Literal["iou"] | Matcher = "iou"
     positive_iou: float = 0.7
     negative_iou: float = 0.3
     best_per_object: bool | Literal["one"] = True
@@ -88,15 +93,16 @@ class RPNConfig:
     min_side: float = 0.0
     min_side_scales: bool = False
     score_threshold: float = 0.0
-    cls_loss: Literal["bce", "focal"] = "bce"
+    cls_loss: Literal["bce", "focal"] | losses.ObjectnessLoss = "bce"
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
-    reg_loss: losses.BoxLossKind = "smooth_l1"
+    reg_loss: losses.BoxLossName | losses.BoxLoss = "smooth_l1"
     reg_beta: float = 1 / 9
     reg_normalizer: losses.RPNNormalizer = "samples"
     reg_weight: float = 1.0
 
     def __post_init__(self) -> None:
+        settle("rpn", self)
         if not 0 <= self.negative_iou <= self.positive_iou <= 1:
             raise InputError(
                 f"rpn.negative_iou {self.negative_iou} and rpn.positive_iou {self.positive_iou}: "
@@ -112,9 +118,13 @@ class RPNConfig:
             "[0, inf]": "hidden_channels init_std min_side focal_gamma reg_beta reg_weight",
         }
         check_numbers("rpn", self, allowed)
-        check_choices("rpn", self)
         if self.cls_loss == "focal" and self.objectness == "softmax":
             raise InputError("rpn.cls_loss: focal is of one score per anchor; it needs rpn.objectness sigmoid")
+
+    def objectness_loss(self) -> losses.ObjectnessLoss:
+        """Return the part that `cls_loss` names."""
+        focal = partial(losses.FocalLoss, self.focal_alpha, self.focal_gamma)
+        return chosen(self.cls_loss, {"bce": losses.BinaryCrossEntropy, "focal": focal})
 
 
 class RPNHead(nn.Module):
@@ -137,10 +147,10 @@ class RPNHead(nn.Module):
         self.deltas = self._outputs(hidden, 4)
         for name, parameter in self.named_parameters():
             nn.init.normal_(parameter, std=config.init_std) if name.endswith("weight") else nn.init.zeros_(parameter)
-        if config.cls_loss == "focal":
+        if (first := config.objectness_loss().initial_probability) != 0.5:
             for name, parameter in self.objectness.named_parameters():
                 if name.endswith("bias"):
-                    nn.init.constant_(parameter, math.log(0.01 / 0.99))
+                    nn.init.constant_(parameter, math.log(first / (1 - first)))
 
     def _outputs(self, hidden: int, per_anchor: int) -> nn.Module:
         layers = {
@@ -210,6 +220,10 @@ class RegionProposalNetwork(nn.Module):
         self.config = config
         self.anchor_generator = AnchorGenerator(anchors, strides)
         self.head = RPNHead(in_channels, self.anchor_generator.anchors_per_location, config)
+        by_iou = partial(IoUMatcher, config.positive_iou, (0.0, config.negative_iou), config.best_per_object)
+        self.matcher = chosen(config.matcher, {"iou": by_iou})
+        self.objectness_loss = config.objectness_loss()
+        self.box_loss = losses.box_loss(config.reg_loss, config.reg_beta)
 
     def forward(self, features: Sequence[Tensor]) -> RPNOutput:
         """Return the predictions at all anchors, for features of all levels, each (B, channels, h, w)."""
@@ -295,7 +309,7 @@ class RegionProposalNetwork(nn.Module):
         """Draw the anchors of each image to learn from; see `losses`."""
         config = self.config
         anchors = together(output.anchors)
-        matches = self._match(anchors, truths, batch.sizes, difficult)
+        matches = self._match(output, anchors, truths, batch.sizes, difficult)
         drawn = sample([image.kind for image in matches], config.samples_per_image, config.positive_fraction)
         found = [image.index[positives] for image, (positives, _) in zip(matches, drawn, strict=True)]
         objects = together([truth.boxes[own] for truth, own in zip(truths, found, strict=True)])
@@ -317,36 +331,38 @@ class RegionProposalNetwork(nn.Module):
         samples = logits.flatten().index_select(0, joined(indices, [start for start in starts for _ in range(2)]))
         positives = joined([s.positives for s in sampled], starts)
         is_object = repeated([1, 0] * len(sampled), [len(index) for index in indices], samples)
-        focal = (config.focal_alpha, config.focal_gamma) if config.cls_loss == "focal" else None
+        of_boxes = self.box_loss(
+            deltas.flatten(0, 1).index_select(0, positives),
+            together([s.deltas for s in sampled]),
+            lambda own: box_ops.decode(own, together(output.anchors)[together([s.positives for s in sampled])]),
+        )
+        counts = config.samples_per_image * len(sampled), sum(map(self._locations, batch.sizes))
         return {
-            "loss_rpn_cls": losses.rpn_classification_loss(samples, is_object, focal),
-            "loss_rpn_reg": losses.box_loss(
-                deltas.flatten(0, 1).index_select(0, positives),
-                together([s.deltas for s in sampled]),
-                config.reg_beta,
-                len(samples),
-                config.reg_normalizer,
-                config.samples_per_image * len(sampled),
-                sum(map(self._locations, batch.sizes)),
-                config.reg_loss,
-                lambda own: box_ops.decode(own, together(output.anchors)[together([s.positives for s in sampled])]),
-            ),
+            "loss_rpn_cls": self.objectness_loss(samples, is_object),
+            "loss_rpn_reg": losses.normalized(of_boxes, len(samples), config.reg_normalizer, *counts),
         }
 
     def _match(
-        self, anchors: Tensor, truths: Sequence[GroundTruth], sizes: Sequence[tuple[int, int]], difficult: str
+        self,
+        output: RPNOutput,
+        anchors: Tensor,
+        truths: Sequence[GroundTruth],
+        sizes: Sequence[tuple[int, int]],
+        difficult: str,
     ) -> list[Matches]:
-        config, candidates, outside = self.config, [anchors] * len(sizes), list[Tensor]()
+        candidates, outside = [anchors] * len(sizes), list[Tensor]()
         if self.anchor_generator.config.straddling == "drop":
             straddling = {size: ~box_ops.is_inside(anchors, size) for size in dict.fromkeys(sizes)}
             # Before matching: an object's best anchor is its best among those that are used.
             far = constant((FAR, FAR, FAR + 1, FAR + 1), anchors)
             used = {size: torch.where(mask[:, None], far, anchors) for size, mask in straddling.items()}
             candidates, outside = [used[size] for size in sizes], [straddling[size] for size in sizes]
-        rules = config.positive_iou, (0.0, config.negative_iou), config.best_per_object
-        matches = match_images(
-            candidates, truths, lambda own, boxes, which: match(own, boxes, *rules, which, difficult)
-        )
+        around = [Around([len(level) for level in output.anchors], self.anchor_generator.strides)] * len(sizes)
+        if self.matcher.needs_predictions:
+            predicted = box_ops.decode(together(output.deltas, 1), anchors)
+            each = zip(around, together(output.logits, 1), predicted, strict=True)
+            around = [own._replace(logits=logits.detach(), boxes=boxes.detach()) for own, logits, boxes in each]
+        matches = self.matcher.of_images(candidates, truths, difficult, around)
         if not outside:
             return matches
         pairs = zip(matches, outside, strict=True)

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Options = TypeVar("Options")
 FORMER: Final = {"--max_pixels": "--data.max_pixels", "--bit_depth": "--data.bit_depth"}
 _CLASS_PATH_REASONS = "No module named|module '.*' has no attribute|Requirement |the following arguments are required"
+_OF_PART = r"Subtypes: .*(<class 'detector\.[\w.]+'>|ClassPath)"
 _TYPES: Final = {
     "<class 'int'>": "a whole number",
     "<class 'float'>": "a number",
@@ -370,9 +371,11 @@ def cause_of(text: str, parser: ArgumentParser | None = None) -> str:
         return f"the following arguments are required: {', '.join(places.get(name, f'--{name}') for name in names)}"
     if missing := re.search(r'"config":\s+File does not exist: .(.+).$', text.strip()):
         return f"--config {os.path.relpath(missing[1])}: no such file"
+    key = re.match(r'\s*Parser key "([^"]+)"', text)
+    if re.search(_OF_PART, text):
+        return _wrong_part(key[1] if key else "model", text)
     if unknown := re.search(r"(?:Option '([\w.]+)' is not|does not accept option '([\w.]+)')", text):
         return f"<unicode string>: there is no option {unknown[1] or unknown[2]}"
-    key = re.match(r'\s*Parser key "([^"]+)"', text)
     given = re.search(r"Problem with given class_path '([^']+)':\s*([^\n]+)", text)
     if given is not None and re.match(_CLASS_PATH_REASONS, given[2]):
         reason = given[2].strip()
@@ -387,6 +390,27 @@ def cause_of(text: str, parser: ArgumentParser | None = None) -> str:
         classes = list(dict.fromkeys(re.findall(r"class_path='([^']+)'", text)))
         return f"--trainer: {failed[1]}" + (f" ({', '.join(classes)})" if classes else "")
     return (key and _wrong_value(key[1], text)) or text
+
+
+def _wrong_part(option: str, text: str) -> str:
+    """Return what jsonargparse says about an option that takes a short name or a class path."""
+    given = re.search(r"Problem with given class_path '([^']+)':\s*([^\n]+)\s*([^\n]*)", text)
+    value, base = re.search(r"Given value: (.*)", text), re.search(r"subclass of (\w+)", text)
+    path = given[1] if given else str(value and value[1])
+    if made := re.search(r"  - ([^\n]+)\nGiven value type[^\n]+Namespace.*class_path='([^']+)'", text, re.DOTALL):
+        return f"--{option} {made[2]}: {made[1]}"
+    if unknown := re.search(r"Option '([\w.]+)' is not accepted", text):
+        return f"--{option} {path}: has no argument {unknown[1]}"
+    if given and (argument := re.match(r'Parser key "(.+)"', given[2])):
+        return _wrong_value(f"{option}.{argument[1]}", given[3]) or f"--{option} {path}: {given[3]}"
+    if given:
+        where = f" (looked for in the current folder {os.getcwd()} and among the installed packages)"
+        return f"--{option} {path}: {given[2]}" + where * given[2].startswith("No module named")
+    if base or "is abstract" in text:
+        needed = f"inherits from {base[1]}" if base else "has all methods of its base"
+        return f"--{option} {path}: is not a class that {needed}"
+    names = re.findall(r"Expected a typing\.Literal\[(.+?)\]", text)
+    return f"--{option} {path}: must be {', '.join(names)} or a class path such as my_package.MyClass".replace("'", "")
 
 
 def _wrong_value(key: str, text: str) -> str | None:

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -27,6 +27,7 @@ from detector.kernels.transfers import constant
 from detector.metrics import DetectionAP, ProposalRecall
 from detector.metrics.class_subset import chosen_classes
 from detector.metrics.proposal_recall import reachable
+from detector.parts import options_of
 from detector.roi_heads import RoIConfig
 from detector.rpn import RegionProposalNetwork, RPNConfig, RPNHead
 from detector.training.alternating import AlternatingConfig, AlternatingTraining
@@ -123,7 +124,7 @@ class FasterRCNNModule(pl.LightningModule):
         self.save_hyperparameters(
             {
                 "class_names": list(class_names),
-                **{name: asdict(config) for name, config in zip(names, configs, strict=True)},
+                **{name: options_of(config) for name, config in zip(names, configs, strict=True)},
                 "difficult": difficult,
                 "training_scheme": training_scheme,
                 "weights": weights,

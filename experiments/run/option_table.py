@@ -36,6 +36,7 @@ Rows = dict[str, tuple[str, Any, str]]
 """Name of an option, without dashes -> its type, default and help; of a part, such as model.rpn: "", None, a title."""
 
 TYPES: Final = vars(typing) | {one.__name__: one for one in (collections, datetime, pathlib, NoneType)}
+TYPES["ClassPath"] = Any  # of the parts of a detector, beside short names
 TABLE: Final = Path(__file__).with_suffix(".json")
 LIGHTNINGS: Final = re.compile(r"trainer\.|(ckpt_path|seed_everything|verbose|weights_only)$")
 """Options whose texts are Lightning's: `--help` reads them from the installed version, and the table has none."""
@@ -61,7 +62,7 @@ def write_table(table: dict[str, Rows]) -> None:
 
 
 def rows_of(parser: ArgumentParser) -> Rows:
-    """Return the rows of a parser; classes of Lightning have the type Any."""
+    """Return the rows of a parser; classes of Lightning have the type Any, those of the detector ClassPath."""
     rows: Rows = {}
     parts = parser.groups or {}
     for action in (action for group in parser._action_groups for action in group._group_actions):
@@ -72,6 +73,7 @@ def rows_of(parser: ArgumentParser) -> Rows:
         elif (hint := getattr(action, "_typehint", action.type)) and not action.dest.endswith(".help"):
             kind = hint.__name__ if type(hint) is type else str(hint).replace("typing.", "")
             kind = re.sub(r"\b(pytorch_lightning|lightning_fabric)[\w.]+", "Any", kind)
+            kind = re.sub(r"\bdetector(\.\w+)+", "ClassPath", kind)
             text = "" if LIGHTNINGS.match(action.dest) else " ".join((action.help or "").replace("``", "").split())
             rows[action.dest] = (kind, action.default, text)
     return rows
@@ -87,7 +89,10 @@ def training_parser(command: str, options: type[Any], data_format: str) -> Argum
         data_format: Decides which options of data there are.
     """
     from jsonargparse import ArgumentParser
+    from jsonargparse.typing import restricted_string_type
 
+    path = restricted_string_type("ClassPath", r"[A-Za-z_]\w*(\.\w+)+")
+    types = TYPES | {"ClassPath": path | dict[str, Any]}
     parser = ArgumentParser(prog=f"frcnn {command}", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("-c", "--config", action="config", help="YAML file of options; of several, later ones win.")
     if options is not RunOptions:
@@ -97,7 +102,7 @@ def training_parser(command: str, options: type[Any], data_format: str) -> Argum
     for name, (kind, default, text) in rows.items():
         if kind:
             required = name == "data.root"
-            named: dict[str, Any] = {"type": eval(kind, TYPES), "default": default, "required": required}
+            named: dict[str, Any] = {"type": eval(kind, types), "default": default, "required": required}
             parser.add_argument(f"--{name}", help=text or None, **named)
     return parser
 
@@ -174,12 +179,14 @@ def parse_known(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace |
     from jsonargparse import ArgumentError
 
     rows = [item for rows in read_table().values() for item in rows.items()]
-    parts, classes = ({name for name, row in rows if re.search(kind, row[0])} for kind in ("^$", r"\bAny\b"))
+    kinds = "^$", r"\bAny\b", "ClassPath"
+    parts, classes, ours = ({name for name, row in rows if re.search(kind, row[0])} for kind in kinds)
     known, about_class = [], False
     for word in arguments:
         if re.match("--?[a-z]", word):
             name = word.partition("=")[0].removeprefix("--").rstrip("+")
             about_class = any(f"{name}.".startswith(f"{one}.") for one in classes)
+            about_class |= any(name.startswith(f"{one}.") for one in ours)
             if name in parts or name == "print_config" or name.endswith(".help"):
                 return None
         if not about_class:

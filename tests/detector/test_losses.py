@@ -6,21 +6,23 @@ import pytest
 import torch
 
 from detector.losses import (
-    BoxLossKind,
+    BinaryCrossEntropy,
+    BoxLossName,
+    CrossEntropy,
+    FocalLoss,
     Normalizer,
     RPNNormalizer,
+    SmoothL1,
     balanced_class_weights,
     box_loss,
-    loss_of_each_roi,
-    roi_classification_loss,
-    rpn_classification_loss,
+    normalized,
 )
 
 
 def test_objectness_by_hand() -> None:
     logits, is_object = torch.tensor([0.0, 2.0, -3.0]), torch.tensor([True, False, True])
     expected = (log(2) + log(1 + exp(2)) + log(1 + exp(3))) / 3
-    assert float(rpn_classification_loss(logits, is_object)) == pytest.approx(expected)
+    assert float(BinaryCrossEntropy()(logits, is_object)) == pytest.approx(expected)
 
 
 def test_focal_objectness_by_hand() -> None:
@@ -29,20 +31,20 @@ def test_focal_objectness_by_hand() -> None:
     p, q = 1 / (1 + exp(-2)), 1 / (1 + exp(3))
     background = 0.7 * p**3 * -log(1 - p)
     expected = (0.3 * 0.5**3 * log(2) + background + 0.3 * (1 - q) ** 3 * -log(q)) / 2
-    assert float(rpn_classification_loss(logits, is_object, (0.3, 3.0))) == pytest.approx(expected)
-    assert float(rpn_classification_loss(logits[1:2], is_object[1:2], (0.3, 3.0))) == pytest.approx(background)
+    assert float(FocalLoss(0.3, 3.0)(logits, is_object)) == pytest.approx(expected)
+    assert float(FocalLoss(0.3, 3.0)(logits[1:2], is_object[1:2])) == pytest.approx(background)
 
 
 def test_classes_by_hand() -> None:
     logits, labels = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 4.0]]), torch.tensor([1, 0])
     expected = (log(3) + log(exp(1) + exp(2) + exp(4)) - 1) / 2
-    assert float(roi_classification_loss(logits, labels)) == pytest.approx(expected)
+    assert float(CrossEntropy()(logits, labels)) == pytest.approx(expected)
 
 
 def test_classes_with_weights_by_hand() -> None:
     logits, labels = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 4.0]]), torch.tensor([1, 0])
     first, second = log(3), log(exp(1) + exp(2) + exp(4)) - 1
-    loss = roi_classification_loss(logits, labels, torch.tensor([0.25, 2.0, 7.0]))
+    loss = CrossEntropy()(logits, labels, torch.tensor([0.25, 2.0, 7.0]))
     assert float(loss) == pytest.approx((2 * first + 0.25 * second) / 2.25)
     torch.testing.assert_close(
         loss, torch.nn.functional.cross_entropy(logits, labels, weight=torch.tensor([0.25, 2.0, 7.0]))
@@ -68,21 +70,11 @@ def test_balanced_weights(labels: list[int], background: float) -> None:
 def test_samples_that_weigh_nothing_give_zero_and_zero_gradients() -> None:
     logits = torch.randn(3, 4, requires_grad=True)
     labels = torch.zeros(3, dtype=torch.int64)
-    loss = roi_classification_loss(logits, labels, balanced_class_weights(labels, 3))
+    loss = CrossEntropy()(logits, labels, balanced_class_weights(labels, 3))
     loss.backward()
     assert float(loss.detach()) == 0
     assert logits.grad is not None
     assert (logits.grad == 0).all()
-
-
-def test_loss_of_each_roi_by_hand() -> None:
-    logits = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 4.0], [0.0, 3.0, 0.0]])
-    goals = torch.zeros(3, 4)
-    predicted = torch.tensor([[3.0, 0.0, 0.5, 0.0]] * 3)
-    each = loss_of_each_roi(logits, torch.tensor([2, 0, 1]), predicted, goals, 1.0, 10.0)
-    box = 10 * (2.5 + 0.125)
-    expected = [log(3) + box, log(exp(1) + exp(2) + exp(4)) - 1, log(2 + exp(3)) - 3 + box]  # none for background
-    assert each.tolist() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +91,8 @@ def test_loss_of_each_roi_by_hand() -> None:
 def test_box_loss_by_hand(beta: float, expected: float, normalizer: RPNNormalizer, count: int) -> None:
     targets = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]])
     predictions = targets + torch.tensor([[0.1, 0.0, -0.5, 0.0], [0.0, 0.0, 0.0, 2.0]])
-    loss = box_loss(predictions, targets, beta, 7, normalizer, samples_per_batch=12, locations=35)
+    each = SmoothL1(beta)(predictions, targets, torch.as_tensor)
+    loss = normalized(each, 7, normalizer, samples_per_batch=12, locations=35)
     assert float(loss) == pytest.approx(expected / count, rel=1e-5)
 
 
@@ -116,23 +109,21 @@ ASPECT = 4 / pi**2 * (atan(1) - atan(0.5)) ** 2
         ("ciou", 1 - OVERLAP + DISTANCE + ASPECT**2 / (1 - OVERLAP + ASPECT)),
     ],
 )
-def test_losses_of_boxes_by_hand(kind: BoxLossKind, expected: float) -> None:
+def test_losses_of_boxes_by_hand(kind: BoxLossName, expected: float) -> None:
     objects = torch.tensor([[0.0, 0.0, 10.0, 10.0], [30.0, 40.0, 50.0, 60.0]])
     boxes = torch.tensor([[5.0, 5.0, 15.0, 25.0], [30.0, 40.0, 50.0, 60.0]], requires_grad=True)
 
     def decode(halves: torch.Tensor) -> torch.Tensor:
         return halves * 2
 
-    loss = box_loss(boxes / 2, objects / 2, 1.0, 5, "samples", kind=kind, decode=decode)
+    part = box_loss(kind, 1.0)
+    loss = normalized(part(boxes / 2, objects / 2, decode), 5, "samples")
     assert float(loss.detach()) == pytest.approx(expected / 5, rel=1e-5)
     (gradient,) = torch.autograd.grad(loss, boxes)
     assert gradient.isfinite().all()
     assert (gradient[0, :2] > 0).all()  # the overlap grows where its corner moves to the upper left
-    alike = torch.zeros(2, 3)
-    each = loss_of_each_roi(alike, torch.tensor([2, 0]), boxes / 2, objects.flip(0) / 2, 1.0, 10.0, kind, decode)
-    far = box_loss(boxes[:1] / 2, objects[1:] / 2, 1.0, 1, "samples", kind=kind, decode=decode)
-    assert each.tolist() == pytest.approx([log(3) + 10 * float(far.detach()), log(3)], rel=1e-5)
-    nothing = box_loss(boxes[:0], objects[:0], 1.0, 5, "positives", kind=kind, decode=decode)
+    assert part(boxes / 2, objects / 2, decode).tolist() == [[pytest.approx(expected, rel=1e-5)], [0]]
+    nothing = normalized(part(boxes[:0], objects[:0], decode), 5, "positives")
     assert nothing.item() == 0
     assert (torch.autograd.grad(nothing, boxes)[0] == 0).all()
 
@@ -143,9 +134,9 @@ def test_nothing_sampled_gives_zero_and_zero_gradients(normalizer: Normalizer) -
     classes = torch.ones(5, 3, requires_grad=True)
     none = torch.zeros(0, dtype=torch.int64)
     total = (
-        rpn_classification_loss(scores[none], none.bool())
-        + roi_classification_loss(classes[none], none)
-        + box_loss(deltas[none], torch.zeros(0, 4), 1 / 9, 0, normalizer)
+        BinaryCrossEntropy()(scores[none], none.bool())
+        + CrossEntropy()(classes[none], none)
+        + normalized(SmoothL1(1 / 9)(deltas[none], torch.zeros(0, 4), torch.as_tensor), 0, normalizer)
     )
     total.backward()
     assert float(total.detach()) == 0
@@ -157,9 +148,9 @@ def test_nothing_sampled_gives_zero_and_zero_gradients(normalizer: Normalizer) -
 def test_losses_are_float32_under_bfloat16() -> None:
     logits = torch.tensor([[0.1, 0.2, 0.4]], dtype=torch.bfloat16)
     losses = (
-        rpn_classification_loss(logits[0], torch.tensor([True, False, True])),
-        roi_classification_loss(logits, torch.tensor([2])),
-        box_loss(logits[:, [0, 1, 2, 2]], torch.zeros(1, 4), 1.0, 3, "samples"),
+        BinaryCrossEntropy()(logits[0], torch.tensor([True, False, True])),
+        CrossEntropy()(logits, torch.tensor([2])),
+        normalized(SmoothL1(1.0)(logits[:, [0, 1, 2, 2]], torch.zeros(1, 4), torch.as_tensor), 3, "samples"),
     )
     assert {loss.dtype for loss in losses} == {torch.float32}
     expected = sum(float(v) ** 2 for v in logits[0, [0, 1, 2, 2]]) / 2 / 3
