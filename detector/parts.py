@@ -84,7 +84,7 @@ def made(where: str, text: str | Mapping[str, Any], base: type[P]) -> P:
     Raises:
         InputError: The class is not there, is of another kind or refuses its arguments.
     """
-    given = {"class_path": text} if isinstance(text, str) else text
+    given: Mapping[str, Any] = {"class_path": text} if isinstance(text, str) else text
     path, arguments = str(given.get("class_path", "")), given.get("init_args") or {}
     module, _, name = path.rpartition(".")
     try:
