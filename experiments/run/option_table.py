@@ -73,7 +73,7 @@ def rows_of(parser: ArgumentParser) -> Rows:
         elif (hint := getattr(action, "_typehint", action.type)) and not action.dest.endswith(".help"):
             kind = hint.__name__ if type(hint) is type else str(hint).replace("typing.", "")
             kind = re.sub(r"\b(pytorch_lightning|lightning_fabric)[\w.]+", "Any", kind)
-            kind = re.sub(r"\bdetector(\.\w+)+", "ClassPath", kind)
+            kind = re.sub(r"\bdetector(\.\w+)+|jsonargparse\.ClassPath, dict\[str, Any\]", "ClassPath", kind)
             text = "" if LIGHTNINGS.match(action.dest) else " ".join((action.help or "").replace("``", "").split())
             rows[action.dest] = (kind, action.default, text)
     return rows
