@@ -302,11 +302,11 @@ class RoIHeads(nn.Module):
         targets, decode = torch.cat([rois.deltas for rois in labelled]), self._decoder(labelled, slice(None))
         of_boxes = self.box_loss(pred_deltas, targets, decode).sum(dim=1) * (labels > 0)
         each = self.class_loss.of_each(logits, labels) + config.reg_weight * of_boxes
-        chosen = []
+        kept = []
         for rois, loss in zip(labelled, each.split([len(rois.labels) for rois in labelled]), strict=True):
             hard = hardest(rois.boxes, loss, config.ohem_nms_iou, config.samples_per_image)
-            chosen.append(SampledRoIs(rois.boxes[hard], rois.labels[hard], rois.deltas[hard], rois.candidates[hard]))
-        return chosen
+            kept.append(SampledRoIs(rois.boxes[hard], rois.labels[hard], rois.deltas[hard], rois.candidates[hard]))
+        return kept
 
     def _column(self, labels: Tensor) -> Tensor:
         """Return the column (S,) of the deltas that belongs to each label (S,); 0 for background, which has none."""

@@ -34,7 +34,7 @@ from detector.training.checkpoint_content import read_checkpoint
 from detector.training.compilation import check_compiler, check_deterministic
 from detector.training.loggers import RunTensorBoard
 from detector.training.resuming import changed_options, changes_text, check_training_state
-from experiments.arguments import add_options, cause_of, values_of
+from experiments.arguments import add_options, values_of
 from experiments.output import counted, duration
 from experiments.results.files import write_devkit_results
 from experiments.run.callbacks import checkpoint_callbacks, training_callbacks, without_replaced
@@ -51,6 +51,7 @@ from experiments.run.folder import (
 from experiments.run.grid_progress import axes_of_environment
 from experiments.run.host_memory import keep_freed_memory
 from experiments.run.options import TestOptions, ValidateOptions
+from experiments.run.parser_errors import cause_of
 from experiments.run.precision import check_precision, resolve_precision, say_range
 from experiments.run.ranks import of_first_process
 from experiments.run.resuming import (
