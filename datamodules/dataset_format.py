@@ -117,10 +117,13 @@ class ImageRecord:
 
 
 class DatasetFormat(ABC):
-    """Where the images and annotations of a dataset are, and how they are read."""
+    """Where the images and annotations of a dataset are, and how they are read.
 
-    name: ClassVar[str]
-    """What `--data_format` calls it."""
+    One's own derives from `datamodules.own_format.OwnFormat`, which needs two methods of it.
+    """
+
+    name: str = ""
+    """What `--data_format` calls it: a word, or the class path of one's own."""
     cache_kind: ClassVar[type[FileCache]] = FileCache
     """What is kept of the files that were read."""
     needs_splits: str = ""
@@ -163,8 +166,8 @@ class DatasetFormat(ABC):
 
     def other_format(self) -> str:
         """Return the end of a message: which of the formats that are loaded the root looks like, if not like this."""
-        others = [kind for kind in DatasetFormat.__subclasses__() if kind is not type(self) and self.offered() is None]
-        for kind in others:
+        ours = [kind for kind in DatasetFormat.__subclasses__() if kind.name and kind is not type(self)]
+        for kind in ours if self.offered() is None else ():
             with suppress(InputError):  # a file that is that format's business
                 if kind(self.root).offered() is not None:
                     return f"; it looks like --data_format {kind.name}"

@@ -6,7 +6,7 @@ It is exact under workers, ranks and resumed runs.
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, ClassVar, cast
 
 import pytorch_lightning as pl
 import torch
@@ -99,7 +99,8 @@ class DetectionDataModule(pl.LightningDataModule):
     ) -> None:
         super().__init__()
         self.reading = Reading(bit_depth, max_pixels)
-        self.save_hyperparameters({"bit_depth": bit_depth}, logger=False)  # into checkpoints, for `frcnn predict`
+        # Into checkpoints: for `frcnn predict`, and to tell how the data was read.
+        self.save_hyperparameters({"bit_depth": bit_depth, "data_format": format.name}, logger=False)
         # Fewer evaluation images than ranks leave a rank without any, which Lightning refuses unless told so.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.format = format
@@ -285,3 +286,35 @@ class DetectionDataModule(pl.LightningDataModule):
             "images": len(self.train_dataset),
             "group_by_aspect": int(self.group_by_aspect),
         }
+
+
+class FormatDataModule(DetectionDataModule):
+    """Images and boxes in a format that is read from a folder, with splits by name.
+
+    Args:
+        root: Dataset folder, as the format has it.
+        train_splits: Splits to train on, of those that the format offers.
+        val_splits: Splits to validate on; with val_fraction none.
+        test_splits: Splits to test on; never taken from the others.
+        class_names: Class names in label order; default: those of the format.
+        options: Those of `DetectionDataModule`.
+
+    Raises:
+        InputError: for a missing root or bad values; `setup` raises it for anything wrong with the files.
+    """
+
+    reader: ClassVar[type[DatasetFormat]]
+
+    def __init__(
+        self,
+        root: str,
+        train_splits: list[str] | None = None,
+        val_splits: list[str] | None = None,
+        test_splits: list[str] | None = None,
+        class_names: list[str] | None = None,
+        **options: Any,
+    ) -> None:
+        splits = {"train": train_splits or [], "val": val_splits or [], "test": test_splits or []}
+        format = self.reader(root)
+        format.check_root()
+        super().__init__(format, splits, class_names, **options)

@@ -12,8 +12,21 @@ from typing import Any, Final, Literal
 from detector.errors import InputError, TrainingError, one_line
 from detector.kernels.threads import wait_politely
 from detector.training.progress_line import RANKS
-from experiments.arguments import as_spelt_now, build, find_modules_here, new_parser, one_line_of_the_parser
-from experiments.run.option_table import check_arguments, config_of_checkpoint, find_data_format, training_parser
+from experiments.arguments import (
+    as_spelt_now,
+    build,
+    find_modules_here,
+    kind_of_format,
+    new_parser,
+    one_line_of_the_parser,
+)
+from experiments.run.option_table import (
+    check_arguments,
+    config_of_checkpoint,
+    find_data_format,
+    training_parser,
+    with_whole_format,
+)
 from experiments.run.quiet import keep_quiet
 from experiments.run.startup import quick_imports, run_process
 from experiments.run.training_help import part_of_help, training_help
@@ -55,13 +68,13 @@ class Command:
                 raise InputError(f"{self.prog}: KIND is missing; there are {_listed(self.name)}")
             print(help_text(self.name), end="")
             return 0
-        options = _load(self.options)
+        options, arguments = _load(self.options), with_whole_format(arguments)
         if self.takes == "options":
             parser = new_parser(self.prog, options)
         else:
             part = part_of_help(arguments)
             arguments = [*config_of_checkpoint(arguments), *arguments] if self.takes == "arguments" else arguments
-            parser = training_parser(self.name, options, find_data_format(arguments))
+            parser = training_parser(self.name, options, kind_of_format(find_data_format(arguments)))
             if part is not None:
                 print(training_help(parser, options, part), end="")
                 return 0

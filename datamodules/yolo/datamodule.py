@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from datamodules.detection_datamodule import DetectionDataModule
+from datamodules.detection_datamodule import FormatDataModule
 from datamodules.yolo.reader import YoloFormat
 
 
-class YoloDataModule(DetectionDataModule):
+class YoloDataModule(FormatDataModule):
     """Images and boxes in YOLO's text format: lines of class, centre and sides, or of the corners of a polygon.
 
     An image without a label file has no objects. No object is difficult: the format has no word for it.
@@ -27,16 +25,4 @@ class YoloDataModule(DetectionDataModule):
         InputError: for a missing root or bad values; `setup` raises it for anything wrong with the files.
     """
 
-    def __init__(
-        self,
-        root: str,
-        train_splits: list[str] | None = None,
-        val_splits: list[str] | None = None,
-        test_splits: list[str] | None = None,
-        class_names: list[str] | None = None,
-        **options: Any,
-    ) -> None:
-        splits = {"train": train_splits or [], "val": val_splits or [], "test": test_splits or []}
-        format = YoloFormat(root)
-        format.check_root()
-        super().__init__(format, splits, class_names, **options)
+    reader = YoloFormat

@@ -12,9 +12,9 @@ from typing import Any
 from detector.errors import InputError, brief, flat_options
 from detector.files import load_yaml
 from experiments.ablation.options import AblateOptions
-from experiments.arguments import one_line_of_the_parser
+from experiments.arguments import kind_of_format, one_line_of_the_parser
 from experiments.output import option_text
-from experiments.run.option_table import find_data_format, parse_known, training_parser
+from experiments.run.option_table import find_data_format, parse_known, training_parser, with_whole_format
 from experiments.run.options import RunOptions
 
 KEYS = ("base", "evaluate", "axes", "seeds", "exclude", "baseline", "overrides", "paper")
@@ -130,7 +130,7 @@ def check_cells(options: AblateOptions) -> None:
     if grid.base is None:
         return
     base = [f"--config={grid.base}"]
-    parser, seen = training_parser("fit", RunOptions, find_data_format(base)), set[str]()
+    parser, seen = training_parser("fit", RunOptions, kind_of_format(find_data_format(base))), set[str]()
     with one_line_of_the_parser(parser, base):
         parse_known(parser, base)
     for cell in grid.cells():
@@ -138,7 +138,7 @@ def check_cells(options: AblateOptions) -> None:
         if not seen.issuperset(words):
             try:
                 with one_line_of_the_parser(parser, base):
-                    parse_known(parser, [*base, *words])
+                    parse_known(parser, with_whole_format([*base, *words]))
             except InputError as error:
                 raise InputError(f"{grid.path}: cell {cell.name}: {error}") from None
             seen |= {*words}

@@ -15,6 +15,7 @@ from experiments.ablation.cell_folder import State, shell_line
 from experiments.ablation.grid import Cell, Grid, Options
 from experiments.output import option_text
 from experiments.run.folder import run_folder_of
+from experiments.run.option_table import with_whole_format
 from experiments.run.training_options import OptionsCLI
 
 NOT_HASHED = {
@@ -141,7 +142,7 @@ def plan(grid: Grid, runs_dir: str) -> Plan:
         options = [f"--{option}={option_text(value)}" for option, value in cell.options.items()]
         arguments = (f"--config={base}", *options, f"--seed_everything={cell.seed}")
         try:
-            config = parser.parser.parse_args(list(arguments))
+            config = parser.parser.parse_args(with_whole_format(arguments))
         except ArgumentError as error:
             raise InputError(f"{grid.path}: cell {cell.name}: {brief(error)}") from None
         checkpoint = checkpoints[cell.seed]

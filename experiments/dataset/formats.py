@@ -1,42 +1,100 @@
 """The formats of datasets by name: how files are read, and the data module, which takes long to import."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from datamodules.coco.reader import CocoFormat
 from datamodules.dataset_format import DatasetFormat
 from datamodules.splits import PARTS, Splits
 from datamodules.voc.reader import VOCFormat
 from datamodules.yolo.reader import YoloFormat
-from detector.errors import InputError
+from detector.errors import InputError, brief
 from detector.use.reading import USUAL, Reading
-from experiments.arguments import DataOptions
+from experiments.arguments import DataFormat, DataOptions, cause_of, class_of_format, kind_of_format
 
+Base = TypeVar("Base")
 FORMATS: Final[dict[str, type[DatasetFormat]]] = {kind.name: kind for kind in (VOCFormat, CocoFormat, YoloFormat)}
 
 
-def data_module_of(data_format: str) -> Any:
-    """Return the class of the data modules of a format, which are in the same folder and named alike."""
-    reader = FORMATS[data_format]
-    module = import_module(reader.__module__.replace(".reader", ".datamodule"))
-    return getattr(module, reader.__name__.replace("Format", "DataModule"))
+def data_module_of(data_format: DataFormat) -> Any:
+    """Return the class of the data modules of a format; those of ours are in the same folder and named alike.
+
+    Raises:
+        InputError: As `own_format`.
+    """
+    reader = FORMATS.get(kind_of_format(data_format))
+    if reader is not None:
+        module = import_module(reader.__module__.replace(".reader", ".datamodule"))
+        return getattr(module, reader.__name__.replace("Format", "DataModule"))
+    new_format = own_format(data_format)
+    from datamodules.detection_datamodule import FormatDataModule  # here, because it takes seconds to import
+
+    return type("OwnDataModule", (FormatDataModule,), {"reader": staticmethod(new_format)})
 
 
 def dataset_format(
-    data_format: str, root: str | Path, image_dirs: Sequence[str] | None = None, reading: Reading = USUAL
+    data_format: DataFormat, root: str | Path, image_dirs: Sequence[str] | None = None, reading: Reading = USUAL
 ) -> DatasetFormat:
     """Return the format that `--data_format` names; root and image_dirs are as for `frcnn fit`.
 
     Raises:
-        InputError: Folders of images are given for a format that has its own places for them.
+        InputError: Folders of images are given for a format that has its own places for them, or as `own_format`.
     """
     if data_format == CocoFormat.name:
         return CocoFormat(root, reading=reading, image_dirs=image_dirs)
     if image_dirs is not None:
-        raise InputError(f"--data.image_dirs: is for --data_format coco; {data_format} has its own places for images")
-    return FORMATS[data_format](root, reading=reading)
+        raise InputError("--data.image_dirs: is for --data_format coco; others have their own places for images")
+    reader = FORMATS.get(kind_of_format(data_format))
+    format = reader(root) if reader is not None else own_format(data_format)(root)
+    format.read_by(None, reading)
+    return format
+
+
+def own_format(data_format: DataFormat) -> Callable[[str | Path], DatasetFormat]:
+    """Return what makes a format of one's own of a root.
+
+    Raises:
+        InputError: The class is not there or is none of a format, or refuses the arguments; also when it is called.
+    """
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    path, given = class_of_format(data_format)
+    where = f"--data_format {path}"
+    cls = find_class(path, DatasetFormat, where)  # type: ignore[type-abstract]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, skip={"root", "reading"})
+    try:
+        arguments = parser.parse_object(given).as_dict()
+    except ArgumentError as error:
+        raise InputError(f"{where}: {cause_of(str(error)).removeprefix('<unicode string>: ')}") from error
+
+    def new_format(root: str | Path) -> DatasetFormat:
+        try:
+            format = cls(root, **arguments)
+        except (TypeError, ValueError, LookupError, OSError) as error:
+            raise InputError(f"{where}: {brief(error)}") from error
+        format.name = path
+        return format
+
+    return new_format
+
+
+def find_class(path: str, base: type[Base], where: str) -> type[Base]:
+    """Return the class that a path names.
+
+    Raises:
+        InputError: It is not there, or does not derive from the base class; the message begins with `where`.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
+        raise InputError(f"{where}: {brief(error)}") from error
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise InputError(f"{where}: is no class that derives from {base.__module__}.{base.__qualname__}")
+    return found
 
 
 def made_splits(format: DatasetFormat, data: DataOptions) -> Splits | None:

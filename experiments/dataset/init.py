@@ -21,11 +21,12 @@ from datamodules.doctor.splits import read_split_table
 from datamodules.problems import KINDS
 from datamodules.splits import PARTS
 from detector.errors import InputError, listed
+from experiments.arguments import DataFormat
 from experiments.benchmark.expectation import Expectation, expect_training
 from experiments.dataset.formats import FORMATS, data_module_of, dataset_format
 from experiments.dataset.options import InitOptions
 from experiments.dataset.settings import choose_network, choose_settings, this_machine
-from experiments.output import duration, templates, writing
+from experiments.output import duration, option_text, templates, writing
 from experiments.run.folder import choose_run_folder
 
 DECODED: Final = 5000
@@ -45,7 +46,7 @@ class Dataset:
         skip: Why not everything can be used; empty where it can.
     """
 
-    data_format: str
+    data_format: DataFormat
     data: DetectionDataModule
     report: Report
     skip: str
@@ -85,12 +86,12 @@ def look_at(options: InitOptions) -> Dataset:
     Raises:
         InputError: It cannot be recognised, or not one image can be used.
     """
-    format = _recognise(options)
+    data_format, format = _recognise(options)
     splits, val_fraction = _choose_splits(format, options.val_fraction)
 
     def read(on_error: str) -> DetectionDataModule:
         named: dict[str, Any] = {f"{part}_splits": names for part, names in splits.items()}
-        kind = data_module_of(format.name)
+        kind = data_module_of(data_format)
         data: DetectionDataModule = kind(options.root, **named, val_fraction=val_fraction, on_error=on_error)
         data.setup()
         return data
@@ -102,16 +103,16 @@ def look_at(options: InitOptions) -> Dataset:
         data, skip = read("skip"), str(error)
     images = len(data.train_dataset) + len(data.val_dataset)
     report = examine(DoctorOptions(data.format, images=images <= DECODED))
-    return Dataset(format.name, data, report, skip)
+    return Dataset(data_format, data, report, skip)
 
 
-def _recognise(options: InitOptions) -> DatasetFormat:
-    """Return the format that is asked for, or the first one that the folder looks like."""
+def _recognise(options: InitOptions) -> tuple[DataFormat, DatasetFormat]:
+    """Return the format that is asked for, or the first one of ours that the folder looks like."""
     for name in FORMATS if options.data_format is None else [options.data_format]:
         format = dataset_format(name, options.root)
         if options.data_format is not None or format.offered() is not None:
             format.check_root()
-            return format
+            return name, format
     raise InputError(f"{options.root}: holds no annotations in a known format; there are {', '.join(FORMATS)}")
 
 
@@ -137,7 +138,7 @@ def config_text(root: str, found: Dataset, settings: dict[str, Any]) -> str:
     text = pages.get_template("init.yaml.j2").render(
         settings,
         root=root,
-        data_format=found.data_format,
+        data_format=option_text(found.data_format),
         report=report,
         classes=[(name, report.classes.get(name, 0)) for name in found.data.class_names],
         splits=found.data.splits.names,
@@ -179,7 +180,7 @@ def _print(root: str, path: Path, found: Dataset, settings: dict[str, Any], expe
     classes = [f"{name} {report.classes.get(name, 0)}" for name in found.data.class_names]
     names = found.data.splits.names
     made = f"{listed(names['train'])} and {listed(names['val'])}" if names["val"] else "made by val_fraction"
-    table = Table(title=f"{root}: {found.data_format} format", show_header=False)
+    table = Table(title=f"{root}: {found.data.format.name} format", show_header=False)
     for title, text in {
         "images": f"{report.images}: {train} to train on, {val} to validate on ({made})",
         "objects": f"{report.objects} of {len(classes)} classes: {listed(classes, 12)}",
@@ -194,7 +195,7 @@ def _print(root: str, path: Path, found: Dataset, settings: dict[str, Any], expe
     }.items():
         table.add_row(title, escape(text))
     Console(highlight=False).print(table)
-    other = "" if found.data_format == "voc" else f" --data_format {found.data_format}"
+    other = "" if found.data_format == "voc" else f" --data_format {shlex.quote(option_text(found.data_format))}"
     doctor = [f"frcnn doctor {shlex.quote(root)}{other}"] if report.problems else []
     print(f"{path} is written, with the reasons for all values. Next:")
     print(*(f"  {command}" for command in [*settings["commands"], *doctor]), sep="\n")

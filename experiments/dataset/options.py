@@ -6,6 +6,7 @@ from typing import Literal
 
 from detector.errors import InputError
 from experiments.arguments import (
+    DataFormat,
     DataFormatOptions,
     DataOptions,
     FormatOptions,
@@ -66,7 +67,7 @@ class InitOptions:
     root: str = field(metadata=positional("DATASET_DIR"))
     output: str | None = None
     overwrite: bool | None = None
-    data_format: Literal["voc", "coco", "yolo"] | None = None
+    data_format: DataFormat | None = None
     backbone: Network | None = None
     weights: str = "auto"
     val_fraction: float = 0.2

@@ -58,8 +58,9 @@ def card(format: str, about: Mapping[str, Any], checkpoint: Path, checked: str, 
     run = None if folder is None else read_run(folder)
     config = {} if run is None else flat_options(run.config)
     data = {key: value_text(config[f"data.{key}"]) for key in _DATA if config.get(f"data.{key}") is not None}
+    data_format = config.get("data_format") or config.get("data_format.class_path", "voc")
     if config.get("data.root"):
-        data = {"folder": Path(str(config["data.root"])).name, "format": config.get("data_format", "voc"), **data}
+        data = {"folder": Path(str(config["data.root"])).name, "format": data_format, **data}
     recipe: dict[str, Any] = {
         key: value_text(config[key]) for key in ("seed_everything", "trainer.max_epochs") if key in config
     }

@@ -9,14 +9,14 @@ import torch
 from datamodules.ground_truth import SplitTruth
 from detector.errors import InputError, listed
 from detector.metrics.voc_ap import Detections
-from experiments.arguments import DataOptions
+from experiments.arguments import DataFormat, DataOptions
 from experiments.dataset.formats import data_module_of
 from experiments.export.exported import ExportedDetector
 
 _NAMED = ("root", "train_splits", "val_splits", "test_splits", "val_fraction", "split_seed", "bit_depth", "max_pixels")
 
 
-def detect_split(path: str | Path, data_format: str, data: DataOptions, truth: SplitTruth) -> Detections:
+def detect_split(path: str | Path, data_format: DataFormat, data: DataOptions, truth: SplitTruth) -> Detections:
     """Return what an exported file detects on the images that are validated on, one at a time.
 
     Args:

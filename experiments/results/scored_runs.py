@@ -14,7 +14,7 @@ from datamodules.ground_truth import SplitTruth
 from detector.errors import InputError, shortened
 from detector.metrics.curves import curves_of
 from detector.metrics.proposal_recall import IOU_THRESHOLDS
-from experiments.dataset.formats import FORMATS, data_module_of
+from experiments.dataset.formats import data_module_of
 from experiments.results.files import read_results
 from experiments.results.runs import Run
 from experiments.results.scores import Scored, score
@@ -109,11 +109,8 @@ def data_module(run: Run) -> DetectionDataModule:
     Raises:
         InputError: Anything wrong with the options or the dataset.
     """
-    name = str(run.config.get("data_format") or "voc")
-    if name not in FORMATS:
-        raise InputError(f"{run.folder / 'config.yaml'}: data_format {name}: there is no such format")
     try:
-        data: DetectionDataModule = data_module_of(name)(**data_options(run))
+        data: DetectionDataModule = data_module_of(run.config.get("data_format") or "voc")(**data_options(run))
     except TypeError as error:
         raise InputError(f"{run.folder / 'config.yaml'}: data: {error}") from error
     if (run.folder / "splits").is_dir():

@@ -19,13 +19,13 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Final, get_args
+from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
-from detector.errors import InputError, flat_options, listed
+from detector.errors import InputError, flat_options
 from detector.files import check_checkpoint, check_growth
-from experiments.arguments import add_options, values_of
+from experiments.arguments import FORMAT_NAMES, DataFormat, add_options, class_of_format, values_of
 from experiments.run.folder import AXES_VARIABLE, LAST, run_folder_of
 from experiments.run.options import RunOptions
 
@@ -86,7 +86,7 @@ def training_parser(command: str, options: type[Any], data_format: str) -> Argum
     Args:
         command: Its name.
         options: The dataclass of its own options.
-        data_format: Decides which options of data there are.
+        data_format: Decides which options of data there are: voc, coco, yolo or own.
     """
     from jsonargparse import ArgumentParser
     from jsonargparse.typing import restricted_string_type
@@ -110,18 +110,41 @@ def training_parser(command: str, options: type[Any], data_format: str) -> Argum
 # ---- what config files and arguments say ----
 
 
-def find_data_format(arguments: Sequence[str]) -> str:
+def find_data_format(arguments: Sequence[str]) -> DataFormat:
     """Return the format that is asked for by `--data_format`, or else by `data_format:` in the last of config files.
 
     Raises:
-        InputError: There is no such format.
+        InputError: It is neither one of ours nor a class path.
     """
     in_files = [content["data_format"] for content in _contents(arguments) if content.get("data_format") is not None]
-    asked = str(["voc", *in_files, *values_of(arguments, "--data_format")][-1])
-    known = get_args(typing.get_type_hints(RunOptions)["data_format"])
-    if asked not in known:
-        raise InputError(f"--data_format {asked}: there are {listed(known)}")
+    asked: DataFormat = ["voc", *in_files, *values_of(arguments, "--data_format")][-1]
+    if isinstance(asked, str) and asked.lstrip().startswith("{"):
+        asked = yaml.safe_load(asked)
+    class_of_format(asked)
     return asked
+
+
+def with_whole_format(arguments: Sequence[str]) -> list[str]:
+    """Return arguments in which `--data_format.ARGUMENT VALUE` are part of the value of `--data_format`.
+
+    Raises:
+        InputError: As `find_data_format`, or they are given without a class path.
+    """
+    taken: dict[str, Any] = {}
+    others: list[str] = []
+    prefix, rest = "--data_format.", iter(arguments)
+    for word in rest:
+        if word.startswith(prefix):
+            name, equals, value = word.removeprefix(prefix).partition("=")
+            taken[name.removeprefix("init_args.")] = yaml.safe_load(value if equals else next(rest, ""))
+        else:
+            others.append(word)
+    if not taken:
+        return others
+    path, given = class_of_format(find_data_format(arguments))
+    if path in FORMAT_NAMES:
+        raise InputError(f"{prefix}{next(iter(taken))}: is for a format of one's own, which --data_format names")
+    return [*others, f"--data_format={json.dumps({'class_path': path, 'init_args': given | taken})}"]
 
 
 def _contents(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:

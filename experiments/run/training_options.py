@@ -75,6 +75,8 @@ def option_table() -> dict[str, Rows]:
         name: rows_of(OptionsCLI([f"--data_format={name}", "--data.root=here"], prog="frcnn").parser)
         for name in FORMATS
     }
+    own = OptionsCLI(["--data_format=datamodules.own_format.OwnFormat", "--data.root=here"], prog="frcnn")
+    formats["own"] = rows_of(own.parser)
     methods: dict[str, Rows] = {}
     for name, skipped in OptionsOfRuns.subcommands().items():
         parser = LightningArgumentParser()

@@ -1,4 +1,4 @@
-"""One dataset in three formats: training and the commands that read annotations say the same of all, to the digit.
+"""One dataset in three formats and one of a user: training and other commands say the same of all, to the digit.
 
 YOLO's labels have no word for difficult, so its dataset is compared to one without difficult objects.
 """
@@ -19,6 +19,7 @@ from PIL import Image
 from datamodules.voc.datamodule import VOCDataModule
 from experiments.dataset.formats import data_module_of
 
+CSV = "experiments.examples.csv_format.CsvFormat"
 NOT_IN_ALL = {
     "coco": {"file_name_mismatch", "missing_annotation", "unreadable_annotation"},
     "yolo": {"file_name_mismatch", "missing_annotation", "unreadable_annotation", "size_mismatch", "unknown_size"},
@@ -71,6 +72,20 @@ def write_yolo(voc: Path, splits: Sequence[str], names: list[str], folder: Path)
             (folder / "labels" / f"{stem}.txt").write_text("\n".join(lines))
 
 
+def write_csv(voc: Path, splits: Sequence[str], folder: Path) -> None:
+    """Write a CSV file for each split, of the numbers in the XML files, and links to the images beside it."""
+    folder.mkdir()
+    for image in (voc / "JPEGImages").iterdir():
+        (folder / image.name).symlink_to(image)
+    for split in splits:
+        lines = ["filename;xmin;ymin;xmax;ymax;class"]
+        for stem in (voc / "ImageSets" / "Main" / f"{split}.txt").read_text().split():
+            for node in ElementTree.parse(voc / "Annotations" / f"{stem}.xml").getroot().iter("object"):
+                x1, y1, x2, y2 = (int(node.findtext(f"bndbox/{k}") or 0) for k in ("xmin", "ymin", "xmax", "ymax"))
+                lines.append(f"{stem}.jpg;{x1 - 1};{y1 - 1};{x2};{y2};{node.findtext('name')}")
+        (folder / f"{split}.csv").write_text("\n".join(lines))
+
+
 def names_in(voc: Path) -> list[str]:
     files = [ElementTree.parse(path) for path in (voc / "Annotations").glob("*.xml")]
     return sorted({node.findtext("name") or "" for file in files for node in file.getroot().iter("object")})
@@ -85,10 +100,14 @@ class Pair(NamedTuple):
 
     @property
     def options(self) -> tuple[object, ...]:
-        return "--data.root", self.other, "--data_format", self.name
+        return "--data.root", self.other, *self.format
+
+    @property
+    def format(self) -> tuple[str, ...]:
+        return "--data_format", *((CSV, "--data_format.delimiter", ";") if self.name == "csv" else (self.name,))
 
 
-@pytest.fixture(scope="module", params=["coco", "yolo"])
+@pytest.fixture(scope="module", params=["coco", "yolo", "csv"])
 def both(request: pytest.FixtureRequest, mini_voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     """MiniVOC, a third of its objects difficult where that can be said, and two of its images of other sizes."""
     voc = Path(shutil.copytree(mini_voc, tmp_path_factory.mktemp("both") / "voc"))
@@ -116,6 +135,8 @@ def both(request: pytest.FixtureRequest, mini_voc: Path, tmp_path_factory: pytes
     (voc.parent / "coco" / "images").symlink_to(voc / "JPEGImages")
     if request.param == "yolo":
         write_yolo(voc, splits, names_in(voc), voc.parent / "yolo")
+    elif request.param == "csv":
+        write_csv(voc, splits, voc.parent / "csv")
     return Pair(voc, voc.parent / request.param, request.param)
 
 
@@ -150,7 +171,9 @@ def results_of(coco: Path, split: str, by_name: bool) -> list[dict[str, Any]]:
 
 def test_the_first_batch_of_a_training(both, frcnn, tiny_config, tmp_path):
     batches = []
-    for kind, root in ((VOCDataModule, both.voc), (data_module_of(both.name), both.other)):
+    csv = {"class_path": CSV, "init_args": {"delimiter": ";"}}
+    other = data_module_of(csv if both.name == "csv" else both.name)
+    for kind, root in ((VOCDataModule, both.voc), (other, both.other)):
         data = kind(str(root), ["train"], ["val"], augmentation="ssd_crop", batch_size=4, seed=3, num_workers=0)
         data.setup("fit")
         batches.append(next(iter(data.train_dataloader())))
@@ -215,19 +238,19 @@ def test_anchors(both, said, tiny_config):
 
 def test_show_data(both, frcnn, tiny_config, tmp_path):
     sheets, lines = [], []
-    for data_format, root in (("voc", both.voc), (both.name, both.other)):
-        options = ("--output", data_format, "--images", 4, "--epochs", 2, "--data.val_splits", "[val]")
-        more = ("--data.root", root, "--data_format", data_format, "--data.augmentation", "ssd_crop")
+    for name, data_options in (("voc", ("--data.root", both.voc)), (both.name, both.options)):
+        options = ("--output", name, "--images", 4, "--epochs", 2, "--data.val_splits", "[val]")
+        more = (*data_options, "--data.augmentation", "ssd_crop")
         result = frcnn("show-data", "--config", tiny_config, *options, *more, cwd=tmp_path)
         assert (result.code, result.err) == (0, "")
         lines.append(result.out.partition(": ")[2])
-        sheets.append(np.array(Image.open(tmp_path / data_format / "ssd_crop.png")))
+        sheets.append(np.array(Image.open(tmp_path / name / "ssd_crop.png")))
     assert lines[0] == lines[1] != ""
     np.testing.assert_array_equal(*sheets)
 
 
 def test_doctor_on_a_healthy_dataset(both, said):
-    expected, found = said("doctor", both.voc), said("doctor", both.other, "--data_format", both.name)
+    expected, found = said("doctor", both.voc), said("doctor", both.other, *both.format)
     assert expected["problems"] == [] and expected["splits"] == {"test": 4, "train": 12, "val": 4}
     assert {**found, "dataset": None} == {**expected, "dataset": None}
 
