@@ -34,7 +34,7 @@ options: install
 	$(BIN)/python -m experiments.run.training_options
 
 demo: install
-	$(BIN)/python -m experiments.demo
+	$(BIN)/python -m experiments.run.demo
 
 # With PYTHON=... on the command line, by that Python as it is: nothing is installed.
 gpu: $(if $(filter command line,$(origin PYTHON)),,install)

@@ -152,7 +152,8 @@ class OwnFormat(DatasetFormat):
         return Member(name.as_posix(), path.parent, path.name, self.split_file(split))
 
     def _stated(self, split: str, image: LabelledImage, header: ImageHeader | InputError | None) -> Stated:
-        size = header.upright_size if isinstance(header, ImageHeader) and min(image.size) <= 0 else image.size
+        width, height = image.size
+        size = header.upright_size if isinstance(header, ImageHeader) and min(width, height) <= 0 else (width, height)
         objects: list[ObjectRecord] = []
         stated = Stated(self.split_file(split), "object {}", size, objects, image=str(image.path))
         for index, (name, values) in enumerate(zip(image.names, image.boxes, strict=True)):

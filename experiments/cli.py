@@ -12,14 +12,8 @@ from typing import Any, Final, Literal
 from detector.errors import InputError, TrainingError, one_line
 from detector.kernels.threads import wait_politely
 from detector.training.progress_line import RANKS
-from experiments.arguments import (
-    as_spelt_now,
-    build,
-    find_modules_here,
-    kind_of_format,
-    new_parser,
-    one_line_of_the_parser,
-)
+from experiments.arguments import as_spelt_now, build, find_modules_here, new_parser, one_line_of_the_parser
+from experiments.dataset.data_format import kind_of_format
 from experiments.run.option_table import (
     check_arguments,
     config_of_checkpoint,

@@ -12,7 +12,8 @@ from typing import Any
 from detector.errors import InputError, brief, flat_options
 from detector.files import load_yaml
 from experiments.ablation.options import AblateOptions
-from experiments.arguments import kind_of_format, one_line_of_the_parser
+from experiments.arguments import one_line_of_the_parser
+from experiments.dataset.data_format import kind_of_format
 from experiments.output import option_text
 from experiments.run.option_table import find_data_format, parse_known, training_parser, with_whole_format
 from experiments.run.options import RunOptions

@@ -21,8 +21,8 @@ from datamodules.doctor.splits import read_split_table
 from datamodules.problems import KINDS
 from datamodules.splits import PARTS
 from detector.errors import InputError, listed
-from experiments.arguments import DataFormat
 from experiments.benchmark.expectation import Expectation, expect_training
+from experiments.dataset.data_format import DataFormat
 from experiments.dataset.formats import FORMATS, data_module_of, dataset_format
 from experiments.dataset.options import InitOptions
 from experiments.dataset.settings import choose_network, choose_settings, this_machine

@@ -5,16 +5,8 @@ from pathlib import Path
 from typing import Literal
 
 from detector.errors import InputError
-from experiments.arguments import (
-    DataFormat,
-    DataFormatOptions,
-    DataOptions,
-    FormatOptions,
-    PlotOptions,
-    check_least,
-    positional,
-    some_of,
-)
+from experiments.arguments import DataOptions, FormatOptions, PlotOptions, check_least, positional, some_of
+from experiments.dataset.data_format import DataFormat, DataFormatOptions
 
 MOST_PICTURES = 2000
 Network = Literal["resnet50_fpn", "mobilenet_v2_c4", "small_c4"]

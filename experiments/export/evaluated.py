@@ -9,7 +9,8 @@ import torch
 from datamodules.ground_truth import SplitTruth
 from detector.errors import InputError, listed
 from detector.metrics.voc_ap import Detections
-from experiments.arguments import DataFormat, DataOptions
+from experiments.arguments import DataOptions
+from experiments.dataset.data_format import DataFormat
 from experiments.dataset.formats import data_module_of
 from experiments.export.exported import ExportedDetector
 

@@ -6,7 +6,6 @@ from typing import Literal
 
 from detector.errors import InputError
 from experiments.arguments import (
-    DataFormatOptions,
     DataOptions,
     FormatOptions,
     PlotOptions,
@@ -15,6 +14,7 @@ from experiments.arguments import (
     positional,
     some_of,
 )
+from experiments.dataset.data_format import DataFormatOptions
 
 
 @dataclass(frozen=True, kw_only=True)

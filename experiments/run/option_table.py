@@ -25,7 +25,8 @@ import yaml
 
 from detector.errors import InputError, flat_options
 from detector.files import check_checkpoint, check_growth
-from experiments.arguments import FORMAT_NAMES, DataFormat, add_options, class_of_format, values_of
+from experiments.arguments import add_options, values_of
+from experiments.dataset.data_format import FORMAT_NAMES, DataFormat, class_of_format
 from experiments.run.folder import AXES_VARIABLE, LAST, run_folder_of
 from experiments.run.options import RunOptions
 

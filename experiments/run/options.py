@@ -6,7 +6,8 @@ from typing import Literal
 
 from detector.errors import InputError
 from detector.files import check_checkpoint
-from experiments.arguments import DataFormatOptions, DataOptions, ScoreOptions, check_least, positional, some_of
+from experiments.arguments import DataOptions, ScoreOptions, check_least, positional, some_of
+from experiments.dataset.data_format import DataFormatOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,4 +79,4 @@ def test_the_gpu_check_takes_a_given_python_as_it_is(commands) -> None:
 def test_nothing_is_installed_twice(commands, tmp_path) -> None:
     (tmp_path / ".venv").mkdir()
     (tmp_path / ".venv" / "installed").touch()
-    assert commands("demo") == [".venv/bin/python -m experiments.demo"]
+    assert commands("demo") == [".venv/bin/python -m experiments.run.demo"]

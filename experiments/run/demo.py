@@ -18,7 +18,7 @@ from rich.table import Table
 from experiments.benchmark.expectation import expect_training
 from experiments.run.folder import choose_run_folder
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 DATA = Path("data/mini_voc")
 CONFIG = Path("experiments/mini_voc.yaml")
 IMAGES = 2000

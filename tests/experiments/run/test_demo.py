@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from detector.kernels import processor
-from experiments import demo
 from experiments.benchmark import expectation
+from experiments.run import demo
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize(
