@@ -12,8 +12,9 @@ from datamodules.voc.reader import VOCFormat
 from datamodules.yolo.reader import YoloFormat
 from detector.errors import InputError, brief
 from detector.use.reading import USUAL, Reading
-from experiments.arguments import DataOptions, cause_of
+from experiments.arguments import DataOptions
 from experiments.dataset.data_format import DataFormat, class_of_format, kind_of_format
+from experiments.run.parser_errors import cause_of
 
 Base = TypeVar("Base")
 FORMATS: Final[dict[str, type[DatasetFormat]]] = {kind.name: kind for kind in (VOCFormat, CocoFormat, YoloFormat)}
