@@ -8,7 +8,6 @@ leaves the undecodable one out.
 """
 
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from detector.use.reading import Reading, read_image
 
 OnError = Literal["raise", "skip"]
 SHOWN: Final = 20  # problems in a message
+DOCTOR: Final = "frcnn doctor --format json lists all"
 
 
 def read_usable(
@@ -41,8 +41,7 @@ def read_usable(
 ) -> dict[str, list[ImageRecord]]:
     """Return the usable images by part, with their usable objects; stop because of problems, or say what is skipped.
 
-    `leaks` may be of other parts than those that are read; the list of what is skipped goes into `report`, or into a
-    temporary file.
+    `leaks` may be of other parts than those that are read; the list of what is skipped goes into `report`, if given.
 
     Raises:
         InputError: There is something to stop for: the message names the first problem and the number of other files,
@@ -85,8 +84,7 @@ def refusal(broken: Sequence[Problem], first: str) -> InputError:
     error = InputError(f"{first}{more}")
     lines = [f"{problem.kind}: {problem.message}" for problem in broken[:SHOWN]]
     if len(broken) > SHOWN:
-        where = rank_zero_only(write_problems)(broken)  # not into a run folder: there will be no run
-        lines.append(f"... and {len(broken) - SHOWN} more" + (f"; all {len(broken)} are in {where}" if where else ""))
+        lines.append(f"... and {len(broken) - SHOWN} more; {DOCTOR}")  # in no file: there will be no run
     if len(broken) > 1:
         advice = "--data.on_error skip leaves out what is broken; frcnn doctor says more about the dataset"
         error.details = (*lines, advice)
@@ -117,31 +115,18 @@ def find_cut_images(records: Iterable[ImageRecord], reading: Reading) -> list[Pr
     return found
 
 
-def write_problems(problems: Iterable[Problem], path: Path | None = None) -> Path:
-    """Write problems as JSON, a list with the keys of `Problem.document`, and return the file: a temporary one if none.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
-    if path is None:
-        with tempfile.NamedTemporaryFile(prefix="frcnn_data_problems_", suffix=".json", delete=False) as file:
-            path = Path(file.name)
-    try:
-        write_json(path, [problem.document for problem in problems])
-    except OSError as error:
-        raise InputError(f"{path}: the list of bad data cannot be written ({error.strerror})") from error
-    return path
-
-
 @rank_zero_only
 def _say_what_is_skipped(broken: Sequence[Problem], images: int, report: Path | None) -> None:
     objects = {(problem.file, problem.object) for problem in broken if problem.object is not None}
     kinds = ", ".join(f"{kind} {count}" for kind, count in Counter(problem.kind for problem in broken).items())
-    print(
-        f"--data.on_error skip: leaves out {images} images and {len(objects)} objects ({kinds}); the list is in "
-        f"{write_problems(broken, report)}",
-        file=sys.stderr,
-    )
+    if report is not None:
+        try:
+            write_json(report, [problem.document for problem in broken])
+        except OSError as error:
+            raise InputError(f"{report}: the list of bad data cannot be written ({error.strerror})") from error
+    where = DOCTOR if report is None else f"the list is in {report}"
+    text = f"leaves out {images} images and {len(objects)} objects ({kinds}); {where}"
+    print(f"--data.on_error skip: {text}", file=sys.stderr)
 
 
 class NextImageInstead(Dataset[tuple[Tensor, Target]]):

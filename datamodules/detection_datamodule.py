@@ -5,6 +5,7 @@ It is exact under workers, ranks and resumed runs.
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -251,6 +252,8 @@ class DetectionDataModule(pl.LightningDataModule):
     ) -> DataLoader[tuple[Tensor, Target]]:
         # Pinned memory is copied faster to a GPU.
         to_gpu = torch.cuda.is_available() if self.trainer is None else self.trainer.strategy.root_device.type == "cuda"
+        if self.num_workers:
+            get_temp_dir()  # else each worker has a folder of its own, which stays behind if it is killed
         return DataLoader(
             NextImageInstead(dataset) if self.on_error == "skip" else dataset,
             batch_size=batch_size,

@@ -27,6 +27,7 @@ from datamodules.ground_truth import objects_of
 from datamodules.image_cache import Decoder, ImageFile, ImageReader
 from datamodules.parallel import leave_signals_to_parent
 from detector.errors import InputError, TrainingError, brief
+from detector.training.processes import remove_folder_as_orphan
 from detector.use.reading import USUAL, Reading, read_header
 
 
@@ -268,3 +269,4 @@ def begin_worker(_worker: int) -> None:
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     leave_signals_to_parent()
+    remove_folder_as_orphan()

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
@@ -233,14 +234,15 @@ def metrics_of() -> Callable[[Path], dict[str, Any]]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Parsed annotations are kept in a folder of the test session, not in the user's."""
-    before = os.environ.get("FRCNN_CACHE_DIR")
-    os.environ["FRCNN_CACHE_DIR"] = str(tmp_path_factory.mktemp("cache"))
-    yield
-    os.environ.pop("FRCNN_CACHE_DIR")
-    if before is not None:
-        os.environ["FRCNN_CACHE_DIR"] = before
+def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Parsed annotations and temporary files are kept in folders of the test session, not in the user's."""
+    get_temp_dir()  # of this process, which removes it when it ends, after pytest
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FRCNN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        temporary = str(tmp_path_factory.mktemp("t"))
+        patch.setenv("TMPDIR", temporary)
+        patch.setattr("tempfile.tempdir", temporary)
+        yield
 
 
 class ParsedOnly(DetectorCLI):

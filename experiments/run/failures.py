@@ -17,6 +17,7 @@ import pytorch_lightning as pl
 from detector.errors import InputError, TrainingError, brief, one_line, printable
 from detector.training.callbacks.checkpoints import Interrupted
 from detector.training.lightning_private import requeue_signal, when_a_process_fails
+from detector.training.processes import end_at_once, share_folder
 
 MEMORY: Final = "; a smaller data.batch_size or model.image.shortest_side, or fewer data.num_workers, need less"
 CAUSES: Final = {
@@ -59,7 +60,9 @@ def told_in_one_line(trainer: pl.Trainer) -> Iterator[None]:
     over = threading.Event()
     if trainer.global_rank == 0:
         when_a_process_fails(lambda: over.wait(WAIT) or _end(trainer))
+        share_folder(first=True)
     elif "LOCAL_RANK" in os.environ:
+        share_folder(first=False)
         threading.Thread(target=_end_with_parent, args=(os.getppid(), trainer.global_rank, over), daemon=True).start()
     excepthook, threading.excepthook = threading.excepthook, _in_thread
     try:
@@ -140,7 +143,7 @@ def _end(trainer: pl.Trainer) -> NoReturn:
     else:
         time.sleep(WAIT)  # in which the first process, or the launcher of all, ends this one
         print(f"frcnn: rank {trainer.global_rank}: {line}", file=sys.stderr, flush=True)
-    os._exit(code)
+    end_at_once(code)
 
 
 def _end_with_parent(parent: int, rank: int, over: threading.Event) -> None:
@@ -148,7 +151,7 @@ def _end_with_parent(parent: int, rank: int, over: threading.Event) -> None:
         if os.getppid() != parent and not over.wait(5):
             line = "the process that has started this one has ended, and so this one ends"
             print(f"frcnn: rank {rank}: {line}", file=sys.stderr, flush=True)
-            os._exit(1)
+            end_at_once(1)
 
 
 def _requeue() -> None:

@@ -1,7 +1,6 @@
 import io
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,8 +40,7 @@ def _damage_inside(path):
 # ---- before the first step ----
 
 
-def test_a_long_list_is_cut_and_kept_in_a_file(copied, tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def test_a_long_list_is_cut_and_the_doctor_has_all_of_it(copied, frcnn):
     path = copied / "Annotations" / f"{_stems(copied, 'train')[3]}.xml"
     bad = "<object><name>ring</name><bndbox><xmin>9</xmin></bndbox></object>"
     path.write_text(path.read_text().replace("</annotation>", bad * (SHOWN + 5) + "</annotation>"))
@@ -50,8 +48,9 @@ def test_a_long_list_is_cut_and_kept_in_a_file(copied, tmp_path, monkeypatch):
         _module(copied).setup("fit")
     *listed, rest, advice = caught.value.details
     assert len(listed) == SHOWN and all(line.startswith(f"incomplete_object: {path}") for line in listed)
-    assert rest.startswith("... and 5 more; all 25 are in ") and "--data.on_error skip" in advice
-    problems = json.loads(Path(rest.split()[-1]).read_text())
+    assert rest.startswith("... and 5 more; frcnn doctor --format json lists all") and "--data.on_error skip" in advice
+    all_of_it = json.loads(frcnn("doctor", copied, "--format", "json", cwd=copied).out)["problems"]
+    problems = [item for item in all_of_it if item["kind"] == "incomplete_object"]
     assert len(problems) == SHOWN + 5 and {item["file"] for item in problems} == {str(path)}
     first = problems[0]["object"]
     assert [item["object"] for item in problems] == list(range(first, first + SHOWN + 5))

@@ -5,8 +5,9 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from experiments.cli import main
 from experiments.run import lightning_cli
 
 rank, kind, when = os.environ["FAULT"].split(":")
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whatever the tests were started with
 
 class Fault(pl.Callback):
     def __init__(self):
@@ -95,14 +97,21 @@ class Ended:
 
 @pytest.fixture
 def fail(process_group, tiny_config, tmp_path) -> Callable[..., Ended]:
-    """`fail("RANK:KIND:STEP", *options, before="")`: a training of three epochs. No process is left, nor any file in
-    shared memory; a shell command may come first, in a mount namespace of its own."""
+    """`fail("RANK:KIND:STEP", *options, before="")`: a training of three epochs with two data workers. No process is
+    left, nor any file in shared memory or the temporary folder; a shell command may come first, in a mount namespace of
+    its own."""
 
     def run(fault: str, *options: object, before: str = "", **environment: str) -> Ended:
         (tmp_path / "program.py").write_text(PROGRAM)
+        with tempfile.TemporaryDirectory() as temporary:  # of a short name, in which sockets have room
+            ended = start(fault, options, before, environment | {"TMPDIR": temporary})
+            assert os.listdir(temporary) == []
+            return ended
+
+    def start(fault: str, options: Sequence[object], before: str, environment: dict[str, str]) -> Ended:
         shared = {path.name for path in SHARED.glob("torch_*")}
-        given = ("--trainer.max_epochs", 3, "--data.eval_batch_size", 1, "--run_name", "mine", *options)
-        words = ["program.py", "fit", "--config", tiny_config, *given]
+        given = ("--trainer.max_epochs", 3, "--data.eval_batch_size", 1, "--data.num_workers", 2, "--run_name", "mine")
+        words = ["program.py", "fit", "--config", tiny_config, *given, *options]
         if before:
             shell = f"{before}; exec python {' '.join(map(str, words))}"
             words = ["-c", f"import os; os.execvp('unshare', ['unshare', '-m', 'sh', '-c', {shell!r}])"]

@@ -23,9 +23,14 @@ def step_of(run: Path) -> int:
 # ---- asked to ----
 
 
+def test_training_that_nothing_disturbs(fail):
+    ended = fail("9:none:0")
+    assert (ended.code, ended.lines) == (0, []), ended.log
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"])
 def test_signal_saves_after_the_step(fail, codes, name):
-    ended = fail(f"0:{name}:8", "--data.num_workers", 2)
+    ended = fail(f"0:{name}:8")
     assert (ended.code, ended.lines) == (codes[name], []), ended.log
     assert step_of(ended.run) == 9
 
@@ -87,6 +92,10 @@ def test_the_others_end_without_the_first(fail):
     ]
 
 
+def test_workers_end_without_their_training(fail):
+    assert fail("0:SIGKILL:8").code == -9
+
+
 def test_each_process_says_its_own_error(fail):
     ended = fail("1:bad_file:2", *DDP)
     assert ended.code == 2
@@ -101,7 +110,7 @@ def test_error_of_the_first_process_ends_all(fail):
 
 
 def test_killed_data_worker(fail):
-    ended = fail("0:workers:2", "--data.num_workers", 2)
+    ended = fail("0:workers:2")
     assert ended.code == 1
     assert re.fullmatch(r"frcnn: a data worker \(process \d+\) was killed \(Killed\); .*num_workers", ended.lines[-1])
     assert "Traceback" not in ended.log
@@ -114,7 +123,7 @@ def test_killed_data_worker(fail):
 def test_full_shared_memory(fail, small_tmpfs, options):
     """The training heard nothing of it, and waited for ever."""
     before = small_tmpfs(Path("/dev/shm"), "300k")
-    ended = fail("9:none:0", "--data.num_workers", 2, *options, before=before)
+    ended = fail("9:none:0", *options, before=before)
     assert ended.code == 1, ended.log
     assert re.match(
         r"frcnn: a batch of [\d.]+ MB does not fit into shared memory \(/dev/shm, has .* of 0\.3 MB", ended.lines[0]

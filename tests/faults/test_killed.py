@@ -13,14 +13,17 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from experiments.cli import main
+from experiments.run.lightning_cli import DetectorCLI
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(200)]
 
@@ -41,7 +44,28 @@ def train(words: Sequence[str], cwd: Path, environment: Mapping[str, str], last_
     torch.set_num_threads(1)
     if last_save is not None:
         torch.save = Dying(last_save)
+    callbacks = DetectorCLI._callbacks
+    DetectorCLI._callbacks = lambda self, config: [Place(), *callbacks(self, config)]  # type: ignore[method-assign]
     os._exit(main([*words]))
+
+
+class Place(pl.Callback):
+    """Keeps in the file `place` where the training is: in a validation, or in the second half of a step."""
+
+    def __init__(self) -> None:
+        self.file = os.open("place", os.O_WRONLY | os.O_CREAT)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.note("" if batch_idx % 2 else "in an accumulated step")
+
+    def on_validation_start(self, trainer, pl_module):
+        self.note("in a validation")
+
+    def on_validation_end(self, trainer, pl_module):
+        self.note("")
+
+    def note(self, place: str) -> None:
+        os.pwrite(self.file, place.ljust(30).encode(), 0)
 
 
 class Dying:
@@ -112,7 +136,7 @@ def results(cwd: Path) -> tuple[dict[str, Any], Any, dict[str, torch.Tensor]]:
     """Return metrics but for times, predictions and weights."""
     run = cwd / "runs" / "tiny" / "mine"
     metrics = json.loads((run / "metrics.json").read_text())
-    kept = {name: value for name, value in metrics.items() if name.startswith(("val/", "epoch", "step", "seed"))}
+    kept = {name: value for name, value in metrics.items() if name != "train/images_per_second"}
     weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     return kept, json.loads((run / "predictions.json").read_text()), weights["state_dict"]
 
@@ -129,9 +153,10 @@ class Undisturbed:
         assert training.end() == [0] * ranks, (cwd / "log.txt").read_text()
         self.seconds = time.monotonic() - began
         self.results = results(cwd)
+        self.counts: Counter[str] = Counter()
 
     def survives(self, trial: int, cwd: Path) -> bool:
-        """Kill at a random moment, go on, and return whether all is the same; say whether a checkpoint was hit."""
+        """Kill at a random moment, go on, and return whether all is the same; count where it was."""
         training = Training(self.fit, cwd, self.ranks)
         run, moment = training.checkpoints.parent, random.Random(trial).uniform(0, self.seconds)
         training.kill_when(run.is_dir if trial else lambda: True)
@@ -140,12 +165,19 @@ class Undisturbed:
             training = Training(self.fit, cwd, self.ranks, last_save)
             at = time.monotonic() + moment
             training.kill_when(lambda: last_save is None and time.monotonic() > at)
-        hit = writes(training.checkpoints)
+        place = (cwd / "place").read_text().strip() if (cwd / "place").is_file() else ""
+        place = "while a checkpoint was written" if writes(training.checkpoints) else place or "elsewhere"
         codes = Training(self.fit, cwd, self.ranks).end()
-        print(f"trial {trial}: killed after {moment:.2f} s{', while a checkpoint was written' if hit else ''}: {codes}")
         ours, theirs = results(cwd), self.results
         same = all(torch.equal(tensor, ours[2][name]) for name, tensor in theirs[2].items())
-        return codes == [0] * self.ranks and ours[:2] == theirs[:2] and same
+        identical = codes == [0] * self.ranks and ours[:2] == theirs[:2] and same
+        print(f"trial {trial}: killed {place}: {codes}, {'identical' if identical else 'not identical'}")
+        self.counts.update([place, *["identical"] * identical])
+        return identical
+
+    def __str__(self) -> str:
+        places = ", ".join(f"{count} {place}" for place, count in self.counts.items() if place != "identical")
+        return f"\n{self.ranks} processes killed: {places}; {self.counts['identical']} ended identical"
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +186,9 @@ def fit(tiny_config) -> tuple[object, ...]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(fit, tmp_path_factory) -> Undisturbed:
-    return Undisturbed(fit, tmp_path_factory.mktemp("undisturbed"))
+def undisturbed(fit, tmp_path_factory) -> Iterator[Undisturbed]:
+    yield (training := Undisturbed(fit, tmp_path_factory.mktemp("undisturbed")))
+    print(training)
 
 
 @pytest.mark.parametrize("trial", range(20))
@@ -164,9 +197,10 @@ def test_killed_at_a_random_moment(undisturbed, tmp_path, trial):
 
 
 @pytest.fixture(scope="module")
-def two_processes(fit, tmp_path_factory) -> Undisturbed:
+def two_processes(fit, tmp_path_factory) -> Iterator[Undisturbed]:
     where = ("--trainer.accelerator", "cpu", "--trainer.devices", 2, "--trainer.strategy", "ddp")
-    return Undisturbed((*fit, *where), tmp_path_factory.mktemp("two_processes"), ranks=2)
+    yield (training := Undisturbed((*fit, *where), tmp_path_factory.mktemp("two_processes"), ranks=2))
+    print(training)
 
 
 @pytest.mark.parametrize("trial", range(5))

@@ -24,6 +24,7 @@ from detector.errors import InputError
 from detector.files import check_space, keep_former, replacing
 from detector.training.lightning_module import FasterRCNNModule
 from detector.training.lightning_private import validation_follows
+from detector.training.processes import end_at_once
 
 SIGNALS: Final = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
@@ -154,7 +155,7 @@ class SaveOnInterrupt(Checkpoint):
 
     def _give_up(self) -> None:
         print(f"frcnn: no batch ended within {self.seconds:g} s: ended without saving", file=sys.stderr, flush=True)
-        os._exit(128 + (self._number or 0))
+        end_at_once(128 + (self._number or 0))
 
     def _restore(self) -> None:
         if self._timer is not None:
