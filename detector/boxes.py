@@ -23,6 +23,14 @@ def centers_and_sides(boxes: Tensor) -> tuple[Tensor, Tensor]:
     return boxes[..., :2] + 0.5 * sides, sides
 
 
+def scaled(boxes: Tensor, factor: float) -> Tensor:
+    """Return boxes (..., 4) about the same centres with `factor` times their sides."""
+    if factor == 1:
+        return boxes
+    centers, sides = centers_and_sides(boxes)
+    return torch.cat((centers - sides * (factor / 2), centers + sides * (factor / 2)), dim=-1)
+
+
 def pairwise_iou(boxes: Tensor, candidates: Tensor) -> Tensor:
     """Return the IoU (..., G, N) of boxes (..., G, 4) and candidates (..., N, 4)."""
     if boxes.device.type != "cpu" or boxes.dim() > 2 or len(boxes) == 0:

@@ -237,13 +237,19 @@ class RoIHeads(nn.Module):
 
     @part(POOLING)
     def pool(self, features: Sequence[Tensor], rois: Sequence[Tensor]) -> Tensor:
-        """Return pooled features (R, channels, pool_size, pool_size), each RoI from the level that fits its size."""
+        """Return pooled features (R, channels, pool_size, pool_size), each RoI from the level that fits its size.
+
+        Of a box head with several `scales` those of each follow one another as channels.
+        """
         every = together(rois)
-        image = part_of_rows([len(boxes) for boxes in rois], every.device)
-        boxes = torch.cat((image[:, None].to(every.dtype), every), dim=1)  # (R, 5)
-        of_roi = self.assign_levels(every) if len(self.strides) > 1 else torch.zeros_like(image)
+        image = part_of_rows([len(boxes) for boxes in rois], every.device)[:, None].to(every.dtype)
+        of_roi = (
+            self.assign_levels(every) if len(self.strides) > 1 else torch.zeros_like(every[:, 0], dtype=torch.int64)
+        )
+        boxes = [torch.cat((image, box_ops.scaled(every, scale)), dim=1) for scale in self.box_head.scales]  # (R, 5)
         levels, options = list(features)[: len(self.strides)], (self.config.pooling, self.config.sampling_ratio)
-        return pool_boxes(levels, boxes, of_roi, self.strides, self.box_head.pool_size, *options)
+        size = self.box_head.pool_size
+        return together([pool_boxes(levels, own, of_roi, self.strides, size, *options) for own in boxes], dim=1)
 
     def assign_levels(self, boxes: Tensor) -> Tensor:
         """Return the index (R,) of the level to pool each box (R, 4) from: one level up for each doubling of its side.

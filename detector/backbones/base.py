@@ -106,7 +106,10 @@ class BackboneConfig:
             (torchvision's `fasterrcnn_resnet50_fpn_v2`).
         box_head: On FPN and `small_c4`: `two_fc`, two fully connected layers (the FPN paper), or `conv_fc`, four 3x3
             convolutions of `fpn_channels` with batch norm, which is trained, and one fully connected layer
-            (torchvision's v2).
+            (torchvision's v2), or `double` (Double-Head, Wu 2020): two fully connected layers for the scores, and
+            convolutions in residual blocks, with batch norm, which is trained, for the boxes.
+        box_head_scale: Of `double`, the sides of the boxes from which the convolutions' features are pooled, in units
+            of the RoI's (mmdetection: 1.3).
         box_head_channels: Width of the fully connected layers on FPN and `small_c4`; null takes 1024 on FPN and 256 on
             `small_c4`.
         checkpoint_gradients: Keep only the input of each trained stage for the backward pass, which computes the stage
@@ -128,7 +131,8 @@ class BackboneConfig:
     dropout: float = 0.5
     fpn_channels: int = 256
     fpn_norm: Literal["none", "batch"] = "none"
-    box_head: Literal["two_fc", "conv_fc"] = "two_fc"
+    box_head: Literal["two_fc", "conv_fc", "double"] = "two_fc"
+    box_head_scale: float = 1.3
     box_head_channels: int | None = None
     checkpoint_gradients: bool = False
     model: str | None = None
@@ -136,7 +140,12 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         check_choices("backbone", self)
-        allowed = {"[0, 1)": "dropout", "[0, inf]": "norm_eps", "[1, inf]": "pool_size fpn_channels box_head_channels"}
+        allowed = {
+            "[0, 1)": "dropout",
+            "[0, inf]": "norm_eps",
+            "(0, inf]": "box_head_scale",
+            "[1, inf]": "pool_size fpn_channels box_head_channels",
+        }
         allowed |= {"[1, 256]": "pool_size", "[1, 65536]": "fpn_channels box_head_channels"}
         check_numbers("backbone", self, allowed)
         if self.name != "timm" and (self.model is not None or self.levels != "fpn"):
@@ -144,6 +153,8 @@ class BackboneConfig:
             raise InputError(f"backbone.{given}: is for backbone.name timm, not for {self.name}")
         if self.kind.own_box_head and self.box_head != "two_fc":
             raise InputError(f"backbone.box_head {self.box_head}: {self.name} has its own box head; use it with *_fpn")
+        if self.box_head == "double" and (self.box_head_channels or 0) % 4:
+            raise InputError(f"backbone.box_head_channels: {self.box_head_channels} must be a multiple of 4 for double")
         check_frozen_stages(self.frozen_stages, self.kind.stages)
 
     @property

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.resnet import Bottleneck
+from torchvision.ops import Conv2dNormActivation
 
 from detector.backbones.base import BackboneConfig
 from detector.kernels.layout import for_convolutions
@@ -14,9 +16,15 @@ from detector.kernels.layout import for_convolutions
 class BoxHead(nn.Module):
     """pooled (R, in_channels, pool_size, pool_size) -> (R, out_channels); R may be 0.
 
+    A head may give (R, 2 * out_channels): features for the class scores, then others for the boxes.
+
     Attributes:
+        scales: Sides of the boxes that are pooled, in units of the RoI's. Where there are several, the features of one
+            follow those of the other as channels: (R, in_channels * len(scales), pool_size, pool_size).
         weight_prefixes: As on `Backbone`; empty where no pretrained weights exist for the head.
     """
+
+    scales: tuple[float, ...] = (1.0,)
 
     def __init__(self, pool_size: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -30,6 +38,12 @@ class BoxHead(nn.Module):
         """Return a vector per RoI."""
 
 
+def _initialize(*layers: nn.Linear) -> None:
+    for layer in layers:
+        nn.init.kaiming_uniform_(layer.weight, a=1)
+        nn.init.zeros_(layer.bias)
+
+
 class TwoLayerHead(BoxHead):
     """Two fully connected layers with ReLU, randomly initialised (the box head of the FPN paper, section 5.2)."""
 
@@ -37,9 +51,7 @@ class TwoLayerHead(BoxHead):
         super().__init__(pool_size, in_channels, out_channels)
         self.fc1 = nn.Linear(in_channels * pool_size**2, out_channels)
         self.fc2 = nn.Linear(out_channels, out_channels)
-        for layer in (self.fc1, self.fc2):
-            nn.init.kaiming_uniform_(layer.weight, a=1)
-            nn.init.zeros_(layer.bias)
+        _initialize(self.fc1, self.fc2)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Return a vector per RoI, (R, out_channels)."""
@@ -57,16 +69,46 @@ class ConvFCHead(BoxHead):
         super().__init__(pool_size, in_channels, out_channels)
         self.convs = nn.Sequential()
         for _ in range(convolutions):
-            convolution = nn.Conv2d(in_channels, in_channels, 3, padding=1, bias=False)
-            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-            self.convs.append(nn.Sequential(convolution, nn.BatchNorm2d(in_channels), nn.ReLU(inplace=True)))
+            self.convs.append(Conv2dNormActivation(in_channels, in_channels, 3))
+            nn.init.kaiming_normal_(self.convs[-1][0].weight, mode="fan_out", nonlinearity="relu")
         self.fc = nn.Linear(in_channels * pool_size**2, out_channels)
-        nn.init.kaiming_uniform_(self.fc.weight, a=1)
-        nn.init.zeros_(self.fc.bias)
+        _initialize(self.fc)
 
     def forward(self, pooled: Tensor) -> Tensor:
         """Return a vector per RoI, (R, out_channels)."""
         return F.relu(self.fc(self.convs(for_convolutions(pooled)).flatten(1)))
+
+
+class DoubleHead(BoxHead):
+    """Two fully connected layers for the class scores, and convolutions for the boxes; randomly initialised.
+
+    Double-Head R-CNN (Wu et al., CVPR 2020; arXiv 1904.06493): a residual block that widens, four bottlenecks, and the
+    mean over cells. All convolutions have batch norm, which is trained. The result is (R, 2 * out_channels).
+    """
+
+    def __init__(self, pool_size: int, in_channels: int, out_channels: int, scale: float = 1.0) -> None:
+        super().__init__(pool_size, in_channels, out_channels)
+        self.scales = (1.0,) if scale == 1 else (1.0, scale)
+        self.fc1 = nn.Linear(in_channels * pool_size**2, out_channels)
+        self.fc2 = nn.Linear(out_channels, out_channels)
+        _initialize(self.fc1, self.fc2)
+        last = {"kernel_size": 1, "activation_layer": None}
+        self.widen = nn.Sequential(
+            Conv2dNormActivation(in_channels, in_channels, 3), Conv2dNormActivation(in_channels, out_channels, **last)
+        )
+        self.shortcut = Conv2dNormActivation(in_channels, out_channels, **last)
+        self.blocks = nn.Sequential(*(Bottleneck(out_channels, out_channels // 4) for _ in range(4)))
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """Return two vectors per RoI, one after the other: for its scores, and for its boxes."""
+        of_scores, of_boxes = pooled[:, : self.in_channels], pooled[:, -self.in_channels :]
+        vector = F.relu(self.fc2(F.relu(self.fc1(of_scores.flatten(1)))))
+        x = for_convolutions(of_boxes)
+        x = self.blocks(F.relu(self.widen(x) + self.shortcut(x)))
+        return torch.cat((vector, x.mean(dim=(2, 3))), dim=1)
 
 
 BOX_HEADS: dict[str, Callable[[int, int, int], BoxHead]] = {"two_fc": TwoLayerHead, "conv_fc": ConvFCHead}
@@ -74,7 +116,10 @@ BOX_HEADS: dict[str, Callable[[int, int, int], BoxHead]] = {"two_fc": TwoLayerHe
 
 def new_box_head(config: BackboneConfig, in_channels: int, width: int = 1024) -> BoxHead:
     """Build the box head that `config.box_head` names, of its `box_head_channels` or else `width` outputs."""
-    return BOX_HEADS[config.box_head](config.pool_size or 7, in_channels, config.box_head_channels or width)
+    sizes = config.pool_size or 7, in_channels, config.box_head_channels or width
+    if config.box_head == "double":
+        return DoubleHead(*sizes, config.box_head_scale)
+    return BOX_HEADS[config.box_head](*sizes)
 
 
 class BoxPredictor(nn.Module):
@@ -102,7 +147,9 @@ class BoxPredictor(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return class logits and deltas in float32, under autocast too, of RoI features (R, in_features).
 
+        Of features (R, 2 * in_features) the first half is for the logits, the other for the deltas.
         bfloat16 tells few scores apart, which costs ranks, and it saves no time in layers as small as these.
         """
         with torch.autocast(x.device.type, enabled=False):
-            return self.scores(x.float()), self.deltas(x.float())
+            of_scores, of_boxes = x.chunk(2, dim=1) if x.shape[1] > self.scores.in_features else (x, x)
+            return self.scores(of_scores.float()), self.deltas(of_boxes.float())

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torchvision.ops import nms, roi_align, roi_pool
 
 from detector import boxes as box_ops
+from detector.cascade import mean_logits
 from detector.errors import InputError, value_text
 from detector.faster_rcnn import FasterRCNN
 from detector.kernels.onednn import Conv2d
+from detector.kernels.transfers import together
 
 Suppression = Callable[[Tensor, Tensor, float, float], Tensor]
 """Boxes (G, n, 4), scores (G, n), a score that is too low and an IoU -> mask (G, n) of what NMS in each group keeps."""
@@ -42,16 +44,10 @@ class ExportableDetector(nn.Module):
         check_exportable(model)
         super().__init__()
         self.backbone, self.rpn_head = deepcopy(model.backbone), deepcopy(model.rpn.head)
-        self.box_head, self.predictor = deepcopy(model.roi_heads.box_head), deepcopy(model.roi_heads.predictor)
-        for network in (self.backbone, self.rpn_head, self.box_head):
-            _fold_norms(network)
+        self.roi_heads = deepcopy(model.roi_heads)
+        _fold_norms(self)
         self.anchors, self.rpn, self.roi = model.rpn.anchor_generator, model.rpn.config, model.roi_heads.config
-        self.image, self.strides, self.classes = (
-            model.image_config,
-            model.roi_heads.strides,
-            model.roi_heads.num_classes,
-        )
-        self.assign_levels, self.suppression = model.roi_heads.assign_levels, suppression
+        self.image, self.strides, self.suppression = model.image_config, self.roi_heads.strides, suppression
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(self.image, name))[:, None, None])
         self.float().requires_grad_(False).eval()
@@ -113,37 +109,46 @@ class ExportableDetector(nn.Module):
         # What is no proposal is not pooled, but for one of each image, so that there always is something to pool.
         first = torch.arange(number, device=found.device) == 0
         (index,) = torch.where((found | first).flatten())
-        logits, deltas = self.predictor(
-            self.box_head(self._pooled(features, proposals.flatten(0, 1)[index], index // number))
-        )
-        logits, deltas = (of.new_zeros(found.numel(), of.shape[1]).index_copy(0, index, of) for of in (logits, deltas))
-        scores = logits.softmax(dim=-1)[:, 1:].unflatten(0, (-1, number)).transpose(1, 2)  # (B, C, P)
-        deltas = deltas.unflatten(1, (-1, 4)).unflatten(0, (-1, number)).transpose(1, 2)  # (B, C or 1, P, 4)
-        boxes = box_ops.decode(deltas, proposals[:, None], roi.delta_std, roi.delta_mean)
-        boxes = box_ops.clip(boxes, corners[:, None])
+        rois, image, of_stages = proposals.flatten(0, 1)[index], index // number, []
+        for stage in self.roi_heads.stages:
+            logits, deltas = stage.predictor(stage.box_head(self._pooled(features, rois, image)))
+            of_stages.append(logits)
+            units = stage.config.delta_std, stage.config.delta_mean
+            boxes = box_ops.decode(deltas.unflatten(1, (-1, 4)), rois[:, None], *units)  # (R, C or 1, 4)
+            boxes = box_ops.clip(boxes, corners[image])
+            rois = boxes[:, 0]
+        rows = mean_logits(of_stages).softmax(dim=-1)[:, 1:], boxes.flatten(1)
+        scores, boxes = (of.new_zeros(found.numel(), of.shape[1]).index_copy(0, index, of) for of in rows)
+        scores = scores.unflatten(0, (-1, number)).transpose(1, 2)  # (B, C, P)
+        boxes = boxes.unflatten(1, (-1, 4)).unflatten(0, (-1, number)).transpose(1, 2)  # (B, C or 1, P, 4)
         scores = torch.where(box_ops.has_sides_of(boxes, 1e-2) & found[:, None], scores, 0.0)
-        boxes = boxes.expand(-1, self.classes, -1, -1)
+        classes = self.roi_heads.num_classes
+        boxes = boxes.expand(-1, classes, -1, -1)
         kept = self.suppression(boxes.flatten(0, 1), scores.flatten(0, 1), roi.score_threshold, roi.nms_iou)
-        scores = torch.where(kept.unflatten(0, (-1, self.classes)), scores, 0.0).flatten(1)
-        scores, at = scores.topk(min(roi.detections_per_image, self.classes * number), dim=1)
+        scores = torch.where(kept.unflatten(0, (-1, classes)), scores, 0.0).flatten(1)
+        scores, at = scores.topk(min(roi.detections_per_image, classes * number), dim=1)
         boxes = boxes.flatten(1, 2).gather(1, at[..., None].expand(-1, -1, 4))
         return boxes, scores, at // number + 1, (scores > roi.score_threshold).sum(1)
 
     def _pooled(self, features: list[Tensor], boxes: Tensor, image: Tensor) -> Tensor:
         """Return pooled features of boxes (R, 4) of images (R,), each from its level."""
+        of_roi = self.roi_heads.assign_levels(boxes) if len(self.strides) > 1 else None
+        every = [box_ops.scaled(boxes, scale) for scale in self.roi_heads.box_head.scales]
+        return together([self._pool(features, own, image, of_roi) for own in every], dim=1)
+
+    def _pool(self, features: list[Tensor], boxes: Tensor, image: Tensor, of_roi: Tensor | None) -> Tensor:
         rois = torch.cat((image[:, None].to(boxes.dtype), boxes), 1)
-        if len(self.strides) == 1:
-            return self._pool(features[0], rois, self.strides[0])
-        of_roi = self.assign_levels(boxes)
-        size, channels = self.box_head.pool_size, features[0].shape[1]
+        if of_roi is None:
+            return self._pool_level(features[0], rois, self.strides[0])
+        size, channels = self.roi_heads.box_head.pool_size, features[0].shape[1]
         pooled = boxes.new_zeros(boxes.shape[0], channels, size, size)
         for level, stride in enumerate(self.strides):
             (index,) = torch.where(of_roi == level)
-            pooled = pooled.index_copy(0, index, self._pool(features[level], rois[index], stride))
+            pooled = pooled.index_copy(0, index, self._pool_level(features[level], rois[index], stride))
         return pooled
 
-    def _pool(self, features: Tensor, rois: Tensor, stride: int) -> Tensor:
-        size, roi = self.box_head.pool_size, self.roi
+    def _pool_level(self, features: Tensor, rois: Tensor, stride: int) -> Tensor:
+        size, roi = self.roi_heads.box_head.pool_size, self.roi
         if roi.pooling == "roi_pool":
             pooled: Tensor = roi_pool(features, rois, size, 1 / stride)
         else:
@@ -157,7 +162,6 @@ def check_exportable(model: FasterRCNN) -> None:
     image, roi = model.image_config, model.roi_heads.config
     for key, value, impossible, instead in (
         ("roi.nms", roi.nms, roi.nms != "hard", "hard can"),
-        ("roi.cascade_ious", roi.cascade_ious, bool(roi.cascade_ious), "[] can"),
         ("roi.pooling", roi.pooling, roi.pooling == "roi_pool_floor", "roi_align, roi_align_legacy and roi_pool can"),
         ("image.test_flip", image.test_flip, image.test_flip, "false can"),
         ("image.test_shortest_sides", image.test_shortest_sides, bool(image.test_shortest_sides), "[] can"),

@@ -85,7 +85,7 @@ def test_the_kind_of_box_loss_ranks_rois(reg_loss: Any, first: float, ohem_heads
 def test_finding_the_hardest_leaves_no_trace(three_objects: GroundTruth, four_proposals: Tensor) -> None:
     """No dropout, no batch statistics, no gradients, no random numbers; and the mode of each part comes back."""
     head = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(20, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout())
-    head.pool_size, head.out_channels = 2, 8  # type: ignore[assignment]
+    head.pool_size, head.out_channels, head.scales = 2, 8, (1.0,)  # type: ignore[assignment]
     head[1].eval()  # frozen
     roi_heads = RoIHeads(head, (16,), 3, RoIConfig(ohem=True, samples_per_image=2))  # type: ignore[arg-type]
     before = {key: value.clone() for key, value in roi_heads.state_dict().items()}

@@ -239,7 +239,7 @@ def test_memory_format_channels_last_changes_nothing() -> None:
         ({"box_head_stride": 3}, ["backbone.box_head_stride: 3 is none of 1, 2"]),
         ({"dropout": 1.0}, ["backbone.dropout: 1.0 must be in [0, 1)"]),
         ({"fpn_norm": "group"}, ["backbone.fpn_norm: 'group' is none of none, batch"]),
-        ({"box_head": "three_fc"}, ["backbone.box_head: 'three_fc' is none of two_fc, conv_fc"]),
+        ({"box_head": "three_fc"}, ["backbone.box_head: 'three_fc' is none of two_fc, conv_fc, double"]),
         ({"norm_eps": -1e-5}, ["backbone.norm_eps: -1e-05 must be >= 0"]),
         ({"name": "resnet50_c4", "box_head": "conv_fc"}, ["box_head conv_fc", "resnet50_c4", "*_fpn"]),
         ({"name": "vgg16_bn", "weights": None, "frozen_stages": 0}, ["weights none", "norm frozen"]),

@@ -143,19 +143,20 @@ def test_file_and_folder_say_what_it_is(exported, shipped):
     assert "cross, ellipse, rectangle, ring, star, triangle" in card and "boxes differ by up to" in card
 
 
-def small_network(backbone: str = "small_c4", **roi: Any) -> FasterRCNNModule:
+def small_network(backbone: str = "small_c4", box_head: str = "two_fc", **roi: Any) -> FasterRCNNModule:
     """A detector with random weights and many detections."""
     torch.manual_seed(0)
     module = FasterRCNNModule(
         ["a", "b", "c"],
-        BackboneConfig(name=backbone, weights=None, frozen_stages=0, norm="batch"),
+        BackboneConfig(name=backbone, weights=None, frozen_stages=0, norm="batch", box_head=box_head),
         AnchorConfig(scales=[2.0, 5.0], aspect_ratios=[0.5, 1.5]),
         RPNConfig(pre_nms_test=200, post_nms_test=40, min_side=6.0, min_side_scales=True, objectness="softmax"),
         RoIConfig(score_threshold=0.2, **roi),
         ImageConfig(shortest_side=[96], longest_side=160, channel_order="bgr", pixel_max=255, std=[60.0, 61.0, 62.0]),
     )
     torch.nn.init.normal_(module.model.rpn.head.objectness.weight, std=0.05)
-    torch.nn.init.normal_(module.model.roi_heads.predictor.scores.weight, std=0.1)
+    for stage in module.model.roi_heads.stages:
+        torch.nn.init.normal_(stage.predictor.scores.weight, std=0.1)
     return module.eval()
 
 
@@ -164,6 +165,8 @@ def small_network(backbone: str = "small_c4", **roi: Any) -> FasterRCNNModule:
     [
         ("resnet18_fpn", {"pooling": "roi_align_legacy"}),
         ("small_c4", {"pooling": "roi_pool", "class_agnostic": True, "delta_mean": [0.1, 0.0, -0.1, 0.0]}),
+        ("small_c4", {"cascade_ious": [0.5, 0.6, 0.7], "class_agnostic": True, "delta_init_std": 0.1}),
+        ("resnet18_fpn", {"box_head": "double"}),
     ],
 )
 def test_other_options(backbone, roi, tmp_path):
