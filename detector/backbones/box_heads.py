@@ -69,8 +69,9 @@ class ConvFCHead(BoxHead):
         super().__init__(pool_size, in_channels, out_channels)
         self.convs = nn.Sequential()
         for _ in range(convolutions):
-            self.convs.append(Conv2dNormActivation(in_channels, in_channels, 3))
-            nn.init.kaiming_normal_(self.convs[-1][0].weight, mode="fan_out", nonlinearity="relu")
+            layers = Conv2dNormActivation(in_channels, in_channels, 3)
+            nn.init.kaiming_normal_(layers[0].weight, mode="fan_out", nonlinearity="relu")
+            self.convs.append(layers)
         self.fc = nn.Linear(in_channels * pool_size**2, out_channels)
         _initialize(self.fc)
 
