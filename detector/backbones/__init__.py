@@ -73,6 +73,9 @@ def check_backbone_weights(config: BackboneConfig) -> None:
         raise InputError(
             f"{key}.weights {config.weights}: none exist for {config.model or config.name}; {instead}, or give a file"
         )
+    if config.norm == "group" and kind.batch_norm and (config.name == "timm" or config.weights in IMAGENET):
+        why = "timm's networks keep theirs" if config.name == "timm" else f"{config.weights} has batch norm"
+        raise InputError(f"{key}.norm group: {why}; give {key}.norm frozen, batch or sync, or random weights")
     frozen_norm = kind.batch_norm and config.norm == "frozen"
     if config.random and (config.frozen_stages > 0 or frozen_norm):
         frozen = f"frozen_stages {config.frozen_stages}" + (", norm frozen" if frozen_norm else "")

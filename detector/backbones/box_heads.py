@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torchvision.models.resnet import Bottleneck
 from torchvision.ops import Conv2dNormActivation
 
 from detector.backbones.base import BackboneConfig
+from detector.backbones.batch_norm import Norm, new_norm
 from detector.kernels.layout import for_convolutions
 
 
@@ -59,17 +61,19 @@ class TwoLayerHead(BoxHead):
 
 
 class ConvFCHead(BoxHead):
-    """Four 3 x 3 convolutions with batch norm and ReLU, then a fully connected layer with ReLU; randomly initialised.
+    """Four 3 x 3 convolutions with a norm and ReLU, then a fully connected layer with ReLU; randomly initialised.
 
     The box head of "Benchmarking Detection Transfer Learning with Vision Transformers" (Li et al. 2021), in
     torchvision's `fasterrcnn_resnet50_fpn_v2`.
     """
 
-    def __init__(self, pool_size: int, in_channels: int, out_channels: int, convolutions: int = 4) -> None:
+    def __init__(
+        self, pool_size: int, in_channels: int, out_channels: int, convolutions: int = 4, norm: Norm = "batch"
+    ) -> None:
         super().__init__(pool_size, in_channels, out_channels)
         self.convs = nn.Sequential()
         for _ in range(convolutions):
-            layers = Conv2dNormActivation(in_channels, in_channels, 3)
+            layers = Conv2dNormActivation(in_channels, in_channels, 3, norm_layer=partial(new_norm, norm))
             nn.init.kaiming_normal_(layers[0].weight, mode="fan_out", nonlinearity="relu")
             self.convs.append(layers)
         self.fc = nn.Linear(in_channels * pool_size**2, out_channels)
@@ -120,6 +124,8 @@ def new_box_head(config: BackboneConfig, in_channels: int, width: int = 1024) ->
     sizes = config.pool_size or 7, in_channels, config.box_head_channels or width
     if config.box_head == "double":
         return DoubleHead(*sizes, config.box_head_scale)
+    if config.box_head == "conv_fc":
+        return ConvFCHead(*sizes, norm=config.box_head_norm)
     return BOX_HEADS[config.box_head](*sizes)
 
 

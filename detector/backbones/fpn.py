@@ -6,18 +6,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detector.backbones.base import Backbone, Body
+from detector.backbones.batch_norm import new_norm
 
 
 class FeaturePyramid(Backbone):
     """One level per map of the body and one of half the last one's resolution, with `channels` channels each.
 
     On a ResNet that is five levels of strides 4, 8, 16, 32 and 64. A 1 x 1 convolution brings each map to `channels`,
-    the coarser level is added after nearest upsampling, a 3 x 3 convolution gives the output; batch norm follows each
-    convolution if `norm` is `batch`. P6 takes every second cell of P5 (footnote 3 of section 4.1); it is meant for the
+    the coarser level is added after nearest upsampling, a 3 x 3 convolution gives the output; each convolution has a
+    norm, unless `norm` is `none`. P6 takes every second cell of P5 (footnote 3 of section 4.1); it is meant for the
     RPN, not for pooling.
     """
 
-    def __init__(self, body: Body, channels: int, norm: Literal["none", "batch"] = "none") -> None:
+    def __init__(self, body: Body, channels: int, norm: Literal["none", "batch", "group", "sync"] = "none") -> None:
         super().__init__(body)
         self.lateral = nn.ModuleList(_convolution(width, channels, 1, norm) for width in body.channels)
         self.output = nn.ModuleList(_convolution(channels, channels, 3, norm) for _ in body.channels)
@@ -39,11 +40,14 @@ class FeaturePyramid(Backbone):
         return [*levels, F.max_pool2d(levels[-1], kernel_size=1, stride=2)]
 
 
-def _convolution(channels_in: int, channels: int, kernel_size: int, norm: Literal["none", "batch"]) -> nn.Module:
-    """Make a convolution, or a convolution without bias and batch norm, randomly initialised."""
+def _convolution(
+    channels_in: int, channels: int, kernel_size: int, norm: Literal["none", "batch", "group", "sync"]
+) -> nn.Module:
+    """Make a convolution, or a convolution without bias and a norm, randomly initialised."""
     convolution = nn.Conv2d(channels_in, channels, kernel_size, padding=kernel_size // 2, bias=norm == "none")
     nn.init.kaiming_uniform_(convolution.weight, a=1)
-    if convolution.bias is None:
-        return nn.Sequential(convolution, nn.BatchNorm2d(channels))
+    if norm != "none":
+        return nn.Sequential(convolution, new_norm(norm, channels))
+    assert convolution.bias is not None
     nn.init.zeros_(convolution.bias)
     return convolution

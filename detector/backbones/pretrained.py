@@ -34,6 +34,8 @@ def load_backbone_weights(backbone: Backbone, box_head: BoxHead, config: Backbon
         source, state = _fetch_from_timm(config)
     else:
         source, state = _fetch_imagenet(config.name, config.weights)
+    if config.norm == "group" and any(name.endswith("running_mean") for name in state):
+        raise InputError(f"{KEY} {source}: has batch norm, and backbone.norm is group; give frozen, batch or sync")
     report = fill(_backbone_slots(backbone) | _backbone_slots(box_head), source, state)
     if config.name == "timm":
         known = timm_model(config.model, config.levels)

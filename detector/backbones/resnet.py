@@ -10,6 +10,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from detector.backbones.base import BackboneConfig, Body, SingleLevel, norm_layer
 from detector.backbones.box_heads import BoxHead, new_box_head
+from detector.backbones.deformable import DeformableConv2d
 from detector.backbones.fpn import FeaturePyramid
 from detector.kernels.layout import for_convolutions
 
@@ -69,6 +70,10 @@ def build_resnet_fpn(config: BackboneConfig) -> tuple[FeaturePyramid, BoxHead]:
 def _network(config: BackboneConfig) -> ResNet:
     constructor = getattr(torchvision.models, config.name.partition("_")[0])
     network: ResNet = constructor(weights=None, norm_layer=norm_layer(config))
+    for stage in config.deformable_stages if config.deformable != "none" else []:
+        for block in network.get_submodule(f"layer{stage - 1}").children():
+            assert isinstance(block, BasicBlock | Bottleneck)
+            block.conv2 = DeformableConv2d(block.conv2, modulated=config.deformable == "v2")
     return network
 
 

@@ -6,12 +6,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detector.backbones.base import Backbone, BackboneConfig, Body, SingleLevel
-from detector.backbones.batch_norm import FrozenBatchNorm2d
+from detector.backbones.batch_norm import FrozenBatchNorm2d, synchronised
 from detector.backbones.box_heads import BoxHead, new_box_head
 from detector.backbones.fpn import FeaturePyramid
 from detector.backbones.timm_models import (
     TimmModel,
     build_features,
+    library,
     maps_are_channels_last,
     names_in_files,
     stages_of,
@@ -70,6 +71,8 @@ def build_timm(config: BackboneConfig) -> tuple[Backbone, BoxHead]:
     network = build_features(config.model, known.maps)
     if config.norm == "frozen":
         _freeze_norms(network)
+    elif config.norm == "sync":
+        network = synchronised(library().layers.convert_sync_batchnorm(network))
     body = TimmBody(network, known)
     backbone: Backbone
     if config.levels == "fpn":

@@ -91,8 +91,10 @@ def build_peer(ours: FasterRCNN, backbone: BackboneConfig) -> nn.Module:
 
 def _network(ours: FasterRCNN, config: BackboneConfig) -> tuple[nn.Module, nn.Module]:
     """Return torchvision's trunk and box head."""
-    if config.box_head != "two_fc" or config.fpn_norm != "none":
-        raise InputError("--peer torchvision: is built with --model.backbone.box_head two_fc and fpn_norm none only")
+    needed = {"box_head": "two_fc", "fpn_norm": "none", "deformable": "none"}
+    if any(getattr(config, key) != value for key, value in needed.items()) or config.norm in ("group", "sync"):
+        only = ", ".join(f"{key} {value}" for key, value in needed.items())
+        raise InputError(f"--peer torchvision: is built with --model.backbone.{only}, and norm frozen or batch only")
     if len(ours.roi_heads.stages) > 1:
         raise InputError("--peer torchvision: has no cascade; give --model.roi.cascade_ious []")
     trunk: nn.Module

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms, roi_align, roi_pool
 
 from detector import boxes as box_ops
+from detector.backbones.deformable import DeformableConv2d
 from detector.cascade import mean_logits
 from detector.errors import InputError, value_text
 from detector.faster_rcnn import FasterRCNN
@@ -160,9 +161,11 @@ class ExportableDetector(nn.Module):
 def check_exportable(model: FasterRCNN) -> None:
     """Raise InputError for options that cannot be exported."""
     image, roi = model.image_config, model.roi_heads.config
+    deformable = any(isinstance(module, DeformableConv2d) for module in model.modules())
     for key, value, impossible, instead in (
         ("roi.nms", roi.nms, roi.nms != "hard", "hard can"),
         ("roi.pooling", roi.pooling, roi.pooling == "roi_pool_floor", "roi_align, roi_align_legacy and roi_pool can"),
+        ("backbone.deformable", "v1 or v2", deformable, "none can"),
         ("image.test_flip", image.test_flip, image.test_flip, "false can"),
         ("image.test_shortest_sides", image.test_shortest_sides, bool(image.test_shortest_sides), "[] can"),
     ):

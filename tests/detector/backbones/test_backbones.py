@@ -1,5 +1,6 @@
 """Backbones: sizes as stated, features equal to torchvision's, what is frozen stays frozen, bad options refused."""
 
+from functools import partial
 from itertools import pairwise
 from math import ceil
 from typing import Any, get_args
@@ -123,11 +124,11 @@ def test_vgg16_drops_units_in_training_only() -> None:
     assert rates == [(0.25, True)] * 2 + [(0.25, False)] * 2
 
 
-@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("norm", ["none", "batch", "group"])
 def test_fpn_equals_torchvision(norm: Any) -> None:
     body = ResNetBody(torchvision.models.resnet18(weights=None), depth=4).eval()
     ours = FeaturePyramid(body, 32, norm)
-    norm_layer = nn.BatchNorm2d if norm == "batch" else None
+    norm_layer = {"none": None, "batch": nn.BatchNorm2d, "group": partial(nn.GroupNorm, 32)}[norm]
     theirs = FeaturePyramidNetwork([64, 128, 256, 512], 32, LastLevelMaxPool(), norm_layer)
     names = {"lateral.": "inner_blocks.", "output.": "layer_blocks."}
     state = {}
@@ -135,7 +136,7 @@ def test_fpn_equals_torchvision(norm: Any) -> None:
         for old, new in names.items():
             if key.startswith(old):
                 _, index, *kind = key.split(".")
-                state[f"{new}{index}.{'.'.join(kind if norm == 'batch' else ['0', *kind])}"] = value
+                state[f"{new}{index}.{'.'.join(kind if norm != 'none' else ['0', *kind])}"] = value
                 if value.is_floating_point():
                     value.uniform_(0.5, 1.5) if value.dim() == 1 else nn.init.normal_(value)
     theirs.load_state_dict(state)
@@ -234,11 +235,26 @@ def test_memory_format_channels_last_changes_nothing() -> None:
         ({"name": "vgg16", "weights": None}, ["frozen_stages 2", "by backbone.frozen_stages 0"]),
         ({"name": "small_c4"}, ["imagenet", "small_c4", "by backbone.weights none"]),
         ({"name": "resnet34_fpn"}, ["resnet34_fpn", "resnet18_fpn"]),
-        ({"norm": "sync"}, ["backbone.norm: 'sync' is none of frozen, batch"]),
+        ({"norm": "layer"}, ["backbone.norm: 'layer' is none of frozen, batch, group, sync"]),
+        ({"norm": "group"}, ["backbone.norm group: imagenet has batch norm", "or random weights"]),
         ({"pool_size": 0}, ["backbone.pool_size: 0 must be >= 1"]),
         ({"box_head_stride": 3}, ["backbone.box_head_stride: 3 is none of 1, 2"]),
         ({"dropout": 1.0}, ["backbone.dropout: 1.0 must be in [0, 1)"]),
-        ({"fpn_norm": "group"}, ["backbone.fpn_norm: 'group' is none of none, batch"]),
+        ({"fpn_norm": "frozen"}, ["backbone.fpn_norm: 'frozen' is none of none, batch, group, sync"]),
+        ({"box_head_norm": "none"}, ["backbone.box_head_norm: 'none' is none of batch, group, sync"]),
+        ({"deformable": "v3"}, ["backbone.deformable: 'v3' is none of none, v1, v2"]),
+        (
+            {"deformable": "v1", "name": "vgg16"},
+            ["backbone.deformable v1: is for resnet*_fpn and resnet*_c4, not vgg16"],
+        ),
+        (
+            {"deformable": "v1", "deformable_stages": [1, 3]},
+            ["deformable_stages: [1, 3] must list some of the stages 2"],
+        ),
+        (
+            {"deformable": "v2", "frozen_stages": 3},
+            ["deformable_stages [3, 4, 5]: offsets of stage 3 would stay 0", "give backbone.frozen_stages 2 or less"],
+        ),
         ({"box_head": "three_fc"}, ["backbone.box_head: 'three_fc' is none of two_fc, conv_fc, double"]),
         ({"norm_eps": -1e-5}, ["backbone.norm_eps: -1e-05 must be >= 0"]),
         ({"name": "resnet50_c4", "box_head": "conv_fc"}, ["box_head conv_fc", "resnet50_c4", "*_fpn"]),
@@ -253,7 +269,7 @@ def test_bad_configurations_are_refused_before_anything_is_built(options: dict[s
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("options", [{"frozen_stages": 9}, {"dropout": 2.0}, {"name": "vgg17"}, {"norm": "sync"}])
+@pytest.mark.parametrize("options", [{"frozen_stages": 9}, {"dropout": 2.0}, {"name": "vgg17"}, {"norm": "layer"}])
 def test_configurations_check_themselves(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
         BackboneConfig(**options)
