@@ -1,5 +1,7 @@
 """Deformable convolutions, versions 1 (Dai et al. 2017) and 2 (Zhu et al. 2019)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,8 +21,8 @@ class DeformableConv2d(nn.Conv2d):
 
     def __init__(self, plain: nn.Conv2d, modulated: bool) -> None:
         with torch.device("meta"):  # draws no random numbers
-            geometry = plain.stride, plain.padding, plain.dilation, plain.groups
-            super().__init__(plain.in_channels, plain.out_channels, plain.kernel_size, *geometry, bias=False)  # type: ignore[arg-type]
+            geometry: tuple[Any, ...] = plain.stride, plain.padding, plain.dilation, plain.groups
+            super().__init__(plain.in_channels, plain.out_channels, plain.kernel_size, *geometry, bias=False)
         self.weight = plain.weight
         cells = plain.kernel_size[0] * plain.kernel_size[1]
         self.offset_weight = nn.Parameter(
@@ -30,12 +32,12 @@ class DeformableConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, (B, in, H, W) -> (B, out, H', W'), in float32 under autocast, too."""
-        geometry = self.stride, self.padding, self.dilation
+        geometry: tuple[Any, ...] = self.stride, self.padding, self.dilation
         cells = self.kernel_size[0] * self.kernel_size[1]
         with torch.autocast(x.device.type, enabled=False):
             given = x.float()
             predicted = F.conv2d(given, self.offset_weight, self.offset_bias, *geometry)
             offsets, factors = predicted[:, : 2 * cells], predicted[:, 2 * cells :]
             mask = 2 * factors.sigmoid() if factors.shape[1] else None
-            found: Tensor = deform_conv2d(given, offsets, self.weight, None, *geometry, mask)  # type: ignore[arg-type]
+            found: Tensor = deform_conv2d(given, offsets, self.weight, None, *geometry, mask)
         return found.to(x.dtype)
