@@ -21,8 +21,9 @@ class DeformableConv2d(nn.Conv2d):
 
     def __init__(self, plain: nn.Conv2d, modulated: bool) -> None:
         with torch.device("meta"):  # draws no random numbers
-            geometry: tuple[Any, ...] = plain.stride, plain.padding, plain.dilation, plain.groups
-            super().__init__(plain.in_channels, plain.out_channels, plain.kernel_size, *geometry, bias=False)
+            names = ("kernel_size", "stride", "padding", "dilation", "groups")
+            options: dict[str, Any] = {name: getattr(plain, name) for name in names}
+            super().__init__(plain.in_channels, plain.out_channels, bias=False, **options)
         self.weight = plain.weight
         cells = plain.kernel_size[0] * plain.kernel_size[1]
         self.offset_weight = nn.Parameter(
