@@ -5,18 +5,30 @@ the base class turns into one of our classes, or an object of a class of one's o
 checkpoints that is its class path with its arguments.
 """
 
+import os
+import re
+import sys
 from abc import ABC
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from importlib import import_module
 from inspect import isabstract, signature
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, Final, TypeVar, get_args, get_type_hints
 
 from detector.errors import InputError, brief, check_choices
+from detector.files import load_yaml
+from detector.training.progress_line import RANKS
 
 P = TypeVar("P", bound="Part")
+KNOWN_PACKAGES: Final = (
+    *("detector", "datamodules", "experiments", "torch", "torchvision", "torchmetrics", "albumentations"),
+    *("lightning", "pytorch_lightning", "lightning_fabric"),
+)
+_CLASS_PATH: Final = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+_SAID: Final[set[str]] = set()
 
 
 class Part(ABC):  # noqa: B024
@@ -112,3 +124,42 @@ def _inner(where: str, value: Any) -> Any:
 def chosen(value: str | P, ours: Mapping[str, Callable[[], P]]) -> P:
     """Return the part of an option: ours of that name, or a copy of one's own, for a network of its own."""
     return deepcopy(value) if isinstance(value, Part) else ours[value]()
+
+
+# ---- classes of others ----
+
+
+def strangers_in(content: Any, folder: Path = Path()) -> list[str]:
+    """Return the class paths in options that are neither ours nor of PyTorch, Lightning or albumentations, each once.
+
+    Args:
+        content: Of a config file or a checkpoint.
+        folder: Where the files are that options may name instead of a section.
+    """
+    found: dict[str, None] = {}
+
+    def look(value: Any, key: str, above: str) -> None:
+        if isinstance(value, Mapping):
+            for name, inner in value.items():
+                look(inner, str(name).rpartition(".")[2], f"{above}.{name}")
+        elif isinstance(value, list | tuple):
+            for inner in value:
+                look(inner, key, above)
+        elif isinstance(value, str) and value.endswith((".yaml", ".yml")) and (folder / value).is_file():
+            with suppress(InputError, OSError, UnicodeDecodeError):  # which is the parser's business
+                look(load_yaml((folder / value).read_text()), "", above)
+        elif isinstance(value, str) and _CLASS_PATH.fullmatch(value):
+            may_be_class = key == "class_path" or (key != "weights" and not above.startswith(".data."))
+            if may_be_class and value.partition(".")[0] not in KNOWN_PACKAGES:
+                found[value] = None
+
+    look(content, "", "")
+    return [*found]
+
+
+def say_strangers(source: str | Path, content: Any) -> None:
+    """Say once, before they are imported, which classes of others the options of a run or a checkpoint name."""
+    found = [path for path in strangers_in(content, Path(source).parent) if path not in _SAID]
+    _SAID.update(found)
+    if found and all(os.environ.get(rank, "0") == "0" for rank in RANKS):
+        print(f"{source}: names classes of others, which are imported now: {', '.join(found)}", file=sys.stderr)

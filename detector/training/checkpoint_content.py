@@ -10,6 +10,7 @@ from torch import Tensor
 
 from detector.errors import InputError
 from detector.files import check_checkpoint, damage_of, weights_file
+from detector.parts import say_strangers
 from detector.state_dicts import read_content
 from detector.training.resuming import afresh
 
@@ -17,17 +18,20 @@ from detector.training.resuming import afresh
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a checkpoint of `frcnn fit`, or the safetensors of `frcnn export`, or the folder of these.
 
-    Tensors are on the CPU, those of a checkpoint read when they are first used.
+    Tensors are on the CPU, those of a checkpoint read when they are first used. Which classes of others its options
+    name is said; nothing imports them here.
 
     Raises:
         InputError: The file is missing, damaged, or no such checkpoint; names whole ones beside a damaged one.
     """
     check_checkpoint(path)
     try:
-        return _read(weights_file(path))
+        content = _read(weights_file(path))
     except _DamagedError as error:
         whole = [f"{other.name} (step {content.get('global_step')})" for other, content in _whole(Path(path).parent)]
         raise InputError(f"{error}" + (f"; whole are {', '.join(whole)} beside it" if whole else "")) from error
+    say_strangers(path, content["hyper_parameters"])
+    return content
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

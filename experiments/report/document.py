@@ -17,6 +17,7 @@ from detector.faster_rcnn import LOSS_NAMES
 from detector.files import without_nan
 from detector.metrics.coco_ap import SIZES
 from detector.metrics.proposal_recall import TOP_K, reachable
+from detector.parts import say_strangers
 from experiments.anchors.audit import AuditResult
 from experiments.anchors.audited_data import AuditInput, audit_input
 from experiments.output import option_text
@@ -292,6 +293,7 @@ def _audits(grid: RunsFolder, notes: list[str]) -> dict[str, tuple[AuditInput, A
             if key not in made:
                 data_format = run.config.get("data_format", "voc")
                 config = dict_to_namespace({"model": model, "data": data, "data_format": data_format})
+                say_strangers(run.folder / "config.yaml", run.config)
                 given = audit_input(config, [lists] if lists else [])
                 made[key] = given, given.audit()
             found[cell.name] = made[key]

@@ -14,6 +14,7 @@ from datamodules.ground_truth import SplitTruth
 from detector.errors import InputError, shortened
 from detector.metrics.curves import curves_of
 from detector.metrics.proposal_recall import IOU_THRESHOLDS
+from detector.parts import say_strangers
 from experiments.dataset.formats import data_module_of
 from experiments.results.files import read_results
 from experiments.results.runs import Run
@@ -109,6 +110,7 @@ def data_module(run: Run) -> DetectionDataModule:
     Raises:
         InputError: Anything wrong with the options or the dataset.
     """
+    say_strangers(run.folder / "config.yaml", run.config)
     try:
         data: DetectionDataModule = data_module_of(run.config.get("data_format") or "voc")(**data_options(run))
     except TypeError as error:

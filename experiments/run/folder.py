@@ -36,10 +36,15 @@ def repeated_run(files: Sequence[object], run_name: str | None) -> Path | None:
         run_name: As they say; where the run's folder has another name, there is no repeat.
     """
     file = Path(str(files[-1])) if files else Path()
-    if not re.fullmatch(r"config(_resumed_\d+)?\.yaml", file.name):
+    if not is_of_run(file):
         return None
     name = r"seed\d+" if run_name is None else re.escape(run_name)
     return file.parent if re.fullmatch(rf"{name}(-\d+)?", file.absolute().parent.name) else None
+
+
+def is_of_run(file: Path) -> bool:
+    """Return whether a config file has the name of those that runs write."""
+    return re.fullmatch(r"config(_resumed_\d+)?\.yaml", file.name) is not None
 
 
 def choose_run_folder(runs_dir: str, experiment: str, run_name: str | None, seed: int, numbered: bool = False) -> Path:

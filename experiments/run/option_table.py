@@ -117,7 +117,9 @@ def find_data_format(arguments: Sequence[str]) -> DataFormat:
     Raises:
         InputError: It is neither one of ours nor a class path.
     """
-    in_files = [content["data_format"] for content in _contents(arguments) if content.get("data_format") is not None]
+    in_files = [
+        content["data_format"] for _, content in config_files(arguments) if content.get("data_format") is not None
+    ]
     asked: DataFormat = ["voc", *in_files, *values_of(arguments, "--data_format")][-1]
     if isinstance(asked, str) and asked.lstrip().startswith("{"):
         asked = yaml.safe_load(asked)
@@ -148,8 +150,8 @@ def with_whole_format(arguments: Sequence[str]) -> list[str]:
     return [*others, f"--data_format={json.dumps({'class_path': path, 'init_args': given | taken})}"]
 
 
-def _contents(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Give the content of each config file; one that cannot be read is the parser's to complain about."""
+def config_files(arguments: Sequence[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Give each config file with its content; one that cannot be read is the parser's to complain about."""
     for name in values_of(arguments, "--config", "-c"):
         try:
             text = Path(name).read_text(encoding="utf-8")
@@ -158,7 +160,7 @@ def _contents(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
         except (OSError, ValueError, yaml.YAMLError):
             continue
         if isinstance(content, dict):
-            yield content
+            yield Path(name), content
 
 
 def config_of_checkpoint(arguments: Sequence[str]) -> list[str]:
@@ -215,7 +217,9 @@ def parse_known(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace |
                 return None
         if not about_class:
             known.append(word)
-    if any(key in parts and value for content in _contents(arguments) for key, value in flat_options(content).items()):
+    if any(
+        key in parts and value for _, content in config_files(arguments) for key, value in flat_options(content).items()
+    ):
         return None
     try:
         return parser.parse_args(known)

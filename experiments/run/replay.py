@@ -12,6 +12,7 @@ from torch import Tensor
 
 from detector.errors import InputError, brief, printable
 from detector.kernels.cpu_paths import use_cpu_kernels
+from detector.parts import say_strangers
 from detector.training.checkpoint_content import check_state, read_checkpoint
 from detector.training.finite import first_not_finite
 from detector.training.lightning_module import FasterRCNNModule
@@ -27,6 +28,7 @@ def replay(options: ReplayOptions) -> None:
     dump = read_checkpoint(options.dump)
     if "replay" not in dump:
         raise InputError(f"{options.dump}: a checkpoint, and no dump of a step; a training writes nonfinite_step<N>.pt")
+    say_strangers(options.dump, dump["hyper_parameters"])
     module = FasterRCNNModule(**dump["hyper_parameters"], load_backbone_weights=False)
     check_state(options.dump, dump["state_dict"], module.state_dict())
     module.scheme.restore(dump, module)

@@ -5,10 +5,12 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
+from detector.parts import say_strangers
 from detector.training.lightning_module import FasterRCNNModule
 from experiments.arguments import add_options
 from experiments.dataset.formats import FORMATS, data_module_of
-from experiments.run.option_table import Rows, find_data_format, rows_of, write_table
+from experiments.run.folder import is_of_run
+from experiments.run.option_table import Rows, config_files, find_data_format, rows_of, write_table
 from experiments.run.options import RunOptions
 from experiments.run.precision import Trainer
 
@@ -17,6 +19,9 @@ class OptionsOfRuns(LightningCLI):
     """The options of Lightning, the model and the data, and what `frcnn fit`, `validate` and `test` add."""
 
     def __init__(self, arguments: list[str], parser_kwargs: dict[str, Any], **named: Any) -> None:
+        for file, content in config_files(arguments):
+            if is_of_run(file):
+                say_strangers(file, content)
         super().__init__(
             FasterRCNNModule,
             data_module_of(find_data_format(arguments)),

@@ -166,7 +166,8 @@ def test_options_are_those_of_the_format(frcnn, tiny_config, coco_root, tmp_path
     result = frcnn(*options, "--data_format=coco", "--trainer.fast_dev_run", "true", cwd=tmp_path)
     assert result.code == 0, result.err
     result = frcnn(*options, "--data_format", "pascal", cwd=tmp_path)
-    assert (result.code, result.err) == (2, "frcnn: --data_format pascal: there are voc, coco, yolo\n")
+    line = "frcnn: --data_format pascal: there are voc, coco, yolo, and one's own by class path: my_package.MyFormat\n"
+    assert (result.code, result.err) == (2, line)
 
 
 def test_which_format_is_asked_for(tmp_path):
