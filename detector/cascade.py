@@ -24,11 +24,14 @@ from detector.roi_heads import RoIConfig, RoIHeads
 from detector.sampling import GroundTruth, SampledRoIs
 
 
+def stage_stds(delta_std: Sequence[float], of_stages: Sequence[list[float]], stages: int) -> list[list[float]]:
+    """Return `delta_std` of each stage: `of_stages` where it names any, or that of the first divided by 1, 2, 3, ..."""
+    return list(of_stages) or [[std / stage for std in delta_std] for stage in range(1, 1 + stages)]
+
+
 def stage_configs(config: RoIConfig) -> list[RoIConfig]:
     """Return the options of each stage of a cascade."""
-    stds = config.cascade_delta_std or [
-        [std / stage for std in config.delta_std] for stage in range(1, 1 + len(config.cascade_ious))
-    ]
+    stds = stage_stds(config.delta_std, config.cascade_delta_std, len(config.cascade_ious))
     low, first = config.background_iou
     return [
         replace(config, positive_iou=iou, background_iou=[low, iou if stage else first], delta_std=std, cascade_ious=[])

@@ -7,13 +7,14 @@ from typing import Any
 from torch import Tensor, cat, zeros_like
 
 from detector.anchors import AnchorConfig, base_anchors
+from detector.cascade import stage_stds
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
 from detector.translation.translated import Translated
 
 RPN_OUTPUTS = tuple(f"rpn.head.{name}.{kind}" for name in ("objectness", "deltas") for kind in ("weight", "bias"))
 RPN_DELTAS = "rpn.head.deltas."
-PREDICTOR = "roi_heads.predictor."
+SCORES = "scores.bias"
 
 
 def is_own(state: Mapping[str, Tensor]) -> bool:
@@ -41,16 +42,28 @@ def translate_own(
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     _check_backbone(tensors, shapes, options, source)
     remark = _sort_anchors(tensors, model, options)
+    predictors = sorted(name.removesuffix(SCORES) for name in tensors if name.endswith(SCORES))[::-1]  # of all stages
     for name in [*tensors]:
-        adapted = name.startswith((PREDICTOR, *RPN_OUTPUTS))
+        adapted = name.startswith((*predictors, *RPN_OUTPUTS))
         if not adapted and name in shapes and shapes[name] != tensors[name].shape:
             del tensors[name]
     config = model.roi_heads.config
-    roi = {"delta_std": config.delta_std, "delta_mean": config.delta_mean} | options.get("roi", {})
-    agnostic = _spread_deltas(tensors, bool(roi.get("class_agnostic")))
-    names, norm_eps = options.get("class_names"), options.get("backbone", {}).get("norm_eps")
-    units = roi["delta_std"], roi["delta_mean"]
-    return Translated(tensors, {}, names, norm_eps, *units, agnostic, own=True, remark=remark)
+    units = {key: getattr(config, key) for key in ("delta_std", "delta_mean", "cascade_delta_std")}
+    roi = units | options.get("roi", {})
+    agnostic, *_ = (_spread_deltas(tensors, own, bool(roi.get("class_agnostic"))) for own in predictors)
+    stds = stage_stds(roi["delta_std"], roi["cascade_delta_std"], len(predictors))
+    return Translated(
+        tensors,
+        {},
+        options.get("class_names"),
+        options.get("backbone", {}).get("norm_eps"),
+        roi["delta_std"],
+        roi["delta_mean"],
+        stds[1:],
+        agnostic,
+        own=True,
+        remark=remark,
+    )
 
 
 def _check_backbone(
@@ -104,11 +117,11 @@ def _order(theirs: Tensor, ours: Tensor) -> list[int]:
     return equal.int().argmax(1).tolist() if bool(equal.any(1).all()) else []
 
 
-def _spread_deltas(tensors: dict[str, Tensor], class_agnostic: bool) -> bool:
-    """Let the predictor have one set of deltas per class, background first, and return whether it had one for all."""
-    rows = len(tensors[f"{PREDICTOR}scores.bias"])
-    agnostic = len(tensors[f"{PREDICTOR}deltas.bias"]) == 4 and (rows > 2 or class_agnostic)
-    for name in (f"{PREDICTOR}deltas.weight", f"{PREDICTOR}deltas.bias"):
+def _spread_deltas(tensors: dict[str, Tensor], predictor: str, class_agnostic: bool) -> bool:
+    """Let a predictor have one set of deltas per class, background first, and return whether it had one for all."""
+    rows = len(tensors[f"{predictor}scores.bias"])
+    agnostic = len(tensors[f"{predictor}deltas.bias"]) == 4 and (rows > 2 or class_agnostic)
+    for name in (f"{predictor}deltas.weight", f"{predictor}deltas.bias"):
         deltas = tensors[name]
         spread = deltas.repeat(rows, *[1] * (deltas.dim() - 1))
         tensors[name] = spread if agnostic else cat((zeros_like(deltas[:4]), deltas))

@@ -4,7 +4,7 @@ K classes of the file, C of the model, both without background.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -12,11 +12,14 @@ from torch import Tensor
 
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
-from detector.roi_heads import RoIConfig
+from detector.roi_heads import RoIConfig, RoIHeads
 from detector.use.class_names import VOC_TO_COCO
 
 Predictor = Literal["match", "random", "by_name"]
 KEY = "weights"
+HEADS = "roi_heads."
+LATER = "roi_heads.later."
+"""A cascade's further stages, by number, as in `CascadeRoIHeads`."""
 
 
 @dataclass
@@ -33,6 +36,7 @@ class Translated:
         norm_eps: What its batch norms add to the variance, where that is known to be unusual.
         delta_std: What its RoI heads' box targets were divided by; torchvision writes it as weights 10, 10, 5, 5.
         delta_mean: What was subtracted from them before.
+        later_stds: `delta_std` of a cascade's further stages.
         class_agnostic: Its boxes are those of no class: the sets of deltas of all rows are one.
         own: It is a checkpoint of this project.
         remark: What a user should know of it.
@@ -44,6 +48,7 @@ class Translated:
     norm_eps: float | None = None
     delta_std: Sequence[float] = (0.1, 0.1, 0.2, 0.2)
     delta_mean: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
+    later_stds: Sequence[Sequence[float]] = ()
     class_agnostic: bool = False
     own: bool = False
     remark: str = ""
@@ -52,20 +57,38 @@ class Translated:
 def adapt_predictor(
     translated: Translated, model: FasterRCNN, class_names: Sequence[str], predictor: Predictor, source: str
 ) -> str:
-    """Keep the rows of the model's classes, if any, with deltas in the model's units; return a remark on that."""
-    tensors, config = translated.tensors, model.roi_heads.config
-    names = [f"roi_heads.predictor.{layer}.{kind}" for layer in ("scores", "deltas") for kind in ("weight", "bias")]
-    classes = len(tensors["roi_heads.predictor.scores.bias"]) - 1
+    """Keep the rows of the model's classes, if any, with deltas in the model's units; return a remark on that.
+
+    A stage of a cascade that the file does not have begins with what it has for the first one.
+    """
+    tensors, (first, *later) = translated.tensors, model.roi_heads.stages
+    of_first = {name: own for name, own in tensors.items() if name.startswith(HEADS) and LATER not in name}
+    for number, stage in enumerate(later):
+        prefix, stds = f"{LATER}{number}.", translated.later_stds
+        known = f"{prefix}predictor.scores.bias" in tensors
+        if not known:
+            tensors |= {prefix + name.removeprefix(HEADS): own for name, own in of_first.items()}
+        units = replace(translated, delta_std=stds[number] if known and number < len(stds) else translated.delta_std)
+        _adapt_stage(units, stage, prefix, class_names, predictor, source)
+    return _adapt_stage(translated, first, HEADS, class_names, predictor, source)
+
+
+def _adapt_stage(
+    translated: Translated, stage: RoIHeads, prefix: str, class_names: Sequence[str], predictor: Predictor, source: str
+) -> str:
+    tensors, config = translated.tensors, stage.config
+    names = [f"{prefix}predictor.{layer}.{kind}" for layer in ("scores", "deltas") for kind in ("weight", "bias")]
+    classes = len(tensors[f"{prefix}predictor.scores.bias"]) - 1
     theirs = {name: tensors.pop(name).float() for name in names}
     if predictor == "random":
         return "predictor left at random: as asked for"
-    if theirs[names[0]].shape[1] != model.roi_heads.predictor.scores.in_features:
+    if theirs[names[0]].shape[1] != stage.predictor.scores.in_features:
         return "predictor left at random: the file's box head has another width"
     found = _rows_of_classes(translated, classes, class_names, predictor, source)
     remark = _remark(translated, class_names, found, classes, predictor)
     if not found:
         return remark
-    for name, current in ((name, model.get_parameter(name).detach()) for name in names):
+    for name, current in ((name, stage.get_parameter(name.removeprefix(prefix)).detach()) for name in names):
         if "scores" in name:
             tensors[name] = current.clone()
             tensors[name][[0, *(1 + ours for ours in found)]] = theirs[name][[0, *found.values()]].to(current)

@@ -110,6 +110,7 @@ class ExportableDetector(nn.Module):
         # What is no proposal is not pooled, but for one of each image, so that there always is something to pool.
         first = torch.arange(number, device=found.device) == 0
         (index,) = torch.where((found | first).flatten())
+        torch._check(index.shape[0] > 0)
         rois, image, of_stages = proposals.flatten(0, 1)[index], index // number, []
         for stage in self.roi_heads.stages:
             logits, deltas = stage.predictor(stage.box_head(self._pooled(features, rois, image)))

@@ -233,3 +233,41 @@ def test_what_cannot_begin_a_training(trained_module: FasterRCNNModule, checkpoi
     torch.save({"state_dict": bad}, tmp_path / "nan.ckpt")
     with pytest.raises(InputError, match=r"nan\.ckpt: its weights are not finite, first model\.rpn\.head\.conv\.bias"):
         start(tmp_path / "nan.ckpt", OLD, "match")
+
+
+CASCADE: dict[str, Any] = {"class_agnostic": True, "cascade_ious": [0.5, 0.6, 0.7]}
+
+
+def test_each_stage_of_a_cascade_follows_its_classes_and_units(tmp_path: Path) -> None:
+    """Of [bird, cat, dog] to [dog, bird], with deltas in units of 0.1, 0.05 and 0.033 to those of twice as much."""
+    theirs = module(OLD, roi=CASCADE)
+    for tensor in theirs.parameters():
+        torch.nn.init.normal_(tensor, std=0.1)
+    path = save(theirs, tmp_path)
+    ours = start(path, ["dog", "bird"], "by_name", roi=CASCADE | {"delta_std": [0.2, 0.2, 0.4, 0.4]})
+    for prefix in ("", "later.0.", "later.1."):
+        name = f"roi_heads.{prefix}predictor.scores.weight"
+        assert torch.equal(weight(ours, name), weight(theirs, name)[[0, 3, 1]])
+        name = f"roi_heads.{prefix}predictor.deltas.bias"
+        torch.testing.assert_close(weight(ours, name), weight(theirs, name) / 2)
+        name = f"roi_heads.{prefix}box_head.fc2.weight"
+        assert torch.equal(weight(ours, name), weight(theirs, name))
+
+
+def test_a_cascade_begins_with_one_stage_of_a_detector_without(
+    trained_module: FasterRCNNModule, checkpoint: Path
+) -> None:
+    """Its boxes are of classes, so the cascade's are new; the way back takes the first stage."""
+    ours, new = start(checkpoint, OLD, "match", roi=CASCADE), module(OLD, 2, roi=CASCADE)
+    for prefix in ("", "later.0.", "later.1."):
+        for name in ("box_head.fc1.weight", "predictor.scores.weight", "predictor.scores.bias"):
+            assert torch.equal(weight(ours, f"roi_heads.{prefix}{name}"), weight(trained_module, f"roi_heads.{name}"))
+        name = f"roi_heads.{prefix}predictor.deltas.weight"
+        assert torch.equal(weight(ours, name), weight(new, name))
+
+
+def test_a_detector_begins_with_the_first_stage_of_a_cascade(tmp_path: Path) -> None:
+    theirs = module(OLD, roi=CASCADE)
+    ours = start(save(theirs, tmp_path), OLD, "match", roi={"class_agnostic": True})
+    for name in ("box_head.fc1.weight", "predictor.scores.weight", "predictor.deltas.weight"):
+        assert torch.equal(weight(ours, f"roi_heads.{name}"), weight(theirs, f"roi_heads.{name}"))
