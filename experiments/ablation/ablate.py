@@ -10,17 +10,17 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules.parallel import available_cores
-from detector.errors import InputError
+from detector.errors import InputError, listed
 from detector.files import read_metrics, read_object, write_json
 from experiments.ablation.cell_folder import CellFolder, shell_line
 from experiments.ablation.checks import Checks
 from experiments.ablation.grid import Grid, read_grid, setting_name
 from experiments.ablation.launcher import Launcher
 from experiments.ablation.local_launcher import LocalLauncher
-from experiments.ablation.monitor import Monitor, Snapshot, look_at
+from experiments.ablation.monitor import Monitor, Snapshot
 from experiments.ablation.options import AblateOptions
 from experiments.ablation.plan import Plan, plan
-from experiments.output import json_text, number
+from experiments.output import counted, json_text, number
 from experiments.results.runs import deviation, mean
 
 
@@ -51,7 +51,7 @@ def ablate(options: AblateOptions) -> int:
     _look_for_damage(folders, options.redo_damaged, shown)
     with Monitor(planned.grid.name, folders, len(slots), shown) as monitor:
         launcher.run(folders, monitor.tick)
-    _print_result(planned, folders, options.format)
+    _print_result(planned, folders, monitor.cells, options.format)
     if launcher.reason is not None:
         reason = f"{launcher.reason}; free some space, then run the same command again"
         print(f"frcnn: {planned.folder}: {reason}", file=sys.stderr)
@@ -122,8 +122,9 @@ def _prepare(planned: Plan, checks: Checks, shown: TextIO) -> list[CellFolder]:
     """Write `grid.json` and the folders of new cells."""
     path = planned.folder / "grid.json"
     before = read_object(path, {"cells": list, "base_options": dict})
-    changes = planned.changes(before) if isinstance(before, dict) else []
-    if changes:
+    if isinstance(before, str) and path.is_file():
+        print(f"{path}: {before}; it is written anew", file=shown)
+    if changes := planned.changes(before) if isinstance(before, dict) else []:
         print(
             f"{planned.base}, or the grid's options, have changed since the last run: {'; '.join(changes)}. "
             "The cells that this concerns start anew; what was done before stays in its folders.",
@@ -131,6 +132,11 @@ def _prepare(planned: Plan, checks: Checks, shown: TextIO) -> list[CellFolder]:
         )
     folders = [CellFolder(cell.folder) for cell in planned.cells]
     try:
+        if renamed := planned.renamed():
+            print(f"other names, the same options, so their folders stay: {listed(renamed)}", file=shown)
+        if others := planned.others():
+            what = f"{counted(len(others), 'earlier cell')} not in the grid any more: {listed(others)}"
+            print(f"{what}; the folders stay, and reports leave them out", file=shown)
         planned.folder.mkdir(parents=True, exist_ok=True)
         for folder, cell, steps in zip(folders, planned.cells, checks.steps, strict=True):
             folder.create({**cell.first_state(), "steps": steps})
@@ -175,14 +181,13 @@ def _print_commands(planned: Plan, slots: Sequence[Mapping[str, str]], style: st
 # ---- after ----
 
 
-def _print_result(planned: Plan, folders: Sequence[CellFolder], style: str) -> None:
+def _print_result(planned: Plan, folders: Sequence[CellFolder], ended: Sequence[Snapshot], style: str) -> None:
     if style == "json":
         cells = [
             {"folder": folder.path.name, **folder.read(), "metrics": folder.metrics() or None} for folder in folders
         ]
         print(json_text({"name": planned.grid.name, "folder": str(planned.folder), "cells": cells}))
         return
-    ended = [look_at(folder) for folder in folders]
     if any(cell.status == "done" and cell.metric for cell in ended):
         Console(file=sys.stdout).print(_result_table(planned.grid, ended))
     for cell in ended:

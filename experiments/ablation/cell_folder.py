@@ -58,6 +58,11 @@ class CellFolder:
         """Return whether nothing is left to do."""
         return bool(self.read().get("status") == "done")
 
+    @property
+    def attempts(self) -> int:
+        """Return how often the cell was begun."""
+        return int(self.read().get("attempts") or 0)
+
     def update(self, **changes: Any) -> None:
         """Change some of the state; on disk is either the old one or the new one."""
         write_json(self.path / "cell.json", self.read() | changes)
@@ -71,7 +76,7 @@ class CellFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         with self.locked() as lock:
             before = self.read()
-            if before and before.get("hash") != state["hash"]:
+            if before.get("hash", state["hash"]) != state["hash"]:
                 raise InputError(f"{self.path}: holds another cell (hash {before.get('hash')}); move it away")
             if lock is not None:
                 # Commands may be written differently today, for the same options.
@@ -107,13 +112,19 @@ class CellFolder:
 
     def finish(self, stage: str) -> tuple[str, ...] | None:
         """Note that a command has ended well; return the arguments of the next one."""
-        self.update(finished_stages=[*self.read().get("finished_stages", []), stage])
+        self.update(finished_stages=[*(self.read().get("finished_stages") or []), stage])
         return self.next_stage()
 
     def next_stage(self) -> tuple[str, ...] | None:
-        """Return the arguments of the next command, which goes on where an attempt stopped; None if all is done."""
+        """Return the arguments of the next command, which goes on where an attempt stopped; None if all is done.
+
+        Raises:
+            InputError: The state was damaged since the runner began.
+        """
         state, metrics = self.read(), self.metrics()
-        finished = set(state.get("finished_stages", []))
+        if "stages" not in state:
+            raise InputError(f"{self.path / 'cell.json'}: is damaged; the same command again mends it")
+        finished = set(state.get("finished_stages") or [])
         for stage in map(tuple, state["stages"]):
             if stage[0] in finished:
                 continue
@@ -155,10 +166,9 @@ class CellFolder:
         """Note that an attempt starts here and now."""
         for path in self.path.rglob("*.partial"):  # of a process that was killed while it wrote
             path.unlink()
-        state = self.read()
         self.update(
             status="running",
-            attempts=state.get("attempts", 0) + 1,
+            attempts=self.attempts + 1,
             host=socket.gethostname(),
             pid=os.getpid(),
             started=now(),
@@ -169,7 +179,7 @@ class CellFolder:
 
     def end(self, status: str, seconds: float, exit_code: int | None = 0, error: str | None = None) -> None:
         """Note how an attempt ended."""
-        before = self.read().get("seconds", 0)
+        before = self.read().get("seconds") or 0
         self.update(
             status=status, ended=now(), seconds=round(before + seconds, 3), exit_code=exit_code, error=error, pid=None
         )

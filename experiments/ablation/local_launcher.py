@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from detector.errors import InputError
-from experiments.ablation.cell_folder import CellFolder, now, shell_line
+from experiments.ablation.cell_folder import CellFolder, shell_line
 from experiments.ablation.launcher import Launcher
 from experiments.ablation.processes import PROGRAM, Job, exit_code, prepare, send, start
 from experiments.run.folder import AXES_VARIABLE
@@ -58,13 +58,15 @@ class LocalLauncher(Launcher):
         self.program = program
         self._free = list(range(len(self.slots)))
         self._attempts: list[Attempt] = []
-        self._begun = now()
+        self._failed: dict[CellFolder, int] = {}
         prepare(self.slots[0], program)
         self._next_look: dict[CellFolder, float] = {}
 
     def run(self, folders: Sequence[CellFolder], tick: Callable[[], None] = lambda: None) -> None:
         """Run what is not done, as `Launcher.run` says."""
         left = list(folders)
+        # By their attempts, because clocks jump: what fails from here on is not tried again.
+        self._failed = {folder: folder.attempts for folder in folders if folder.read().get("status") == "failed"}
         try:
             with self.listening():
                 while True:
@@ -125,13 +127,13 @@ class LocalLauncher(Launcher):
             self._next_look[folder] = time.monotonic() + ELSEWHERE
             return False
         try:
-            state, started = folder.read(), time.monotonic()
+            status, started = folder.read().get("status"), time.monotonic()
             stage = None
-            if state["status"] != "done" and (state["status"] != "failed" or (state["ended"] or "") < self._begun):
+            if status != "done" and (status != "failed" or self._failed.get(folder) == folder.attempts):
                 folder.begin()
-                stage = folder.next_stage()
+                stage, error = self._next(folder)
                 if stage is None:
-                    folder.end("done", 0)
+                    folder.end("done" if error is None else "failed", 0, error=error)
             if stage is None:
                 os.close(lock)
                 return True
@@ -158,19 +160,27 @@ class LocalLauncher(Launcher):
         folder = attempt.folder
         status, error = "failed", None
         if code == 0:
-            stage = folder.finish(attempt.stage)
+            stage, error = self._next(folder, attempt.stage)
             if stage is not None and not self.stops:
                 attempt.stage = stage[0]
                 attempt.process = self._start(folder, stage, attempt.slot, attempt.lock)
                 self._attempts.append(attempt)
                 return
-            status = "done" if stage is None else "interrupted"
+            status = "interrupted" if stage is not None else "done" if error is None else "failed"
         elif self.stops:
             status = "interrupted"
         else:
             error = self._error(folder, code)
         folder.end(status, time.monotonic() - attempt.started, code, error)
         self._release(attempt)
+
+    @staticmethod
+    def _next(folder: CellFolder, finished: str | None = None) -> tuple[tuple[str, ...] | None, str | None]:
+        """Return the arguments of the next command, after one that has ended; or why there can be none."""
+        try:
+            return folder.next_stage() if finished is None else folder.finish(finished), None
+        except InputError as error:
+            return None, str(error)
 
     def _error(self, folder: CellFolder, code: int) -> str:
         error = folder.log_tail()

@@ -30,7 +30,8 @@ class Snapshot:
     @property
     def status(self) -> str:
         """Return the status in `cell.json`."""
-        return str(self.state.get("status", "pending"))
+        status = self.state.get("status")
+        return status if status in STYLES else "pending"
 
     @property
     def work(self) -> float:
@@ -83,7 +84,9 @@ class Monitor:
         """Read all cells that are not done; tell what has changed."""
         self._looked = time.monotonic()
         before = self.cells
-        self.cells = [cell if cell.status == "done" else look_at(cell.folder) for cell in before]
+        # Of a state that is damaged meanwhile, the former one is shown.
+        looks = (cell if cell.status == "done" else look_at(cell.folder) for cell in before)
+        self.cells = [new if new.state else old for old, new in zip(before, looks, strict=True)]
         for old, new in zip(before, self.cells, strict=True):
             if (old.status, old.state.get("attempts")) != (new.status, new.state.get("attempts")):
                 self._tell(new)

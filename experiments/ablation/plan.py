@@ -11,7 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentError, Namespace
 
 from detector.errors import InputError, brief, flat_options
-from experiments.ablation.cell_folder import State, shell_line
+from experiments.ablation.cell_folder import CellFolder, State, shell_line
 from experiments.ablation.grid import Cell, Grid, Options
 from experiments.output import option_text
 from experiments.run.folder import run_folder_of
@@ -99,6 +99,17 @@ class Plan:
             ],
         }
 
+    def renamed(self) -> list[str]:
+        """Return the cells that had another name when they began, before the grid was edited: `old -> new`."""
+        names = ((CellFolder(cell.folder).read().get("name", cell.name), cell.name) for cell in self.cells)
+        return [f"{old} -> {new}" for old, new in names if old != new]
+
+    def others(self) -> list[str]:
+        """Return the names of cells in the grid's folder that are not in the grid, under whatever options."""
+        ours, names = {cell.hash for cell in self.cells}, {cell.name for cell in self.cells}
+        states = [CellFolder(folder).read() for number, folder in _there(self.folder).items() if number not in ours]
+        return sorted(str(state["name"]) for state in states if state["name"] not in names)
+
     def changes(self, before: Mapping[str, Any]) -> list[str]:
         """Return what differs from an earlier `grid.json` in cells of the same name: `option: old -> new`."""
         names = {cell.get("name"): cell for cell in before.get("cells") or [] if isinstance(cell, dict)}
@@ -138,6 +149,7 @@ def plan(grid: Grid, runs_dir: str) -> Plan:
     base_options = hashed_options(parser.config)
     digests = {path: _digest(path) for path in set(checkpoints.values()) if path is not None}
     cells: dict[str, PlannedCell] = {}
+    there = _there(Path(runs_dir) / grid.name)
     for cell in grid.cells():
         options = [f"--{option}={option_text(value)}" for option, value in cell.options.items()]
         arguments = (f"--config={base}", *options, f"--seed_everything={cell.seed}")
@@ -147,7 +159,7 @@ def plan(grid: Grid, runs_dir: str) -> Plan:
             raise InputError(f"{grid.path}: cell {cell.name}: {brief(error)}") from None
         checkpoint = checkpoints[cell.seed]
         digest = _hash(hashed_options(config) | ({} if checkpoint is None else {"evaluate": digests[checkpoint]}))
-        folder = Path(runs_dir) / grid.name / f"{cell.name}-{digest[:8]}"
+        folder = there.get(digest, Path(runs_dir) / grid.name / f"{cell.name}-{digest[:8]}")
         if len(folder.name.encode()) > 200:
             raise InputError(
                 f"{grid.path}: the cell's folder {folder.name} has a name too long; name the values of its axes"
@@ -163,6 +175,14 @@ def plan(grid: Grid, runs_dir: str) -> Plan:
             stages = (("fit", *arguments, *where), (last, f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"))
         cells[digest] = PlannedCell(**vars(cell), config=config, hash=digest, folder=folder, stages=stages)
     return Plan(grid, Path(runs_dir) / grid.name, base, base_options, tuple(cells.values()))
+
+
+def _there(folder: Path) -> dict[str, Path]:
+    """Return the folders of cells in a grid's folder, by hash: an axis may have had another name when they began."""
+    states = {path.parent: CellFolder(path.parent).read() for path in sorted(folder.glob("*/cell.json"))}
+    known = [path for path, state in states.items() if state.get("hash") and state.get("name")]
+    known.sort(key=lambda path: states[path].get("status") == "done")  # of two with equal options this one counts
+    return {str(states[path]["hash"]): path for path in known}
 
 
 def hashed_options(config: Namespace) -> Options:

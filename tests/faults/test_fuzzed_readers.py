@@ -1,12 +1,19 @@
-"""Files that are spoilt at random: every reader gives a result or one line, and in reasonable time.
+"""Files that are spoilt at random: every reader gives a result or one line, within bounded time and memory.
 
-FRCNN_FUZZ_EXAMPLES is how many files each reader gets; the report at the end says how many were refused.
+The same files in every run, unless FRCNN_FUZZ_MINUTES says how long each reader gets others; FRCNN_FUZZ_SEED tells
+several such runs apart. The report at the end says how many were read and refused. Files are made of small ones that
+are written here, and of genuine ones where these are (see CONTRIBUTING.md).
 """
 
+import functools
 import io
+import itertools
 import json
 import os
 import re
+import resource
+import tarfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +22,10 @@ from xml.sax.saxutils import escape
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -33,21 +41,46 @@ from detector.use.reading import read_header, read_image
 from experiments.ablation.grid import read_grid
 from experiments.results.files import read_results
 from experiments.results.runs import read_folder
+from experiments.run import lightning_cli
+from tests.conftest import ParsedOnly, Result
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 ROOT = Path(__file__).resolve().parents[2]
-EXAMPLES = int(os.environ.get("FRCNN_FUZZ_EXAMPLES", "1000"))
-fuzz = settings(
-    max_examples=EXAMPLES,
-    deadline=5000,
-    derandomize="FRCNN_FUZZ_SEED" not in os.environ,
-    suppress_health_check=list(HealthCheck),
-    database=None,
-)
+SHARED = Path(os.environ.get("FRCNN_SHARED_DATA", ROOT.parent / "shared" / "data"))
+MINUTES = float(os.environ.get("FRCNN_FUZZ_MINUTES", "0"))
+SEED = int(os.environ.get("FRCNN_FUZZ_SEED", "0"))
+SECONDS = 5.0
+MEMORY = 3 * 2**30  # beside what the process has when it begins
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600 + 120 * MINUTES)]
+
+
+def fuzz(examples: int = 1000) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Run a test of hypothesis with so many files, and again with others until its time is over."""
+
+    def wrapped(test: Callable[..., None]) -> Callable[..., None]:
+        test = settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None)(
+            test
+        )
+
+        @functools.wraps(test)
+        def rounds(**fixtures: Any) -> None:
+            ends = time.monotonic() + 60 * MINUTES
+            for number in itertools.count(10**6 * SEED):
+                seed(number)(test)(**fixtures)
+                if time.monotonic() >= ends:
+                    return
+
+        return rounds
+
+    return wrapped
+
+
 TEXTS = st.sampled_from(
     [b"\0", b"<", b"&a;", b"]]>", b"[", b"{", b'"', b"*a", b"&a ", b"!!", b"-", b"1e999", b"NaN", b"../", b"\xff\xfe"]
 )
-EDIT = st.tuples(st.floats(0, 1), st.integers(0, 8), st.one_of(TEXTS, st.binary(max_size=6)))
+LONG_TEXTS = st.sampled_from(
+    [b"9" * 400, b"9" * 5000, b"[" * 100_000, b'{"a":' * 20_000, b"<a>" * 20_000, b"- " * 5000, b"../" * 2000]
+)
+EDIT = st.tuples(st.floats(0, 1), st.integers(0, 8), st.one_of(TEXTS, LONG_TEXTS, st.binary(max_size=6)))
 ODD = st.recursive(
     st.one_of(
         st.none(),
@@ -85,25 +118,34 @@ def replaced(document: Any, path: list[float], value: Any) -> Any:
 
 
 PATHS = st.lists(st.floats(0, 1), min_size=1, max_size=6)
+WHICH = st.integers(0, 10**6)
+KINDS = ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "JPEG2000"]
+HEADER = 20_000  # bytes of a file of safetensors in which its header ends
 counts: Counter[tuple[str, str]] = Counter()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def said() -> Iterator[None]:
+def bounded(trained) -> Iterator[None]:
+    """Memory has a limit, once everything is there; at the end the report."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + MEMORY, before[1]))
     yield
+    resource.setrlimit(resource.RLIMIT_AS, before)
     print(*(f"\n{reader}: {count} {outcome}" for (reader, outcome), count in sorted(counts.items())))
 
 
 def survives(reader: str, read: Callable[[], object]) -> None:
-    """Accept a result, or one line."""
+    """Accept a result, or one line, of a reader that does not compute for long."""
+    began, outcome = time.process_time(), "read"
     try:
         read()
     except InputError as error:
         assert "\n" not in str(error)
         assert len(str(error)) < 3000
-        counts[reader, "refused"] += 1
-    else:
-        counts[reader, "read"] += 1
+        outcome = "refused"
+    assert time.process_time() - began < SECONDS
+    counts[reader, outcome] += 1
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +154,9 @@ def folder(tmp_path_factory) -> Path:
     return path
 
 
-@fuzz
-@given(bytes_of, st.floats(0, 1), ODD)
-def test_xml(spoilt, where, value):
+@fuzz()
+@given(bytes_of, st.floats(0, 1), ODD, WHICH)
+def test_xml(genuine, spoilt, where, value, which):
     values = list(re.finditer(rb">([^<>\n]+)<", XML))
     at = values[int(where * (len(values) - 1))].span(1)
     text = escape(str(value)).encode("utf-8", "surrogatepass")
@@ -123,12 +165,13 @@ def test_xml(spoilt, where, value):
         edited(XML.replace(b"utf-8", b"utf-16"), *spoilt),
         edited(XML.replace(b"?>", b"?>" + ENTITIES), *spoilt),
         XML[: at[0]] + text + XML[at[1] :],
+        *(edited(data, *spoilt) for data in chosen(genuine, "xml", which)),
     ):
         survives("XML", lambda data=data: parse_annotation(data, Path("a.xml")))
         survives("XML, loosely", lambda data=data: parse_annotation_loosely(data, Path("a.xml")))
 
 
-@fuzz
+@fuzz()
 @given(bytes_of, PATHS, ODD)
 def test_coco(folder, spoilt, path, value):
     file = folder / "instances.json"
@@ -137,7 +180,7 @@ def test_coco(folder, spoilt, path, value):
         survives("COCO JSON", lambda: read_coco(file))
 
 
-@fuzz
+@fuzz()
 @given(bytes_of, PATHS, ODD)
 def test_results(folder, truth, spoilt, path, value):
     file = folder / "results.json"
@@ -146,16 +189,17 @@ def test_results(folder, truth, spoilt, path, value):
         survives("result JSON", lambda: read_results(file, truth))
 
 
-@fuzz
-@given(bytes_of, st.sampled_from(["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"]))
-def test_images(folder, spoilt, kind):
+@fuzz()
+@given(bytes_of, st.sampled_from(KINDS), WHICH)
+def test_images(folder, genuine, spoilt, kind, which):
     file = folder / f"image.{kind.lower()}"
-    file.write_bytes(edited(IMAGES[kind], *spoilt))
-    survives("image header", lambda: read_header(file))
-    survives("image", lambda: read_image(file))
+    for data in (IMAGES[kind], *chosen(genuine, "jpg", which)):
+        file.write_bytes(edited(data, *spoilt))
+        survives("image header", lambda: read_header(file))
+        survives("image", lambda: read_image(file, upright=True))
 
 
-@fuzz
+@fuzz()
 @given(bytes_of, PATHS, ODD)
 def test_grids(folder, spoilt, path, value):
     for number, text in enumerate(GRIDS):
@@ -165,7 +209,7 @@ def test_grids(folder, spoilt, path, value):
             survives("YAML grid", lambda file=file: read_grid(file))
 
 
-@fuzz
+@fuzz()
 @given(bytes_of, PATHS, ODD)
 def test_yolo(folder, spoilt, path, value):
     file = folder / "data.yaml"
@@ -176,7 +220,7 @@ def test_yolo(folder, spoilt, path, value):
     survives("YOLO's labels", lambda: read_label(label, Path("a.txt"), (30, 20), {0: "a", 1: "b"}, False))
 
 
-@fuzz
+@fuzz()
 @given(bytes_of, PATHS, ODD)
 def test_run_folders(folder, trained, spoilt, path, value):
     run = folder / "runs" / "a"
@@ -191,7 +235,41 @@ def test_run_folders(folder, trained, spoilt, path, value):
             survives(f"run folder, {name}", lambda: read_folder(folder / "runs"))
 
 
-@settings(fuzz, max_examples=max(1, EXAMPLES // 10))
+@fuzz(100)
+@given(bytes_of, PATHS, ODD)
+def test_training_configs(folder, frcnn, tiny_config, spoilt, path, value):
+    file = folder / "config.yaml"
+    text, odd = tiny_config.read_bytes(), replaced(yaml.safe_load(tiny_config.read_text()), path, value)
+    for data in (edited(text, *spoilt), yaml.safe_dump(odd, allow_unicode=True).encode("utf-8", "surrogatepass")):
+        file.write_bytes(data)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(lightning_cli, "DetectorCLI", ParsedOnly)
+            survives("training config", lambda: _said(frcnn("fit", "--config", file, cwd=folder)))
+
+
+def _said(result: Result) -> None:
+    """Raise what a command has refused in its line."""
+    if result.code:
+        assert result.code == 2
+        (line,) = [line for line in result.err.splitlines() if line.startswith("frcnn: ")]
+        raise InputError(line)
+
+
+@fuzz(100)
+@given(bytes_of, PATHS, ODD)
+def test_safetensors(folder, content, spoilt, path, value):
+    file = folder / "model.safetensors"
+    about = {"class_names": ["a", "b"], "bit_depth": 16, "step": 3, "options": dict(content["hyper_parameters"])}
+    tensors = {name: tensor.clone() for name, tensor in content["state_dict"].items()}
+    for odd in (about, replaced(about, path, value)):
+        data = safetensors.torch.save(tensors, {"frcnn": json.dumps(odd)})
+        for written in (data, edited(data, *spoilt), edited(data[:HEADER], *spoilt) + data[HEADER:]):
+            file.write_bytes(written)
+            survives("safetensors", lambda: read_checkpoint(file))
+    survives("safetensors, detector", lambda: FasterRCNNModule.from_checkpoint(file))
+
+
+@fuzz(100)
 @given(bytes_of, PATHS, ODD)
 def test_checkpoints(folder, content, spoilt, path, value):
     file, other = folder / "bytes.ckpt", folder / "content.ckpt"
@@ -204,6 +282,26 @@ def test_checkpoints(folder, content, spoilt, path, value):
     options = replaced(content["hyper_parameters"], path, value)
     torch.save(content | {"hyper_parameters": options}, other)
     survives("checkpoint, detector", lambda: FasterRCNNModule.from_checkpoint(other))
+
+
+@pytest.fixture(scope="module")
+def genuine() -> dict[str, list[bytes]]:
+    """Genuine files by suffix, as far as they are here."""
+    found: dict[str, list[bytes]] = {"xml": [], "jpg": []}
+    archive = SHARED / "voc2012-subset.tar"
+    if archive.is_file():
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                files = found.get(member.name[-3:], [])
+                if member.isfile() and len(files) < 100:
+                    files.append(tar.extractfile(member).read())
+    return found
+
+
+def chosen(genuine: dict[str, list[bytes]], suffix: str, which: int) -> list[bytes]:
+    """One of the genuine files, if there are any."""
+    files = genuine[suffix]
+    return [files[which % len(files)]] if files else []
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +324,7 @@ def _image(kind: str) -> bytes:
     return buffer.getvalue()
 
 
-IMAGES = {kind: _image(kind) for kind in ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")}
+IMAGES = {kind: _image(kind) for kind in KINDS}
 XML = b"""<?xml version="1.0" encoding="utf-8"?>
 <annotation><folder>f</folder><filename>a.jpg</filename><size><width>50</width><height>40</height><depth>3</depth></size>
 <object><name>cat</name><difficult>0</difficult><truncated>1</truncated><bndbox><xmin>1</xmin><ymin>2.5</ymin>

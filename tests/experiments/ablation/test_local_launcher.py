@@ -53,6 +53,20 @@ def test_a_cell_that_fails_does_not_stop_the_others_and_is_tried_again(cells):
     assert [folder.read()["attempts"] for folder in (bad, killed, good)] == [2, 2, 1]
 
 
+@pytest.mark.parametrize("years", [1970, 2099])
+def test_a_clock_that_jumps_changes_nothing(cells, monkeypatch, years):
+    """A cell that failed at a time that is not yet, or was long ago, is tried again once by the same command."""
+    bad, good = cells.make("bad", end="crash"), cells.make("good")
+    times = iter(f"{years if number % 2 else 2026}-01-01T00:00:00.{number:03}+00:00" for number in range(1000))
+    monkeypatch.setattr(cell_folder, "now", lambda: next(times))
+    monkeypatch.setattr("time.time", lambda: {1970: 0.0, 2099: 4e9}[years])
+    for attempts in (1, 2, 3):
+        cells.launch([bad, good])
+        assert cells.status(bad, good) == ["failed", "done"]
+        assert [folder.read()["attempts"] for folder in (bad, good)] == [attempts, 1]
+    assert all(folder.read()["seconds"] > 0 for folder in (bad, good))
+
+
 def test_a_full_disk_of_a_cell_lets_no_other_start(cells):
     full, other = cells.make("full", end="disk"), cells.make("other")
     assert "disk is full" in str(cells.launch([full, other]).reason)
