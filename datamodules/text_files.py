@@ -19,6 +19,7 @@ _MARKS: Final = (  # that of UTF-32 begins as that of UTF-16 does
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_OBEYED: Final = re.compile(r"\s*[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]\s*")
 _DECLARED = re.compile(rb"\s*<\?xml\s[^>]{0,200}?encoding\s*=\s*[\"']([A-Za-z0-9._:-]{1,40})[\"']")
 _MULTI_BYTE: Final = {
     **dict.fromkeys(("gb2312", "gbk", "cp936", "ms936", "gb18030", "x-gbk", "gb_2312-80"), "gb18030"),
@@ -29,6 +30,11 @@ _MULTI_BYTE: Final = {
     "johab": "johab",
 }
 """Names that XML may declare -> the codec, where an older one is a part of a newer one the newer."""
+
+
+def class_name(text: str) -> str:
+    """Return the name of a class without outer blanks, and with blanks for line breaks and what terminals obey."""
+    return text.strip() if text.isprintable() else _OBEYED.sub(" ", text).strip()
 
 
 def xml_source(data: bytes) -> bytes | str:

@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from math import inf
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+LONGEST = 1000
+"""Characters that are shown at both ends of a line."""
+
 
 class InputError(ValueError):
     """Bad configuration or bad data, in one line that names the file, key or value and says what would be right.
@@ -16,6 +19,11 @@ class InputError(ValueError):
     """
 
     details: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return the line, without its middle where a value in it is endless."""
+        text = super().__str__()
+        return text if len(text) <= 2 * LONGEST else f"{text[:LONGEST]} ... {text[-LONGEST:]}"
 
 
 class TrainingError(RuntimeError):

@@ -89,7 +89,9 @@ def save_plot(figure: "Figure", path: str | Path, dpi: int) -> None:
     Raises:
         InputError: The file cannot be written.
     """
+    from detector.metrics.curve_figures import save_figure  # here, because that imports torch
+
     check_plot(path)
     with writing(f"--plot {path}"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=dpi)
+        save_figure(figure, path, dpi)

@@ -39,7 +39,7 @@ from datamodules.coco.values import (
 )
 from datamodules.dataset_format import Id, ObjectRecord, Stated
 from datamodules.problems import Problem
-from datamodules.text_files import decode_text
+from datamodules.text_files import class_name, decode_text
 from detector.errors import InputError, brief
 
 KEYS: Final = ("images", "annotations", "categories")
@@ -212,9 +212,9 @@ def _categories(entries: Sequence[Any], path: Path) -> list[CocoCategory]:
         number, name, group = read_id(entry, "id", where), entry.get("name"), entry.get("supercategory")
         if isinstance(name, int) and not isinstance(name, bool):
             name = str(name)
-        if not isinstance(name, str) or not name.strip():
+        if not isinstance(name, str) or not class_name(name):
             raise InputError(f"{where} has name {shown(name)}; a text is needed")
-        category = CocoCategory(number, name.strip(), group.strip() if isinstance(group, str) else "")
+        category = CocoCategory(number, class_name(name), class_name(group) if isinstance(group, str) else "")
         if found.setdefault(number, category) != category:
             raise InputError(f"{where} repeats the id of an earlier one: {shown(number)} ({shown(name)})")
     return sorted(found.values(), key=id_order)

@@ -19,7 +19,7 @@ from typing import Final
 import defusedxml.ElementTree
 from defusedxml.common import DefusedXmlException
 
-from datamodules.text_files import is_undeclared, xml_source
+from datamodules.text_files import class_name, is_undeclared, xml_source
 from datamodules.voc.names import read_split_lines
 from detector.errors import InputError, listed, shortened
 from detector.use.reading import SUFFIXES
@@ -249,12 +249,12 @@ def _read_object_or_error(node: ElementTree.Element, index: int, path: Path) -> 
     try:
         return _read_object(node, index, path)
     except InputError as error:
-        return UnreadObject(_text(node, "name"), _text(node, "difficult").lower() in ("1", "true"), error)
+        return UnreadObject(class_name(_text(node, "name")), _text(node, "difficult").lower() in ("1", "true"), error)
 
 
 def _read_object(node: ElementTree.Element, index: int, path: Path) -> VOCObject:
     where = f"{path}: object {index}"
-    name = _text(node, "name")
+    name = class_name(_text(node, "name"))
     if not name:
         raise InputError(f"{where} has no <name>")
     bndbox = node.find("bndbox")

@@ -17,7 +17,7 @@ import yaml
 
 from datamodules.dataset_format import Box, ObjectRecord
 from datamodules.problems import Kind, Problem
-from datamodules.text_files import decode_text
+from datamodules.text_files import class_name, decode_text
 from detector.errors import InputError, brief, shortened
 from detector.files import load_yaml
 
@@ -62,7 +62,7 @@ def read_description(root: Path) -> Description:
             if file.stem == "data" or not root.is_dir():
                 raise
     for file in (file for pattern in NAME_FILES for file in sorted(folder.glob(pattern))):
-        names = [line.strip() for line in _text(file).splitlines()]
+        names = [class_name(line) for line in _text(file).splitlines()]
         return Description(file, _checked(dict(enumerate(filter(None, names))), file))
     return Description()
 
@@ -84,9 +84,9 @@ def _described(content: Any, file: Path) -> Description:
     names = content.get("names") or [f"class_{number}" for number in range(_number(content.get("nc"), file))]
     if isinstance(names, list):
         names = dict(enumerate(names))
-    if not isinstance(names, dict) or not all(isinstance(name, str) and name.strip() for name in names.values()):
+    if not isinstance(names, dict) or not all(isinstance(name, str) and class_name(name) for name in names.values()):
         raise InputError(f"{file}: has names {shortened(str(names))}; a list, or a mapping from numbers to names")
-    numbered = {_number(number, file): name.strip() for number, name in names.items()}
+    numbered = {_number(number, file): class_name(name) for number, name in names.items()}
     given = content.get("path")
     places = [file.parent / str(given), Path(str(given)).expanduser()] if given else []
     base = next(filter(os.path.isdir, places), file.parent)

@@ -63,8 +63,18 @@ def confusion_figure(documents: Mapping[str, Mapping[str, Any]]) -> "Figure":
 def png(figure: "Figure", dpi: int) -> bytes:
     """Return a figure of matplotlib as the content of a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=dpi)
+    save_figure(figure, buffer, dpi)
     return buffer.getvalue()
+
+
+def save_figure(figure: "Figure", target: Any, dpi: int) -> None:
+    """Write a figure, its texts as they are: between dollar signs, as names may have, matplotlib reads formulas."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        if isinstance(text, Text) and text.get_text():  # numbers along axes are written when it is drawn
+            text.set_parse_math(False)
+    figure.savefig(target, dpi=dpi)
 
 
 def _columns(figure: "Figure", number: int) -> list[Any]:

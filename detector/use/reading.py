@@ -28,6 +28,12 @@ SUFFIXES: Final = (
 """Of the files that are taken for images where a folder is looked through; of animations the first picture counts."""
 
 
+FORMATS: Final = frozenset(
+    ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")  # as Pillow calls them
+)
+"""That are read, whatever the suffix: others, such as EPS, may run programs of their own."""
+
+
 @dataclass(frozen=True)
 class Reading:
     """How image files are read.
@@ -92,7 +98,11 @@ def read_header(path: Path) -> ImageHeader:
         with _opened(path) as image:
             return _header(image)
     except Exception as error:  # damaged files raise anything
-        raise InputError(f"{path}: not a readable image ({brief(error)})") from error
+        raise InputError(f"{path}: not a readable image ({_why(error)})") from error
+
+
+def _why(error: Exception) -> str:
+    return "no image of a known format" if isinstance(error, UnidentifiedImageError) else brief(error)
 
 
 def _header(image: Image.Image) -> ImageHeader:
@@ -113,7 +123,8 @@ def _opened(source: Path | io.BytesIO) -> Iterator[Image.Image]:
             _limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         _readers += 1
     try:
-        with Image.open(source) as image:
+        Image.init()
+        with Image.open(source, formats=sorted(FORMATS & Image.OPEN.keys())) as image:
             yield image
     except UnidentifiedImageError as error:  # names the object that it was given
         raise ValueError("of no image format that Pillow knows") from error
@@ -168,7 +179,7 @@ def read_image(path: Path, upright: bool = False, reading: Reading = USUAL) -> N
     except InputError:
         raise
     except Exception as error:  # damaged files raise anything
-        raise InputError(f"{path}: cannot be decoded ({brief(error)}); replace the file") from error
+        raise InputError(f"{path}: cannot be decoded ({_why(error)}); replace the file") from error
     return np.ascontiguousarray(_turned(pixels, header.orientation)) if upright else pixels
 
 

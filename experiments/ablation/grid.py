@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -227,7 +228,7 @@ def _base(path: Path, base: Any) -> Path:
     if not isinstance(base, str):
         raise InputError(f"base: {base!r} is not the path of an experiment")
     for folder in (Path(), *path.absolute().parents):
-        if (folder / base).is_file():
+        if os.path.isfile(folder / base):  # False, too, for what can be no name
             return folder / base
     raise InputError(f"base: {base}: no such file, neither here nor above the grid file")
 

@@ -196,7 +196,7 @@ def _checkpoint(grid: Grid, seed: int) -> Path | None:
     if grid.evaluate is None:
         return None
     path = Path(grid.evaluate.replace("{seed}", str(seed)))
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{grid.path}: evaluate: {path}: no such checkpoint; train it, or name another")
     if "{seed}" not in grid.evaluate and len(grid.seeds) > 1:
         raise InputError(

@@ -167,8 +167,10 @@ def _load(path: Path) -> list[Any]:
     text = _text(path)
     try:
         entries = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        where, at = (error.msg, error.pos) if isinstance(error, json.JSONDecodeError) else ("nested too deep", 0)
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits is a ValueError, too
+        where, at = "nested too deep, or too large a number,", 0
+        if isinstance(error, json.JSONDecodeError):
+            where, at = error.msg, error.pos
         whole = text.count("}", 0, at)
         raise InputError(
             f"{path}: no whole JSON document: {where} at character {at} of {len(text)}, in entry {whole}; "
