@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import count, groupby
@@ -102,7 +103,7 @@ class CocoFormat(DatasetFormat):
             folders = self._image_folders(path)
             for name in self._file(path).images:
                 # Nearly always the folder of the image before.
-                folder = next((folder for folder in folders if (folder / name).is_file()), folders[0])
+                folder = next((folder for folder in folders if os.path.isfile(folder / name)), folders[0])
                 folders.insert(0, folders.pop(folders.index(folder)))
                 members.append(Member(prefix + name, folder, name, path))
         return members
@@ -120,7 +121,7 @@ class CocoFormat(DatasetFormat):
     ) -> list[ImageRecord]:
         """Read and judge annotations and the headers of images."""
         paths = [member.folder / member.stem for member in members]
-        there = {path for path in paths if path.is_file()} if look else set()
+        there = {path for path in paths if os.path.isfile(path)} if look else set()
         headers = self.cache(self.root).headers(path for path in paths if path in there)
         records: list[ImageRecord] = []
         for source, group in groupby(zip(members, paths, strict=True), key=lambda pair: pair[0].source):
@@ -179,7 +180,7 @@ class CocoFormat(DatasetFormat):
     def list_others(self, members: Iterable[Member], look: bool) -> list[Member]:
         """Return the images beside those of `members` that no file names."""
         paths = {member.folder / member.stem for member in members} if look else set()
-        folders = sorted({path.parent for path in paths if path.is_file()})
+        folders = sorted({path.parent for path in paths if os.path.isfile(path)})
         return [
             Member(path.name, folder, path.name, folder)
             for folder in folders
@@ -189,7 +190,7 @@ class CocoFormat(DatasetFormat):
 
     def empty_folders(self, members: Iterable[Member]) -> list[Path]:
         """Return the root if not one of the images is there."""
-        return [] if any((member.folder / member.stem).is_file() for member in members) else [self.root]
+        return [] if any(os.path.isfile(member.folder / member.stem) for member in members) else [self.root]
 
     def forget(self) -> None:
         """Free what was only needed for reading."""

@@ -137,5 +137,6 @@ def find_image(folder: Path, stem: str, stated: str = "") -> Path:
                 return Path(path)
     images = places[0]
     base = stated.replace("\\", "/").rsplit("/", 1)[-1]
-    hint = f"; its annotation states {base}, which is there: rename it" if base and (images / base).is_file() else ""
+    there = base and os.path.isfile(images / base)
+    hint = f"; its annotation states {base}, which is there: rename it" if there else ""
     raise InputError(f"{images / stem}.jpg: no such image (nor .jpeg or .png), but a split names it{hint}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -170,7 +171,7 @@ def _stated(path: Path, annotation: Annotation | InputError) -> tuple[Stated, st
     """Return what an annotation states, and the file name that it states for its image."""
     read = _loosely(path, annotation)
     if isinstance(read, InputError):
-        there = path.exists()
+        there = os.path.exists(path)
         kind: Kind = "unreadable_annotation" if there else "missing_annotation"
         return Stated(path, "object {}", problems=[Problem(str(path), None, kind, str(read))], annotated=there), ""
     whole, objects = read
@@ -213,7 +214,7 @@ def _no_classes(
     place = annotations_folder(folder)
     for path in filter(Path.is_file, split_files):
         for line in read_split_lines(path):
-            if not annotation_path(folder, line.name).is_file():
+            if not os.path.isfile(annotation_path(folder, line.name)):
                 return InputError(
                     f"{path}: line {line.number} is {shortened(line.text)!r}, but there is no "
                     f"{annotation_path(folder, line.name)}; {place} holds "

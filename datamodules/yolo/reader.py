@@ -91,8 +91,8 @@ class YoloFormat(DatasetFormat):
         alike = [split, *(name for name, part in SPLIT_KEYS.items() if part == SPLIT_KEYS.get(split))]
         root = self.root
         places = ((root / "images" / one, root / one / "images", root / one, root / f"{one}.txt") for one in alike)
-        found = (path for paths in places for path in paths if path.is_dir() or path.suffix == ".txt")
-        return [path for path in found if path.exists() and path != root][:1]
+        found = (path for paths in places for path in paths if os.path.isdir(path) or path.suffix == ".txt")
+        return [path for path in found if os.path.exists(path) and path != root][:1]
 
     def list_images(self, splits: Sequence[str], missing_ok: bool = False, repeats: bool = False) -> list[Member]:
         """Return the images of folders and lists, in order, and where labels have no images these too."""
@@ -118,7 +118,7 @@ class YoloFormat(DatasetFormat):
 
     def _images(self, place: Path) -> list[Path]:
         """Return the images of a folder or a list, and those that labels beside them should have."""
-        if not place.is_dir():
+        if not os.path.isdir(place):
             return self._listed(place)
         paths = [path for path in place.rglob("*") if _is_image(path)]
         expected = {label_path(path) for path in paths}
@@ -137,7 +137,7 @@ class YoloFormat(DatasetFormat):
             parts = [part for part in Path(line.replace("\\", "/")).parts if part not in (".", "..")]
             ends = (Path(*parts[start:]) for start in range(len(parts)))
             candidates = (folder / end for end in ends for folder in (file.parent, self.root))
-            path = next(filter(Path.is_file, candidates), file.parent / line)
+            path = next(filter(os.path.isfile, candidates), file.parent / line)
             found.append(self.root / os.path.relpath(path, self.root))
         return found
 
@@ -145,7 +145,7 @@ class YoloFormat(DatasetFormat):
         """Return the images that are not among `members`, with a label or without: without one they show nothing."""
         known = {member.image for member in members}
         place = self.root / "images" if (self.root / "images").is_dir() else self.root
-        described = (place for places in self.description.splits.values() for place in places if place.exists())
+        described = (place for places in self.description.splits.values() for place in places if os.path.exists(place))
         others = {path: self._member(path, place) for place in (*described, place) for path in self._images(place)}
         return [member for _, member in sorted(others.items()) if member.image not in known]
 
@@ -154,7 +154,7 @@ class YoloFormat(DatasetFormat):
     ) -> list[ImageRecord]:
         """Read and judge labels and the headers of images."""
         paths = [member.folder / member.stem for member in members]
-        there = [path for path in paths if path.is_file()] if look else []
+        there = [path for path in paths if os.path.isfile(path)] if look else []
         headers = self.cache(self.root).headers(there)
         records: list[ImageRecord] = []
         for path, name in zip(paths, self._names(members), strict=True):
@@ -191,14 +191,15 @@ class YoloFormat(DatasetFormat):
 
     def empty_folders(self, members: Iterable[Member]) -> list[Path]:
         """Return the root if not one of the images is there."""
-        return [] if any((member.folder / member.stem).is_file() for member in members) else [self.root]
+        return [] if any(os.path.isfile(member.folder / member.stem) for member in members) else [self.root]
 
 
 def label_path(image: Path) -> Path:
     """Return the label file of an image: in labels/ where the image is in images/, else beside it."""
     beside = image.with_suffix(".txt")
     swapped = _swapped(beside, _IMAGES, "labels")
-    return swapped if swapped.is_file() or (swapped.parent.is_dir() and not beside.is_file()) else beside
+    there = os.path.isfile(swapped) or (os.path.isdir(swapped.parent) and not os.path.isfile(beside))
+    return swapped if there else beside
 
 
 def _swapped(path: Path, folders: Sequence[str], other: str) -> Path:

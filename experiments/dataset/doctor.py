@@ -150,9 +150,10 @@ def plot_report(report: Report, path: str | Path, title: str) -> None:
     names = [name for name, _ in shown]
     difficult = [report.difficult[name] for name in names]
     easy = [count - report.difficult[name] for name, count in shown]
-    axes.barh(names, easy, color="tab:blue", label="not difficult")
-    bars = axes.barh(names, difficult, left=easy, color="tab:orange", label="difficult")
+    axes.barh(range(len(names)), easy, color="tab:blue", label="not difficult")
+    bars = axes.barh(range(len(names)), difficult, left=easy, color="tab:orange", label="difficult")
     axes.bar_label(bars, [str(count) for _, count in shown], padding=3, fontsize=8)
+    axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.margins(y=0.01)
     axes.set_xlim(0, 1.12 * max([1, *(count for _, count in shown)]))
