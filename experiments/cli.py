@@ -1,5 +1,6 @@
 """The `frcnn` command: one row for each command, and what happens around it."""
 
+import errno
 import os
 import signal
 import sys
@@ -9,7 +10,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, Final, Literal
 
-from detector.errors import InputError, TrainingError, one_line
+from detector.errors import InputError, TrainingError, one_line, shortened
 from detector.kernels.threads import wait_politely
 from detector.training.progress_line import RANKS
 from experiments.arguments import as_spelt_now, build, find_modules_here, new_parser, one_line_of_the_parser
@@ -285,6 +286,10 @@ def main(arguments: list[str] | None = None) -> int:
         return row.run(as_spelt_now(arguments[len(row.name.split()) :]))
     except InputError as error:
         return _complain(one_line(error), error.details)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return _complain(f"{shortened(str(error.filename))}: no file or folder can have a name that long")
     except TrainingError as error:
         _complain(one_line(error))
         return 1

@@ -232,8 +232,8 @@ def _is_gone(record: Mapping[str, Any]) -> bool:
         return False
     try:
         os.kill(pid, 0)
-    except OSError as error:
-        return isinstance(error, ProcessLookupError)  # else it is another user's
+    except (OSError, OverflowError) as error:
+        return not isinstance(error, PermissionError)  # else it is another user's
     return False
 
 

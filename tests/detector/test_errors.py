@@ -55,6 +55,13 @@ def test_options_on_one_level() -> None:
     assert flat_options(nested, "/") == {"a/b/c": 1, "a/d": {}, "e": [2]}
 
 
+def test_a_line_with_an_endless_value_lacks_its_middle():
+    text = str(InputError(f"grid.yaml: base: {'9' * 5000}: no such file"))
+    assert len(text) == 2005
+    assert text.startswith("grid.yaml: base: 999") and text.endswith("999: no such file") and "9 ... 9" in text
+    assert str(InputError("x" * 2000)) == "x" * 2000
+
+
 def test_lists_say_how_many_are_left_out():
     assert listed(["a", "b", "c"], 3) == "a, b, c"
     assert listed(["a", "b", "c", "d", "e"], 3) == "a, b, c and 2 more"

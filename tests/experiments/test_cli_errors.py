@@ -92,6 +92,11 @@ def test_only_the_first_process_of_a_run_complains(frcnn, tmp_path, monkeypatch)
         (["predict", "--ckpt_path", "x", "--images", "x.jpg", "--output", "out", "--batchsize", "2"], "--batchsize"),
         (["predict", "--ckpt_path", "x", "--images", "x", "--output", "out", "--batch_size", "two"], "--batch_size"),
         (["predict", "--ckpt_path", "x", "--images", "x", "--output", "out", "--score_threshold", "7"], "7"),
+        (
+            ["predict", "--ckpt_path", "x" * 300, "--images", "x", "--output", "out"],
+            "no file or folder can have a name",
+        ),
+        (["report", "x" * 300], "no file or folder can have a name that long"),
         (["mini-voc"], "OUT_DIR"),
         (["mini-voc", "out", "--images", "0"], "0"),
     ],

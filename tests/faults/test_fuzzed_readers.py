@@ -12,6 +12,7 @@ import json
 import os
 import re
 import resource
+import socket
 import tarfile
 import time
 import traceback
@@ -39,7 +40,9 @@ from detector.training.checkpoint_content import read_checkpoint
 from detector.training.lightning_module import FasterRCNNModule
 from detector.training.resuming import check_training_state
 from detector.use.reading import read_header, read_image
+from experiments.ablation.cell_folder import CellFolder
 from experiments.ablation.grid import read_grid
+from experiments.ablation.monitor import Monitor
 from experiments.results.files import read_results
 from experiments.results.runs import read_folder
 from experiments.run import lightning_cli
@@ -234,16 +237,19 @@ def test_yolo(folder, spoilt, path, value):
 @fuzz()
 @given(bytes_of, PATHS, ODD)
 def test_run_folders(folder, trained, spoilt, path, value):
-    run = folder / "runs" / "a"
-    run.mkdir(parents=True, exist_ok=True)
-    for name in ("config.yaml", "metrics.json"):
-        text = (trained / name).read_bytes()
-        odd = replaced(yaml.safe_load(text), path, value)
-        for data in (edited(text, *spoilt), json.dumps(odd).encode()):
-            for other in ("config.yaml", "metrics.json"):
-                (run / other).write_bytes((trained / other).read_bytes())
-            (run / name).write_bytes(data)
-            survives(f"run folder, {name}", lambda: read_folder(folder / "runs"))
+    runs = folder / "runs"
+    (runs / "a").mkdir(parents=True, exist_ok=True)
+    whole = {f"a/{name}": (trained / name).read_bytes() for name in ("config.yaml", "metrics.json")}
+    whole |= {"a/cell.json": json.dumps(CELL).encode(), "grid.json": json.dumps(GRID).encode()}
+    for name, text in whole.items():
+        for data in (edited(text, *spoilt), json.dumps(replaced(yaml.safe_load(text), path, value)).encode()):
+            for other, content in whole.items():
+                (runs / other).write_bytes(content)
+            (runs / name).write_bytes(data)
+            survives(f"run folder, {name}", lambda: read_folder(runs))
+            (runs / "grid.json").unlink()
+            survives(f"run folder, {name}, without its plan", lambda: read_folder(runs))
+            Monitor("grid", [CellFolder(runs / "a")], 1, io.StringIO())._table()
 
 
 @fuzz(100)
@@ -354,5 +360,17 @@ RESULTS = [
     {"image_id": 0, "file_name": "mini_000001.jpg", "category_name": "star", "score": 0.5, "bbox": [1, 2, 3, 4]},
     {"image_id": 3, "category_id": 2, "score": 1, "bbox": [1.5, 2, 3, 4]},
 ]
+CELL = {
+    **{"name": "scales=1,seed=0", "axes": {"scales": "1"}, "seed": 0, "hash": "ab", "status": "running", "attempts": 1},
+    **{"host": socket.gethostname(), "pid": 2**22, "seconds": 1.5, "exit_code": None, "error": None, "steps": 84},
+    **{"stages": [["fit", "--config=a.yaml"]], "finished_stages": [], "cwd": "/"},
+}
+GRID = {
+    **{"name": "g", "axes": {"scales": ["1"]}, "seeds": [0], "baseline": "scales=1", "paper": {"scales=1": 0.5}},
+    "base_options": {"model.rpn.nms_iou": 0.7},
+    "cells": [
+        {"name": "scales=1,seed=0", "axes": {"scales": "1"}, "seed": 0, "hash": "ab", "folder": "a", "overrides": {}}
+    ],
+}
 YOLO = b"path: .\ntrain: images/train\nval: [images/a, b.txt]\nnc: 2\nnames:\n  0: cat\n  1: dog\n"
 GRIDS = [file.read_bytes() for file in sorted((ROOT / "experiments" / "ablations").glob("*.yaml"))]

@@ -1,3 +1,4 @@
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -108,8 +109,21 @@ def test_what_cannot_be_read_is_named(tmp_path):
         read_image(tmp_path / "float.tif")
     with pytest.raises(InputError, match=r"text\.jpg: not a readable image"):
         read_header(tmp_path / "text.jpg")
+    for read in (read_header, read_image):
+        with pytest.raises(InputError, match=r"text\.jpg: .*\(no image of a known format\)"):
+            read(tmp_path / "text.jpg")
     with pytest.raises(InputError, match=r"gone\.jpg"):
         read_image(tmp_path / "gone.jpg")
+
+
+def test_programs_that_look_like_pictures_are_not_run(tmp_path, monkeypatch):
+    """Pillow gives PostScript, whatever the file is called, to Ghostscript."""
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("a program is started"))
+    (tmp_path / "a.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    assert Image.open(tmp_path / "a.jpg").format == "EPS"
+    for read in (read_header, read_image):
+        with pytest.raises(InputError, match="no image of a known format"):
+            read(tmp_path / "a.jpg")
 
 
 def test_damaged_exif_is_no_reason_to_refuse_a_picture(tmp_path):

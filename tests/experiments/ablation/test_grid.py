@@ -124,6 +124,7 @@ def test_without_axes_only_seeds_vary(write):
         ({"base": None}, "base: is missing"),
         ({"base": "nowhere.yaml"}, "base: nowhere.yaml: no such file"),
         ({"base": 3}, "base: 3 is not the path"),
+        ({"base": "9" * 5000}, "no such file, neither here nor above"),
         ({"evaluate": ["a.ckpt"]}, "evaluate: ['a.ckpt'] is not the path of a checkpoint"),
         ({"seeds": 3}, "seeds: 3 is not a list"),
         ({"seeds": []}, "seeds: [] must hold at least one"),
