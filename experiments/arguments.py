@@ -14,12 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from difflib import SequenceMatcher
 from itertools import pairwise
+from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from detector.errors import InputError
+from detector.errors import InputError, brief
 from detector.files import check_growth
 from experiments.output import check_plot
 from experiments.run.parser_errors import cause_of
@@ -298,10 +299,15 @@ def one_line_of_the_parser(parser: ArgumentParser, arguments: Sequence[str]) -> 
     from jsonargparse import ArgumentError
 
     _bound_yaml()
+    files = values_of(arguments, "--config", "-c")
+    for file in filter(os.path.isfile, files):
+        try:
+            Path(file).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"--config {file}: is no text in UTF-8 ({brief(error)}); save it as UTF-8") from None
     try:
         yield
     except ArgumentError as error:
-        files = values_of(arguments, "--config", "-c")
         cause = cause_of(str(error), parser).replace("<unicode string>", " or ".join(files))
         unknown = re.search(r"(?:unrecognized arguments: (--)|there is no option )([\w.]+)", cause)
         meant = _most_alike(unknown[2], parser) if unknown else ""
@@ -319,7 +325,10 @@ def _bound_yaml() -> None:
 
     def load(text: str) -> Any:
         check_growth(text)
-        return usual(text)
+        try:
+            return usual(text)
+        except ValueError as error:  # such as a number of thousands of digits
+            raise yaml.YAMLError(brief(error)) from error
 
     if usual.__module__ != __name__:
         set_loader("yaml", load, (yaml.YAMLError,))

@@ -256,10 +256,9 @@ def check_files(prog: str, config: Namespace) -> None:
     elif prog in ("frcnn validate", "frcnn test"):
         raise InputError(f"{prog} needs --ckpt_path, for example runs/X/seed0/checkpoints/last.ckpt")
     elif prog == "frcnn fit":  # a checkpoint replaces all weights
-        key, hint = (
-            ("model.weights", "null") if config.model.weights else ("model.backbone.weights", "imagenet or none")
-        )
-        weights = str(config[key])
+        first = config.get("model.weights")
+        key, hint = ("model.weights", "null") if first else ("model.backbone.weights", "imagenet or none")
+        weights = str(first or config.get(key) or "")
         named = re.fullmatch(r"imagenet(_v[12])?|none|null|", weights.lower())
         if not named and not Path(weights).expanduser().is_file():
             raise InputError(f"--{key} {weights}: no such file; give one that is there, or {hint}")
