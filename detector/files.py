@@ -133,13 +133,16 @@ def load_yaml(text: str, source: object = "", loader: Any = yaml.SafeLoader) -> 
         raise InputError(f"{source}: is no YAML: {said}" if source else f"is no YAML: {said}") from error
 
 
-def check_growth(text: str, deepest: int = 100, most: int = 1_000_000) -> None:
+FAST_YAML: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def check_growth(text: str, deepest: int = 100, most: int = 1_000_000, loader: Any = FAST_YAML) -> None:
     """Raise YAMLError for YAML that is nested deeper or, with its aliases written out, has more values."""
     sizes: dict[str, int] = {}
     opened: list[tuple[str, int]] = []
     total = 0
     try:
-        for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        for event in yaml.parse(text, loader):
             if isinstance(event, yaml.AliasEvent):
                 total += sizes.get(event.anchor or "", most + 1)  # what holds itself has no end
             elif isinstance(event, yaml.CollectionStartEvent):
@@ -152,8 +155,10 @@ def check_growth(text: str, deepest: int = 100, most: int = 1_000_000) -> None:
                 sizes[event.anchor or ""] = 1
             if len(opened) > deepest or total > most:
                 break
-    except yaml.YAMLError:  # whoever loads it says so
-        return
+    except yaml.YAMLError:
+        if loader is not yaml.SafeLoader:  # which takes what the fast one refuses, such as YAML 1.3
+            check_growth(text, deepest, most, yaml.SafeLoader)
+        return  # whoever loads it says so
     if len(opened) > deepest:
         raise yaml.YAMLError(f"nested deeper than {deepest}")
     if total > most:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import yaml
 
-from detector.errors import InputError, flat_options
+from detector.errors import InputError, flat_options, shortened
 from detector.files import check_checkpoint, check_growth
 from experiments.arguments import add_options, values_of
 from experiments.dataset.data_format import FORMAT_NAMES, DataFormat, class_of_format
@@ -217,9 +217,13 @@ def parse_known(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace |
                 return None
         if not about_class:
             known.append(word)
-    if any(
-        key in parts and value for _, content in config_files(arguments) for key, value in flat_options(content).items()
-    ):
+    contents = (flat_options(content) for _, content in config_files(arguments))
+    given = [item for content in contents for item in content.items() if item[0] in parts]
+    for key, value in given:
+        if not isinstance(value, str | dict) and (value is not None or key.startswith("model")):
+            said = f"{key}: {shortened(str(value))} in a config file is no mapping of options"
+            raise InputError(f"{said}, nor a file of them")
+    if any(value for _, value in given):
         return None
     try:
         return parser.parse_args(known)

@@ -118,6 +118,23 @@ def test_config_file_that_is_no_yaml(complaint, tmp_path):
     assert "broken.yaml" in complaint("fit", "--config=broken.yaml")
 
 
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model": None}, "model: None in a config file is no mapping of options"),
+        ({"model": 3}, "model: 3 in a config file is no mapping of options"),
+        ({"model": {"backbone": [1]}}, "model.backbone: [1] in a config file is no mapping of options"),
+        ({"data": {"root": "9" * 5000}}, "no file or folder can have a name that long"),
+        ("model: {}  # caf\xe9", "is no text in UTF-8"),
+        (f"seed_everything: {'9' * 5000}", "Exceeds the limit (4300 digits)"),
+    ],
+)
+def test_config_files_that_no_option_can_mean(complaint, tiny_config, tmp_path, changes, named):
+    given = changes if isinstance(changes, str) else yaml.safe_dump(yaml.safe_load(tiny_config.read_text()) | changes)
+    (tmp_path / "odd.yaml").write_text(given, encoding="latin-1")
+    assert named in complaint("fit", "--config", tiny_config, "--config", tmp_path / "odd.yaml")
+
+
 def test_misspelt_key_in_a_config_file(complaint, tiny_config, tmp_path):
     config = yaml.safe_load(tiny_config.read_text())
     config["model"]["anchors"]["scale"] = config["model"]["anchors"].pop("scales")

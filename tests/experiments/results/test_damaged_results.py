@@ -130,3 +130,8 @@ def test_yaml_of_reasonable_size_only():
         load_yaml("a: !!python/object/apply:os.system [ls]", "x")
     with pytest.raises(InputError, match="is no YAML"):
         load_yaml("a: &a [*a]", "x")
+    # of a version that libyaml refuses, and Python's own parser takes
+    with pytest.raises(InputError, match=r"^x: is no YAML: nested deeper than 100$"):
+        load_yaml("%YAML 1.3\n--- " + 5000 * "[", "x")
+    with pytest.raises(InputError, match=r"^x: is no YAML: too large with all its aliases$"):
+        load_yaml(f"%YAML 1.3\n---\n{NINE}", "x")
