@@ -41,7 +41,7 @@ class DetectionDataModule(pl.LightningDataModule):
         format: Where the images and annotations are, and how they are read.
         split_names: Splits by part ("train", "val", "test"), in the format's own terms.
         class_names: Class names in label order; default: those of the format.
-        augmentation: Training augmentation: none, flip, photometric, ssd_crop, multiscale, mosaic, mixup,
+        augmentation: Training augmentation: none, flip, photometric, ssd_crop, multiscale, lsj, mosaic, mixup,
             copy_paste_boxes, or a list of class paths of albumentations, torchvision.transforms.v2 or one's own, with
             their arguments: [{class_path: albumentations.HorizontalFlip, init_args: {p: 0.5}}].
         batch_size: Training images per process and step.

@@ -17,7 +17,14 @@ import numpy as np
 
 from datamodules.augmentation.mixing import CopyPasteBoxes, MixUp, Mosaic
 from datamodules.augmentation.samples import Sample
-from datamodules.augmentation.transforms import ColorJitter, HorizontalFlip, MinIoUCrop, MultiScale, Step
+from datamodules.augmentation.transforms import (
+    ColorJitter,
+    HorizontalFlip,
+    LargeScaleJitter,
+    MinIoUCrop,
+    MultiScale,
+    Step,
+)
 from detector.errors import InputError, brief
 
 # albumentations asks PyPI for its newest version when it is imported; nothing here touches the network.
@@ -32,6 +39,7 @@ _NAMED: Final[dict[str, Callable[[], list[Step | MultiScale]]]] = {
     "photometric": lambda: [HorizontalFlip(p=0.5), ColorJitter()],
     "ssd_crop": lambda: [MinIoUCrop(), HorizontalFlip(p=0.5), ColorJitter()],
     "multiscale": lambda: [HorizontalFlip(p=0.5), MultiScale()],
+    "lsj": lambda: [LargeScaleJitter(), HorizontalFlip(p=0.5)],
     "mosaic": lambda: [Mosaic(), HorizontalFlip(p=0.5), ColorJitter()],
     "mixup": lambda: [MixUp(), HorizontalFlip(p=0.5), ColorJitter()],
     "copy_paste_boxes": lambda: [CopyPasteBoxes(), HorizontalFlip(p=0.5), ColorJitter()],
@@ -82,6 +90,7 @@ def build_augmentation(augmentation: Augmentation) -> Recipe | None:
       hue +- 0.05 of a turn.
     - `ssd_crop`: `MinIoUCrop`, then `photometric`.
     - `multiscale`: flip, and the shortest side times 0.6 to 1 (`MultiScale`).
+    - `lsj`: `LargeScaleJitter` by 0.1 to 2 into a square of the image's longer side, then flip.
     - `mosaic`, `mixup`, `copy_paste_boxes`: with probability 0.5 `Mosaic`, `MixUp`, `CopyPasteBoxes`; then
       `photometric`.
 

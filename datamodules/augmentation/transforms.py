@@ -1,4 +1,4 @@
-"""Augmentations of one image: flip, colours, crop, scale.
+"""Augmentations of one image: flip, colours, crop, scale, jitter of scale.
 
 Written out, because albumentations' `Compose` takes longer for a flip with its boxes than decoding the JPEG does. Each
 is called with a sample, its source of randomness, and a function that draws another image (not needed here).
@@ -168,6 +168,47 @@ def _best_iou(patch: tuple[int, int, int, int], boxes: NDArray[np.float64]) -> f
     inter = np.clip(bottom_right - top_left, 0, None).prod(1)
     areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     return float((inter / (areas + (patch[2] - patch[0]) * (patch[3] - patch[1]) - inter)).max())
+
+
+class LargeScaleJitter(Step):
+    """Large-scale jitter (Ghiasi et al. 2021): resize by a factor of a wide range, then crop or pad to a square.
+
+    At factor 1 the longer side fills the square. What does not fit is cut off at a random place; what is left of the
+    square, below and to the right, has ImageNet's mean colour, which the network sees as its own padding.
+
+    Args:
+        size: Side of the square in pixels; null: the image's longer side. The paper: 1024. The network resizes squares
+            by `image.shortest_side` like any image: give it the same number.
+        scales: Range of the factor, drawn uniformly.
+        p: Probability that it is applied.
+    """
+
+    PADDING = (124, 116, 104)
+
+    def __init__(self, size: int | None = None, scales: Sequence[float] = (0.1, 2.0), p: float = 1.0) -> None:
+        super().__init__(p)
+        if size is not None and not (isinstance(size, int) and 1 <= size <= 16384):
+            raise InputError(f"LargeScaleJitter: size is {size!r}; it must be a number of pixels, or null")
+        if len(scales) != 2 or not 0.01 <= scales[0] <= scales[1] <= 10:
+            raise InputError(f"LargeScaleJitter: scales is {scales!r}; it must be [least, greatest] from 0.01 to 10")
+        self.size, self.scales = size, (float(scales[0]), float(scales[1]))
+
+    def apply(self, sample: Sample, rng: Random, partner: Partner) -> Sample:
+        """Return the square."""
+        height, width = sample.size
+        size = self.size or max(height, width)
+        factor = rng.uniform(*self.scales) * size / max(height, width)
+        wide, high = max(1, round(width * factor)), max(1, round(height * factor))
+        left, top = (rng.randint(0, max(side - size, 0)) for side in (wide, high))
+        seen_wide, seen_high = min(wide, size), min(high, size)
+        interpolation = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+        resized = np.asarray(cv2.resize(sample.image, (wide, high), interpolation=interpolation), np.uint8)
+        image = np.full((size, size, 3), self.PADDING, np.uint8)
+        image[:seen_high, :seen_wide] = resized[top : top + seen_high, left : left + seen_wide]
+        x, y = wide / width, high / height
+        window = left / x, top / y, (left + seen_wide) / x, (top + seen_high) / y
+        boxes, which = place(sample.boxes, window, (0, 0, seen_wide, seen_high))
+        return sample.take(image, boxes, which)
 
 
 class MultiScale:

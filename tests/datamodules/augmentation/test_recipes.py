@@ -14,13 +14,14 @@ from datamodules.augmentation.mixing import CopyPasteBoxes, MixUp, Mosaic
 from datamodules.augmentation.recipes import AUGMENTATIONS, Recipe, build_augmentation
 from datamodules.augmentation.samples import Sample, place
 from datamodules.augmentation.torchvision_step import _WHOLE
-from datamodules.augmentation.transforms import ColorJitter, HorizontalFlip, MinIoUCrop, MultiScale
+from datamodules.augmentation.transforms import ColorJitter, HorizontalFlip, LargeScaleJitter, MinIoUCrop, MultiScale
 from detector.errors import InputError
 
 GEOMETRIC = {  # without colours, so that pixels tell the class
     "flip": [HorizontalFlip(p=0.5)],
     "ssd_crop": [MinIoUCrop(), HorizontalFlip(p=0.5)],
     "multiscale": [HorizontalFlip(p=0.5), MultiScale()],
+    "lsj": [LargeScaleJitter(scales=(0.4, 2)), HorizontalFlip(p=0.5)],
     "mosaic": [Mosaic(p=1), HorizontalFlip(p=0.5)],
     "mixup": [MixUp(p=1), HorizontalFlip(p=0.5)],
     "copy_paste_boxes": [CopyPasteBoxes(p=1), HorizontalFlip(p=0.5)],
