@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from detector import boxes as box_ops
 from detector import losses
-from detector.assignment import Around, IoUMatcher, Matcher
+from detector.assignment import Around, Matcher, RoIMatcherName, roi_matcher
 from detector.backbones.box_heads import BoxHead, BoxPredictor
 from detector.errors import InputError, check_numbers
 from detector.image_batch import ImageBatch, all_to_original
@@ -43,7 +43,8 @@ class RoIConfig:
         samples_per_image: RoIs that an image contributes to the losses. py-faster-rcnn: 128; torchvision, detectron2:
             512.
         positive_fraction: Upper limit of the share of positives among them (0.25 in Fast R-CNN and most code).
-        matcher: Which RoIs are positive: `iou` (by the next two options), or a matcher of one's own.
+        matcher: Which RoIs are positive: `iou` (by the next two options), `dynamic` (by an IoU that rises in training,
+            while `reg_beta` falls: Dynamic R-CNN, Zhang 2020), or a class path (detector.assignment.DynamicMatcher).
         positive_iou: A RoI at or above this IoU with an object takes its class.
         background_iou: A RoI whose best IoU lies in [low, high) is background. Fast R-CNN: [0.1, 0.5]; torchvision and
             detectron2: [0, 0.5].
@@ -97,7 +98,7 @@ class RoIConfig:
 
     samples_per_image: int = 128
     positive_fraction: float = 0.25
-    matcher: Literal["iou"] | Matcher = "iou"
+    matcher: RoIMatcherName | Matcher = "iou"
     positive_iou: float = 0.5
     background_iou: list[float] = field(default_factory=lambda: [0.0, 0.5])
     append_gt: bool | Literal["jittered"] = True
@@ -167,6 +168,8 @@ class RoIConfig:
                 f"roi.cascade_delta_std: {stds} must begin with roi.delta_std = {self.delta_std}, and be 4 positive "
                 f"numbers for each of roi.cascade_ious = {ious}"
             )
+        if self.matcher == "dynamic":
+            raise InputError("roi.matcher: dynamic moves the IoU that roi.cascade_ious sets for each stage; give iou")
         if not self.class_agnostic:
             raise InputError("roi.class_agnostic: false: a cascade refines one box for all classes; give true")
 
@@ -189,10 +192,10 @@ class RoIHeads(nn.Module):
         self.predictor = BoxPredictor(
             box_head.out_channels, num_classes, config.class_agnostic, config.score_init_std, config.delta_init_std
         )
-        low, high = config.background_iou
-        self.matcher = chosen(config.matcher, {"iou": lambda: IoUMatcher(config.positive_iou, (low, high))})
+        self.matcher = roi_matcher(config.matcher, config.positive_iou, config.background_iou, config.reg_beta)
         self.class_loss = chosen(config.cls_loss, {"cross_entropy": losses.CrossEntropy})
         self.box_loss = losses.box_loss(config.reg_loss, config.reg_beta)
+        self.matcher.box_loss(self.box_loss)  # refuses what it cannot work with
         if isinstance(config.class_weights, list) and len(config.class_weights) != num_classes + 1:
             raise InputError(
                 f"roi.class_weights: {len(config.class_weights)} numbers for {num_classes} classes; "
@@ -306,7 +309,7 @@ class RoIHeads(nn.Module):
         labels = torch.cat([rois.labels for rois in labelled])
         pred_deltas = deltas[torch.arange(len(labels), device=labels.device), self._column(labels)]
         targets, decode = torch.cat([rois.deltas for rois in labelled]), self._decoder(labelled, slice(None))
-        of_boxes = self.box_loss(pred_deltas, targets, decode).sum(dim=1) * (labels > 0)
+        of_boxes = self.matcher.box_loss(self.box_loss)(pred_deltas, targets, decode).sum(dim=1) * (labels > 0)
         each = self.class_loss.of_each(logits, labels) + config.reg_weight * of_boxes
         kept = []
         for rois, loss in zip(labelled, each.split([len(rois.labels) for rois in labelled]), strict=True):
@@ -332,12 +335,13 @@ class RoIHeads(nn.Module):
             positive = send(
                 torch.cat([torch.arange(start, start + (count or 0)) for count, start in ranges]), labels.device
             )
-        of_boxes = self.box_loss(
+        of_boxes = self.matcher.box_loss(self.box_loss)(
             deltas.flatten(0, 1).index_select(0, positive * deltas.shape[1] + self._column(labels[positive])),
             targets[positive],
             self._decoder(sampled, positive),
         )
         asked = self.config.samples_per_image * len(sampled)
+        self.matcher.learn(sampled)
         return {
             "loss_roi_cls": self.class_loss(logits, labels, self._class_weights(logits, labels)),
             "loss_roi_reg": losses.normalized(of_boxes, len(labels), self.config.reg_normalizer, asked),

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from detector import boxes as box_ops
 from detector import losses
 from detector.anchors import AnchorConfig, AnchorGenerator
-from detector.assignment import Around, IoUMatcher, Matcher
+from detector.assignment import AnchorMatcherName, Around, Matcher, anchor_matcher
 from detector.errors import InputError, check_numbers
 from detector.image_batch import ImageBatch
 from detector.kernels.nms import nms_of_levels
@@ -38,7 +38,11 @@ class RPNConfig:
         conv_depth: How many 3x3 convolutions. The paper: 1; torchvision's `fasterrcnn_resnet50_fpn_v2`: 2.
         objectness: `sigmoid` over one score (torchvision, detectron2) or `softmax` over two (the paper) per anchor.
         init_std: Standard deviation of the initial weights of all three layers (the paper: 0.01).
-        matcher: Which anchors are positive: `iou` (by the next three options), or a matcher of one's own.
+        matcher: Which anchors are positive: `iou` (by the next three options); `nwd` (the same with a Wasserstein
+            distance instead of IoU, for tiny objects: Wang 2021); `atss` (by a threshold of IoU for each object, from
+            its closest anchors: Zhang 2020); `simota` (those of the least losses for each object, which needs
+            predictions: YOLOX, Ge 2021); or a class path, ours for options of theirs, such as
+            detector.assignment.NWDMatcher with `constant`.
         positive_iou: Anchors at or above this IoU with an object are positive (0.7 in the paper and its ports).
         negative_iou: Anchors below this IoU with every object are negative; those between are not used (0.3 in the
             paper and its ports).
@@ -79,7 +83,7 @@ class RPNConfig:
     conv_depth: int = 1
     objectness: Literal["sigmoid", "softmax"] = "sigmoid"
     init_std: float = 0.01
-    matcher: Literal["iou"] | Matcher = "iou"
+    matcher: AnchorMatcherName | Matcher = "iou"
     positive_iou: float = 0.7
     negative_iou: float = 0.3
     best_per_object: bool | Literal["one"] = True
@@ -220,8 +224,8 @@ class RegionProposalNetwork(nn.Module):
         self.config = config
         self.anchor_generator = AnchorGenerator(anchors, strides)
         self.head = RPNHead(in_channels, self.anchor_generator.anchors_per_location, config)
-        by_iou = partial(IoUMatcher, config.positive_iou, (0.0, config.negative_iou), config.best_per_object)
-        self.matcher = chosen(config.matcher, {"iou": by_iou})
+        rules = config.positive_iou, config.negative_iou, config.best_per_object
+        self.matcher = anchor_matcher(config.matcher, *rules)
         self.objectness_loss = config.objectness_loss()
         self.box_loss = losses.box_loss(config.reg_loss, config.reg_beta)
 

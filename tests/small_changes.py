@@ -57,10 +57,10 @@ CHANGES = (
         ("tests/detector/test_roi_heads.py",),
     ),
     Change(  # one IoU for another
-        "detector/assignment.py",
-        "near_difficult = ((iou >= high) & difficult[..., None]).any(dim=-2)",
-        "near_difficult = ((iou >= positive_iou) & difficult[..., None]).any(dim=-2)",
-        ("tests/detector/test_assignment.py",),
+        "detector/assignment/matching.py",
+        "near_difficult = ((overlap >= self.near) & difficult[..., None]).any(dim=-2)",
+        "near_difficult = ((overlap >= self.positive_from) & difficult[..., None]).any(dim=-2)",
+        ("tests/detector/assignment/test_matching.py",),
     ),
     Change(  # a wrong denominator
         "detector/losses.py",

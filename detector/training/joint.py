@@ -52,7 +52,7 @@ class JointTraining:
 
     def logged(self) -> Mapping[str, float]:
         """Return what is logged beside the losses, by name."""
-        return {}
+        return self.model.roi_heads.matcher.logged()
 
     def steps(self, trainer: pl.Trainer) -> float:
         """Return how many steps the optimiser at work has, those included that were done before a resume.

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from detector.anchors import AnchorConfig
+from detector.assignment import IoUMatcher, anchor_matcher
 from detector.files import without_nan
 from detector.image_batch import ImageConfig
 from detector.metrics.coco_ap import SIZES
@@ -103,6 +104,8 @@ class AuditResult(Coverage):
         anchors: Every shape, by level and in the order of the RPN's outputs.
         straddling: Whether straddling anchors are used: drop or keep.
         positive_iou: IoU from which an anchor is positive.
+        rule: What makes anchors positive in this audit, in words.
+        other_matcher: `rpn.matcher` where it has another rule, and so other numbers of positives; else None.
         wanted_positives: Most positives that an image contributes to the RPN's losses.
         positives_per_image: Mean number of positive anchors of an image.
         sampled_positives_per_image: The same, where what is above `wanted_positives` does not count.
@@ -117,6 +120,8 @@ class AuditResult(Coverage):
     anchors: tuple[AnchorAudit, ...]
     straddling: str
     positive_iou: float
+    rule: str
+    other_matcher: str | None
     wanted_positives: int
     positives_per_image: float
     sampled_positives_per_image: float
@@ -159,7 +164,7 @@ def audit(
         image: (M,) position of each object's image in `sizes`.
         labels: (M,) in 1..C, for `by_class`.
         class_names: Of labels 1..C.
-        rpn: Gives the rules by which anchors are positive, and how many are wanted.
+        rpn: Gives the thresholds by which anchors are positive, and how many are wanted.
 
     Raises:
         InputError: The anchors do not fit the number of levels.
@@ -167,11 +172,12 @@ def audit(
     order = np.argsort(image, kind="stable")
     boxes, image = boxes.reshape(-1, 4)[order], np.asarray(image, np.int64)[order]
     views = training_views(image_config, sizes, boxes, image)
+    rule, about = _rule(rpn)
     lattices, matches = [], []
     for view in views:
         own, used = view.lattices_and_windows(anchors, strides)
         lattices.append(own)
-        matches.append(match_objects(own, used, view.boxes, view.image, rpn.positive_iou, bool(rpn.best_per_object)))
+        matches.append(match_objects(own, used, view.boxes, view.image, rule.positive_iou, bool(rule.best_per_object)))
     best = np.concatenate([found.best_iou for found in matches])
     positives = np.concatenate([found.positives for found in matches])
     wanted = int(rpn.samples_per_image * rpn.positive_fraction)
@@ -180,14 +186,13 @@ def audit(
     classes = {} if names is None else {name: names == name for name in class_names if (names == name).any()}
 
     def cover(masks: Mapping[str, Array]) -> dict[str, Coverage]:  # of the objects of all views, or of one: repeated
-        return {name: _coverage(best[np.resize(mask, len(best))], len(views), rpn) for name, mask in masks.items()}
+        return {name: _coverage(best[np.resize(mask, len(best))], len(views), rule) for name, mask in masks.items()}
 
     return AuditResult(
-        **asdict(_coverage(best, len(views), rpn)),
+        **(asdict(_coverage(best, len(views), rule)) | about),
         images=len(sizes),
         anchors=_anchors(lattices, [view.sizes for view in views], matches),
         straddling=anchors.straddling,
-        positive_iou=rpn.positive_iou,
         wanted_positives=wanted,
         positives_per_image=_mean(positives),
         sampled_positives_per_image=_mean(np.minimum(positives, wanted)),
@@ -197,6 +202,17 @@ def audit(
         by_original_size=cover(_by_size(boxes)),
         by_aspect_ratio=cover(_by_aspect_ratio(resized)),
     )
+
+
+def _rule(rpn: RPNConfig) -> tuple[IoUMatcher, dict[str, Any]]:
+    """Return the thresholds of IoU to audit by, also where the training has another rule, and what is told of them."""
+    matcher = anchor_matcher(rpn.matcher, rpn.positive_iou, rpn.negative_iou, rpn.best_per_object)
+    by_iou = type(matcher) is IoUMatcher
+    rule = matcher if by_iou else IoUMatcher(rpn.positive_iou, (0.0, rpn.negative_iou), rpn.best_per_object)
+    assert isinstance(rule, IoUMatcher)
+    text = f"IoU from {rule.positive_iou:g} on" + (", or an object's best" if rule.best_per_object else "")
+    other = rpn.matcher if isinstance(rpn.matcher, str) else type(matcher).__name__
+    return rule, {"positive_iou": rule.positive_iou, "rule": text, "other_matcher": None if by_iou else other}
 
 
 def _anchors(
@@ -224,16 +240,16 @@ def _anchors(
     return tuple(AnchorAudit(**dict(zip(columns, row, strict=True))) for row in rows)
 
 
-def _coverage(best: Array, repeats: int, rpn: RPNConfig) -> Coverage:
-    low = best < np.float32(rpn.positive_iou)
+def _coverage(best: Array, repeats: int, rule: IoUMatcher) -> Coverage:
+    low = best < np.float32(rule.positive_iou)
     count = len(best) / repeats
     return Coverage(
         objects=int(count) if count == int(count) else count,
         mean_best_iou=_mean(best),
         share_iou_50=_mean(best >= np.float32(0.5)),
         share_iou_70=_mean(best >= np.float32(0.7)),
-        share_rescued=_mean(low & (best > 0) & bool(rpn.best_per_object)),
-        share_without_positive=_mean(best == 0 if rpn.best_per_object else low),
+        share_rescued=_mean(low & (best > 0) & bool(rule.best_per_object)),
+        share_without_positive=_mean(best == 0 if rule.best_per_object else low),
         share_without_anchor=_mean(best == 0),
     )
 
@@ -274,7 +290,7 @@ def _dead_anchors(result: AuditResult) -> list[str]:
         where = f"{anchor.images_without} of {result.images} images"
         if anchor.images_without == result.images and not kept:
             lines.append(f"dead anchor: {anchor.name} fits into no image, so it is never trained")
-        elif anchor.positive_share == 0 and result.objects:
+        elif anchor.positive_share == 0 and result.objects and not result.other_matcher:
             lines.append(f"dead anchor: {anchor.name} is positive for no object, so it only learns background")
         elif not kept and (anchor.legal_share < NEARLY_DEAD or 2 * anchor.images_without >= result.images):
             lines.append(
@@ -291,12 +307,12 @@ def _neglected_objects(result: AuditResult) -> list[str]:
             f"{_share(result.share_without_anchor)} of objects overlap no anchor that is used: the region proposal "
             "network never learns from them"
         )
-    if result.share_without_positive - result.share_without_anchor > 0.1:
+    if result.share_without_positive - result.share_without_anchor > 0.1 and not result.other_matcher:
         lines.append(
             f"{_share(result.share_without_positive)} of objects have no positive anchor (rpn.positive_iou "
             f"{result.positive_iou:g}, rpn.best_per_object false)"
         )
-    if result.share_rescued > MANY_RESCUED:
+    if result.share_rescued > MANY_RESCUED and not result.other_matcher:
         lines.append(
             f"{_share(result.share_rescued)} of objects have positive anchors only because their best ones count, at "
             f"an IoU below {result.positive_iou:g}"

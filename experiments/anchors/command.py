@@ -70,6 +70,7 @@ def _sentence(given: AuditInput, result: AuditResult) -> str:
 def _table(given: AuditInput, result: AuditResult, suggestion: _Suggested | None) -> list[str]:
     difficult = int(given.truth.objects.difficult.sum())
     how = "included" if given.difficult == "keep" else "not counted"
+    other = result.other_matcher
     lines = [
         f"{', '.join(given.truth.splits)}: {_sentence(given, result)}",
         f"({difficult} objects marked difficult are {how})",
@@ -81,6 +82,7 @@ def _table(given: AuditInput, result: AuditResult, suggestion: _Suggested | None
         f"positive anchors per image: {result.positives_per_image:.1f}; of {result.wanted_positives} wanted, sampling "
         f"finds {result.sampled_positives_per_image:.1f} on average, and all of them in "
         f"{percent(result.share_images_wanted, '.1f')} of images",
+        f"(positive: {result.rule}{f'; the training has rpn.matcher {other} instead' if other else ''})",
     ]
     lines += ["", *result.warnings] if result.warnings else []
     return lines + (_suggestion_lines(result, *suggestion) if suggestion is not None else [])

@@ -48,7 +48,7 @@ class AnchorWarnings(pl.Callback):
             part = "" if result.images == len(dataset) else f" (from {result.images} of {len(dataset)} images)"
             lines = [f"warning: {line}{part}" for line in result.warnings]
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, AnchorTelemetry):
+                if isinstance(callback, AnchorTelemetry) and not result.other_matcher:
                     callback.expected = [anchor.positive_share for anchor in result.anchors]
         except Exception:
             logger.debug("no anchor audit at the start of this training", exc_info=True)

@@ -32,7 +32,7 @@ class AnchorTelemetry(InsideSums):
     Scalars are named `train_anchors/<quantity>/stride<s>_scale<s>_ratio<r>`, of the steps since the last log:
 
     - `positives`: its share of all positive anchors; `rescued`: the share of its positives that are so only as the best
-      of an object, below `rpn.positive_iou`;
+      of an object, below `rpn.positive_iou`; none where `rpn.matcher` has no such rule;
     - `negatives`: its share of the sampled negatives;
     - `proposals`: its share of the proposals that survive NMS; `width` and `height`: their mean sides in pixels of the
       resized image (table 1 of the paper);
@@ -68,10 +68,10 @@ class AnchorTelemetry(InsideSums):
         shapes, device = record.shape_of_anchor, record.level_anchors[0].device
         sums = torch.zeros(len(COUNTED), sum(record.anchors_per_location), device=device)
         if record.anchor_matches:
-            positive_iou = pl_module.model.rpn.config.positive_iou
+            positive_from = pl_module.model.rpn.matcher.positive_from
             kinds = [
                 torch.stack([found.kind == POSITIVE for found in record.anchor_matches]),
-                torch.stack([found.rescued(positive_iou) for found in record.anchor_matches]),
+                torch.stack([found.rescued(positive_from) for found in record.anchor_matches]),
             ]
             sums[:2].index_add_(1, shapes, torch.stack(kinds).sum(dim=1).float())
             negatives = shapes[torch.cat([drawn.negatives for drawn in record.sampled_anchors])]

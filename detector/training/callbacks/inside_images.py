@@ -68,8 +68,10 @@ class InsideImages(ValidationPictures):
                 continue
             with trainer.precision_plugin.val_step_context(), unrecorded(), closing(ask()) as learned:
                 losses_of_image(pl_module.model, record, index, target)
+            matcher = pl_module.model.rpn.matcher
+            rule = matcher.positive_from, matcher.measure
             pictures = {
-                "anchors": draw_anchors(image, target, learned, names, pl_module.model.rpn.config.positive_iou),
+                "anchors": draw_anchors(image, target, learned, names, *rule),
                 "proposals": draw_proposals(image, target, record, index),
             }
             if learned.sampled_rois:
@@ -79,12 +81,20 @@ class InsideImages(ValidationPictures):
 
 
 def draw_anchors(
-    image: Tensor, target: Mapping[str, Any], learned: StepRecord, class_names: Sequence[str], positive_iou: float
+    image: Tensor,
+    target: Mapping[str, Any],
+    learned: StepRecord,
+    class_names: Sequence[str],
+    positive_from: float,
+    measure: str = "IoU",
 ) -> Tensor:
-    """Return a picture (3, H', W') of an image's positive anchors and objects, each pair in one colour."""
+    """Return a picture (3, H', W') of an image's positive anchors and objects, each pair in one colour.
+
+    Anchors are positive from an overlap on, or below it as the best of their objects; where it is 0, by other rules.
+    """
     assert learned.batch is not None
     (matches,) = learned.anchor_matches
-    rescued = matches.rescued(positive_iou)
+    rescued = matches.rescued(positive_from)
     positives = (matches.kind == POSITIVE).nonzero().flatten()
     shown = positives[matches.iou[positives].argsort(descending=True)[:_ANCHORS]].flip(0)
     boxes = to_original(learned.anchors[shown], learned.batch, 0)
@@ -98,12 +108,14 @@ def draw_anchors(
         outlines.append(Outline(outline.box, look, f"{outline.caption}: {count}"))
     few = int(rescued.sum())
     best = f", best {len(shown)} shown" if len(shown) < len(positives) else ""
+    which = f"anchor with {measure} >= {positive_from:g}" if positive_from else "positive anchor"
     legend = [
         LegendEntry("object: number of its anchors", GROUND_TRUTH_COLOR),
         DIFFICULT,
-        LegendEntry(f"anchor with IoU >= {positive_iou:g}: {len(positives) - few}", GROUND_TRUTH_COLOR, thin=True),
-        LegendEntry(f"only best of its object: {few}", GROUND_TRUTH_COLOR, dashed=True, thin=True),
+        LegendEntry(f"{which}: {len(positives) - few}", GROUND_TRUTH_COLOR, thin=True),
     ]
+    if positive_from:
+        legend.append(LegendEntry(f"only best of its object: {few}", GROUND_TRUTH_COLOR, dashed=True, thin=True))
     return sketch(image, outlines, legend, f"{len(positives)} positive anchors of {len(matches.kind)}{best}")
 
 

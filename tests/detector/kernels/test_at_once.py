@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from detector.anchors import AnchorConfig
-from detector.assignment import match, match_images
+from detector.assignment import Around, IoUMatcher
 from detector.backbones.base import BackboneConfig, BackboneName
 from detector.faster_rcnn import FasterRCNN
 from detector.image_batch import ImageConfig
@@ -17,7 +17,7 @@ from detector.kernels import transfers
 from detector.kernels.nms import nms_of_classes, nms_of_levels
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
-from detector.sampling import IGNORED, NEGATIVE, POSITIVE, GroundTruth, Matches, sample
+from detector.sampling import IGNORED, NEGATIVE, POSITIVE, GroundTruth, sample
 
 BOXES = torch.tensor([[10.0, 5, 60, 60], [40, 20, 90, 70], [5, 5, 30, 20]])
 
@@ -35,12 +35,14 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> Any:
         {"backbone": "small_c4", "difficult": "ignore", "straddling": "drop", "best_per_object": "one"},
         {"backbone": "resnet18_fpn", "difficult": "drop", "straddling": "keep", "pooling": "roi_pool"},
         {"backbone": "resnet18_fpn", "difficult": "keep", "straddling": "drop", "objectness": "softmax"},
+        {"backbone": "resnet18_fpn", "difficult": "ignore", "straddling": "drop", "matcher": "atss"},
+        {"backbone": "small_c4", "difficult": "drop", "straddling": "keep", "matcher": "simota"},
     ],
 )
 def test_the_whole_detector(options: dict[str, Any], images: int, at_once: Any) -> None:
     """Losses (with so many samples that all are taken), gradients, detections and proposals."""
     torch.manual_seed(0)
-    rpn = {key: options[key] for key in ("best_per_object", "objectness") if key in options}
+    rpn = {key: options[key] for key in ("best_per_object", "objectness", "matcher") if key in options}
     detector = FasterRCNN(
         3,
         BackboneConfig(cast(BackboneName, options["backbone"]), weights="none", frozen_stages=0, norm="batch"),
@@ -81,14 +83,11 @@ def test_matches_of_images_with_unequal_numbers_of_objects(at_once: Any) -> None
     candidates = list(torch.cat((corners, corners + torch.rand(3, 40, 2) * 50 + 1), dim=2))
     candidates[1] = candidates[1][:25]
     truths = [GroundTruth(BOXES[:n], torch.ones(n).long(), torch.arange(n) == 1) for n in (3, 0, 2)]
-
-    def matching(own: Tensor, boxes: Tensor, difficult: Tensor) -> Matches:
-        return match(own, boxes, 0.4, (0.0, 0.2), "one", difficult, "ignore")
-
-    expected = match_images(candidates, truths, matching)
+    matcher = IoUMatcher(0.4, (0.0, 0.2), "one")
+    expected = matcher.of_images(candidates, truths, "ignore", [Around()] * 3)
     assert {kind for found in expected for kind in found.kind.tolist()} == {POSITIVE, NEGATIVE, IGNORED}
     at_once()
-    for found, other in zip(match_images(candidates, truths, matching), expected, strict=True):
+    for found, other in zip(matcher.of_images(candidates, truths, "ignore", [Around()] * 3), expected, strict=True):
         assert found.kind.equal(other.kind)
         assert found.index.equal(other.index)
         assert found.iou.equal(other.iou)

@@ -127,7 +127,7 @@ def test_a_missing_dataset_does_not_hide_the_commands(frcnn, tiny_config, tmp_pa
         assert frcnn("ablate", "g.yaml", cwd=tmp_path).code == 0
 
 
-@pytest.mark.parametrize("name", ["anchors_table8", "loss_weight_table9", "anchors_mini_voc"])
+@pytest.mark.parametrize("name", ["anchors_table8", "loss_weight_table9", "anchors_mini_voc", "assignment_mini_voc"])
 def test_cells_of_our_grids_are_what_they_say(name, monkeypatch):
     """Every option is one, every value fits, and the data are the only thing that may lack."""
     monkeypatch.chdir(ROOT)
@@ -143,6 +143,9 @@ def test_cells_of_our_grids_are_what_they_say(name, monkeypatch):
                 "locations",
                 cell.axes["lambda"],
             )
+        if name == "assignment_mini_voc":
+            matcher = {"dynamic": options.roi.matcher}.get(cell.axes["assignment"], options.rpn.matcher)
+            assert cell.axes["assignment"] in str(matcher).casefold()
 
 
 def test_without_a_checkpoint_nothing_is_evaluated(monkeypatch, tmp_path):

@@ -55,6 +55,18 @@ def xml_objects(dataset: Path, split: str) -> tuple[int, int]:
     return len(stems), sum(text.count("<object>") for text in texts)
 
 
+def test_says_which_rule_it_audits(document, frcnn, tiny_config, tmp_path):
+    by_iou, other = document(), document("--model.rpn.matcher", "atss", "--model.rpn.positive_iou", "0.6")
+    assert (by_iou["rule"], by_iou["other_matcher"]) == ("IoU from 0.7 on, or an object's best", None)
+    assert (other["rule"], other["other_matcher"]) == ("IoU from 0.6 on, or an object's best", "atss")
+    assert any("only because their best ones count" in line for line in by_iou["warnings"])
+    assert not any("positive" in line for line in other["warnings"])
+    own = ("--model.rpn.matcher", "detector.assignment.IoUMatcher", "--model.rpn.matcher.positive_iou", "0.4")
+    assert document(*own)["rule"] == "IoU from 0.4 on"
+    table = frcnn("anchors", "--config", tiny_config, "--model.rpn.matcher", "simota", cwd=tmp_path).out
+    assert "(positive: IoU from 0.7 on, or an object's best; the training has rpn.matcher simota instead)\n" in table
+
+
 def test_keys_and_counts(document, mini_voc):
     found = document()
     assert set(found) >= KEYS

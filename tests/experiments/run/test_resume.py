@@ -164,6 +164,34 @@ def test_interrupt_between_the_batches_of_a_step(frcnn, tiny_config, tmp_path, w
         assert [name for name, tensor in theirs[state].items() if not torch.equal(tensor, ours[state][name])] == []
 
 
+def test_thresholds_that_follow_the_training_go_on(frcnn, tiny_config, tmp_path, with_callback):
+    """Dynamic R-CNN's change after every fourth step; the interrupt comes after the third of six."""
+    fit = ("fit", "--config", tiny_config, "--trainer.limit_val_batches", 1)
+    fit = (*fit, "--model.roi.matcher", "detector.assignment.DynamicMatcher", "--model.roi.matcher.interval", 4)
+    fit = (*fit, "--model.roi.matcher.iou_rank", 3)
+    for name in ("whole", "parts"):
+        (tmp_path / name).mkdir()
+
+    class Terminate(pl.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            if trainer.global_step == 2:
+                signal.raise_signal(signal.SIGTERM)
+
+    assert frcnn(*fit, cwd=tmp_path / "whole").code == 0
+    with_callback(Terminate())
+    assert frcnn(*fit, cwd=tmp_path / "parts").code == 143
+    with_callback(None)
+    whole, parts = (tmp_path / name / "runs" / "tiny" / "seed0" for name in ("whole", "parts"))
+    before = load(parts)["current_model_state"]
+    assert frcnn(*fit, "--ckpt_path", parts / "checkpoints" / "last.ckpt", cwd=tmp_path / "parts").code == 0
+    theirs, ours = load(whole)["current_model_state"], load(parts)["current_model_state"]
+    assert [name for name, tensor in theirs.items() if not torch.equal(tensor, ours[name])] == []
+    steps, values = (f"model.roi_heads.matcher.{name}" for name in ("_steps", "_values"))
+    assert (int(before[steps]), int(ours[steps])) == (3, 6)
+    assert before[values].tolist() == pytest.approx([0.4, 1])
+    assert ours[values][0] > 0.4
+
+
 @pytest.mark.parametrize("call", [2, 10], ids=["first epoch", "last epoch"])
 def test_interrupt_during_validation(frcnn, tiny_config, tmp_path, undisturbed, with_callback, call):
     """Four batches a validation. The checkpoint holds the current weights as such, not the averaged ones that the

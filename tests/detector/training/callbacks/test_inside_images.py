@@ -37,6 +37,10 @@ def test_positive_anchors_have_the_colours_of_their_objects() -> None:
     assert colors(picture, TARGET["boxes"]) == [palette_color(0), palette_color(1)]
     edge = (picture[:, 62:158, 250] == torch.tensor(palette_color(1))[:, None]).all(dim=0)
     assert 30 < int(edge.sum()) < 66  # the second is so only as the best of its object: dashed
+    other = draw_anchors(IMAGE, TARGET, learned, ["cat", "dog"], 0.0)
+    assert colors(other, BOXES[:2]) == [palette_color(0), palette_color(1)]
+    edge = (other[:, 62:158, 250] == torch.tensor(palette_color(1))[:, None]).all(dim=0)
+    assert edge.all()  # by another rule: not dashed
 
 
 def test_proposals_before_nms_lie_below_those_after() -> None:

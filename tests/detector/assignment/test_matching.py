@@ -1,14 +1,17 @@
 """Matching, rule by rule, at exact values."""
 
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
 from detector.anchors import AnchorConfig, AnchorGenerator
-from detector.assignment import match
+from detector.assignment import Around, IoUMatcher, Matcher, NWDMatcher, match
 from detector.boxes import is_inside
-from detector.sampling import IGNORED, NEGATIVE, POSITIVE
+from detector.sampling import IGNORED, NEGATIVE, POSITIVE, GroundTruth, Matches
 
 OBJECT = torch.tensor([[0.0, 0.0, 100.0, 100.0]])
 
@@ -161,3 +164,72 @@ def test_no_objects_and_no_candidates() -> None:
     for objects in (OBJECT, none):
         matches = match(none, objects, 0.7, (0.0, 0.3), best_per_object=True)  # all anchors straddle the border
         assert matches.kind.shape == matches.index.shape == (0,)
+
+
+# The normalised Wasserstein distance
+
+
+def test_nwd_by_hand() -> None:
+    """Both are a distance of 5 from a box of 6 x 8: one by its centre (3, 4), one by half its sides (3, 4)."""
+    objects = torch.tensor([[0.0, 0.0, 6.0, 8.0]])
+    candidates = torch.tensor([[3.0, 4.0, 9.0, 12.0], [-3.0, -4.0, 9.0, 12.0], [0.0, 0.0, 6.0, 8.0]])
+    for constant, value in ((12.8, 0.676634), (5.0, 0.367879)):  # exp(-5 / 12.8), exp(-1)
+        overlap = NWDMatcher(constant=constant).overlap(objects, candidates)
+        assert overlap.tolist() == [pytest.approx([value, value, 1.0], abs=1e-6)]
+
+
+def test_nwd_has_the_rules_of_iou_but_no_best_among_negatives() -> None:
+    """Centres 4, 5, 12 and 16 pixels from the first object: exp(-4 / 12.8) = 0.73, 0.68, 0.39, 0.29."""
+    first = torch.tensor([[0.0, 0.0, 6.0, 8.0]])
+    candidates = first + torch.tensor([[4.0], [5.0], [12.0], [16.0]]) * torch.tensor([1.0, 0.0, 1.0, 0.0])
+    matches = NWDMatcher()(candidates, first, Around())
+    assert matches.kind.tolist() == [POSITIVE, IGNORED, IGNORED, NEGATIVE]
+    assert matches.iou.tolist() == pytest.approx([0.7316, 0.6766, 0.3916, 0.2865], abs=1e-4)
+    # Plain IoU is 2 / 10 for the best one, which the rule of the best candidates saves; the other two overlap nothing.
+    assert IoUMatcher(0.7, (0.0, 0.3), True)(candidates, first, Around()).kind.tolist() == [POSITIVE] + [NEGATIVE] * 3
+    assert NWDMatcher()(candidates[2:], first, Around()).kind.tolist() == [POSITIVE, NEGATIVE]  # the best, 0.39
+    assert NWDMatcher()(candidates[3:], first, Around()).kind.tolist() == [NEGATIVE]  # 0.29 is below 0.3
+    assert NWDMatcher(best_per_object=False)(candidates[2:], first, Around()).kind.tolist() == [IGNORED, NEGATIVE]
+
+
+def test_nwd_against_a_loop(random_boxes: Callable[..., Tensor]) -> None:
+    objects, candidates = random_boxes(4, 0), random_boxes(50, 1)
+    overlap = NWDMatcher(constant=40.0).overlap(objects, candidates)
+    for row, (a, b, c, d) in zip(overlap, objects.tolist(), strict=True):
+        for value, (e, f, g, h) in zip(row.tolist(), candidates.tolist(), strict=True):
+            squares = ((a + c - e - g) / 2) ** 2 + ((b + d - f - h) / 2) ** 2
+            squares += ((c - a - g + e) ** 2 + (d - b - h + f) ** 2) / 4
+            assert value == pytest.approx(math.exp(-math.sqrt(squares) / 40), rel=1e-5)
+
+
+# Matchers of one's own, and all of them on images with difficult objects or without any
+
+
+class Nearest(Matcher):
+    """The candidate whose left side is closest to that of an object is positive."""
+
+    def __call__(self, candidates: Tensor, objects: Tensor, around: Around) -> Matches:
+        """Return the matches."""
+        kind = torch.full((len(candidates),), NEGATIVE)
+        index = torch.zeros_like(kind)
+        for number, box in enumerate(objects):
+            best = int((candidates[:, 0] - box[0]).abs().argmin())
+            kind[best], index[best] = POSITIVE, number
+        return Matches(kind, index, torch.zeros(len(candidates)))
+
+
+def test_a_matcher_of_ones_own_sees_no_difficult_objects() -> None:
+    objects = torch.tensor([[0.0, 0.0, 10.0, 10.0], [50.0, 0.0, 60.0, 10.0], [90.0, 0.0, 99.0, 10.0]])
+    truth = GroundTruth(objects, torch.tensor([1, 1, 1]), torch.tensor([True, False, False]))
+    candidates = torch.tensor([[0.0, 0.0, 10.0, 9.0], [48.0, 0.0, 60.0, 10.0], [91.0, 0.0, 99.0, 10.0]])
+    expected = {"keep": [POSITIVE] * 3, "drop": [NEGATIVE, POSITIVE, POSITIVE], "ignore": [IGNORED, POSITIVE, POSITIVE]}
+    for treatment, kinds in expected.items():
+        (found,) = Nearest().of_images([candidates], [truth], treatment, [Around()])
+        assert found.kind.tolist() == kinds
+        assert found.index.tolist()[1:] == [1, 2]
+    (found,) = Nearest().of_images([candidates], [truth._replace(difficult=~truth.difficult)], "drop", [Around()])
+    assert (found.kind.tolist(), found.index.tolist()) == ([POSITIVE, NEGATIVE, NEGATIVE], [0, 0, 0])
+    none = GroundTruth(objects[:0], torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool))
+    for treatment in expected:
+        (found,) = Nearest().of_images([candidates], [none], treatment, [Around()])
+        assert (found.kind.tolist(), found.index.tolist()) == ([NEGATIVE] * 3, [0, 0, 0])
