@@ -18,6 +18,18 @@ import yaml
 from detector.errors import InputError, brief, shortened
 
 WEIGHTS: Final = "model.safetensors"
+PROGRAMS: Final = {"onnx": "model.onnx", "openvino": "model.xml", "torch_export": "model.pt2"}
+"""By format, the files that `frcnn export` writes, beside WEIGHTS; ABOUT says what they are."""
+ABOUT: Final = "detector.json"
+
+
+def program_of(path: str | Path) -> Path | None:
+    """Return the exported program that a path names, the file itself or the one in its folder; None for all others."""
+    path = Path(path)
+    if path.suffix in {Path(file).suffix for file in PROGRAMS.values()} and not path.is_dir():
+        return path
+    there = (path / file for file in PROGRAMS.values())
+    return next((file for file in there if file.is_file()), None) if (path / ABOUT).is_file() else None
 
 
 def weights_file(path: str | Path) -> Path:

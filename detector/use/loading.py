@@ -1,4 +1,4 @@
-"""`detector.load`: a trained detector from a run's folder or a checkpoint, which is called with images of any kind."""
+"""`detector.load`: a trained detector from a run, a checkpoint or an exported file, called with images of any kind."""
 
 import os
 from collections import deque
@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from detector.errors import InputError, brief, listed
-from detector.files import WEIGHTS
+from detector.errors import InputError, brief, listed, value_text
+from detector.files import WEIGHTS, program_of
 from detector.training.lightning_module import FasterRCNNModule
 from detector.use.detections import Detections
+from detector.use.exported import ExportedDetector
 from detector.use.pixels import Picture, pixels_of, several
 from detector.use.reading import USUAL, Reading
 from detector.use.tiles import check_tiles, detect_in_tiles
@@ -31,7 +32,7 @@ class TrainedDetector:
     """A trained detector: called with images, it returns their detections.
 
     Args:
-        module: The network.
+        network: The network, or an exported one.
         reading: How images are read: as in its training.
         autocast: Type in which layers compute, such as `torch.bfloat16`; None: float32.
         tile: Sides of the tiles in which larger images are detected; 0: no tiles.
@@ -43,7 +44,7 @@ class TrainedDetector:
 
     def __init__(
         self,
-        module: FasterRCNNModule,
+        network: FasterRCNNModule | ExportedDetector,
         reading: Reading,
         autocast: torch.dtype | None = None,
         tile: int = 0,
@@ -51,16 +52,27 @@ class TrainedDetector:
     ) -> None:
         if tile:
             check_tiles(tile, tile_overlap)
-        self.module = module.eval()
+        self.network = network.eval()
         self.reading = reading
         self.autocast = autocast
         self.tile, self.tile_overlap = tile, tile_overlap
-        self.class_names: Mapping[int, str] = dict(enumerate(module.class_names, start=1))
+        self.class_names: Mapping[int, str] = dict(enumerate(network.class_names, start=1))
+
+    @property
+    def module(self) -> FasterRCNNModule:
+        """Return the network to look into.
+
+        Raises:
+            InputError: It is exported.
+        """
+        if isinstance(self.network, ExportedDetector):
+            raise InputError(f"{self.network.path}: is exported and only detects; give the checkpoint")
+        return self.network
 
     @property
     def device(self) -> torch.device:
         """Return where it computes."""
-        return self.module.device
+        return self.network.device
 
     def to(self, device: str | torch.device) -> Self:
         """Let it compute on a device, such as "cuda", and return it.
@@ -69,7 +81,7 @@ class TrainedDetector:
             InputError: There is no such device.
         """
         try:
-            self.module.to(torch.device(device))
+            self.network.to(torch.device(device))
         except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch is built without CUDA
             raise InputError(f"device {device}: {brief(error)}") from error
         return self
@@ -150,14 +162,15 @@ class TrainedDetector:
         """Return `boxes`, `labels` and `scores`, on the CPU, of a batch of images, each (3, H, W) uint8 RGB."""
         if not self.tile or max(max(image.shape[-2:]) for image in pixels) <= self.tile:
             return self._detect(pixels)
-        config = self.module.model.roi_heads.config
+        exported = isinstance(self.network, ExportedDetector)
+        config = self.network.roi if exported else self.network.model.roi_heads.config
         options = self.tile, self.tile_overlap, len(pixels), config
         return [detect_in_tiles(self._detect, image, *options) for image in pixels]
 
     def _detect(self, pixels: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         device = self.device
         with torch.inference_mode(), torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
-            found = self.module([image.to(device, non_blocking=True) for image in pixels])
+            found = self.network([image.to(device, non_blocking=True) for image in pixels])
         return [{key: value.cpu() for key, value in one.items()} for one in found]
 
 
@@ -181,8 +194,10 @@ def load(
     'cross'
 
     Args:
-        path: A run's folder, of which the last checkpoint is taken, a checkpoint, or the safetensors of `frcnn export`.
-        device: Where it computes; by default a GPU where there is one.
+        path: A run's folder, of which the last checkpoint is taken, a checkpoint, or what `frcnn export` wrote, a file
+            or its folder.
+        device: Where it computes; by default a GPU where there is one. Exported programs compute on the CPU, in
+            float32.
         flip: Also detect on the mirrored image, and merge.
         shortest_sides: Detect at several sizes, and merge.
         bit_depth: Bits of the values in 16-bit images; by default those of the training.
@@ -192,16 +207,22 @@ def load(
         tile_overlap: Share of a tile that it has in common with its neighbour; objects should not be larger.
 
     Raises:
-        InputError: There is no such checkpoint or device, or the checkpoint is damaged or not one of `frcnn fit`.
+        InputError: There is no such checkpoint or device, or the checkpoint is damaged or not one of `frcnn fit`, or an
+            option cannot be of an exported program.
     """
-    module = FasterRCNNModule.from_checkpoint(checkpoint_of(path))
-    if flip or shortest_sides:
+    program = program_of(path)
+    if program is not None:
+        for key, value in {"flip": flip, "shortest_sides": shortest_sides, "autocast": autocast}.items():
+            if value:
+                raise InputError(f"{key} {value_text(value)}: {program} is exported and cannot; give the checkpoint")
+    module = FasterRCNNModule.from_checkpoint(checkpoint_of(path)) if program is None else ExportedDetector(program)
+    if isinstance(module, FasterRCNNModule) and (flip or shortest_sides):
         image = module.model.image_config
         sides = list(shortest_sides or image.test_shortest_sides)
         module.model.image_config = replace(image, test_flip=flip or image.test_flip, test_shortest_sides=sides)
     reading = Reading(module.bit_depth if bit_depth is None else bit_depth, max_pixels)
     found = TrainedDetector(module, reading, autocast, tile, tile_overlap)
-    return found.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return found.to(device or ("cuda" if program is None and torch.cuda.is_available() else "cpu"))
 
 
 def checkpoint_of(path: str | os.PathLike[str]) -> Path:

@@ -3,11 +3,11 @@
 import sys
 
 from experiments.benchmark.cases import Benchmark, print_benchmark
-from experiments.benchmark.options import InferOptions, LoaderOptions, MetricsOptions, TrainOptions
+from experiments.benchmark.options import InferOptions, LoaderOptions, MetricsOptions, NetworkOptions, TrainOptions
 from experiments.benchmark.processes import ProcessFailed
 
 
-def benchmark(options: InferOptions | LoaderOptions | MetricsOptions) -> int:
+def benchmark(options: NetworkOptions | LoaderOptions | MetricsOptions) -> int:
     """Time what the options say; return the exit status, 1 if a process failed, after a line that says why."""
     try:
         print_benchmark(_measured(options), options.format)
@@ -17,7 +17,7 @@ def benchmark(options: InferOptions | LoaderOptions | MetricsOptions) -> int:
     return 0
 
 
-def _measured(options: InferOptions | LoaderOptions | MetricsOptions) -> Benchmark:
+def _measured(options: NetworkOptions | LoaderOptions | MetricsOptions) -> Benchmark:
     if isinstance(options, LoaderOptions):
         from experiments.benchmark.loader import benchmark_data
 
@@ -26,6 +26,10 @@ def _measured(options: InferOptions | LoaderOptions | MetricsOptions) -> Benchma
         from experiments.benchmark.metrics import benchmark_evaluate
 
         return benchmark_evaluate(options)
+    if isinstance(options, InferOptions) and options.detectors is not None:
+        from experiments.benchmark.detectors import benchmark_detectors
+
+        return benchmark_detectors(options.detectors, options)
     from experiments.benchmark.devices import benchmark_devices
     from experiments.benchmark.models import chosen_networks
     from experiments.benchmark.network import benchmark_network

@@ -20,7 +20,7 @@ from detector.faster_rcnn import FasterRCNN
 from detector.image_batch import ImageConfig
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
-from experiments.benchmark.options import InferOptions
+from experiments.benchmark.options import NetworkOptions
 
 CLASSES: Final = 20
 OBJECTS: Final = 6
@@ -85,7 +85,7 @@ def standard_network(name: str, size: tuple[int, int]) -> Network:
     )
 
 
-def chosen_networks(options: InferOptions) -> list[Network]:
+def chosen_networks(options: NetworkOptions) -> list[Network]:
     """Return the networks that are named, all of `NETWORKS` where none is, or that of an experiment's file.
 
     Raises:
@@ -150,7 +150,7 @@ def build_network(network: Network, batch: Batch) -> tuple[FasterRCNN, BackboneC
         model = FasterRCNN(
             CLASSES, backbone, network.anchors, network.rpn, network.roi, network.image, network.difficult
         )
-    _set_background_score(model.eval(), [image.cpu() for image in batch[0][:1]])
+    set_background_score(model.eval(), [image.cpu() for image in batch[0][:1]])
     return model.to(memory_format=torch.channels_last), backbone
 
 
@@ -161,15 +161,15 @@ def _random_weights(config: BackboneConfig, batch: Batch, folder: Path) -> Path:
         if isinstance(module, nn.BatchNorm2d):
             module.momentum, module.eps = 1.0, config.norm_eps
     with torch.no_grad():
-        image = batch[0][0].cpu().float()[None]
-        network.train()((image - image.mean()) / image.std())
+        images = torch.stack(batch[0]).cpu().float()
+        network.train()((images - images.mean()) / images.std())
     path = folder / "random.pth"
     torch.save(network.state_dict(), path)
     return path
 
 
 @torch.no_grad()
-def _set_background_score(model: FasterRCNN, images: list[Tensor]) -> None:
+def set_background_score(model: FasterRCNN, images: list[Tensor]) -> None:
     """Make scores of classes differ as a trained detector's, and find a bias of the background by bisection."""
     features, batch = model.features(images)
     proposals = model.proposals(features, batch)

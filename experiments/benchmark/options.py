@@ -10,8 +10,8 @@ PRECISIONS: Final = ("32-true", "tf32", "bf16-mixed", "16-mixed")
 
 
 @dataclass(frozen=True, kw_only=True)
-class InferOptions(FormatOptions, PlotOptions):
-    """Time detection, beside torchvision's detector.
+class NetworkOptions(FormatOptions, PlotOptions):
+    """What `frcnn benchmark train` and `infer` have in common.
 
     Args:
         networks: Of vgg16, resnet50_c4 and resnet50_fpn at 600x800 pixels, resnet18_fpn, mobilenet_v2_fpn and
@@ -62,7 +62,29 @@ class InferOptions(FormatOptions, PlotOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainOptions(InferOptions):
+class InferOptions(NetworkOptions):
+    """Time detection, beside torchvision's detector.
+
+    Args:
+        detectors: Instead: trained detectors in turn, each a checkpoint, a run's folder, or what frcnn export wrote (a
+            file or its folder); in float32, on the CPU if one is exported. The first is what the others are compared
+            with. Of the other options they take --batch_sizes, --size and --repeats.
+    """
+
+    detectors: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what does not go together."""
+        super().__post_init__()
+        others = ("networks", "config", "precisions", "sweep")
+        if self.detectors is not None and (given := [name for name in others if getattr(self, name) is not None]):
+            raise InputError(f"--detectors and --{given[0]}: give one of them")
+        if self.detectors == []:
+            raise InputError("--detectors: give at least one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(NetworkOptions):
     """Time a training step, beside torchvision's detector.
 
     Args:

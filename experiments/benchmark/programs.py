@@ -13,7 +13,7 @@ from detector.training.compilation import compile_networks
 from detector.training.optimization import OptimizerConfig, build_optimizer, parameter_groups
 from experiments.benchmark.measuring import Run, this_device
 from experiments.benchmark.models import Batch
-from experiments.benchmark.options import PRECISIONS, InferOptions, TrainOptions
+from experiments.benchmark.options import PRECISIONS, NetworkOptions, TrainOptions
 from experiments.run.host_memory import keep_freed_memory
 from experiments.run.precision import native_precisions, say_cost
 
@@ -25,7 +25,7 @@ PACKAGES: Final = ("torch", "torchvision", "numpy")
 
 @dataclass(frozen=True)
 class Setting:
-    """The numbers, precisions and device of what is run; see `InferOptions`."""
+    """The numbers, precisions and device of what is run; see `NetworkOptions`."""
 
     kind: Literal["train", "infer"]
     batch_sizes: Sequence[int] = (1,)
@@ -41,7 +41,7 @@ class Setting:
         return "one training step" if self.kind == "train" else "one inference"
 
 
-def chosen_setting(options: InferOptions) -> Setting:
+def chosen_setting(options: NetworkOptions) -> Setting:
     """Return what the options say, and what follows where they say nothing; tell what emulated precisions cost."""
     device = this_device()
     native = native_precisions(device.type)

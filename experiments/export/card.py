@@ -10,8 +10,8 @@ from detector.errors import InputError, flat_options, value_text
 from detector.metrics.bootstrap import interval
 from detector.training.callbacks.run_files import git_commit
 from detector.training.lightning_module import FasterRCNNModule
+from detector.use.exported import RUNTIMES
 from experiments.export.options import FILES
-from experiments.export.programs import RUNTIMES
 from experiments.output import templates
 from experiments.results.runs import Run, read_run
 from experiments.results.scored_runs import Scorer

@@ -1,6 +1,6 @@
 """`frcnn export`: a trained detector as files that run elsewhere, compared with it, and what is to be known of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,21 +10,21 @@ from torch import Tensor
 
 from datamodules.image_files import find_images
 from detector.errors import printable
-from detector.files import write_json, write_whole
+from detector.faster_rcnn import FasterRCNN
+from detector.files import ABOUT, write_json, write_whole
 from detector.training.checkpoint_content import read_checkpoint
 from detector.training.lightning_module import FasterRCNNModule
-from detector.use.loading import checkpoint_of
+from detector.use.exported import RUNTIMES, ExportedDetector
+from detector.use.loading import checkpoint_of, chunks
 from detector.use.reading import Reading, read_image
 from experiments.benchmark.models import make_images
 from experiments.export.card import about_detector, card, reader
-from experiments.export.exported import ExportedDetector
 from experiments.export.network import check_exportable
-from experiments.export.options import ABOUT, CARD, FILES, READER, ExportOptions
-from experiments.export.programs import RUNTIMES, check_packages, write_program
-from experiments.export.zoo import write_weights
+from experiments.export.options import CARD, CONFIG, FILES, READER, ExportOptions
+from experiments.export.programs import check_writable, write_program
+from experiments.export.quantization import CALIBRATED, Quantization
+from experiments.export.zoo import config_of, write_weights
 from experiments.output import writing
-
-MOST_IMAGES = 20
 
 
 def export(options: ExportOptions) -> int:
@@ -37,45 +37,51 @@ def export(options: ExportOptions) -> int:
         InputError: There is no whole checkpoint, a package is missing, or the detector cannot be exported.
     """
     format, folder = options.format, Path(options.output)
-    check_packages(format, f"--format {format}")
+    check_writable(format)
     path = checkpoint_of(options.run)
     module = FasterRCNNModule.from_checkpoint(path)
     content = read_checkpoint(path)
     about = about_detector(module, path, content)
     target, same, checked = folder / FILES[format], True, ""
+    quantization = Quantization(options, path) if options.int8 else None
     if format == "safetensors":
         with writing(str(target)):
             folder.mkdir(parents=True, exist_ok=True)
             write_weights(module, target, about)
+            write_whole(folder / CONFIG, config_of(about).encode())
     else:
         check_exportable(module.model)
         images = _images(options.images, module)
         with writing(str(target)):
             folder.mkdir(parents=True, exist_ok=True)
             write_program(module.model, format, folder, about)
-        likeness = compare(module, ExportedDetector(target), images)
+        likeness = compare(module.model, ExportedDetector(target), [images[:1], *chunks(images[1:], 2)])
         same, checked = likeness.same, likeness.text(made_up=options.images is None)
+        if quantization is not None:
+            given = [] if options.images is None else _images(options.images, module, CALIBRATED)
+            with writing(str(target)):
+                checked += "\n" + quantization.quantize(target, given)
     with writing(str(folder)):
         write_json(folder / ABOUT, about)
         if format in RUNTIMES:
             write_whole(folder / READER, reader(RUNTIMES[format], FILES[format]).encode())
         write_whole(folder / CARD, card(format, about, path, checked, options.license).encode())
-    readers = f", {READER}" if format in RUNTIMES else ""
-    print(f"{printable(target)}: {target.stat().st_size / 1e6:.0f} MB; beside it {ABOUT}, {CARD}" + readers)
+    more = f", {CONFIG}" if format == "safetensors" else f", {READER}" if format in RUNTIMES else ""
+    print(f"{printable(target)}: {target.stat().st_size / 1e6:.0f} MB; beside it {ABOUT}, {CARD}" + more)
     if checked:
         print(checked)
     return int(not same)
 
 
-def _images(path: str | None, module: FasterRCNNModule) -> list[Tensor]:
-    """Return the images to compare on: those of a folder, or ones made of noise, in three sizes."""
+def _images(path: str | None, module: FasterRCNNModule, most: int = 20) -> list[Tensor]:
+    """Return the first images of a folder, or ones made of noise, in three sizes."""
     if path is None:
         side = module.model.image_config.shortest_side[-1]
         sizes = [(side, side * 4 // 3), (side * 3 // 2, side), (side, side)]
         device = torch.device("cpu")
         return [image for size in sizes for image in make_images(size, 2, 4, device)[0]]
     reading = Reading(module.bit_depth)
-    pictures = islice(find_images(path).from_number(0), MOST_IMAGES)
+    pictures = islice(find_images(path).from_number(0), most)
     pixels = (read_image(one, True, reading) if isinstance(one, Path) else one for one in pictures)
     return [torch.from_numpy(one).permute(2, 0, 1) for one in pixels]
 
@@ -111,13 +117,12 @@ class Likeness:
         return said + (f" {self.others} detections are not in both." if self.others else "")
 
 
-def compare(module: FasterRCNNModule, other: ExportedDetector, images: list[Tensor]) -> Likeness:
-    """Return how alike a detector and its exported file are, in batches of one image and of two."""
+def compare(model: FasterRCNN, other: ExportedDetector, batches: Iterable[Sequence[Tensor]]) -> Likeness:
+    """Return how alike the detections of a detector and of its exported file are, in batches of images."""
     like = Likeness()
-    pairs = [images[:1], *(images[start : start + 2] for start in range(1, len(images), 2))]
     with torch.inference_mode():
-        for batch in pairs:
-            for ours, theirs in zip(module.model(batch)[0], other(batch), strict=True):
+        for batch in batches:
+            for ours, theirs in zip(model(batch)[0], other(batch), strict=True):
                 like.images, like.detections = like.images + 1, like.detections + len(ours["boxes"])
                 _add(like, ours, theirs)
     return like

@@ -6,7 +6,6 @@ import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,28 +14,22 @@ from torch import Tensor
 
 from detector.errors import InputError, brief, shortened
 from detector.faster_rcnn import FasterRCNN
+from detector.files import PROGRAMS
+from detector.use.exported import KEY, check_packages
 from experiments.export.network import INPUTS, OUTPUTS, ExportableDetector, suppress_by_torchvision
-from experiments.export.options import FILES
 
-KEY: Final = "frcnn"
-"""Of what is to be known, in the metadata of a file."""
 _WRITES: Final = {"onnx": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("onnx", "onnxscript", "openvino")}
-RUNTIMES: Final = {"onnx": "onnxruntime", "openvino": "openvino"}
 _EXAMPLE: Final = (160, 224)
 """Height and width of the images by which a network is traced: what is no multiple of 32 pixels is padded to it."""
 
 
-def check_packages(format: str, where: str, runs: bool = False) -> None:
-    """Raise InputError, beginning with `where`, unless the packages are there that write or run a format."""
-    packages = [RUNTIMES[format]] if runs and format in RUNTIMES else _WRITES.get(format, ()) if not runs else ()
-    if missing := [name for name in packages if find_spec(name) is None]:
-        extra = "openvino" if format == "openvino" else "export"
-        install = f"pip install 'faster-rcnn-lightning[{extra}]'"
-        raise InputError(f"{where}: needs {', '.join(missing)}, not installed; {install}")
+def check_writable(format: str) -> None:
+    """Raise InputError unless the packages are there that write a format, and run it, to compare."""
+    check_packages(_WRITES.get(format, ()), format, f"--format {format}")
 
 
 def write_program(model: FasterRCNN, format: str, folder: Path, about: Mapping[str, Any]) -> None:
-    """Write the network of a detector into a folder, as the file that `FILES` has for the format.
+    """Write the network of a detector into a folder, as the file that `PROGRAMS` has for the format.
 
     Raises:
         InputError: An option of it, or a part of the network, cannot be exported.
@@ -45,7 +38,7 @@ def write_program(model: FasterRCNN, format: str, folder: Path, about: Mapping[s
     height, width = (-(-side // multiple) * multiple for side in _EXAMPLE)
     sizes = torch.tensor([[height, width - 16], [height - 16, width]], dtype=torch.float32)
     example = (torch.rand(2, 3, height, width) * 255, sizes, sizes * 1.5)
-    path, text = folder / FILES[format], json.dumps(about)
+    path, text = folder / PROGRAMS[format], json.dumps(about)
     with _explained():
         if format == "torch_export":
             _write_torch_export(model, example, path, text)
@@ -53,8 +46,8 @@ def write_program(model: FasterRCNN, format: str, folder: Path, about: Mapping[s
             _write_onnx(model, example, path, text)
         else:
             with tempfile.TemporaryDirectory() as draft:
-                _write_onnx(model, example, Path(draft) / FILES["onnx"], text)
-                _write_openvino(Path(draft) / FILES["onnx"], path, text)
+                _write_onnx(model, example, Path(draft) / PROGRAMS["onnx"], text)
+                _write_openvino(Path(draft) / PROGRAMS["onnx"], path, text)
 
 
 @contextmanager

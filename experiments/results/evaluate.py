@@ -18,8 +18,7 @@ from detector.metrics.proposal_recall import ProposalRecall, reachable
 from detector.metrics.voc_ap import Detections
 from experiments.dataset.annotations import read_annotations
 from experiments.dataset.formats import dataset_format
-from experiments.export.evaluated import detect_split
-from experiments.export.exported import is_exported
+from experiments.export.evaluated import detect_split, is_detector
 from experiments.output import json_text, number
 from experiments.results.error_plot import plot_error_breakdown
 from experiments.results.files import read_proposals, read_results
@@ -47,8 +46,8 @@ def evaluate(options: EvaluateOptions) -> None:
     resamples = options.bootstrap or (DEFAULT_RESAMPLES if options.compare is not None else 0)
 
     def read(path: str) -> Scored:
-        exported = is_exported(path)
-        found = detect_split(path, options.data_format, data, whole) if exported else read_results(path, whole)
+        trained = is_detector(path)
+        found = detect_split(path, options.data_format, data, whole) if trained else read_results(path, whole)
         return score(truth, of_classes(found, whole.class_names, truth.class_names), resamples, options.seed)
 
     other = None if options.compare is None else read(options.compare)

@@ -23,8 +23,9 @@ class EvaluateOptions(DataFormatOptions, FormatOptions, ResampleOptions, PlotOpt
 
     Args:
         predictions: COCO results (JSON: file_name or image_id, category_name or category_id, bbox xywh, score), or a
-            folder of the devkit's comp4_det_test_<class>.txt, or what frcnn export wrote (a file or its folder), which
-            detects on the images first; several are evaluated one by one.
+            folder of the devkit's comp4_det_test_<class>.txt, or a detector, which detects in the images first, in
+            float32: a checkpoint, a run's folder, or what frcnn export wrote (a file or its folder); several are
+            evaluated one by one.
         data: The splits: val_splits, or those that val_fraction makes to validate on.
         classes: Score these classes alone, as if there were no others.
         bootstrap: 95 % intervals from so many resamples of the images.

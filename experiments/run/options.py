@@ -86,7 +86,8 @@ class PredictOptions(ScoreOptions):
     image: the same command goes on where it was stopped or killed.
 
     Args:
-        ckpt_path: Checkpoint of frcnn fit, or the folder of its run; nothing else of the run is needed.
+        ckpt_path: Checkpoint of frcnn fit, the folder of its run, or what frcnn export wrote, a file or its folder;
+            nothing else is needed.
         images: An image, a folder, a pattern in quotes ("photos/**/*.png"), a text file with a path in each line, a
             video, of which each frame is an image, or a camera (camera:0, rtsp://...).
         max_images: Detect in the first so many; by default in all, of a camera's frames in 1,000.

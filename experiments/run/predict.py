@@ -19,7 +19,7 @@ from torch import Tensor
 import detector
 from datamodules.image_files import FoundImages, find_images
 from detector.errors import InputError, printable
-from detector.files import write_whole
+from detector.files import program_of, write_whole
 from detector.metrics.class_subset import chosen_classes
 from detector.training.progress_line import watched
 from detector.use.drawing import is_saved_picture, save_picture
@@ -166,7 +166,7 @@ def _origin(options: PredictOptions, found: FoundImages) -> Mapping[str, Any]:
     for name in ("output", "batch_size", "num_workers", "accelerator"):
         del given[name]
     digest = hashlib.sha256("\0".join(found.names).encode(errors="surrogateescape")).hexdigest()
-    checkpoint = checkpoint_of(options.ckpt_path).stat()
+    checkpoint = (program_of(options.ckpt_path) or checkpoint_of(options.ckpt_path)).stat()
     changed = [checkpoint.st_size, checkpoint.st_mtime_ns]
     return json.loads(json.dumps({"frcnn predict": given, "checkpoint": changed, "images": digest}))  # type: ignore[no-any-return]
 
@@ -176,8 +176,12 @@ def _is_below(path: Path, folder: Path) -> bool:
 
 
 def _detector(options: PredictOptions) -> detector.TrainedDetector:
-    device = accelerator_kind(options.accelerator)
-    precision = str(resolve_precision(options.precision, options.accelerator, 1, option="--precision"))
+    accelerator, precision = options.accelerator, options.precision
+    if program_of(options.ckpt_path) is not None:
+        accelerator = "cpu" if accelerator == "auto" else accelerator
+        precision = "32-true" if precision == "auto" else precision
+    device = accelerator_kind(accelerator)
+    precision = str(resolve_precision(precision, accelerator, 1, option="--precision"))
     if precision not in AUTOCAST and precision not in ("32", "32-true"):
         raise InputError(f"--precision {precision}: there are 32-true, bf16-mixed, 16-mixed and auto")
     autocast = AUTOCAST.get(precision)

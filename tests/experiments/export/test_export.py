@@ -14,6 +14,7 @@ from torch import Tensor
 
 from detector.anchors import AnchorConfig
 from detector.backbones.base import BackboneConfig
+from detector.files import program_of
 from detector.image_batch import ImageConfig
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
@@ -75,9 +76,9 @@ def check_same(ours: list[dict[str, Tensor]], theirs: list[dict[str, Tensor]]) -
 
 def test_detections_are_those_of_the_detector_at_other_numbers_and_sizes(exported, shipped):
     """It was traced with two images; blank ones, on which all anchors of a kind score alike, are among them."""
-    from experiments.export.exported import ExportedDetector
+    from detector.use.exported import ExportedDetector
 
-    other = ExportedDetector(exported)
+    other = ExportedDetector(program_of(exported))
     assert other.class_names == shipped.class_names
     found = 0
     for sizes in ([(120, 150)], [(90, 200), (150, 150)], [(112, 112), (300, 217), (64, 64), (112, 180), (333, 500)]):
@@ -136,9 +137,9 @@ def test_file_and_folder_say_what_it_is(exported, shipped):
     assert about["class_names"] == ["cross", "ellipse", "rectangle", "ring", "star", "triangle"]
     assert about["image"]["shortest_side"] == 112 and about["image"]["mean"] == [0.485, 0.456, 0.406]
     assert about["options"]["anchors"]["aspect_ratios"] == [0.4, 1.0, 2.5]
-    from experiments.export.exported import ExportedDetector
+    from detector.use.exported import ExportedDetector
 
-    assert ExportedDetector(exported).about == about  # in the file itself, too
+    assert ExportedDetector(program_of(exported)).about == about  # in the file itself, too
     card = (exported / "README.md").read_text()
     assert "cross, ellipse, rectangle, ring, star, triangle" in card and "boxes differ by up to" in card
 
@@ -171,8 +172,8 @@ def small_network(backbone: str = "small_c4", box_head: str = "two_fc", **roi: A
 )
 def test_other_options(backbone, roi, tmp_path):
     needs("onnx", "onnxscript", "onnxruntime", reason=ONNX)
+    from detector.use.exported import ExportedDetector
     from experiments.export.card import about_detector
-    from experiments.export.exported import ExportedDetector
     from experiments.export.programs import write_program
 
     module = small_network(backbone, **roi)
@@ -215,9 +216,9 @@ def frcnn_main() -> Any:
 
 
 def test_missing_packages_are_named_with_the_extra(tmp_path, capsys, frcnn_main, monkeypatch):
-    from experiments.export import programs
+    from detector.use import exported
 
-    monkeypatch.setattr(programs, "find_spec", lambda name: None)
+    monkeypatch.setattr(exported, "find_spec", lambda name: None)
     assert frcnn_main("export", SHIPPED, "--output", tmp_path / "out") == 2
     expected = "--format onnx: needs onnx, onnxscript, onnxruntime, not installed; pip install"
     assert capsys.readouterr().err.strip() == f"frcnn: {expected} 'faster-rcnn-lightning[export]'"
@@ -235,7 +236,8 @@ def test_safetensors_are_a_start_and_a_detector(tmp_path, frcnn_main, shipped, c
     folder = tmp_path / "zoo"
     assert frcnn_main("export", SHIPPED, "--format", "safetensors", "--output", folder, "--license", "CC0") == 0
     assert "| licence of the weights | CC0 |" in (folder / "README.md").read_text()
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "detector.json", "model.safetensors"]
+    layout = ["README.md", "config.yaml", "detector.json", "model.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == layout
     images = images_of((120, 150))
     with torch.inference_mode():
         for path in (folder, folder / "model.safetensors"):
