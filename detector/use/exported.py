@@ -109,6 +109,7 @@ def _onnx(path: Path) -> tuple[Callable[[Arrays], Arrays], str]:
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # beside PyTorch's threads all were slow
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_inputs()]
     about = session.get_modelmeta().custom_metadata_map.get(KEY, "")

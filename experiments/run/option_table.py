@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 import yaml
 
 from detector.errors import InputError, flat_options, shortened
-from detector.files import check_checkpoint, check_growth
+from detector.files import check_checkpoint, check_growth, weights_file
 from experiments.arguments import add_options, values_of
 from experiments.dataset.data_format import FORMAT_NAMES, DataFormat, class_of_format
 from experiments.run.folder import AXES_VARIABLE, LAST, run_folder_of
@@ -264,7 +264,7 @@ def check_files(prog: str, config: Namespace) -> None:
         key, hint = ("model.weights", "null") if first else ("model.backbone.weights", "imagenet or none")
         weights = str(first or config.get(key) or "")
         named = re.fullmatch(r"imagenet(_v[12])?|none|null|", weights.lower())
-        if not named and not Path(weights).expanduser().is_file():
+        if not named and not weights_file(Path(weights).expanduser()).is_file():
             raise InputError(f"--{key} {weights}: no such file; give one that is there, or {hint}")
     if not (config.data.get("download") or Path(config.data.root).expanduser().is_dir()):
         from experiments.dataset.formats import dataset_format

@@ -71,9 +71,9 @@ def network(request, images):
     model, _ = build_network(network, (alike, []))
     with torch.no_grad():
         features, batch = model.features(alike)
-        model.rpn.head.deltas.weight.mul_(0.3 / torch.cat(model.rpn.head(features)[1], 1).std())
+        model.rpn.head.deltas.weight.mul_(0.1 / torch.cat(model.rpn.head(features)[1], 1).std())
         deltas = model.roi_heads(features, model.proposals(features, batch))[1]
-        model.roi_heads.predictor.deltas.weight.mul_(1 / deltas.std())
+        model.roi_heads.predictor.deltas.weight.mul_(0.2 / deltas.std())
     set_background_score(model, alike)
     return network, model
 
