@@ -150,7 +150,7 @@ def test_int8_says_what_it_costs(frcnn, tmp_path, mini_voc):
 
 
 def test_a_training_begins_with_a_folder_of_the_zoo(frcnn, tmp_path, mini_voc, shipped, photos):
-    """Its config has all options of the detector; steps of no size leave the detections what they were."""
+    """Its config has all options of the detector; after a step of no size it is the same but for its batch norms."""
     zoo = tmp_path / "zoo"
     result = frcnn("export", SHIPPED, "--format", "safetensors", "--output", zoo, cwd=tmp_path)
     assert result.code == 0 and "config.yaml" in result.out
@@ -168,7 +168,9 @@ def test_a_training_begins_with_a_folder_of_the_zoo(frcnn, tmp_path, mini_voc, s
     trained = frcnn(*words, *splits, *short, *still, cwd=tmp_path)
     assert trained.code == 0, trained.err
     (run,) = tmp_path.glob("runs/*/again")
-    check_alike(shipped(photos[0]), detector.load(run, "cpu")(photos[0]))
+    ours, theirs = shipped(photos[0], 0.5), detector.load(run, "cpu")(photos[0], 0.5)
+    assert len(ours) > 2 and ours.names == theirs.names
+    assert torch.allclose(ours.scores, theirs.scores, atol=0.1) and torch.allclose(ours.boxes, theirs.boxes, atol=5)
 
 
 @pytest.mark.parametrize("format", ["torch_export", "onnx"])
