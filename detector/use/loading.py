@@ -162,8 +162,8 @@ class TrainedDetector:
         """Return `boxes`, `labels` and `scores`, on the CPU, of a batch of images, each (3, H, W) uint8 RGB."""
         if not self.tile or max(max(image.shape[-2:]) for image in pixels) <= self.tile:
             return self._detect(pixels)
-        exported = isinstance(self.network, ExportedDetector)
-        config = self.network.roi if exported else self.network.model.roi_heads.config
+        network = self.network
+        config = network.roi if isinstance(network, ExportedDetector) else network.model.roi_heads.config
         options = self.tile, self.tile_overlap, len(pixels), config
         return [detect_in_tiles(self._detect, image, *options) for image in pixels]
 
@@ -210,7 +210,7 @@ def load(
         InputError: There is no such checkpoint or device, or the checkpoint is damaged or not one of `frcnn fit`, or an
             option cannot be of an exported program.
     """
-    program = program_of(path)
+    program = program_of(Path(path))
     if program is not None:
         for key, value in {"flip": flip, "shortest_sides": shortest_sides, "autocast": autocast}.items():
             if value:

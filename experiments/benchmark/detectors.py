@@ -1,6 +1,7 @@
 """`frcnn benchmark infer --detectors`: trained detectors and what was exported of them, in turn on the same images."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import detector
@@ -42,6 +43,6 @@ def benchmark_detectors(paths: Sequence[str], options: NetworkOptions) -> Benchm
         runs = [partial(one.detect, images) for one in trained]
         times = median_times(runs, trained[0].device, options.repeats)
         for path, time in zip(paths, times, strict=True):
-            peer = {} if path == paths[0] else {"peer": paths[0], "peer_ms": times[0]}
-            benchmark.add(Case(f"{path} {height}x{width}, batch {number}", time, number=number, **peer))
+            case = Case(f"{path} {height}x{width}, batch {number}", time, number=number)
+            benchmark.add(case if path == paths[0] else replace(case, peer=paths[0], peer_ms=times[0]))
     return benchmark
