@@ -126,8 +126,6 @@ def _opened(source: Path | io.BytesIO) -> Iterator[Image.Image]:
         Image.init()
         with Image.open(source, formats=sorted(FORMATS & Image.OPEN.keys())) as image:
             yield image
-    except UnidentifiedImageError as error:  # names the object that it was given
-        raise ValueError("of no image format that Pillow knows") from error
     finally:
         with _pillow:
             _readers -= 1
