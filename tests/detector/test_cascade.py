@@ -2,12 +2,15 @@
 
 from contextlib import closing
 from math import exp, log
+from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from torchvision.ops import batched_nms, roi_align
 
 from detector.anchors import AnchorConfig
@@ -21,6 +24,8 @@ from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
 from detector.sampling import GroundTruth
 from detector.step_record import ask
+from detector.training.lightning_module import FasterRCNNModule
+from detector.training.optimization import OptimizerConfig
 
 PAPER: dict[str, Any] = {"cascade_ious": [0.5, 0.6, 0.7], "class_agnostic": True}
 ALL: dict[str, Any] = {"samples_per_image": 100, "positive_fraction": 1.0}  # so that nothing is left to chance
@@ -276,3 +281,53 @@ def test_evaluation_is_recorded_and_seen_in_views() -> None:
         views, _ = seen(IMAGES)
     for alone, view in zip(detections, views, strict=True):
         torch.testing.assert_close(view["boxes"], alone["boxes"], rtol=1e-4, atol=1e-3)
+
+
+def module(**options: Any) -> FasterRCNNModule:
+    torch.manual_seed(0)
+    return FasterRCNNModule(
+        ["a", "b", "c"],
+        BackboneConfig("small_c4", None, frozen_stages=0, norm="batch", pool_size=4, box_head_channels=32),
+        AnchorConfig([1, 2], [1], straddling="keep"),
+        RPNConfig(post_nms_train=30, post_nms_test=25),
+        RoIConfig(**PAPER | {"samples_per_image": 16, "score_threshold": 0.01, "delta_init_std": 0.1}),
+        ImageConfig([64], 96, pad_multiple=8),
+        **options,
+    )
+
+
+def test_a_training_logs_the_stages_and_is_saved_whole(tmp_path: Path) -> None:
+    made = module(optimizer=OptimizerConfig(lr=0.01, warmup_steps=0, ema_decay=0.5))
+    batches = [(IMAGES, [target([[3.0, 5, 40, 50]]), target([[10.0, 20, 30, 60]])])] * 2
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_steps=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(made, DataLoader(batches, batch_size=None))  # type: ignore[arg-type]
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    for kind in ("cls", "reg"):
+        stages = [logged[f"train/loss_roi_{kind}_{stage}"] for stage in (1, 2, 3)]
+        total = stages[0] + 0.5 * stages[1] + 0.25 * stages[2]
+        assert logged[f"train/loss_roi_{kind}"] == pytest.approx(total, rel=1e-4)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    loaded = FasterRCNNModule.from_checkpoint(tmp_path / "last.ckpt")
+    assert [stage.config for stage in loaded.model.roi_heads.stages] == [
+        stage.config for stage in made.model.roi_heads.stages
+    ]
+    averaged = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(own, averaged[name]) for name, own in loaded.state_dict().items())
+
+
+@pytest.mark.parametrize("step", [2, 4])
+def test_alternating_training_trains_all_stages(step: int) -> None:
+    made = module(training_scheme="alternating")
+    made.scheme.restore({"alternating": {"step": step, "ends": []}})
+    made.scheme.losses(IMAGES, [target([[3.0, 5, 40, 50]]), target([])])["loss"].backward()
+    assert all(own.grad is not None for own in made.model.roi_heads.parameters())
+    assert all(own.grad is None for own in made.model.rpn.parameters())
