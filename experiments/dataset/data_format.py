@@ -31,7 +31,7 @@ def class_of_format(data_format: DataFormat) -> tuple[str, dict[str, Any]]:
     Raises:
         InputError: It is neither.
     """
-    spec: Mapping[str, Any] = {"class_path": data_format} if isinstance(data_format, str) else data_format
+    spec: Mapping[str, Any] = data_format if isinstance(data_format, dict) else {"class_path": data_format}
     path, given = str(spec.get("class_path")), spec.get("init_args") or {}
     if path not in FORMAT_NAMES and not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)+", path):
         names = ", ".join(FORMAT_NAMES)

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 
 _CLASS_PATH_REASONS = "No module named|module '.*' has no attribute|Requirement |the following arguments are required"
 _OF_PART = r"Subtypes: .*(<class 'detector\.[\w.]+'>|ClassPath)"
+_OF_LIGHTNING = (  # a class that is there, with a wrong argument or of another kind
+    r"Subtypes: .*pytorch_lightning[\s\S]*"
+    r"(Option '[\w.]+' is not accepted|Import path does not correspond|class_path '[^']+':\s+Parser key)"
+)
 _TYPES: Final = {
     "<class 'int'>": "a whole number",
     "<class 'float'>": "a number",
@@ -32,7 +36,7 @@ def cause_of(text: str, parser: ArgumentParser | None = None) -> str:
     if missing := re.search(r'"config":\s+File does not exist: .(.+).$', text.strip()):
         return f"--config {os.path.relpath(missing[1])}: no such file"
     key = re.match(r'\s*Parser key "([^"]+)"', text)
-    if re.search(_OF_PART, text):
+    if re.search(_OF_PART, text) or re.search(_OF_LIGHTNING, text):
         return _wrong_part(key[1] if key else "model", text)
     if unknown := re.search(r"(?:Option '([\w.]+)' is not|does not accept option '([\w.]+)')", text):
         return f"<unicode string>: there is no option {unknown[1] or unknown[2]}"

@@ -2,6 +2,7 @@
 
 import pytest
 
+EXAMPLES = "experiments.examples"
 CALLBACK = """
 import json, sys
 import pytorch_lightning as pl
@@ -48,6 +49,31 @@ def test_callbacks_and_augmentations_of_the_current_folder_are_found(tmp_path, t
         (("--trainer.callbacks+", "broken_module.Any"), ["--trainer.callbacks", "broken_module.py, line 1"]),
         (("--data.augmentation", "[{class_path: broken_module.Any}]"), ["broken_module.Any", "broken_module.py, line"]),
         (("--data.augmentation", "[{class_path: importing_module.Any}]"), ["importing_module.Any", "'not_there'"]),
+        (
+            ("--trainer.callbacks+", "collections.OrderedDict"),
+            ["callbacks collections.OrderedDict: is not a class that"],
+        ),
+        (("--trainer.logger", "collections.OrderedDict"), ["collections.OrderedDict: is not a class that inherits"]),
+        (
+            ("--trainer.callbacks+", f"{EXAMPLES}.callback.ImagesSeen", "--trainer.callbacks.evry", "3"),
+            [f"--trainer.callbacks {EXAMPLES}.callback.ImagesSeen: has no argument evry"],
+        ),
+        (
+            ("--trainer.callbacks", f"[{{class_path: {EXAMPLES}.callback.ImagesSeen, init_args: {{every: [1]}}}}]"),
+            ["--trainer.callbacks.every [1]: must be a whole number"],
+        ),
+        (
+            ("--trainer.logger", "CSVLogger", "--trainer.logger.save_dir", "x", "--trainer.logger.nam", "y"),
+            ["--trainer.logger pytorch_lightning.loggers.CSVLogger: has no argument nam"],
+        ),
+        (
+            ("--data.augmentation", f"[{{class_path: {EXAMPLES}.augmentation.QuarterTurns, init_args: {{least: 1}}}}]"),
+            ["--data.augmentation: ", "QuarterTurns", "unexpected keyword argument 'least'"],
+        ),
+        (
+            ("--data.augmentation", f"[{{class_path: {EXAMPLES}.callback.ImagesSeen}}]"),
+            ["ImagesSeen: it is no transform of albumentations or torchvision.transforms.v2"],
+        ),
         (("--trainer.logger", "CSVLogger"), ["--trainer.logger", "CSVLogger: the following arguments", "save_dir"]),
         (
             ("--trainer.callbacks+", "ModelCheckpoint", "--trainer.callbacks.mode", "most"),
