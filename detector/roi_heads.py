@@ -22,16 +22,7 @@ from detector.kernels.transfers import constant, part_of_rows, send, starts_of, 
 from detector.parts import chosen, settle
 from detector.post_processing import NMS, Candidates, likely_boxes, suppress
 from detector.roi_pooling import Pooling, pool_boxes
-from detector.sampling import (
-    IGNORED,
-    GroundTruth,
-    SampledRoIs,
-    hardest,
-    jittered,
-    labelled,
-    read_only,
-    sample,
-)
+from detector.sampling import IGNORED, SAMPLERS, GroundTruth, SampledRoIs, hardest, jittered, labelled, read_only
 from detector.step_record import asking
 
 
@@ -43,6 +34,8 @@ class RoIConfig:
         samples_per_image: RoIs that an image contributes to the losses. py-faster-rcnn: 128; torchvision, detectron2:
             512.
         positive_fraction: Upper limit of the share of positives among them (0.25 in Fast R-CNN and most code).
+        sampler: Which of the others are drawn: `random`, or `iou_balanced`, equally many from each third of the IoUs
+            from 0 to 0.5 (Libra R-CNN, Pang 2019: 0.9 AP more on COCO). Without effect with `ohem`.
         matcher: Which RoIs are positive: `iou` (by the next two options), `dynamic` (by an IoU that rises in training,
             while `reg_beta` falls: Dynamic R-CNN, Zhang 2020), or a class path (detector.assignment.DynamicMatcher).
         positive_iou: A RoI at or above this IoU with an object takes its class.
@@ -98,6 +91,7 @@ class RoIConfig:
 
     samples_per_image: int = 128
     positive_fraction: float = 0.25
+    sampler: Literal["random", "iou_balanced"] = "random"
     matcher: RoIMatcherName | Matcher = "iou"
     positive_iou: float = 0.5
     background_iou: list[float] = field(default_factory=lambda: [0.0, 0.5])
@@ -285,7 +279,7 @@ class RoIHeads(nn.Module):
         number, fraction = (
             (max(map(len, candidates)), 1.0) if config.ohem else (config.samples_per_image, config.positive_fraction)
         )
-        drawn = sample([found.kind for found in matches], number, fraction)
+        drawn = SAMPLERS[config.sampler](matches, number, fraction)
         sampled = labelled(candidates, matches, truths, drawn, config.delta_std, config.delta_mean)
         sampled = self._hardest(features, sampled) if config.ohem else sampled
         for record in asking():

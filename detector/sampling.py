@@ -4,10 +4,10 @@ N candidates of one image, G ground-truth boxes. Drawing works on a single image
 normaliser can be of the wrong one.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -112,10 +112,41 @@ def _sample_at_once(kinds: Tensor, number: int, most_positives: int) -> list[tup
     return [(own[:count], others[:rest]) for own, others, (count, rest) in images]
 
 
+@part(SAMPLING)
+def balanced(
+    matches: Sequence[Matches], number: int, positive_fraction: float, bins: int = 3, upper: float = 0.5
+) -> list[tuple[Tensor, Tensor]]:
+    """Return what `sample` does, with negatives drawn equally from intervals of their IoU.
+
+    IoU-balanced sampling (Libra R-CNN, Pang 2019, section 3.1): `bins` equal intervals up to `upper`. What one of them
+    lacks is drawn at random from all other negatives, as in mmdetection, whose intervals go up to the best IoU of any
+    candidate, which is 1 where objects are added to the proposals.
+    """
+    drawn = []
+    for own in matches:
+        positives = _draw((own.kind == POSITIVE).nonzero().flatten(), int(number * positive_fraction))
+        negatives, wanted = (own.kind == NEGATIVE).nonzero().flatten(), number - len(positives)
+        if len(negatives) > wanted:
+            negatives = negatives[torch.randperm(len(negatives), device=negatives.device)]
+            place = (own.iou[negatives] * (bins / upper)).long().clamp(0, bins - 1)
+            first = torch.zeros_like(negatives, dtype=torch.bool)
+            for inside in (place == interval for interval in range(bins)):
+                first |= inside & (inside.cumsum(0) <= wanted // bins)
+            negatives = torch.cat((negatives[first], negatives[~first]))[:wanted]
+        drawn.append((positives, negatives))
+    return drawn
+
+
 def _draw(indices: Tensor, number: int) -> Tensor:
     if len(indices) <= number:
         return indices
     return indices[torch.randperm(len(indices), device=indices.device)[:number]]
+
+
+SAMPLERS: Final[dict[str, Callable[[Sequence[Matches], int, float], list[tuple[Tensor, Tensor]]]]] = {
+    "random": lambda matches, number, fraction: sample([own.kind for own in matches], number, fraction),
+    "iou_balanced": balanced,
+}
 
 
 def labelled(

@@ -8,7 +8,7 @@ from torchvision.ops import box_iou
 from detector.anchors import AnchorConfig, AnchorGenerator
 from detector.assignment import match
 from detector.boxes import encode, is_inside
-from detector.sampling import IGNORED, NEGATIVE, POSITIVE, jittered, sample
+from detector.sampling import IGNORED, NEGATIVE, POSITIVE, Matches, balanced, jittered, sample
 
 
 def tiles(rows: int, columns: int, side: float) -> Tensor:
@@ -58,6 +58,30 @@ def test_every_candidate_has_its_chance() -> None:
         seen_positives |= set(positives.tolist())
         seen_negatives |= set(negatives.tolist())
     assert (len(seen_positives), len(seen_negatives)) == (12, 30)
+
+
+def test_negatives_balanced_over_their_iou() -> None:
+    """Twelve of 22 negatives: four from each third of 0 to 0.5, of which the last has one: three more from the others.
+
+    All of the second third (four) and of the last (one) are drawn; of 17 in the first seven, each equally often.
+    """
+    iou = torch.tensor([0.9, 0.6, *[0.1] * 16, 0.0, *[0.2, 0.25, 0.3, 0.33], 0.49, 0.4])
+    kind = torch.tensor([POSITIVE, POSITIVE, *[NEGATIVE] * 22, IGNORED])
+    matches = Matches(kind, torch.zeros(25, dtype=torch.int64), iou)
+    torch.manual_seed(0)
+    counts = torch.zeros(25)
+    for _ in range(400):
+        ((positives, negatives),) = balanced([matches], 14, 0.25)
+        assert sorted(positives.tolist()) == [0, 1]
+        assert len(set(negatives.tolist())) == 12
+        counts[negatives] += 1
+    assert counts[19:24].tolist() == [400] * 5 and counts[24] == 0
+    assert (counts[2:19] / 400 - 7 / 17).abs().max() < 0.1  # four standard deviations
+    ((positives, negatives),) = balanced([matches], 100, 0.25)  # fewer than are wanted: all
+    assert sorted([*positives.tolist(), *negatives.tolist()]) == list(range(24))
+    ((positives, negatives),) = balanced([matches], 4, 0.25)
+    assert (len(positives), len(negatives)) == (1, 3)
+    assert sorted((iou[negatives] * 6).long().tolist()) == [0, 1, 2]  # one of each third
 
 
 def test_jittered_boxes_keep_their_shape_within_half_the_share() -> None:
