@@ -457,6 +457,14 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "model.rpn.pre_nms_test": 1000,
     },
     "dynamic_rcnn_resnet50_fpn": DYNAMIC_RCNN,
+    "mmdetection_resnet50_fpn": DYNAMIC_RCNN  # mmdetection's Faster R-CNN, on which its Dynamic R-CNN stands
+    | {
+        "model.roi.matcher": "iou",
+        "model.roi.positive_iou": 0.5,
+        "model.roi.background_iou": [0, 0.5],
+        "model.roi.reg_beta": 0,
+        "model.rpn.nms_iou": 0.7,
+    },
     "torchvision_resnet50_fpn": TORCHVISION | {"model.image.shortest_side": [800], "model.rpn.score_threshold": 0},
     "torchvision_resnet50_fpn_v2": TORCHVISION | {"model.backbone.box_head": "conv_fc", "model.rpn.conv_depth": 2},
     "torchvision_mobilenet_v3_large_320_fpn": TORCHVISION
@@ -484,6 +492,7 @@ def _about(value: Any) -> Any:
         ("detectron2_resnet50_fpn", [12 / 18, 16 / 18]),
         ("cascade_rcnn_resnet50_fpn", [8 / 12, 11 / 12]),
         ("dynamic_rcnn_resnet50_fpn", [8 / 12, 11 / 12]),
+        ("mmdetection_resnet50_fpn", [8 / 12, 11 / 12]),
     ],
 )
 def test_learning_rate_drops_where_published(resolve_first_line, name, milestones):
