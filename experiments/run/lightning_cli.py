@@ -226,7 +226,7 @@ class DetectorCLI(OptionsOfRuns):
             content = read_checkpoint(checkpoint)  # to refuse an unusable one at once
             if self.subcommand == "fit":
                 check_training_state(checkpoint, content)
-            kept = ("global_step", "loops", "hyper_parameters", "alternating")
+            kept = ("global_step", "loops", "hyper_parameters", "alternating", "losses")
             self.done_before = {key: content.get(key) for key in kept}
             config.model.load_backbone_weights = False
         if self.subcommand == "fit":
@@ -298,6 +298,9 @@ class DetectorCLI(OptionsOfRuns):
         if self.goes_on_from is not None:
             raise InputError(message)
         if trainer.limit_val_batches and lacks_numbers(self.run_folder, self.done_before["global_step"]):
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                if isinstance(callback, RunFiles):
+                    callback.losses = self.done_before["losses"] or {}
             trainer.validate(self.model, self.datamodule, checkpoint, verbose=False)
         elif trainer.is_global_zero:
             print(f"{message}. Nothing was changed", file=sys.stderr)

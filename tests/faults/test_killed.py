@@ -133,10 +133,10 @@ def writes(checkpoints: Path) -> bool:
 
 
 def results(cwd: Path) -> tuple[dict[str, Any], Any, dict[str, torch.Tensor]]:
-    """Return metrics but for times, predictions and weights."""
+    """Return metrics but for the speed and the commit, predictions and weights."""
     run = cwd / "runs" / "tiny" / "mine"
     metrics = json.loads((run / "metrics.json").read_text())
-    kept = {name: value for name, value in metrics.items() if name != "train/images_per_second"}
+    kept = {name: value for name, value in metrics.items() if name not in ("train/images_per_second", "git_commit")}
     weights = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     return kept, json.loads((run / "predictions.json").read_text()), weights["state_dict"]
 

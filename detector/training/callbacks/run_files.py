@@ -35,6 +35,7 @@ class RunFiles(pl.Callback):
         folder: The run folder.
 
     Attributes:
+        losses: Where a validation takes the place of the end of a training that was killed: the losses of that.
         predictions: The detections of the last validation or test, as COCO results, on rank 0.
     """
 
@@ -43,6 +44,7 @@ class RunFiles(pl.Callback):
         self._progress: dict[str, int] = {}
         self._trained = False
         self._recall_by_size: dict[str, dict[str, Any]] = {}
+        self.losses: dict[str, float] | None = None
         self.predictions: list[dict[str, Any]] | None = None
 
     def on_load_checkpoint(
@@ -53,6 +55,13 @@ class RunFiles(pl.Callback):
             log_at_step(trainer, max(0, checkpoint["global_step"] - 1))
             trainer.fit_loop.epoch_progress.current.completed = checkpoint["epoch"]
             self._progress = {"epoch": _completed_epochs(checkpoint), "step": checkpoint["global_step"]}
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the losses of the training: it may be killed before it writes them, and only be validated then."""
+        losses = {name: value for name, value in _metrics(trainer).items() if name.startswith("train/loss")}
+        checkpoint["losses"] = losses
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warn where the run has been tested before."""
@@ -119,10 +128,13 @@ class RunFiles(pl.Callback):
         classes = None if chosen == module.val_ap.class_names else list(chosen)
         renewed = tuple(f"{part}/" for part, fn in (("val", "validate"), ("test", "test")) if trainer.state.fn == fn)
         of_others = ("val/", "test/") if before.get("classes") != classes else renewed
-        kept = () if trainer.state.fn == "fit" else ("epoch", "step", "seed", "cpu_kernels")
+        of_others += () if self.losses is None else ("train/",)
+        of_training = trainer.state.fn == "fit" or self.losses is not None
+        kept = () if of_training else ("epoch", "step", "seed", "cpu_kernels")
         write_json(
             self.folder / "metrics.json",
-            {name: value for name, value in before.items() if not name.startswith(of_others) and name != "classes"}
+            without_nan(self.losses or {})
+            | {name: value for name, value in before.items() if not name.startswith(of_others) and name != "classes"}
             | ({} if classes is None else {"classes": classes})
             | (self._test_record(trainer, before) if trainer.state.fn == "test" else {})
             | without_nan(_metrics(trainer))
