@@ -277,7 +277,8 @@ def _said(result: Result) -> None:
 def test_safetensors(folder, content, spoilt, path, value):
     file = folder / "model.safetensors"
     about = {"class_names": ["a", "b"], "bit_depth": 16, "step": 3, "options": dict(content["hyper_parameters"])}
-    tensors = {name: tensor.clone() for name, tensor in content["state_dict"].items()}
+    state = content["state_dict"]
+    tensors = {name.removeprefix("model."): state[name].clone(memory_format=torch.contiguous_format) for name in state}
     for odd in (about, replaced(about, path, value)):
         data = safetensors.torch.save(tensors, {"frcnn": json.dumps(odd)})
         for written in (data, edited(data, *spoilt), edited(data[:HEADER], *spoilt) + data[HEADER:]):
