@@ -5,6 +5,7 @@ location in the order of the config, which is the order in which the RPN head's 
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,10 +13,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from detector.errors import InputError, check_choices, check_numbers
+from detector.errors import InputError, check_numbers
 from detector.kernels.transfers import send
+from detector.parts import Part, name_of, settle
 
 MOST_SHAPES = 10_000  # of all levels; a network with more would not be of use, nor ever made
+
+
+class AnchorShapes(Part):
+    """Anchors of one's own around each location, `anchors.generator`; where locations are, options of anchors say."""
+
+    @abstractmethod
+    def __call__(self, level: int) -> Tensor:
+        """Return the anchors (A, 4) around the origin, in pixels after resizing, of a level, counted from the finest.
+
+        Their order is that of the RPN head's channels; levels may have different numbers of anchors.
+        """
 
 
 @dataclass
@@ -44,6 +57,7 @@ class AnchorConfig:
             `scale_major`.
         sizes: Widths and heights in pixels after resizing, instead of scales x aspect_ratios, such as [[37, 52], [90,
             40]]: one list for all levels, or one list per level (YOLOv2 and v3 take theirs from k-means).
+        generator: Of the anchors of a location: `grid` (scales x aspect_ratios, or sizes), or a class of one's own.
     """
 
     scales: list[float] | list[list[float]] = field(default_factory=lambda: [8.0, 16.0, 32.0])
@@ -55,8 +69,10 @@ class AnchorConfig:
     straddling: Literal["drop", "keep"] = "drop"
     order: Literal["ratio_major", "scale_major"] = "ratio_major"
     sizes: list[list[float]] | list[list[list[float]]] | None = None
+    generator: Literal["grid"] | AnchorShapes = "grid"
 
     def __post_init__(self) -> None:
+        settle("anchors", self)
         scales, ratios = _numbers(self.scales), _numbers(self.aspect_ratios)
         for key, values in (("scales", scales), ("aspect_ratios", ratios)):
             if not values or min(values) <= 0:
@@ -75,14 +91,13 @@ class AnchorConfig:
                 f"anchors: {len(scales)} scales x {len(ratios)} aspect_ratios; at most {MOST_SHAPES} shapes"
             )
         check_numbers("anchors", self, {"(0, inf]": "base_size"})
-        check_choices("anchors", self)
 
     def shapes_of_level(self, level: int) -> list[tuple[float, float]]:
         """Return (scale, aspect ratio) of the anchors of a location of one feature level, in their order.
 
         Anchors that are given by their sizes have no scale: it is nan.
         """
-        if self.sizes is not None:
+        if self.by_size:
             return [(math.nan, round(height / width, 4)) for width, height in self.of_level("sizes", level)]
         scales, ratios = self.of_level("scales", level), self.of_level("aspect_ratios", level)
         if self.order == "ratio_major":
@@ -91,8 +106,16 @@ class AnchorConfig:
 
     def of_level(self, key: str, level: int) -> list[Any]:
         """Return the scales, aspect_ratios or sizes, whichever is named, of one feature level."""
+        if key == "sizes" and isinstance(self.generator, AnchorShapes):
+            anchors = base_anchors(self, level)
+            return [[round(side, 4) for side in size] for size in (anchors[:, 2:] - anchors[:, :2]).tolist()]
         values = getattr(self, key)
         return list(values[level] if self.is_per_level(key) else values)
+
+    @property
+    def by_size(self) -> bool:
+        """Return whether anchors are known by their widths and heights, instead of scales and aspect ratios."""
+        return self.sizes is not None or isinstance(self.generator, AnchorShapes)
 
     def is_per_level(self, key: str) -> bool:
         """Return whether scales, aspect_ratios or sizes, whichever is named, are listed per level."""
@@ -103,7 +126,7 @@ class AnchorConfig:
 
     def names_of_level(self, level: int) -> list[str]:
         """Return the names of the anchors of a location of one feature level, such as scale8_ratio0.5 or 37x52."""
-        if self.sizes is not None:
+        if self.by_size:
             return [f"{width:g}x{height:g}" for width, height in self.of_level("sizes", level)]
         return [f"scale{scale:g}_ratio{ratio:g}" for scale, ratio in self.shapes_of_level(level)]
 
@@ -118,6 +141,8 @@ def base_anchors(config: AnchorConfig, level: int = 0) -> Tensor:
 
     Up to rounding, width = side / sqrt(ratio) and height = side * sqrt(ratio).
     """
+    if isinstance(config.generator, AnchorShapes):
+        return _checked(config.generator(level), config.generator)
     if config.sizes is not None:
         sides = torch.tensor(config.of_level("sizes", level), dtype=torch.float64)
     else:
@@ -134,6 +159,19 @@ def base_anchors(config: AnchorConfig, level: int = 0) -> Tensor:
     if config.rounding == "nearest":
         corners = corners.round()
     return torch.cat((-corners, corners), dim=1).float()
+
+
+def _checked(anchors: Tensor, generator: AnchorShapes) -> Tensor:
+    if (
+        anchors.dim() != 2
+        or anchors.shape[1] != 4
+        or not len(anchors)
+        or not bool((anchors[:, 2:] > anchors[:, :2]).all())
+    ):
+        raise InputError(
+            f"anchors.generator {name_of(generator)}: must give boxes (A, 4), x1 y1 x2 y2, of positive width and height"
+        )
+    return anchors.float()
 
 
 class AnchorGenerator:
@@ -153,7 +191,7 @@ class AnchorGenerator:
 
     def __init__(self, config: AnchorConfig, strides: Sequence[int]) -> None:
         keys = ["scales", "aspect_ratios"] if config.sizes is None else ["sizes"]
-        for key in keys:
+        for key in [] if isinstance(config.generator, AnchorShapes) else keys:
             if config.is_per_level(key) and len(getattr(config, key)) != len(strides):
                 raise InputError(
                     f"anchors.{key}: {len(getattr(config, key))} lists for {len(strides)} levels of strides "

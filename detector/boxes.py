@@ -5,12 +5,16 @@ of the reference box's sides, and the logarithm of the ratio of sides (Faster R-
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from detector.kernels.transfers import constant
+from detector.parts import Part, chosen
 
 MAX_LOG_RATIO = math.log(1000 / 16)
 """Upper clamp of dw and dh before `exp`, so that an untrained head cannot overflow (Detectron's value)."""
@@ -79,6 +83,44 @@ def decode(
     centers = centers + deltas[..., :2] * units
     halves = 0.5 * units * deltas[..., 2:].clamp(max=MAX_LOG_RATIO).exp_()
     return torch.cat((centers - halves, centers + halves), dim=-1)
+
+
+class BoxCoder(Part):
+    """What four numbers stand for a box beside a reference box: an anchor, `rpn.coder`, or a RoI, `roi.coder`."""
+
+    @abstractmethod
+    def encode(self, boxes: Tensor, references: Tensor) -> Tensor:
+        """Return the numbers (..., 4), float32, that stand for `boxes` (..., 4) beside `references` (..., 4)."""
+
+    @abstractmethod
+    def decode(self, deltas: Tensor, references: Tensor) -> Tensor:
+        """Return the boxes (..., 4), float32, of numbers (..., 4): `encode` undone; shapes need only fit together."""
+
+
+@dataclass
+class DeltaCoder(BoxCoder):
+    """Shift of the centre, and logarithms of the ratios of sides (Faster R-CNN, equation 2).
+
+    Args:
+        std: The deltas (dx, dy, dw, dh) are divided by these.
+        mean: Subtracted before.
+    """
+
+    std: Sequence[float] = (1.0, 1.0, 1.0, 1.0)
+    mean: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
+
+    def encode(self, boxes: Tensor, references: Tensor) -> Tensor:
+        """Return the deltas of boxes."""
+        return encode(boxes, references, self.std, self.mean)
+
+    def decode(self, deltas: Tensor, references: Tensor) -> Tensor:
+        """Return the boxes of deltas."""
+        return decode(deltas, references, self.std, self.mean)
+
+
+def box_coder(choice: Literal["deltas"] | BoxCoder, *units: Sequence[float]) -> BoxCoder:
+    """Return the coder of an option; the units are those of deltas."""
+    return chosen(choice, {"deltas": lambda: DeltaCoder(*units)})
 
 
 def clip(boxes: Tensor, size: tuple[int, int] | Tensor) -> Tensor:

@@ -108,7 +108,7 @@ def mean_logits(logits: Sequence[Tensor]) -> Tensor:
 def refined(stage: RoIHeads, deltas: Tensor, rois: Sequence[Tensor], batch: ImageBatch) -> list[Tensor]:
     """Return the boxes (n, 4) that a stage's deltas (R, 1, 4) make of the RoIs (n, 4) of each image, clipped to it."""
     counts = [len(own) for own in rois]
-    boxes = box_ops.decode(deltas[:, 0], together(rois), stage.config.delta_std, stage.config.delta_mean)
+    boxes = stage.coder.decode(deltas[:, 0], together(rois))
     corners = rows_of_images([(w, h, w, h) for h, w in batch.sizes], counts, boxes)
     return list(box_ops.clip(boxes, corners).split(counts))
 

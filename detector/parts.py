@@ -53,6 +53,21 @@ class Part(ABC):  # noqa: B024
         return {"class_path": path, "init_args": {name: _as_text(getattr(self, name)) for name in names}}
 
 
+def name_of(value: object) -> str:
+    """Return the class path of a part, and any other value as text, for messages."""
+    return str(value.as_text()["class_path"]) if isinstance(value, Part) else str(value)
+
+
+def own_parts(**configs: Any) -> dict[str, str]:
+    """Return the class path of each part of configs, by their sections, that is not one of ours by its short name."""
+    return {
+        f"{section}.{field.name}": name_of(value)
+        for section, config in configs.items()
+        for field in fields(config)
+        if isinstance(value := getattr(config, field.name), Part)
+    }
+
+
 def options_of(config: Any) -> dict[str, Any]:
     """Return the fields of a dataclass as plain values, of which parts are class paths and arguments."""
     return {field.name: _as_text(getattr(config, field.name)) for field in fields(config)}

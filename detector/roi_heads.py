@@ -20,9 +20,20 @@ from detector.image_batch import ImageBatch, all_to_original
 from detector.kernels.parts import BOX_HEAD, DETECTIONS, LOSSES, POOLING, TARGETS, part
 from detector.kernels.transfers import constant, part_of_rows, send, starts_of, together, true_indices
 from detector.parts import chosen, settle
-from detector.post_processing import NMS, Candidates, likely_boxes, suppress
+from detector.post_processing import NMS, Candidates, Suppression, likely_boxes, suppression
 from detector.roi_pooling import Pooling, pool_boxes
-from detector.sampling import IGNORED, SAMPLERS, GroundTruth, SampledRoIs, hardest, jittered, labelled, read_only
+from detector.sampling import (
+    IGNORED,
+    SAMPLERS,
+    GroundTruth,
+    SampledRoIs,
+    Sampler,
+    SamplerName,
+    hardest,
+    jittered,
+    labelled,
+    read_only,
+)
 from detector.step_record import asking
 
 
@@ -35,7 +46,7 @@ class RoIConfig:
             512.
         positive_fraction: Upper limit of the share of positives among them (0.25 in Fast R-CNN and most code).
         sampler: Which of the others are drawn: `random`, or `iou_balanced`, equally many from each third of the IoUs
-            from 0 to 0.5 (Libra R-CNN, Pang 2019: 0.9 AP more on COCO). Without effect with `ohem`.
+            from 0 to 0.5 (Libra R-CNN, Pang 2019: 0.9 AP more on COCO); or one's own. Not used with `ohem`.
         matcher: Which RoIs are positive: `iou` (by the next two options), `dynamic` (by an IoU that rises in training,
             while `reg_beta` falls: Dynamic R-CNN, Zhang 2020), or a class path (detector.assignment.DynamicMatcher).
         positive_iou: A RoI at or above this IoU with an object takes its class.
@@ -49,6 +60,7 @@ class RoIConfig:
             `roi_pool` (the paper: corners rounded to the nearest cell) or `roi_pool_floor` (corners rounded down, then
             adaptive max pooling: tutorials without a pooling operator).
         sampling_ratio: RoIAlign's sampling points per bin and axis; 0: adaptive (detectron2). torchvision: 2.
+        coder: What the four numbers of a box are: `deltas` to its RoI (the paper), or a coder of one's own.
         delta_mean: Subtracted from the targets' deltas (dx, dy, dw, dh) before they are divided by `delta_std`. 0 in
             py-faster-rcnn and chenyuntc's port.
         delta_std: The targets' standard deviations, by which deltas are divided. [0.1, 0.1, 0.2, 0.2] in
@@ -72,8 +84,7 @@ class RoIConfig:
         delta_init_std: The same of the boxes' layer (py-faster-rcnn: 0.001).
         cls_loss: Of classes: `cross_entropy`, or a loss of one's own.
         reg_loss: Of boxes: `smooth_l1` of deltas (the paper), or of decoded boxes `iou` (1 - IoU), `giou` (Rezatofighi
-            2019), `diou` or `ciou` (Zheng 2020), all as torchvision computes them; or a loss of one's own. mmdetection:
-            giou, `reg_weight` 10.
+            2019), `diou` or `ciou` (Zheng 2020), as torchvision has them; or one's own. mmdetection: giou, weight 10.
         reg_beta: Smooth L1's turning point on normalised deltas; the paper, py-faster-rcnn: 1, torchvision: 1/9,
             detectron2: 0 (plain L1).
         reg_normalizer: Box loss divided by the number of `samples` (py-faster-rcnn, torchvision, detectron2), of
@@ -82,7 +93,7 @@ class RoIConfig:
         score_threshold: Detections at or below this score are dropped (torchvision, detectron2: 0.05).
         nms: `hard`, or soft NMS (Bodla 2017), which lowers the scores of overlapping detections instead of dropping
             them: `soft_linear` by 1 - IoU above `nms_iou`, `soft_gaussian` by exp(-IoU^2 / `soft_nms_sigma`). A low
-            `score_threshold` belongs to it, such as 0.001.
+            `score_threshold` belongs to it, such as 0.001. Or a class of one's own.
         nms_iou: A detection is dropped if it overlaps a better one of its class by more than this. py-faster-rcnn: 0.3;
             torchvision, detectron2: 0.5.
         soft_nms_sigma: See `nms` (Bodla 2017: 0.5).
@@ -91,7 +102,7 @@ class RoIConfig:
 
     samples_per_image: int = 128
     positive_fraction: float = 0.25
-    sampler: Literal["random", "iou_balanced"] = "random"
+    sampler: SamplerName | Sampler = "random"
     matcher: RoIMatcherName | Matcher = "iou"
     positive_iou: float = 0.5
     background_iou: list[float] = field(default_factory=lambda: [0.0, 0.5])
@@ -99,6 +110,7 @@ class RoIConfig:
     gt_jitter: float = 0.05
     pooling: Pooling = "roi_align"
     sampling_ratio: int = 2
+    coder: Literal["deltas"] | box_ops.BoxCoder = "deltas"
     delta_mean: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0, 0.0])
     delta_std: list[float] = field(default_factory=lambda: [0.1, 0.1, 0.2, 0.2])
     class_agnostic: bool = False
@@ -116,7 +128,7 @@ class RoIConfig:
     reg_normalizer: losses.Normalizer = "samples"
     reg_weight: float = 1.0
     score_threshold: float = 0.05
-    nms: NMS = "hard"
+    nms: NMS | Suppression = "hard"
     nms_iou: float = 0.3
     soft_nms_sigma: float = 0.5
     detections_per_image: int = 100
@@ -183,10 +195,12 @@ class RoIHeads(nn.Module):
         self.strides = tuple(strides)
         self.num_classes = num_classes
         self.box_head = box_head
-        self.predictor = BoxPredictor(
-            box_head.out_channels, num_classes, config.class_agnostic, config.score_init_std, config.delta_init_std
-        )
+        deviations = config.score_init_std, config.delta_init_std
+        self.predictor = BoxPredictor(box_head.out_channels, num_classes, config.class_agnostic, *deviations)
         self.matcher = roi_matcher(config.matcher, config.positive_iou, config.background_iou, config.reg_beta)
+        self.sampler = chosen(config.sampler, SAMPLERS)
+        self.coder = box_ops.box_coder(config.coder, config.delta_std, config.delta_mean)
+        self.nms = suppression(config.nms, config.nms_iou, config.soft_nms_sigma)
         self.class_loss = chosen(config.cls_loss, {"cross_entropy": losses.CrossEntropy})
         self.box_loss = losses.box_loss(config.reg_loss, config.reg_beta)
         self.matcher.box_loss(self.box_loss)  # refuses what it cannot work with
@@ -276,11 +290,10 @@ class RoIHeads(nn.Module):
             for found, own, truth, boxes in zip(matches, proposals, truths, added, strict=True):
                 for part, mask in enumerate([truth.difficult] * len(boxes)):
                     found.kind[len(own) + part * len(mask) :][: len(mask)].masked_fill_(mask, IGNORED)
-        number, fraction = (
-            (max(map(len, candidates)), 1.0) if config.ohem else (config.samples_per_image, config.positive_fraction)
-        )
-        drawn = SAMPLERS[config.sampler](matches, number, fraction)
-        sampled = labelled(candidates, matches, truths, drawn, config.delta_std, config.delta_mean)
+        usual = config.samples_per_image, config.positive_fraction
+        number, fraction = (max(map(len, candidates)), 1.0) if config.ohem else usual
+        drawn = self.sampler.of_images(matches, number, fraction)
+        sampled = labelled(candidates, matches, truths, drawn, self.coder)
         sampled = self._hardest(features, sampled) if config.ohem else sampled
         for record in asking():
             record.truths, record.sampled_rois = truths, sampled
@@ -320,18 +333,16 @@ class RoIHeads(nn.Module):
         """Return `loss_roi_cls` and `loss_roi_reg` (without its weight) over the sampled RoIs of all images."""
         self._record([rois.boxes for rois in sampled], logits, deltas)
         labels = together([rois.labels for rois in sampled])
-        targets = together([rois.deltas for rois in sampled])
         firsts = [rois.positives for rois in sampled]
         if None in firsts:
             (positive,) = true_indices([labels > 0])
         else:
             ranges = zip(firsts, starts_of([rois.labels for rois in sampled]), strict=True)
-            positive = send(
-                torch.cat([torch.arange(start, start + (count or 0)) for count, start in ranges]), labels.device
-            )
+            rows = torch.cat([torch.arange(start, start + (count or 0)) for count, start in ranges])
+            positive = send(rows, labels.device)
         of_boxes = self.matcher.box_loss(self.box_loss)(
             deltas.flatten(0, 1).index_select(0, positive * deltas.shape[1] + self._column(labels[positive])),
-            targets[positive],
+            together([rois.deltas for rois in sampled])[positive],
             self._decoder(sampled, positive),
         )
         asked = self.config.samples_per_image * len(sampled)
@@ -343,8 +354,7 @@ class RoIHeads(nn.Module):
 
     def _decoder(self, sampled: Sequence[SampledRoIs], which: Tensor | slice) -> Callable[[Tensor], Tensor]:
         """Return what gives the boxes (..., n, 4) of deltas (..., n, 4) of some of the sampled RoIs of all images."""
-        units = self.config.delta_std, self.config.delta_mean
-        return lambda own: box_ops.decode(own, together([rois.boxes for rois in sampled])[which], *units)
+        return lambda own: self.coder.decode(own, together([rois.boxes for rois in sampled])[which])
 
     def _record(self, rois: Sequence[Tensor], logits: Tensor, deltas: Tensor) -> None:
         for record in asking():
@@ -381,14 +391,10 @@ class RoIHeads(nn.Module):
         self._record(rois, logits, deltas)
         counts = [len(boxes) for boxes in rois]
         scores = logits.softmax(dim=-1)[:, 1:]  # (R, C)
-        config = self.config
-        boxes = box_ops.decode(deltas, together(rois)[:, None], config.delta_std, config.delta_mean)
-        boxes = boxes.expand(-1, self.num_classes, -1)  # (R, C, 4)
-        return likely_boxes(boxes, scores, counts, batch.sizes, config.score_threshold)
+        boxes = self.coder.decode(deltas, together(rois)[:, None]).expand(-1, self.num_classes, -1)  # (R, C, 4)
+        return likely_boxes(boxes, scores, counts, batch.sizes, self.config.score_threshold)
 
     @part(DETECTIONS)
     def suppress(self, images: Sequence[Candidates], sizes: Sequence[tuple[int, int]]) -> list[Candidates]:
         """Return the candidates of each image, of a size (height, width), that NMS leaves, the best first."""
-        config = self.config
-        limits = config.score_threshold, config.detections_per_image
-        return suppress(images, sizes, config.nms, config.nms_iou, config.soft_nms_sigma, *limits)
+        return self.nms.of_images(images, sizes, self.config.score_threshold, self.config.detections_per_image)

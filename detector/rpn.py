@@ -4,6 +4,7 @@ B images, A anchors per location, L levels, N all anchors of an image, P proposa
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,9 +24,17 @@ from detector.image_batch import ImageBatch
 from detector.kernels.nms import nms_of_levels
 from detector.kernels.parts import ANCHORS, LOSSES, PROPOSALS, RPN_HEAD, TARGETS, part
 from detector.kernels.transfers import constant, joined, one_by_one, repeated, rows_of_images, together
-from detector.parts import chosen, settle
-from detector.sampling import FAR, IGNORED, GroundTruth, Matches, SampledAnchors, sample
+from detector.parts import Part, chosen, settle
+from detector.sampling import FAR, IGNORED, SAMPLERS, GroundTruth, Matches, SampledAnchors, Sampler, SamplerName
 from detector.step_record import Proposals, StepRecord, asking
+
+
+class RPNHeadPart(Part):
+    """Layers of one's own for objectness and deltas, `rpn.head`."""
+
+    @abstractmethod
+    def build(self, in_channels: int, anchors_per_location: Sequence[int], config: "RPNConfig") -> nn.Module:
+        """Return a module that does what `RPNHead` does; see its `forward`."""
 
 
 @dataclass
@@ -33,6 +42,7 @@ class RPNConfig:
     """Region proposal network.
 
     Args:
+        head: `conv` (by the next four options), or layers of one's own.
         hidden_channels: Channels of the 3x3 convolution; 0: as many as the backbone's features. The paper: 512 for
             VGG16.
         conv_depth: How many 3x3 convolutions. The paper: 1; torchvision's `fasterrcnn_resnet50_fpn_v2`: 2.
@@ -49,6 +59,7 @@ class RPNConfig:
         best_per_object: Also make an object's best anchors positive, whatever their IoU (the paper's rule i): true
             (ties included: py-faster-rcnn, torchvision, detectron2), false, or `one` (only the first of the best, which
             then learns that object: bubbliiiing's port).
+        sampler: Which of the others are drawn: `random`, `iou_balanced` (see that of roi), or a sampler of one's own.
         samples_per_image: Anchors that an image contributes to the losses (256 in the paper and its ports).
         positive_fraction: Upper limit of the share of positives among them (0.5 in the paper and its ports).
         pre_nms_train: Proposals per image and level before NMS in training, by score. py-faster-rcnn: 12000;
@@ -70,6 +81,7 @@ class RPNConfig:
             own.
         focal_alpha: Weight of positives in the focal loss, that of negatives being 1 less it (Lin 2017: 0.25).
         focal_gamma: Power by which the focal loss spares what is right already (Lin 2017: 2).
+        coder: What the four numbers of a box are: `deltas` to its anchor (the paper), or a coder of one's own.
         reg_loss: Of boxes: `smooth_l1` of deltas (the paper), or of decoded boxes `iou` (1 - IoU), `giou` (Rezatofighi
             2019), `diou` or `ciou` (Zheng 2020), all as torchvision computes them; or a loss of one's own.
         reg_beta: Smooth L1's turning point; 1/9 is sigma = 3 (py-faster-rcnn, mx-rcnn, torchvision). detectron2: 0.
@@ -79,6 +91,7 @@ class RPNConfig:
         reg_weight: Weight lambda of the box loss in the total. The paper: 10, with `locations`; 1 in most code.
     """
 
+    head: Literal["conv"] | RPNHeadPart = "conv"
     hidden_channels: int = 0
     conv_depth: int = 1
     objectness: Literal["sigmoid", "softmax"] = "sigmoid"
@@ -87,6 +100,7 @@ class RPNConfig:
     positive_iou: float = 0.7
     negative_iou: float = 0.3
     best_per_object: bool | Literal["one"] = True
+    sampler: SamplerName | Sampler = "random"
     samples_per_image: int = 256
     positive_fraction: float = 0.5
     pre_nms_train: int = 12000
@@ -100,6 +114,7 @@ class RPNConfig:
     cls_loss: Literal["bce", "focal"] | losses.ObjectnessLoss = "bce"
     focal_alpha: float = 0.25
     focal_gamma: float = 2.0
+    coder: Literal["deltas"] | box_ops.BoxCoder = "deltas"
     reg_loss: losses.BoxLossName | losses.BoxLoss = "smooth_l1"
     reg_beta: float = 1 / 9
     reg_normalizer: losses.RPNNormalizer = "samples"
@@ -223,9 +238,12 @@ class RegionProposalNetwork(nn.Module):
         super().__init__()
         self.config = config
         self.anchor_generator = AnchorGenerator(anchors, strides)
-        self.head = RPNHead(in_channels, self.anchor_generator.anchors_per_location, config)
+        build = RPNHead if config.head == "conv" else config.head.build
+        self.head = build(in_channels, self.anchor_generator.anchors_per_location, config)
         rules = config.positive_iou, config.negative_iou, config.best_per_object
         self.matcher = anchor_matcher(config.matcher, *rules)
+        self.sampler = chosen(config.sampler, SAMPLERS)
+        self.coder = box_ops.box_coder(config.coder)
         self.objectness_loss = config.objectness_loss()
         self.box_loss = losses.box_loss(config.reg_loss, config.reg_beta)
 
@@ -256,7 +274,7 @@ class RegionProposalNetwork(nn.Module):
         scores, places = together([level.values for level in top], 1), [level.indices for level in top]
         deltas = [own.gather(1, at[..., None].expand(-1, -1, 4)) for own, at in zip(output.deltas, places, strict=True)]
         anchors = [own[at] for own, at in zip(output.anchors, places, strict=True)]
-        boxes = box_ops.decode(together(deltas, 1), together(anchors, 1))  # (B, K, 4)
+        boxes = self.coder.decode(together(deltas, 1), together(anchors, 1))  # (B, K, 4)
         sizes, one_each = [(w, h, w, h) for h, w in batch.sizes], [1] * len(batch.sizes)
         boxes = box_ops.clip(boxes, rows_of_images(sizes, one_each, boxes)[:, None])
         # A side of 0 is never a proposal: its IoU and its RoI are undefined.
@@ -314,10 +332,10 @@ class RegionProposalNetwork(nn.Module):
         config = self.config
         anchors = together(output.anchors)
         matches = self._match(output, anchors, truths, batch.sizes, difficult)
-        drawn = sample([image.kind for image in matches], config.samples_per_image, config.positive_fraction)
+        drawn = self.sampler.of_images(matches, config.samples_per_image, config.positive_fraction)
         found = [image.index[positives] for image, (positives, _) in zip(matches, drawn, strict=True)]
         objects = together([truth.boxes[own] for truth, own in zip(truths, found, strict=True)])
-        deltas = box_ops.encode(objects, anchors[together([positives for positives, _ in drawn])])
+        deltas = self.coder.encode(objects, anchors[together([positives for positives, _ in drawn])])
         each = zip(drawn, deltas.split([len(own) for own in found]), strict=True)
         sampled = [SampledAnchors(*indices, own) for indices, own in each]
         for record in asking():
@@ -338,7 +356,7 @@ class RegionProposalNetwork(nn.Module):
         of_boxes = self.box_loss(
             deltas.flatten(0, 1).index_select(0, positives),
             together([s.deltas for s in sampled]),
-            lambda own: box_ops.decode(own, together(output.anchors)[together([s.positives for s in sampled])]),
+            lambda own: self.coder.decode(own, together(output.anchors)[together([s.positives for s in sampled])]),
         )
         counts = config.samples_per_image * len(sampled), sum(map(self._locations, batch.sizes))
         return {
@@ -363,7 +381,7 @@ class RegionProposalNetwork(nn.Module):
             candidates, outside = [used[size] for size in sizes], [straddling[size] for size in sizes]
         around = [Around([len(level) for level in output.anchors], self.anchor_generator.strides)] * len(sizes)
         if self.matcher.needs_predictions:
-            predicted = box_ops.decode(together(output.deltas, 1), anchors)
+            predicted = self.coder.decode(together(output.deltas, 1), anchors)
             each = zip(around, together(output.logits, 1), predicted, strict=True)
             around = [own._replace(logits=logits.detach(), boxes=boxes.detach()) for own, logits, boxes in each]
         matches = self.matcher.of_images(candidates, truths, difficult, around)

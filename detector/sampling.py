@@ -4,19 +4,21 @@ N candidates of one image, G ground-truth boxes. Drawing works on a single image
 normaliser can be of the wrong one.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from torchvision.ops import nms
 
-from detector.boxes import encode
+from detector.boxes import BoxCoder
 from detector.kernels.parts import SAMPLING, part
 from detector.kernels.transfers import constant, joined, one_by_one, repeated, starts_of, together, true_indices
+from detector.parts import Part
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
 FAR = 1e6
@@ -80,6 +82,40 @@ def stacked(tensors: Sequence[Tensor], value: float) -> Tensor:
     return pad_sequence(list(tensors), batch_first=True, padding_value=value)
 
 
+class Sampler(Part):
+    """What decides which candidates the losses are computed of: anchors, `rpn.sampler`, or RoIs, `roi.sampler`."""
+
+    @abstractmethod
+    def __call__(self, matches: Matches, number: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
+        """Return the indices of positives (P,) and of negatives (Q,) of an image among its N candidates.
+
+        Args:
+            matches: What each candidate is.
+            number: As many as are wanted: `samples_per_image`; there may be fewer.
+            positive_fraction: Upper limit of the share of positives among them.
+        """
+
+    def of_images(
+        self, matches: Sequence[Matches], number: int, positive_fraction: float
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return the indices of each image."""
+        return [self(own, number, positive_fraction) for own in matches]
+
+
+class RandomSampler(Sampler):
+    """Random ones; see `sample`."""
+
+    def __call__(self, matches: Matches, number: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
+        """Return the indices of an image; see `Sampler`."""
+        return self.of_images([matches], number, positive_fraction)[0]
+
+    def of_images(
+        self, matches: Sequence[Matches], number: int, positive_fraction: float
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return the indices of many images at once."""
+        return sample([own.kind for own in matches], number, positive_fraction)
+
+
 @part(SAMPLING)
 def sample(kinds: Sequence[Tensor], number: int, positive_fraction: float) -> list[tuple[Tensor, Tensor]]:
     """Draw up to `number` candidates of each image without replacement: at most `positive_fraction` of them positive.
@@ -112,29 +148,34 @@ def _sample_at_once(kinds: Tensor, number: int, most_positives: int) -> list[tup
     return [(own[:count], others[:rest]) for own, others, (count, rest) in images]
 
 
-@part(SAMPLING)
-def balanced(
-    matches: Sequence[Matches], number: int, positive_fraction: float, bins: int = 3, upper: float = 0.5
-) -> list[tuple[Tensor, Tensor]]:
-    """Return what `sample` does, with negatives drawn equally from intervals of their IoU.
+@dataclass
+class IoUBalancedSampler(Sampler):
+    """Random positives, and negatives drawn equally from intervals of their IoU (Libra R-CNN, Pang 2019, section 3.1).
 
-    IoU-balanced sampling (Libra R-CNN, Pang 2019, section 3.1): `bins` equal intervals up to `upper`. What one of them
-    lacks is drawn at random from all other negatives, as in mmdetection, whose intervals go up to the best IoU of any
-    candidate, which is 1 where objects are added to the proposals.
+    What an interval lacks is drawn at random from all other negatives, as in mmdetection, whose intervals go up to the
+    best IoU of any candidate, which is 1 where objects are added to the proposals.
+
+    Args:
+        bins: How many equal intervals.
+        upper: Where the last one ends.
     """
-    drawn = []
-    for own in matches:
-        positives = _draw((own.kind == POSITIVE).nonzero().flatten(), int(number * positive_fraction))
-        negatives, wanted = (own.kind == NEGATIVE).nonzero().flatten(), number - len(positives)
+
+    bins: int = 3
+    upper: float = 0.5
+
+    @part(SAMPLING)
+    def __call__(self, matches: Matches, number: int, positive_fraction: float) -> tuple[Tensor, Tensor]:
+        """Return the indices of an image; see `Sampler`."""
+        positives = _draw((matches.kind == POSITIVE).nonzero().flatten(), int(number * positive_fraction))
+        negatives, wanted = (matches.kind == NEGATIVE).nonzero().flatten(), number - len(positives)
         if len(negatives) > wanted:
             negatives = negatives[torch.randperm(len(negatives), device=negatives.device)]
-            place = (own.iou[negatives] * (bins / upper)).long().clamp(0, bins - 1)
+            place = (matches.iou[negatives] * (self.bins / self.upper)).long().clamp(0, self.bins - 1)
             first = torch.zeros_like(negatives, dtype=torch.bool)
-            for inside in (place == interval for interval in range(bins)):
-                first |= inside & (inside.cumsum(0) <= wanted // bins)
+            for inside in (place == interval for interval in range(self.bins)):
+                first |= inside & (inside.cumsum(0) <= wanted // self.bins)
             negatives = torch.cat((negatives[first], negatives[~first]))[:wanted]
-        drawn.append((positives, negatives))
-    return drawn
+        return positives, negatives
 
 
 def _draw(indices: Tensor, number: int) -> Tensor:
@@ -143,10 +184,8 @@ def _draw(indices: Tensor, number: int) -> Tensor:
     return indices[torch.randperm(len(indices), device=indices.device)[:number]]
 
 
-SAMPLERS: Final[dict[str, Callable[[Sequence[Matches], int, float], list[tuple[Tensor, Tensor]]]]] = {
-    "random": lambda matches, number, fraction: sample([own.kind for own in matches], number, fraction),
-    "iou_balanced": balanced,
-}
+SamplerName = Literal["random", "iou_balanced"]
+SAMPLERS: Final[dict[str, Callable[[], Sampler]]] = {"random": RandomSampler, "iou_balanced": IoUBalancedSampler}
 
 
 def labelled(
@@ -154,13 +193,9 @@ def labelled(
     matches: Sequence[Matches],
     truths: Sequence[GroundTruth],
     drawn: Sequence[tuple[Tensor, Tensor]],
-    std: Sequence[float],
-    mean: Sequence[float],
+    coder: BoxCoder,
 ) -> list[SampledRoIs]:
-    """Return drawn candidates of each image (indices of positives and negatives) with labels and deltas.
-
-    The deltas to the objects are less `mean` and divided by `std`; see `boxes.encode`.
-    """
+    """Return drawn candidates of each image (indices of positives and negatives) with labels and deltas."""
     indices = [index for pair in drawn for index in pair]
     index, boxes = torch.cat(indices), together(candidates)
     places = joined(indices, [start for start in starts_of(candidates) for _ in range(2)])
@@ -173,7 +208,7 @@ def labelled(
         together([found.index for found in matches])[places].split(counts), starts_of([t.boxes for t in truths])
     )
     positive = repeated([True, False] * len(drawn), [len(own) for own in indices], truths[0].difficult)
-    deltas = encode(objects[of_object], boxes, std, mean)
+    deltas = coder.encode(objects[of_object], boxes)
     labels, deltas = labels[of_object] * positive, torch.where(positive[:, None], deltas, 0.0)
     images = zip(*(part.split(counts) for part in (boxes, labels, deltas, index)), strict=True)
     return [

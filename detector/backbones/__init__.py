@@ -5,11 +5,12 @@ from collections.abc import Callable
 import torch
 
 from detector.backbones import mobilenet_v2, mobilenet_v3, resnet, small, timm_networks, vgg16
-from detector.backbones.base import IMAGENET, Backbone, BackboneConfig, BackboneName
-from detector.backbones.box_heads import BoxHead
+from detector.backbones.base import IMAGENET, Backbone, BackboneConfig, BackboneName, BackbonePart, BoxHeadPart
+from detector.backbones.box_heads import BoxHead, new_box_head
 from detector.backbones.pretrained import load_backbone_weights
 from detector.backbones.timm_models import Levels
 from detector.errors import InputError
+from detector.parts import name_of
 
 __all__ = ["Backbone", "BackboneConfig", "BoxHead", "backbone_strides", "build_backbone", "check_backbone_weights"]
 
@@ -39,7 +40,7 @@ def build_backbone(config: BackboneConfig, load_weights: bool = True) -> tuple[B
     Raises InputError for a configuration or weights that cannot be used.
     """
     check_backbone_weights(config)
-    backbone, box_head = _BUILDERS[config.name](config)
+    backbone, box_head = _built(config)
     backbone.freeze(config.frozen_stages)
     backbone.body.checkpoint_gradients = config.checkpoint_gradients
     if load_weights:
@@ -47,12 +48,25 @@ def build_backbone(config: BackboneConfig, load_weights: bool = True) -> tuple[B
     return backbone, box_head
 
 
-def backbone_strides(name: BackboneName, model: str | None = None, levels: Levels = "fpn") -> tuple[int, ...]:
+def backbone_strides(
+    name: BackboneName | BackbonePart, model: str | None = None, levels: Levels = "fpn"
+) -> tuple[int, ...]:
     """Return the pixels per cell of a backbone's levels, fine to coarse, without memory and weights."""
     with torch.device("meta"):
         config = BackboneConfig(name, "none", frozen_stages=0, norm="batch", model=model, levels=levels)
-        backbone, _ = _BUILDERS[name](config)
-    return backbone.strides
+        return _built(config)[0].strides
+
+
+def _built(config: BackboneConfig) -> tuple[Backbone, BoxHead]:
+    if not isinstance(config.name, BackbonePart):
+        backbone, box_head = _BUILDERS[config.name](config)
+        own_head = isinstance(config.box_head, BoxHeadPart) and config.kind.own_box_head
+        return backbone, new_box_head(config, backbone.out_channels) if own_head else box_head
+    built = config.name.build(config)
+    network, head = built if isinstance(built, tuple) else (built, None)
+    if not isinstance(network, Backbone) or not isinstance(head, BoxHead | None):
+        raise InputError(f"backbone.name {name_of(config.name)}: build must give a Backbone, or that and a BoxHead")
+    return network, head or new_box_head(config, network.out_channels)
 
 
 def check_backbone_weights(config: BackboneConfig) -> None:
@@ -70,9 +84,8 @@ def check_backbone_weights(config: BackboneConfig) -> None:
             if kind.imagenet
             else (f"train it from scratch by {key}.weights none and {key}.frozen_stages 0")
         )
-        raise InputError(
-            f"{key}.weights {config.weights}: none exist for {config.model or config.name}; {instead}, or give a file"
-        )
+        name = config.model or name_of(config.name)
+        raise InputError(f"{key}.weights {config.weights}: none exist for {name}; {instead}, or give a file")
     if config.norm == "group" and kind.batch_norm and (config.name == "timm" or config.weights in IMAGENET):
         why = "timm's networks keep theirs" if config.name == "timm" else f"{config.weights} has batch norm"
         raise InputError(f"{key}.norm group: {why}; give {key}.norm frozen, batch or sync, or random weights")

@@ -5,7 +5,7 @@ backbone.
 """
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Literal, NamedTuple, Self
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from detector.backbones.batch_norm import new_norm
 from detector.backbones.timm_models import Levels, timm_model
-from detector.errors import InputError, check_choices, check_numbers
+from detector.errors import InputError, check_numbers
 from detector.kernels.checkpointing import run_stage
 from detector.kernels.parts import BACKBONE, part
+from detector.parts import Part, name_of, settle
 from detector.state_dicts import WeightsReport
 
 BackboneName = Literal[
@@ -70,6 +71,38 @@ KINDS: Final[dict[BackboneName, Kind]] = {  # of timm see `BackboneConfig.kind`
 }
 
 
+class BackbonePart(Part):
+    """A network of one's own under the RPN, `backbone.name`.
+
+    Attributes:
+        kind: What is known of it before it is built.
+    """
+
+    kind: Kind = Kind(0, batch_norm=False, imagenet=0)
+
+    @abstractmethod
+    def build(self, options: "BackboneConfig") -> "Backbone | tuple[Backbone, nn.Module]":
+        """Return the network with random weights, such as a `FeaturePyramid` or `SingleLevel` of a `Body`.
+
+        With it a `BoxHead` where it has its own; else the one that `backbone.box_head` names follows.
+        """
+
+    def imagenet_weights(self) -> Mapping[str, Tensor]:
+        """Return the tensors that `backbone.weights imagenet` stands for, where `kind.imagenet` is 1.
+
+        Their names are those of `Backbone.weight_prefixes`.
+        """
+        raise NotImplementedError
+
+
+class BoxHeadPart(Part):
+    """A box head of one's own, `backbone.box_head`."""
+
+    @abstractmethod
+    def build(self, in_channels: int, options: "BackboneConfig") -> nn.Module:
+        """Return a `BoxHead` on top of pooled features (R, in_channels, pool_size, pool_size), randomly initialised."""
+
+
 @dataclass
 class BackboneConfig:
     """The network under the RPN and the box head on top of the pooled features.
@@ -79,7 +112,7 @@ class BackboneConfig:
             use the last layers of the classification network as the box head; `*_fpn` give five levels of strides 4 to
             64 (`mobilenet_v3_large_fpn`, as torchvision builds it: three, of strides 32, 32 and 64), `small_c4` (for
             quick training from scratch) one of stride 8, each with a new box head. `timm`: the network of timm that
-            `model` names, with a new box head.
+            `model` names, with a new box head. Or a network of one's own.
         weights: ImageNet weights as torchvision publishes them, downloaded once: `imagenet` or `imagenet_v1` (the first
             release, from which published detectors start) or `imagenet_v2` (trained longer; of resnet50, resnet101 and
             the mobilenets); for `timm`, `imagenet` is what timm publishes for that name and tag; a .pth, .pt or
@@ -109,7 +142,7 @@ class BackboneConfig:
         box_head: On FPN and `small_c4`: `two_fc`, two fully connected layers (the FPN paper), or `conv_fc`, four 3x3
             convolutions of `fpn_channels` with a norm and one fully connected layer (torchvision's v2), or `double`
             (Double-Head, Wu 2020): two fully connected layers for the scores, and convolutions in residual blocks, with
-            batch norm, which is trained, for the boxes.
+            batch norm, which is trained, for the boxes. On any network, a box head of one's own.
         box_head_scale: Of `double`, the sides of the boxes from which the convolutions' features are pooled, in units
             of the RoI's (mmdetection: 1.3).
         box_head_norm: The norm of `conv_fc`, which is trained: `batch` (torchvision's v2), `group` (detectron2) or
@@ -129,7 +162,7 @@ class BackboneConfig:
             resolution) or `single` (its map of stride 16 alone).
     """
 
-    name: BackboneName = "resnet50_fpn"
+    name: BackboneName | BackbonePart = "resnet50_fpn"
     weights: str | None = "imagenet"
     frozen_stages: int = 2
     norm: Literal["frozen", "batch", "group", "sync"] = "frozen"
@@ -139,7 +172,7 @@ class BackboneConfig:
     dropout: float = 0.5
     fpn_channels: int = 256
     fpn_norm: Literal["none", "batch", "group", "sync"] = "none"
-    box_head: Literal["two_fc", "conv_fc", "double"] = "two_fc"
+    box_head: Literal["two_fc", "conv_fc", "double"] | BoxHeadPart = "two_fc"
     box_head_scale: float = 1.3
     box_head_norm: Literal["batch", "group", "sync"] = "batch"
     box_head_channels: int | None = None
@@ -150,7 +183,7 @@ class BackboneConfig:
     levels: Levels = "fpn"
 
     def __post_init__(self) -> None:
-        check_choices("backbone", self)
+        settle("backbone", self)
         allowed = {
             "[0, 1)": "dropout",
             "[0, inf]": "norm_eps",
@@ -161,9 +194,11 @@ class BackboneConfig:
         check_numbers("backbone", self, allowed)
         if self.name != "timm" and (self.model is not None or self.levels != "fpn"):
             given = f"levels {self.levels}" if self.model is None else f"model {self.model}"
-            raise InputError(f"backbone.{given}: is for backbone.name timm, not for {self.name}")
-        if self.kind.own_box_head and self.box_head != "two_fc":
-            raise InputError(f"backbone.box_head {self.box_head}: {self.name} has its own box head; use it with *_fpn")
+            raise InputError(f"backbone.{given}: is for backbone.name timm, not for {name_of(self.name)}")
+        if self.kind.own_box_head and self.box_head in ("conv_fc", "double"):
+            raise InputError(
+                f"backbone.box_head {self.box_head}: {name_of(self.name)} has its own box head; use it with *_fpn"
+            )
         if self.box_head == "double" and (self.box_head_channels or 0) % 4:
             raise InputError(f"backbone.box_head_channels: {self.box_head_channels} must be a multiple of 4 for double")
         check_frozen_stages(self.frozen_stages, self.kind.stages)
@@ -172,10 +207,8 @@ class BackboneConfig:
 
     def _check_deformable(self) -> None:
         key, stages = "backbone.deformable_stages", self.deformable_stages
-        if not self.name.startswith("resnet"):
-            raise InputError(
-                f"backbone.deformable {self.deformable}: is for resnet*_fpn and resnet*_c4, not {self.name}"
-            )
+        if not (name := name_of(self.name)).startswith("resnet"):
+            raise InputError(f"backbone.deformable {self.deformable}: is for resnet*_fpn and resnet*_c4, not {name}")
         if not stages or not set(stages) <= {2, 3, 4, 5}:
             raise InputError(f"{key}: {stages} must list some of the stages 2 to 5")
         if min(stages) <= self.frozen_stages:
@@ -187,6 +220,8 @@ class BackboneConfig:
     @property
     def kind(self) -> Kind:
         """Return what is known of the network before it is built."""
+        if isinstance(self.name, BackbonePart):
+            return self.name.kind
         if self.name != "timm":
             return KINDS[self.name]
         known = timm_model(self.model, self.levels)

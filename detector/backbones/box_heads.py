@@ -10,9 +10,11 @@ from torch.nn import functional as F
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops import Conv2dNormActivation
 
-from detector.backbones.base import BackboneConfig
+from detector.backbones.base import BackboneConfig, BoxHeadPart
 from detector.backbones.batch_norm import Norm, new_norm
+from detector.errors import InputError
 from detector.kernels.layout import for_convolutions
+from detector.parts import name_of
 
 
 class BoxHead(nn.Module):
@@ -120,7 +122,18 @@ BOX_HEADS: dict[str, Callable[[int, int, int], BoxHead]] = {"two_fc": TwoLayerHe
 
 
 def new_box_head(config: BackboneConfig, in_channels: int, width: int = 1024) -> BoxHead:
-    """Build the box head that `config.box_head` names, of its `box_head_channels` or else `width` outputs."""
+    """Build the box head that `config.box_head` names, of its `box_head_channels` or else `width` outputs.
+
+    Raises:
+        InputError: One's own is no `BoxHead`.
+    """
+    if isinstance(config.box_head, BoxHeadPart):
+        head = config.box_head.build(in_channels, config)
+        if not isinstance(head, BoxHead):
+            raise InputError(
+                f"backbone.box_head {name_of(config.box_head)}: build gives a {type(head).__name__}, no BoxHead"
+            )
+        return head
     sizes = config.pool_size or 7, in_channels, config.box_head_channels or width
     if config.box_head == "double":
         return DoubleHead(*sizes, config.box_head_scale)

@@ -9,10 +9,11 @@ import torch
 import torchvision
 from torch import Tensor
 
-from detector.backbones.base import IMAGENET, Backbone, BackboneConfig, BackboneName
+from detector.backbones.base import IMAGENET, Backbone, BackboneConfig, BackboneName, BackbonePart
 from detector.backbones.box_heads import BoxHead
 from detector.backbones.timm_models import library, timm_model
 from detector.errors import InputError
+from detector.parts import name_of
 from detector.state_dicts import KEY, Slot, WeightsReport, fill, first_line, read_content, slots_of, tensors_in
 
 
@@ -30,6 +31,8 @@ def load_backbone_weights(backbone: Backbone, box_head: BoxHead, config: Backbon
         return None
     if config.weights not in IMAGENET:
         source, state = str(config.weights), read_weights_file(str(config.weights))
+    elif isinstance(config.name, BackbonePart):
+        source, state = name_of(config.name), dict(config.name.imagenet_weights())
     elif config.name == "timm":
         source, state = _fetch_from_timm(config)
     else:

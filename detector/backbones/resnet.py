@@ -13,6 +13,7 @@ from detector.backbones.box_heads import BoxHead, new_box_head
 from detector.backbones.deformable import DeformableConv2d
 from detector.backbones.fpn import FeaturePyramid
 from detector.kernels.layout import for_convolutions
+from detector.parts import name_of
 
 
 class ResNetBody(Body):
@@ -68,7 +69,7 @@ def build_resnet_fpn(config: BackboneConfig) -> tuple[FeaturePyramid, BoxHead]:
 
 
 def _network(config: BackboneConfig) -> ResNet:
-    constructor = getattr(torchvision.models, config.name.partition("_")[0])
+    constructor = getattr(torchvision.models, name_of(config.name).partition("_")[0])
     network: ResNet = constructor(weights=None, norm_layer=norm_layer(config))
     for stage in config.deformable_stages if config.deformable != "none" else []:
         for block in network.get_submodule(f"layer{stage - 1}").children():

@@ -169,8 +169,8 @@ class FasterRCNNModule(pl.LightningModule):
         check_finite(path, checkpoint["state_dict"])
         try:
             module = cls(**checkpoint["hyper_parameters"], load_backbone_weights=False)
-        except InputError:
-            raise
+        except InputError as error:  # such as a part of a package that is not installed
+            raise InputError(f"{path}: {error}") from error
         except Exception as error:  # options of other kinds than any of ours
             raise InputError(f"{path}: not a checkpoint of frcnn fit ({brief(error)})") from error
         module.scheme.restore(checkpoint)

@@ -1,10 +1,12 @@
 """Optimiser, learning-rate schedule and averaged weights of a detector."""
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import pytorch_lightning as pl
 import torch
@@ -12,7 +14,96 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from detector.backbones.base import Backbone
-from detector.errors import InputError, check_choices, check_numbers
+from detector.errors import InputError, check_numbers
+from detector.parts import Part, chosen, name_of, settle
+
+
+class OptimizerPart(Part):
+    """An optimiser, `optimizer.name`."""
+
+    @abstractmethod
+    def __call__(self, groups: list[dict[str, Any]], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        """Return an optimiser over groups of parameters, each of which has its own `lr` and `weight_decay`."""
+
+
+@dataclass
+class SGD(OptimizerPart):
+    """Stochastic gradient descent, fused: one pass over the weights instead of one per operation.
+
+    Args:
+        momentum: Share of the last step that is added to each.
+    """
+
+    momentum: float = 0.9
+
+    def __call__(self, groups: list[dict[str, Any]], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        """Return the optimiser."""
+        return torch.optim.SGD(groups, lr=lr, fused=True, weight_decay=weight_decay, momentum=self.momentum)
+
+
+class AdamW(OptimizerPart):
+    """Adam with decoupled weight decay, fused."""
+
+    def __call__(self, groups: list[dict[str, Any]], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+        """Return the optimiser."""
+        return torch.optim.AdamW(groups, lr=lr, fused=True, weight_decay=weight_decay)
+
+
+class Schedule(Part):
+    """The course of the learning rate, `optimizer.schedule`, which options of the optimiser begin with a warm-up.
+
+    Attributes:
+        needs_length: Whether it depends on the training's length.
+    """
+
+    needs_length: ClassVar[bool] = True
+
+    @abstractmethod
+    def __call__(self, progress: float, step: int) -> float:
+        """Return the learning rate relative to `lr` in a step, counted from 0.
+
+        `progress` is the share in 0..1 of all steps that came before; 0 where those have no number.
+        """
+
+
+@dataclass
+class StepSchedule(Schedule):
+    """A factor at each of some milestones.
+
+    Args:
+        milestones: Fractions of all steps.
+        gamma: The factor.
+    """
+
+    milestones: list[float]
+    gamma: float = 0.1
+
+    @property
+    def needs_length(self) -> bool:  # type: ignore[override]
+        """Return whether there are milestones."""
+        return bool(self.milestones)
+
+    def __call__(self, progress: float, step: int) -> float:
+        """Return the learning rate relative to `lr`; see `Schedule`."""
+        return float(self.gamma ** sum(progress >= milestone for milestone in self.milestones))
+
+
+class Cosine(Schedule):
+    """Half a period of a cosine, to 0 at the end (Loshchilov 2017)."""
+
+    def __call__(self, progress: float, step: int) -> float:
+        """Return the learning rate relative to `lr`; see `Schedule`."""
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Constant(Schedule):
+    """Always the same learning rate."""
+
+    needs_length = False
+
+    def __call__(self, progress: float, step: int) -> float:
+        """Return 1."""
+        return 1.0
 
 
 @dataclass
@@ -20,7 +111,7 @@ class OptimizerConfig:
     """Optimiser and schedule.
 
     Args:
-        name: `sgd` (every published system) or `adamw` (short trainings of small networks).
+        name: `sgd` (every published system), `adamw` (short trainings of small networks), or an optimiser of one's own.
         lr: Learning rate after warm-up, of the pretrained layers' weights.
         momentum: Of SGD.
         weight_decay: L2 penalty (sgd) or decoupled decay (adamw).
@@ -37,7 +128,7 @@ class OptimizerConfig:
             to 1000).
         warmup_start: Its first value relative to `lr` (torchvision, detectron2: 0.001).
         schedule: `step` (times `gamma` at each milestone), `cosine` (to 0 at the end) or `constant`; only `constant`
-            needs no length of the training, such as `max_epochs` of the trainer.
+            needs no length of the training, such as `max_epochs` of the trainer. Or a schedule of one's own.
         milestones: Where `step` drops, as fractions of all steps; py-faster-rcnn: 50,000 of 70,000.
         gamma: Factor at each milestone.
         ema_decay: Decay of an exponential moving average of the weights, with which a run is validated and saved; 0:
@@ -49,7 +140,7 @@ class OptimizerConfig:
             with another number of devices has their learning rate from there on. 0: `lr` as it is.
     """
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: Literal["sgd", "adamw"] | OptimizerPart = "sgd"
     lr: float = 0.001
     momentum: float = 0.9
     weight_decay: float = 0.0005
@@ -59,7 +150,7 @@ class OptimizerConfig:
     layer_decay: float = 1.0
     warmup_steps: int = 500
     warmup_start: float = 0.001
-    schedule: Literal["step", "cosine", "constant"] = "step"
+    schedule: Literal["step", "cosine", "constant"] | Schedule = "step"
     milestones: list[float] = field(default_factory=lambda: [5 / 7])
     gamma: float = 0.1
     ema_decay: float = 0.0
@@ -77,7 +168,7 @@ class OptimizerConfig:
             "[0, inf]": "weight_decay bias_lr_factor new_layer_lr_factor warmup_steps gamma",
         }
         check_numbers("optimizer", self, allowed)
-        check_choices("optimizer", self)
+        settle("optimizer", self)
 
 
 def lr_scale(config: OptimizerConfig, trainer: pl.Trainer | None) -> float:
@@ -113,21 +204,18 @@ def lr_factor(config: OptimizerConfig, total_steps: float) -> Callable[[int], fl
     Raises:
         InputError: The schedule needs a length, and there is none.
     """
-    drops = config.schedule == "cosine" or (config.schedule == "step" and config.milestones)
-    if math.isinf(total_steps) and drops:
+    steps = partial(StepSchedule, config.milestones, config.gamma)
+    schedule = chosen(config.schedule, {"step": steps, "cosine": Cosine, "constant": Constant})
+    if math.isinf(total_steps) and schedule.needs_length:
         raise InputError(
-            f"optimizer.schedule: {config.schedule} needs the training's length: give trainer.max_epochs or "
+            f"optimizer.schedule: {name_of(config.schedule)} needs the training's length: give trainer.max_epochs or "
             "trainer.max_steps, beside which max_time and early stopping may end it sooner, or "
             "optimizer.schedule constant"
         )
 
     def factor(step: int) -> float:
         progress = min(step / max(total_steps, 1), 1.0)
-        value = 1.0
-        if config.schedule == "step":
-            value = config.gamma ** sum(progress >= milestone for milestone in config.milestones)
-        elif config.schedule == "cosine":
-            value = 0.5 * (1 + math.cos(math.pi * progress))
+        value = schedule(progress, step)
         if step < config.warmup_steps:
             value *= config.warmup_start + (1 - config.warmup_start) * step / config.warmup_steps
         return value
@@ -181,9 +269,9 @@ def optimizer_options(config: OptimizerConfig) -> dict[str, Any]:
 
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Return the optimiser over `parameter_groups`, fused: one pass over the weights instead of one per operation."""
-    kind = torch.optim.SGD if config.name == "sgd" else torch.optim.AdamW
-    optimizer: torch.optim.Optimizer = kind(groups, lr=config.lr, fused=True, **optimizer_options(config))
+    """Return the optimiser over `parameter_groups`."""
+    part = chosen(config.name, {"sgd": partial(SGD, config.momentum), "adamw": AdamW})
+    optimizer = part(groups, config.lr, config.weight_decay)
     # Gradients are to be unscaled before the step, where Lightning clips them, not within it.
     optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     return optimizer

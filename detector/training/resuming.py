@@ -74,9 +74,9 @@ def check_resumption(
     """
     changes = changed_options(checkpoint.get("hyper_parameters", {}), options)
     check_training_state(path, checkpoint)
-    if "optimizer.name" in changes:
-        old, new = changes["optimizer.name"]
-        raise InputError(f"{path}: optimizer.name {new} cannot go on from the state of {old}; {afresh(path)}")
+    for name in (name for name in changes if name.split(".")[:2] == ["optimizer", "name"]):
+        old, new = changes[name]
+        raise InputError(f"{path}: {name} {new} cannot go on from the state of {old}; {afresh(path)}")
     theirs = {group["name"]: len(group["params"]) for group in checkpoint["optimizer_states"][0]["param_groups"]}
     ours = {group["name"]: len(group["params"]) for group in groups}
     if theirs != ours:

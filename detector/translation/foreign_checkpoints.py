@@ -22,6 +22,7 @@ from detector.backbones.base import BackboneConfig
 from detector.errors import InputError, value_text
 from detector.faster_rcnn import FasterRCNN
 from detector.files import weights_file
+from detector.rpn import RPNHead
 from detector.state_dicts import WeightsReport, fill, read_content, slots_of, tensors_in
 from detector.training.finite import check_finite
 from detector.translation.own_checkpoints import is_own, translate_own
@@ -214,7 +215,7 @@ def _options_of(model: FasterRCNN, backbone: BackboneConfig) -> dict[str, Any]:
         "backbone.box_head_channels": model.roi_heads.box_head.out_channels,
         "backbone.pool_size": model.roi_heads.box_head.pool_size,
         "rpn.conv_depth": model.rpn.config.conv_depth,
-        "rpn.hidden_channels": model.rpn.head.conv.out_channels,
+        "rpn.hidden_channels": model.rpn.head.conv.out_channels if isinstance(model.rpn.head, RPNHead) else None,
         "roi.class_agnostic": model.roi_heads.config.class_agnostic,
         ANCHORS: counts[0] if len(set(counts)) == 1 else list(counts),
     }

@@ -14,12 +14,12 @@ from detector.translation.translated import Translated
 
 RPN_OUTPUTS = tuple(f"rpn.head.{name}.{kind}" for name in ("objectness", "deltas") for kind in ("weight", "bias"))
 RPN_DELTAS = "rpn.head.deltas."
-SCORES = "scores.bias"
+PREDICTOR, SCORES = "roi_heads.predictor.", "scores.bias"
 
 
 def is_own(state: Mapping[str, Tensor]) -> bool:
     """Return whether a state dict is of this project's module, or of its network."""
-    return any(name.startswith(tuple(prefix + RPN_DELTAS for prefix in ("model.", ""))) for name in state)
+    return any(f"{prefix}{PREDICTOR}{SCORES}" in state for prefix in ("model.", ""))
 
 
 def translate_own(
@@ -37,7 +37,7 @@ def translate_own(
             f"{source}: is of step 1 or 2 of an alternating training; up to the end of step 2 there is no single "
             "network to begin with"
         )
-    prefix = "model." if any(name.startswith(f"model.{RPN_DELTAS}") for name in state) else ""
+    prefix = "model." if f"model.{PREDICTOR}{SCORES}" in state else ""
     tensors = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     _check_backbone(tensors, shapes, options, source)

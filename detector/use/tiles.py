@@ -7,7 +7,7 @@ from torch import Tensor
 from torchvision.ops import box_area
 
 from detector.errors import InputError
-from detector.post_processing import Candidates, suppress
+from detector.post_processing import Candidates, suppression
 from detector.roi_heads import RoIConfig
 
 Detect = Callable[[Sequence[Tensor]], list[dict[str, Tensor]]]
@@ -64,8 +64,10 @@ def detect_in_tiles(
     every = Candidates(torch.cat(boxes), torch.cat(labels), torch.cat(scores), numbers)
     kept = every.rois[~_parts(every, torch.cat(cut))]
     limit = config.detections_per_image * len(corners)
-    options = config.nms, config.nms_iou, config.soft_nms_sigma, config.score_threshold, limit
-    (merged,) = suppress([Candidates(*(column[kept] for column in every))], [(height, width)], *options)
+    nms = suppression(config.nms, config.nms_iou, config.soft_nms_sigma)
+    (merged,) = nms.of_images(
+        [Candidates(*(column[kept] for column in every))], [(height, width)], config.score_threshold, limit
+    )
     return {"boxes": merged.boxes, "labels": merged.labels, "scores": merged.scores}
 
 

@@ -165,7 +165,15 @@ def read_grid(path: str | Path) -> Grid:
 
 
 def label_of(value: Any) -> str:
-    """Return a value as part of a file name: [4, 8, 16] -> 4-8-16, [[1, 2], [4]] -> 1-2_4, true -> true."""
+    """Return a value as part of a file name: [4, 8, 16] -> 4-8-16, [[1, 2], [4]] -> 1-2_4, true -> true.
+
+    Of a class path that is the class: my_package.Wing -> Wing, and with an argument Wing-omega5.
+    """
+    if isinstance(value, dict) and "class_path" in value:
+        arguments = (value.get("init_args") or {}).items()
+        return "-".join([label_of(value["class_path"]), *(f"{key}{label_of(one)}" for key, one in arguments)])
+    if isinstance(value, str) and re.fullmatch(r"[a-z_]\w*(\.\w+)*\.[A-Z]\w*", value):
+        return value.rpartition(".")[2]
     if isinstance(value, list):
         return ("_" if any(isinstance(item, list) for item in value) else "-").join(label_of(item) for item in value)
     if isinstance(value, float):

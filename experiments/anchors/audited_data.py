@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 from datamodules.ground_truth import SplitTruth
 from detector.anchors import AnchorConfig, AnchorGenerator
 from detector.backbones import backbone_strides
+from detector.backbones.base import BackboneConfig
 from detector.image_batch import ImageConfig
 from detector.rpn import RPNConfig
 from experiments.anchors.audit import AuditResult, audit
@@ -68,7 +69,7 @@ def audit_input(config: Namespace, lists: Sequence[Path] = ()) -> AuditInput:
     """
     model, data = config.model, config.data.get("init_args", config.data)
     anchors = AnchorConfig(**model.anchors.as_dict())
-    backbone = model.backbone
+    backbone = BackboneConfig(**model.backbone.as_dict())
     strides = backbone_strides(backbone.name, backbone.model, backbone.levels)
     AnchorGenerator(anchors, strides)  # refuses lists that do not fit the levels, before files are read
     given = {option.name: data[option.name] for option in fields(DataOptions) if data.get(option.name) is not None}

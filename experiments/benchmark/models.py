@@ -18,6 +18,7 @@ from detector.backbones.base import BackboneConfig, BackboneName
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
 from detector.image_batch import ImageConfig
+from detector.parts import name_of
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
 from experiments.benchmark.options import NetworkOptions
@@ -156,7 +157,7 @@ def build_network(network: Network, batch: Batch) -> tuple[FasterRCNN, BackboneC
 
 def _random_weights(config: BackboneConfig, batch: Batch, folder: Path) -> Path:
     """Write random weights of the classification network, with the batch norm's statistics of the images."""
-    network = torchvision.models.get_model(config.name.removesuffix("_fpn").removesuffix("_c4"), weights=None)
+    network = torchvision.models.get_model(name_of(config.name).removesuffix("_fpn").removesuffix("_c4"), weights=None)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum, module.eps = 1.0, config.norm_eps

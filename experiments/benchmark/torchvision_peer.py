@@ -20,6 +20,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from detector.backbones.base import BackboneConfig
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
+from detector.parts import name_of, own_parts
 from detector.translation.foreign_checkpoints import torchvision_name
 from experiments.benchmark.models import Batch
 
@@ -95,10 +96,13 @@ def _network(ours: FasterRCNN, config: BackboneConfig) -> tuple[nn.Module, nn.Mo
     if any(getattr(config, key) != value for key, value in needed.items()) or config.norm in ("group", "sync"):
         only = ", ".join(f"{key} {value}" for key, value in needed.items())
         raise InputError(f"--peer torchvision: is built with --model.backbone.{only}, and norm frozen or batch only")
+    parts = own_parts(anchors=ours.rpn.anchor_generator.config, rpn=ours.rpn.config, roi=ours.roi_heads.config)
+    for option, path in parts.items():
+        raise InputError(f"--peer torchvision: has no {path}; give --model.{option} by a short name")
     if len(ours.roi_heads.stages) > 1:
         raise InputError("--peer torchvision: has no cascade; give --model.roi.cascade_ious []")
     trunk: nn.Module
-    name, norm = config.name, FrozenBatchNorm2d if config.norm == "frozen" else nn.BatchNorm2d
+    name, norm = name_of(config.name), FrozenBatchNorm2d if config.norm == "frozen" else nn.BatchNorm2d
     if name == "vgg16":
         vgg = torchvision.models.vgg16(weights=None, dropout=config.dropout)
         trunk = nn.Sequential(*list(vgg.features)[:-1])

@@ -19,7 +19,7 @@ from detector.use.loading import checkpoint_of, chunks
 from detector.use.reading import Reading, read_image
 from experiments.benchmark.models import make_images
 from experiments.export.card import about_detector, card, reader
-from experiments.export.network import check_exportable
+from experiments.export.network import check_exportable, say_own_parts
 from experiments.export.options import CARD, CONFIG, FILES, READER, ExportOptions
 from experiments.export.programs import check_writable, write_program
 from experiments.export.quantization import CALIBRATED, Quantization
@@ -51,6 +51,7 @@ def export(options: ExportOptions) -> int:
             write_whole(folder / CONFIG, config_of(about).encode())
     else:
         check_exportable(module.model)
+        say_own_parts(module.hparams)
         images = _images(options.images, module)
         with writing(str(target)):
             folder.mkdir(parents=True, exist_ok=True)

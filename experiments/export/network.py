@@ -5,11 +5,13 @@ last of which may be empty. B images, H x W their common padded size, P proposal
 background, R proposals of all images that are there, D detections of an image.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchvision.ops import nms, roi_align, roi_pool
 
@@ -20,6 +22,7 @@ from detector.errors import InputError, value_text
 from detector.faster_rcnn import FasterRCNN
 from detector.kernels.onednn import Conv2d
 from detector.kernels.transfers import together
+from detector.parts import name_of
 
 Suppression = Callable[[Tensor, Tensor, float, float], Tensor]
 """Boxes (G, n, 4), scores (G, n), a score that is too low and an IoU -> mask (G, n) of what NMS in each group keeps."""
@@ -49,6 +52,7 @@ class ExportableDetector(nn.Module):
         _fold_norms(self)
         self.anchors, self.rpn, self.roi = model.rpn.anchor_generator, model.rpn.config, model.roi_heads.config
         self.image, self.strides, self.suppression = model.image_config, self.roi_heads.strides, suppression
+        self.rpn_coder = model.rpn.coder
         for name in ("mean", "std"):
             self.register_buffer(name, torch.tensor(getattr(self.image, name))[:, None, None])
         self.float().requires_grad_(False).eval()
@@ -87,7 +91,7 @@ class ExportableDetector(nn.Module):
             anchors = self.anchors.level(self.anchors.cells[level], spacings[level], size)
             scores, at = own.topk(torch.sym_min(rpn.pre_nms_test, own.shape[1]), dim=1)
             chosen = deltas[level].gather(1, at[..., None].expand(-1, -1, 4))
-            boxes = box_ops.clip(box_ops.decode(chosen, anchors[at]), corners)
+            boxes = box_ops.clip(self.rpn_coder.decode(chosen, anchors[at]), corners)
             usable = box_ops.has_sides_of(boxes, least[:, None, None])
             if rpn.score_threshold > 0:
                 usable = usable & (scores.sigmoid() >= rpn.score_threshold)
@@ -115,8 +119,7 @@ class ExportableDetector(nn.Module):
         for stage in self.roi_heads.stages:
             logits, deltas = stage.predictor(stage.box_head(self._pooled(features, rois, image)))
             of_stages.append(logits)
-            units = stage.config.delta_std, stage.config.delta_mean
-            boxes = box_ops.decode(deltas.unflatten(1, (-1, 4)), rois[:, None], *units)  # (R, C or 1, 4)
+            boxes = stage.coder.decode(deltas.unflatten(1, (-1, 4)), rois[:, None])  # (R, C or 1, 4)
             boxes = box_ops.clip(boxes, corners[image])
             rois = boxes[:, 0]
         rows = mean_logits(of_stages).softmax(dim=-1)[:, 1:], boxes.flatten(1)
@@ -164,7 +167,7 @@ def check_exportable(model: FasterRCNN) -> None:
     image, roi = model.image_config, model.roi_heads.config
     deformable = any(isinstance(module, DeformableConv2d) for module in model.modules())
     for key, value, impossible, instead in (
-        ("roi.nms", roi.nms, roi.nms != "hard", "hard can"),
+        ("roi.nms", name_of(roi.nms), roi.nms != "hard", "hard can"),
         ("roi.pooling", roi.pooling, roi.pooling == "roi_pool_floor", "roi_align, roi_align_legacy and roi_pool can"),
         ("backbone.deformable", "v1 or v2", deformable, "none can"),
         ("image.test_flip", image.test_flip, image.test_flip, "false can"),
@@ -172,6 +175,17 @@ def check_exportable(model: FasterRCNN) -> None:
     ):
         if impossible:
             raise InputError(f"{key} {value_text(value)}: cannot be exported; {instead}")
+
+
+def say_own_parts(options: Mapping[str, Any]) -> None:
+    """Say which parts of one's own, of the options of a checkpoint, are in the exported network."""
+    for name in ("backbone.name", "backbone.box_head", "anchors.generator", "rpn.head", "rpn.coder", "roi.coder"):
+        section, _, key = name.partition(".")
+        if isinstance(value := options[section].get(key), Mapping):
+            rank_zero_info(
+                f"warning: {name} {value['class_path']}: whether a part of one's own can be exported shows only when "
+                "it is; what is written is compared with the detector"
+            )
 
 
 def _fold_norms(network: nn.Module) -> None:

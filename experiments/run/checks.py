@@ -47,7 +47,7 @@ def check_room(run_folder: Path, model: FasterRCNNModule) -> None:
     state = size_of(model.state_dict())
     trained = size_of([parameter for parameter in model.parameters() if parameter.requires_grad])
     options = model.optimizer_config
-    one = state * (2 if options.ema_decay else 1) + trained * (2 if options.name == "adamw" else 1)
+    one = state * (2 if options.ema_decay else 1) + trained * (1 if options.name == "sgd" else 2)
     there = sum(path.is_file() for path in (run_folder / "checkpoints").glob("*.ckpt"))
     check_space(run_folder, one * max(1, 4 - there), str(run_folder / "checkpoints"))
 

@@ -39,6 +39,8 @@ Rows = dict[str, tuple[str, Any, str]]
 TYPES: Final = vars(typing) | {one.__name__: one for one in (collections, datetime, pathlib, NoneType)}
 TYPES["ClassPath"] = Any  # of the parts of a detector, beside short names
 TABLE: Final = Path(__file__).with_suffix(".json")
+SECTIONS: Final = {"model.backbone": "name", "model.anchors": "generator", "model.optimizer": "name"}
+"""Parts of the options that take a name or a class path themselves, and which of their options that is."""
 LIGHTNINGS: Final = re.compile(r"trainer\.|(ckpt_path|seed_everything|verbose|weights_only)$")
 """Options whose texts are Lightning's: `--help` reads them from the installed version, and the table has none."""
 
@@ -130,12 +132,14 @@ def find_data_format(arguments: Sequence[str]) -> DataFormat:
 def with_whole_format(arguments: Sequence[str]) -> list[str]:
     """Return arguments in which `--data_format.ARGUMENT VALUE` are part of the value of `--data_format`.
 
+    Those of parts have whole names; see `with_whole_names`.
+
     Raises:
         InputError: As `find_data_format`, or they are given without a class path.
     """
     taken: dict[str, Any] = {}
     others: list[str] = []
-    prefix, rest = "--data_format.", iter(arguments)
+    prefix, rest = "--data_format.", iter(with_whole_names(arguments))
     for word in rest:
         if word.startswith(prefix):
             name, equals, value = word.removeprefix(prefix).partition("=")
@@ -194,6 +198,36 @@ def check_arguments(parser: ArgumentParser, arguments: Sequence[str]) -> None:
         config = parse_known(parser, arguments)
         if config is not None:
             check_files(parser.prog, config)
+
+
+def with_whole_names(arguments: Sequence[str]) -> list[str]:
+    """Return arguments in which a section that is given a value, as in `--model.backbone NAME`, has its option's name.
+
+    What follows of the section and is none of its options belongs to the part: `--model.backbone.width 8` becomes
+    `--model.backbone.name.width 8`.
+    """
+    given, words = set[str](), list[str]()
+    for word, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        option, equals, value = word.partition("=")
+        name = option.removeprefix("--")
+        section = next((one for one in SECTIONS if name == one or name.startswith(f"{one}.")), "")
+        if option.startswith("--") and section:
+            whole = f"{section}.{SECTIONS[section]}"
+            value_of = value if equals else following
+            if name == section and "{" not in value_of and not Path(value_of).is_file():
+                option = f"--{whole}"
+            if option == f"--{whole}":
+                (given.add if re.fullmatch(r"\w+(\.\w+)+", value_of) else given.discard)(section)
+            elif section in given and not any(
+                name == one or name.startswith(f"{one}.") for one in _options_of(section)
+            ):
+                option = f"--{whole}{name.removeprefix(section)}"
+        words.append(f"{option}{equals}{value}")
+    return words
+
+
+def _options_of(section: str) -> list[str]:
+    return [name for name in read_table()["all"] if name.startswith(f"{section}.")]
 
 
 def parse_known(parser: ArgumentParser, arguments: Sequence[str]) -> Namespace | None:

@@ -11,7 +11,7 @@ from torchvision.models.detection.roi_heads import RoIHeads as TorchvisionRoIHea
 from torchvision.ops import box_iou, nms
 
 from detector.image_batch import ImageBatch
-from detector.post_processing import NMS, Candidates, likely_boxes, suppress
+from detector.post_processing import NMS, Candidates, likely_boxes, suppression
 from detector.roi_heads import RoIConfig, RoIHeads
 
 Heads = Callable[..., RoIHeads]
@@ -51,7 +51,7 @@ def test_soft_nms_equals_a_slow_loop(kind: NMS, iou: float, sigma: float, limit:
     found = candidates(80, 3)
     expected = slow_soft_nms(found, kind, iou, sigma, 0.05)
     assert 25 < len(expected) < 80
-    (kept,) = suppress([found], SIZES[:1], kind, iou, sigma, 0.05, limit)
+    (kept,) = suppression(kind, iou, sigma).of_images([found], SIZES[:1], 0.05, limit)
     assert kept.scores.tolist() == pytest.approx([score for score, _ in expected[:limit]], rel=1e-4)
     order = [index for _, index in expected[:limit]]
     assert torch.equal(kept.boxes, found.boxes[order])
@@ -81,7 +81,7 @@ def test_kinds_by_hand(kind: NMS, expected: dict[int, float]) -> None:
     )
     if kind == "soft_gaussian":  # the copy also falls by its overlap of 0.6 with the second, which is taken before it
         expected = expected | {3: expected[3] * exp(-0.72)}
-    (kept,) = suppress([found], SIZES[:1], kind, 0.5, 0.5, 0.001, 10)
+    (kept,) = suppression(kind, 0.5, 0.5).of_images([found], SIZES[:1], 0.001, 10)
     order = sorted(expected, key=lambda index: -expected[index])
     assert kept.scores.tolist() == pytest.approx([expected[index] for index in order], rel=1e-5)
     assert kept.boxes.tolist() == BOXES[order].tolist()
@@ -91,12 +91,12 @@ def test_kinds_by_hand(kind: NMS, expected: dict[int, float]) -> None:
 @pytest.mark.parametrize("kind", ["hard", "soft_linear", "soft_gaussian"])
 def test_classes_do_not_compete(kind: NMS) -> None:
     found = Candidates(BOXES[[0, 3]], torch.tensor([2, 1]), torch.tensor([0.3, 0.6]), torch.tensor([5, 6]))
-    (kept,) = suppress([found], SIZES[:1], kind, 0.5, 0.5, 0.001, 10)
+    (kept,) = suppression(kind, 0.5, 0.5).of_images([found], SIZES[:1], 0.001, 10)
     assert (kept.labels.tolist(), kept.rois.tolist()) == ([1, 2], [6, 5])
     assert kept.scores.tolist() == pytest.approx([0.6, 0.3])
-    (one,) = suppress([found], SIZES[:1], kind, 0.5, 0.5, 0.001, 1)
+    (one,) = suppression(kind, 0.5, 0.5).of_images([found], SIZES[:1], 0.001, 1)
     assert one.labels.tolist() == [1]
-    (empty,) = suppress([Candidates(*(part[:0] for part in found))], SIZES[:1], kind, 0.5, 0.5, 0.001, 10)
+    (empty,) = suppression(kind, 0.5, 0.5).of_images([Candidates(*(part[:0] for part in found))], SIZES[:1], 0.001, 10)
     assert [len(part) for part in empty] == [0, 0, 0, 0]
 
 
@@ -104,7 +104,7 @@ def test_soft_scores_must_exceed_the_threshold() -> None:
     """0.8 x 0.4 x 1/3 = 0.107."""
     found = Candidates(BOXES[:3], torch.ones(3).long(), torch.tensor([0.9, 0.8, 0.7]), torch.arange(3))
     lengths = [
-        len(suppress([found], SIZES[:1], "soft_linear", 0.5, 0.5, threshold, 10)[0].scores)
+        len(suppression("soft_linear", 0.5, 0.5).of_images([found], SIZES[:1], threshold, 10)[0].scores)
         for threshold in (0.1, 0.11, 0.7, 0.9)
     ]
     assert lengths == [3, 2, 1, 0]

@@ -8,7 +8,7 @@ from torchvision.ops import box_iou
 from detector.anchors import AnchorConfig, AnchorGenerator
 from detector.assignment import match
 from detector.boxes import encode, is_inside
-from detector.sampling import IGNORED, NEGATIVE, POSITIVE, Matches, balanced, jittered, sample
+from detector.sampling import IGNORED, NEGATIVE, POSITIVE, IoUBalancedSampler, Matches, jittered, sample
 
 
 def tiles(rows: int, columns: int, side: float) -> Tensor:
@@ -71,15 +71,15 @@ def test_negatives_balanced_over_their_iou() -> None:
     torch.manual_seed(0)
     counts = torch.zeros(25)
     for _ in range(400):
-        ((positives, negatives),) = balanced([matches], 14, 0.25)
+        positives, negatives = IoUBalancedSampler()(matches, 14, 0.25)
         assert sorted(positives.tolist()) == [0, 1]
         assert len(set(negatives.tolist())) == 12
         counts[negatives] += 1
     assert counts[19:24].tolist() == [400] * 5 and counts[24] == 0
     assert (counts[2:19] / 400 - 7 / 17).abs().max() < 0.1  # four standard deviations
-    ((positives, negatives),) = balanced([matches], 100, 0.25)  # fewer than are wanted: all
+    positives, negatives = IoUBalancedSampler()(matches, 100, 0.25)  # fewer than are wanted: all
     assert sorted([*positives.tolist(), *negatives.tolist()]) == list(range(24))
-    ((positives, negatives),) = balanced([matches], 4, 0.25)
+    positives, negatives = IoUBalancedSampler()(matches, 4, 0.25)
     assert (len(positives), len(negatives)) == (1, 3)
     assert sorted((iou[negatives] * 6).long().tolist()) == [0, 1, 2]  # one of each third
 
