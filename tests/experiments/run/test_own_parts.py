@@ -47,7 +47,18 @@ def test_every_part_is_trained_resumed_and_evaluated(tmp_path, tiny_config, frcn
         for word in (f"--{option}", f"{module}.{value}" if str(value)[0].isupper() else value)
     ]
     common = ["--trainer.limit_val_batches", 1]
-    fitted = frcnn("fit", "--config", tiny_config, *words, *common, "--trainer.max_steps", 2, cwd=tmp_path)
+    fitted = frcnn(
+        "fit",
+        "--config",
+        tiny_config,
+        *words,
+        *common,
+        "--trainer.max_epochs",
+        9,
+        "--trainer.max_steps",
+        2,
+        cwd=tmp_path,
+    )
     assert fitted.code == 0, fitted.err
     run = tmp_path / "runs" / "tiny" / "seed0"
     config = yaml.safe_load((run / "config.yaml").read_text())
