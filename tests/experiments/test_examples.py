@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "experiments" / "examples"
+PLAIN = {"class_path": "lab.backbone.Plain", "init_args": {"width": 8}}
 WING = {"class_path": "lab.loss.Wing", "init_args": {"omega": 2.0}}
 TURNS = [{"class_path": "lab.augmentation.QuarterTurns", "init_args": {"most": 1}}]
 SEEN = {"class_path": "lab.callback.ImagesSeen", "init_args": {"every": 2}}
@@ -53,6 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, mini_voc: Path, tiny_config
     config["data_format"] = {"class_path": "lab.csv_format.CsvFormat", "init_args": {"delimiter": ";"}}
     config["data"] |= {"root": "shapes", "train_splits": ["train"], "val_splits": ["val"], "test_splits": []}
     config["data"] |= {"augmentation": TURNS}
+    config["model"]["backbone"] |= {"name": PLAIN}
     config["model"]["roi"]["reg_loss"] = WING
     config["trainer"] |= {"callbacks": [SEEN], "logger": [TENSORBOARD, CSV_LOGGER], "max_epochs": 2}
     (here / "lab.yaml").write_text(yaml.safe_dump(config))
@@ -99,7 +101,8 @@ def run(call: Callable[..., Any], folder: Path) -> Path:
     assert ended.returncode == 0, ended.stderr
     line = next(line for line in ended.stderr.splitlines() if "names classes of others" in line)
     assert line.startswith(f"{run / 'config.yaml'}: ") and all(
-        name in line for name in (STRANGERS, "lab.loss.Wing", TURNS[0]["class_path"], SEEN["class_path"])
+        name in line
+        for name in (STRANGERS, PLAIN["class_path"], "lab.loss.Wing", TURNS[0]["class_path"], SEEN["class_path"])
     )
     return run
 
@@ -107,6 +110,7 @@ def run(call: Callable[..., Any], folder: Path) -> Path:
 def test_a_training_has_all_parts_and_goes_on_with_their_state(run: Path, folder: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["data_format"] == {"class_path": "lab.csv_format.CsvFormat", "init_args": {"delimiter": ";"}}
+    assert config["model"]["backbone"]["name"] == PLAIN
     assert config["model"]["roi"]["reg_loss"]["class_path"] == "lab.loss.Wing"
     assert config["model"]["roi"]["reg_loss"]["init_args"] == {"omega": 2.0, "epsilon": 0.5}
     assert config["data"]["augmentation"] == TURNS and config["trainer"]["callbacks"][0]["init_args"] == {"every": 2}
@@ -128,7 +132,10 @@ def test_validation_and_detection_find_the_parts_by_the_checkpoint(call: Callabl
     assert "val/AP50_voc07" in json.loads((run / "metrics.json").read_text())
     ended = call("predict", "--ckpt_path", checkpoint, "--images", "shapes", "--output", "found", "--save", "json")
     assert ended.returncode == 0, ended.stderr
-    assert f"{checkpoint}: names classes of others, which are imported now: lab.loss.Wing\n" in ended.stderr
+    assert (
+        f"{checkpoint}: names classes of others, which are imported now: lab.backbone.Plain, lab.loss.Wing\n"
+        in ended.stderr
+    )
     assert json.loads((run.parents[2] / "found" / "predictions.json").read_text())
 
 
