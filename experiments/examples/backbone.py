@@ -12,13 +12,11 @@ class PlainBody(Body):
 
     def __init__(self, *sizes: int) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(sizes[n], sizes[n + 1], 3, 2, 1), nn.ReLU()) for n in range(3)
-        )
+        self.net = nn.ModuleList(nn.Sequential(nn.Conv2d(sizes[n], sizes[n + 1], 3, 2, 1), nn.ReLU()) for n in range(3))
         self.strides, self.channels = (8,), sizes[-1:]
 
     def stages(self) -> list[list[nn.Module]]:
-        return [[conv] for conv in self.convs]
+        return [[stage] for stage in self.net]
 
 
 @dataclass
