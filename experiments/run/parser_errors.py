@@ -73,8 +73,9 @@ def _wrong_part(option: str, text: str) -> str:
     if base or "is abstract" in text:
         needed = f"inherits from {base[1]}" if base else "has all methods of its base"
         return f"--{option} {path}: is not a class that {needed}"
-    names = re.findall(r"Expected a typing\.Literal\[(.+?)\]", text)
-    return f"--{option} {path}: must be {', '.join(names)} or a class path such as my_package.MyClass".replace("'", "")
+    literals = re.findall(r"Expected a typing\.Literal\[(.+?)\]", text)
+    names = [name.strip("'") for one in literals for name in one.split(", ")]
+    return f"--{option} {path}: must be {' or '.join(names)} or a class path such as my_package.MyClass"
 
 
 def _wrong_value(key: str, text: str) -> str | None:
