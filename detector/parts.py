@@ -22,6 +22,7 @@ from detector.errors import InputError, brief, check_choices
 from detector.files import load_yaml
 from detector.training.progress_line import RANKS
 
+C = TypeVar("C")
 P = TypeVar("P", bound="Part")
 KNOWN_PACKAGES: Final = (
     *("detector", "datamodules", "experiments", "torch", "torchvision", "torchmetrics", "albumentations"),
@@ -113,15 +114,7 @@ def made(where: str, text: str | Mapping[str, Any], base: type[P]) -> P:
     """
     given: Mapping[str, Any] = {"class_path": text} if isinstance(text, str) else text
     path, arguments = str(given.get("class_path", "")), given.get("init_args") or {}
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        missing = isinstance(error, ModuleNotFoundError) and "; install the package that has it"
-        raise InputError(f"{where} {path}: {brief(error)}{missing or ''}") from error
-    if not (isinstance(found, type) and issubclass(found, base)) or isabstract(found):
-        needed = f"a class that inherits from {base.__module__}.{base.__qualname__} and has all its methods"
-        raise InputError(f"{where} {path}: is not {needed}")
+    found = find_class(f"{where} {path}", path, base)
     own = {key: _inner(f"{where}.{key}", value) for key, value in arguments.items()}
     try:
         return found(**own)
@@ -129,6 +122,27 @@ def made(where: str, text: str | Mapping[str, Any], base: type[P]) -> P:
         raise
     except (TypeError, ValueError) as error:
         raise InputError(f"{where} {path}: {brief(error)}") from error
+
+
+def find_class(where: str, path: str, base: type[C]) -> type[C]:
+    """Return the class that a path names.
+
+    Raises:
+        InputError: It is not there, or does not inherit from the base class and have all its methods; the message
+            begins with `where`.
+    """
+    module, _, name = path.rpartition(".")
+    if not module:
+        raise InputError(f"{where}: is no class path, such as my_package.MyClass")
+    try:
+        found = getattr(import_module(module), name)
+    except Exception as error:  # what a module does when it is imported raises anything
+        places = f" (looked for in the current folder {os.getcwd()} and among the installed packages)"
+        raise InputError(f"{where}: {brief(error)}{places * isinstance(error, ModuleNotFoundError)}") from error
+    if not (isinstance(found, type) and issubclass(found, base)) or isabstract(found):
+        needed = "a class" if base is object else f"a class that inherits from {base.__module__}.{base.__qualname__}"
+        raise InputError(f"{where}: is not {needed}{' and has all its methods' if isabstract(base) else ''}")
+    return found
 
 
 def _inner(where: str, value: Any) -> Any:

@@ -26,6 +26,7 @@ from datamodules.augmentation.transforms import (
     Step,
 )
 from detector.errors import InputError, brief
+from detector.parts import find_class
 
 # albumentations asks PyPI for its newest version when it is imported; nothing here touches the network.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -136,7 +137,7 @@ def _instantiate(item: Any) -> Any:
     path, arguments = str(item["class_path"]), item.get("init_args") or {}
     if not isinstance(arguments, dict):
         raise InputError(f"{where}: {path}: init_args is {arguments!r}; it must map names to values")
-    cls = _find_class(path)
+    cls: type = find_class(f"{where}: {path}", path, object)
     values = {str(name): _resolve(value) for name, value in arguments.items()}
     try:
         if issubclass(cls, Step | MultiScale):
@@ -158,23 +159,3 @@ def _resolve(value: Any) -> Any:
     if isinstance(value, list):
         return [_resolve(item) for item in value]
     return _instantiate(value) if isinstance(value, dict) and "class_path" in value else value
-
-
-def _find_class(path: str) -> type:
-    where = f"--data.augmentation: {path}"
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(import_module(module), name, None)
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"{where}: {error} (looked for in the current folder {os.getcwd()} and among the installed packages)"
-        ) from error
-    except (ImportError, ValueError):
-        found = None
-    except SyntaxError as error:
-        raise InputError(f"{where}: its module is no Python: {error}") from error
-    if not isinstance(found, type):
-        raise InputError(
-            f"--data.augmentation: there is no class {path!r}; write albumentations.<class>, or <module>.<class>"
-        )
-    return found

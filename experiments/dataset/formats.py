@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from datamodules.coco.reader import CocoFormat
 from datamodules.dataset_format import DatasetFormat
@@ -11,12 +11,12 @@ from datamodules.splits import PARTS, Splits
 from datamodules.voc.reader import VOCFormat
 from datamodules.yolo.reader import YoloFormat
 from detector.errors import InputError, brief
+from detector.parts import find_class
 from detector.use.reading import USUAL, Reading
 from experiments.arguments import DataOptions
 from experiments.dataset.data_format import DataFormat, class_of_format, kind_of_format
 from experiments.run.parser_errors import cause_of
 
-Base = TypeVar("Base")
 FORMATS: Final[dict[str, type[DatasetFormat]]] = {kind.name: kind for kind in (VOCFormat, CocoFormat, YoloFormat)}
 
 
@@ -64,7 +64,7 @@ def own_format(data_format: DataFormat) -> Callable[[str | Path], DatasetFormat]
 
     path, given = class_of_format(data_format)
     where = f"--data_format {path}"
-    cls = find_class(path, DatasetFormat, where)  # type: ignore[type-abstract]
+    cls = find_class(where, path, DatasetFormat)  # type: ignore[type-abstract]
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, skip={"root", "reading"})
     try:
@@ -81,22 +81,6 @@ def own_format(data_format: DataFormat) -> Callable[[str | Path], DatasetFormat]
         return format
 
     return new_format
-
-
-def find_class(path: str, base: type[Base], where: str) -> type[Base]:
-    """Return the class that a path names.
-
-    Raises:
-        InputError: It is not there, or does not derive from the base class; the message begins with `where`.
-    """
-    module, _, name = path.rpartition(".")
-    try:
-        found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
-        raise InputError(f"{where}: {brief(error)}") from error
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise InputError(f"{where}: is no class that derives from {base.__module__}.{base.__qualname__}")
-    return found
 
 
 def made_splits(format: DatasetFormat, data: DataOptions) -> Splits | None:

@@ -45,7 +45,7 @@ def test_callbacks_and_augmentations_of_the_current_folder_are_found(tmp_path, t
         (("--trainer.logger", "nowhere.Logger"), ["--trainer.logger nowhere.Logger: No module", "{cwd}"]),
         (("--data.augmentation", "[{class_path: nowhere.Step}]"), ["nowhere.Step: No module", "{cwd}"]),
         (("--trainer.callbacks+", "present_module.Misspelt"), ["present_module.Misspelt", "no attribute 'Misspelt'"]),
-        (("--data.augmentation", "[{class_path: present_module.Misspelt}]"), ["no class 'present_module.Misspelt'"]),
+        (("--data.augmentation", "[{class_path: present_module.Misspelt}]"), ["no attribute 'Misspelt'"]),
         (("--trainer.callbacks+", "broken_module.Any"), ["--trainer.callbacks", "broken_module.py, line 1"]),
         (("--data.augmentation", "[{class_path: broken_module.Any}]"), ["broken_module.Any", "broken_module.py, line"]),
         (("--data.augmentation", "[{class_path: importing_module.Any}]"), ["importing_module.Any", "'not_there'"]),
