@@ -80,6 +80,19 @@ def flat_options(config: Mapping[str, Any], separator: str = ".", prefix: str = 
     return flat
 
 
+def shown_options(config: Mapping[str, Any], separator: str = ".") -> dict[str, Any]:
+    """Return `flat_options` with the class path of a part as the value of its option, and its arguments beside it.
+
+    So `roi.reg_loss` is a column of all runs: giou of one, my_package.Wing of another, which has `roi.reg_loss.omega`.
+    """
+    path, arguments = f"{separator}class_path", f"{separator}init_args"
+    return {
+        key.removesuffix(path).replace(f"{arguments}{separator}", separator): value
+        for key, value in flat_options(config, separator).items()
+        if not key.endswith(arguments)
+    }
+
+
 def check_choices(section: str, config: Any) -> None:
     """Raise InputError for a field of type `Literal[...]`, or of that or bool or a list, with another value.
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
 Options = TypeVar("Options")
+SECTIONS: Final = {"model.backbone": "name", "model.anchors": "generator", "model.optimizer": "name"}
+"""Parts of the options that take a name or a class path themselves, and which of their options that is."""
 FORMER: Final = {"--max_pixels": "--data.max_pixels", "--bit_depth": "--data.bit_depth"}
 
 
@@ -317,8 +319,27 @@ def one_line_of_the_parser(parser: ArgumentParser, arguments: Sequence[str]) -> 
         raise InputError(cause + more) from None
 
 
+def with_named_parts(content: Any) -> Any:
+    """Return the content of a config file in which a section that is a part itself has it as its option of that.
+
+    So `backbone: {class_path: my_package.Net}` and `backbone: my_package.Net` are the same as with `name:` before it.
+    """
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict):
+        return content
+    sections = dict(model)
+    for path, option in SECTIONS.items():
+        given = sections.get(name := path.rpartition(".")[2])
+        if isinstance(given, dict) and "class_path" in given:
+            part = {key: value for key, value in given.items() if key in ("class_path", "init_args")}
+            sections[name] = {key: value for key, value in given.items() if key not in part} | {option: part}
+        elif isinstance(given, str) and not given.endswith((".yaml", ".yml", ".json")):
+            sections[name] = {option: given}
+    return content | {"model": sections}
+
+
 def _bound_yaml() -> None:
-    """Let jsonargparse read no YAML, of files and values, that it would take too long for."""
+    """Let jsonargparse read YAML with `with_named_parts`, and none, of files and values, that takes too long."""
     from jsonargparse import get_loader, set_loader
 
     usual = get_loader("yaml")
@@ -326,7 +347,7 @@ def _bound_yaml() -> None:
     def load(text: str) -> Any:
         check_growth(text)
         try:
-            return usual(text)
+            return with_named_parts(usual(text))
         except ValueError as error:  # such as a number of thousands of digits
             raise yaml.YAMLError(brief(error)) from error
 

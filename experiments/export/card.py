@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from detector.errors import InputError, flat_options, value_text
+from detector.errors import InputError, shown_options, value_text
 from detector.metrics.bootstrap import interval
 from detector.training.callbacks.run_files import git_commit
 from detector.training.lightning_module import FasterRCNNModule
@@ -56,16 +56,16 @@ def card(format: str, about: Mapping[str, Any], checkpoint: Path, checked: str, 
     """
     folder = run_folder_of(checkpoint)
     run = None if folder is None else read_run(folder)
-    config = {} if run is None else flat_options(run.config)
+    config = {} if run is None else shown_options(run.config)
     data = {key: value_text(config[f"data.{key}"]) for key in _DATA if config.get(f"data.{key}") is not None}
-    data_format = config.get("data_format") or config.get("data_format.class_path", "voc")
+    data_format = config.get("data_format") or "voc"
     if config.get("data.root"):
         data = {"folder": Path(str(config["data.root"])).name, "format": data_format, **data}
     recipe: dict[str, Any] = {
         key: value_text(config[key]) for key in ("seed_everything", "trainer.max_epochs") if key in config
     }
     recipe |= {key: value_text(config[f"data.{key}"]) for key in ("batch_size", "augmentation") if config}
-    recipe |= flat_options({key: about["options"].get(key) for key in _RECIPE})
+    recipe |= shown_options({key: about["options"].get(key) for key in _RECIPE})
     metrics, intervals, note = _metrics(run, about)
     origin = {
         "weights of step": about["step"],

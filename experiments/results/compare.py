@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from detector.errors import InputError, flat_options, printable
+from detector.errors import InputError, printable, shown_options
 from detector.files import without_nan
 from detector.metrics.curves import MISSED
 from detector.metrics.voc_ap import FALSE_POSITIVE, TRUE_POSITIVE, evaluate_voc
@@ -45,7 +45,7 @@ def config_differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, 
 
     Where results are written is left out; the seed is not.
     """
-    ours, theirs = flat_options(a), flat_options(b)
+    ours, theirs = shown_options(a), shown_options(b)
     names = [n for n in ours | theirs if n == "seed_everything" or n.split(".")[0] not in NOT_COMPARED]
     values = {name: {"a": ours.get(name, "not there"), "b": theirs.get(name, "not there")} for name in names}
     return {name: pair for name, pair in values.items() if pair["a"] != pair["b"]}

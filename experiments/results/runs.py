@@ -17,7 +17,7 @@ from typing import Any, Self
 
 from jsonargparse import Namespace
 
-from detector.errors import InputError, flat_options, listed
+from detector.errors import InputError, listed, shown_options
 from detector.files import load_yaml, read_cell, read_metrics, read_object
 from experiments.output import option_text
 
@@ -285,7 +285,7 @@ def _ordinary_cells(folder: Path) -> list[RunGroup]:
     groups: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         experiment = str(run.config.get("experiment") or run.folder.resolve().parent.name)
-        flat = flat_options(run.config)
+        flat = shown_options(run.config)
         options = {key: value for key, value in flat.items() if key.split(".")[0] not in NOT_COMPARED}
         options |= {"classes": run.metrics["classes"]} if run.metrics.get("classes") else {}  # numbers of these alone
         groups.setdefault((experiment, json.dumps(options, sort_keys=True, default=str)), []).append(run)

@@ -25,7 +25,7 @@ import yaml
 
 from detector.errors import InputError, flat_options, shortened
 from detector.files import check_checkpoint, check_growth, weights_file
-from experiments.arguments import add_options, values_of
+from experiments.arguments import SECTIONS, add_options, values_of, with_named_parts
 from experiments.dataset.data_format import FORMAT_NAMES, DataFormat, class_of_format
 from experiments.run.folder import AXES_VARIABLE, LAST, run_folder_of
 from experiments.run.options import RunOptions
@@ -39,8 +39,6 @@ Rows = dict[str, tuple[str, Any, str]]
 TYPES: Final = vars(typing) | {one.__name__: one for one in (collections, datetime, pathlib, NoneType)}
 TYPES["ClassPath"] = Any  # of the parts of a detector, beside short names
 TABLE: Final = Path(__file__).with_suffix(".json")
-SECTIONS: Final = {"model.backbone": "name", "model.anchors": "generator", "model.optimizer": "name"}
-"""Parts of the options that take a name or a class path themselves, and which of their options that is."""
 LIGHTNINGS: Final = re.compile(r"trainer\.|(ckpt_path|seed_everything|verbose|weights_only)$")
 """Options whose texts are Lightning's: `--help` reads them from the installed version, and the table has none."""
 
@@ -204,26 +202,36 @@ def with_whole_names(arguments: Sequence[str]) -> list[str]:
     """Return arguments in which a section that is given a value, as in `--model.backbone NAME`, has its option's name.
 
     What follows of the section and is none of its options belongs to the part: `--model.backbone.width 8` becomes
-    `--model.backbone.name.width 8`.
+    `--model.backbone.name.width 8`, also where a config file names the part.
     """
-    given, words = set[str](), list[str]()
+    contents = [flat_options(with_named_parts(content)) for _, content in config_files(arguments)]
+    named = {section: f"{section}.{option}" for section, option in SECTIONS.items()}
+    given = {
+        section
+        for section, whole in named.items()
+        if any(f"{whole}.class_path" in content or _is_class(content.get(whole)) for content in contents)
+    }
+    words: list[str] = []
     for word, following in zip(arguments, [*arguments[1:], "--"], strict=True):
         option, equals, value = word.partition("=")
         name = option.removeprefix("--")
         section = next((one for one in SECTIONS if name == one or name.startswith(f"{one}.")), "")
         if option.startswith("--") and section:
-            whole = f"{section}.{SECTIONS[section]}"
-            value_of = value if equals else following
-            if name == section and "{" not in value_of and not Path(value_of).is_file():
+            whole, value_of = named[section], value if equals else following
+            if name == section and ("class_path" in value_of or "{" not in value_of) and not Path(value_of).is_file():
                 option = f"--{whole}"
             if option == f"--{whole}":
-                (given.add if re.fullmatch(r"\w+(\.\w+)+", value_of) else given.discard)(section)
+                (given.add if _is_class(value_of) else given.discard)(section)
             elif section in given and not any(
                 name == one or name.startswith(f"{one}.") for one in _options_of(section)
             ):
                 option = f"--{whole}{name.removeprefix(section)}"
         words.append(f"{option}{equals}{value}")
     return words
+
+
+def _is_class(value: Any) -> bool:
+    return "class_path" in str(value) or re.fullmatch(r"\w+(\.\w+)+", str(value)) is not None
 
 
 def _options_of(section: str) -> list[str]:

@@ -5,7 +5,16 @@ from typing import Any, Literal
 
 import pytest
 
-from detector.errors import InputError, brief, check_choices, check_numbers, flat_options, listed, shortened
+from detector.errors import (
+    InputError,
+    brief,
+    check_choices,
+    check_numbers,
+    flat_options,
+    listed,
+    shortened,
+    shown_options,
+)
 
 
 @dataclass
@@ -78,3 +87,11 @@ def test_texts_are_cut_to_one_line():
 def test_errors_without_a_message_are_named_by_type():
     assert brief(ValueError("two\nlines")) == "two lines"
     assert brief(KeyError()) == "KeyError"
+
+
+def test_parts_are_shown_under_their_option() -> None:
+    wing = {"class_path": "lab.Wing", "init_args": {"omega": 3, "inner": {"class_path": "lab.L1", "init_args": {}}}}
+    config = {"roi": {"reg_loss": wing, "nms": {"class_path": "lab.Best"}}, "data_format": "voc", "empty": {}}
+    shown = {"roi.reg_loss": "lab.Wing", "roi.reg_loss.omega": 3, "roi.reg_loss.inner": "lab.L1", "roi.nms": "lab.Best"}
+    assert shown_options(config) == shown | {"data_format": "voc", "empty": {}}
+    assert shown_options({"roi": {"reg_loss": wing}}, "/")["roi/reg_loss/omega"] == 3

@@ -12,7 +12,7 @@ from typing import Any, Final, get_type_hints
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import TensorBoardLogger
 
-from detector.errors import flat_options, shortened, value_text
+from detector.errors import shortened, shown_options, value_text
 from detector.training.lightning_module import FasterRCNNModule
 from detector.training.lightning_private import step_of_logs
 
@@ -83,7 +83,7 @@ class Hyperparameters(pl.Callback):
 
     def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._begun = True
-        options = flat_options(pl_module.hparams, "/")
+        options = shown_options(pl_module.hparams, "/")
         numbers = _numbers(get_type_hints(FasterRCNNModule.__init__))
         axes = {"seed": int(os.environ.get("PL_GLOBAL_SEED", "0"))} | self.axes
         row = {

@@ -94,13 +94,62 @@ def test_parts_in_a_config_file(tmp_path, tiny_config, frcnn) -> None:
     loss = {"class_path": "parts_in_yaml.Log", "init_args": {"factor": 3}}
     content["model"].setdefault("roi", {})["reg_loss"] = loss
     content["model"].setdefault("rpn", {})["sampler"] = "parts_in_yaml.First"
+    tiny = {"class_path": "parts_in_yaml.Tiny", "init_args": {"width": 12}}
+    content["model"]["backbone"] = tiny | {"weights": "none", "frozen_stages": 0, "box_head": "two_fc"}
+    content["model"]["anchors"] = "parts_in_yaml.Squares"
+    content["model"]["optimizer"] = {"class_path": "parts_in_yaml.RMS", "lr": 0.001}
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
-    options = ("--trainer.max_steps", 1, "--trainer.limit_val_batches", 0)
+    options = ("--trainer.max_steps", 1, "--trainer.limit_val_batches", 0, "--model.anchors.sides", "[16,24]")
     result = frcnn("fit", "--config", "mine.yaml", *options, cwd=tmp_path)
     assert result.code == 0, result.err
     model = yaml.safe_load((tmp_path / "runs" / "mine" / "seed0" / "config.yaml").read_text())["model"]
     assert model["roi"]["reg_loss"] == {"class_path": "parts_in_yaml.Log", "init_args": {"factor": 3.0}}
     assert model["rpn"]["sampler"]["class_path"] == "parts_in_yaml.First"
+    assert model["backbone"]["name"] == tiny
+    assert model["backbone"]["box_head"] == "two_fc" and model["optimizer"]["lr"] == 0.001
+    assert model["anchors"]["generator"]["init_args"] == {"sides": [16.0, 24.0]}
+    assert model["optimizer"]["name"] == {"class_path": "parts_in_yaml.RMS", "init_args": {"alpha": 0.9}}
+
+
+def test_a_wrong_part_in_a_config_file_is_one_line(tmp_path, tiny_config, frcnn) -> None:
+    content = yaml.safe_load(tiny_config.read_text())
+    content["model"]["backbone"] = {"class_path": "nowhere.Net"}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
+    result = frcnn("fit", "--config", "mine.yaml", cwd=tmp_path)
+    assert result.code == 2 and result.err.count("\n") == 1
+    assert "model.backbone.name nowhere.Net: No module named 'nowhere'" in result.err
+
+
+def test_a_grid_over_parts_and_its_reports(tmp_path, tiny_config, frcnn) -> None:
+    """Two cells; the columns of TensorBoard, of the report and of the comparison are the option and its arguments."""
+    shutil.copy(PARTS, tmp_path / "parts_of_cells.py")
+    shutil.copy(tiny_config, tmp_path / "tiny.yaml")
+    log = {"class_path": "parts_of_cells.Log", "init_args": {"factor": 3}}
+    tiny = {"class_path": "parts_of_cells.Tiny", "init_args": {"width": 12}}
+    grid = {
+        "base": "tiny.yaml",
+        "axes": {
+            "loss": {"option": "model.roi.reg_loss", "values": ["smooth_l1", log]},
+            "net": {"option": "model.backbone", "values": [tiny]},
+        },
+        "seeds": [0],
+        "overrides": {"trainer.max_steps": 1, "trainer.limit_val_batches": 2},
+    }
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(grid))
+    done = frcnn("ablate", "grid.yaml", cwd=tmp_path)
+    assert done.code == 0, done.err
+    runs = sorted((tmp_path / "runs" / "grid").glob("loss=*"))
+    assert [run.name.partition(",")[0] for run in runs] == ["loss=Log-factor3", "loss=smooth_l1"]
+    config = yaml.safe_load((runs[0] / "config.yaml").read_text())
+    assert config["model"]["backbone"]["name"] == tiny
+
+    table = frcnn("report", "runs/grid", cwd=tmp_path)
+    assert table.code == 0 and "Log-factor3" in table.out and "class_path" not in table.out, table.err
+    compared = frcnn("compare", *runs[::-1], cwd=tmp_path)
+    assert compared.code == 0, compared.err
+    lines = [line.split() for line in compared.out.splitlines()]
+    assert ["model.roi.reg_loss", "A", "smooth_l1", "B", "parts_of_cells.Log"] in lines
+    assert "class_path" not in compared.out and "object at 0x" not in compared.out
 
 
 @pytest.mark.parametrize(
@@ -134,6 +183,10 @@ def test_a_wrong_part_is_one_line_before_data_is_read(options, wanted, tmp_path,
         ("--model.anchors a.B", "--model.anchors.generator a.B"),
         ("--model.optimizer adamw --model.optimizer.lrr 1", "--model.optimizer.name adamw --model.optimizer.lrr 1"),
         ("--model.backbone {name:small_c4}", "--model.backbone {name:small_c4}"),
+        (
+            "--model.backbone={class_path:B} --model.backbone.w 1",
+            "--model.backbone.name={class_path:B} --model.backbone.name.w 1",
+        ),
     ],
 )
 def test_sections_take_a_name_themselves(given: str, expected: str) -> None:
