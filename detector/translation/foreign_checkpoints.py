@@ -22,6 +22,7 @@ from detector.backbones.base import BackboneConfig
 from detector.errors import InputError, value_text
 from detector.faster_rcnn import FasterRCNN
 from detector.files import weights_file
+from detector.parts import options_of
 from detector.rpn import RPNHead
 from detector.state_dicts import WeightsReport, fill, read_content, slots_of, tensors_in
 from detector.training.finite import check_finite
@@ -75,6 +76,10 @@ def load_detector(
             raise InputError(f"{KEY} {path}: its network needs {', '.join(differing)}")
         _adapt_anchors(translated.tensors, model)
         remarks = [adapt_predictor(translated, model, class_names, predictor, source), translated.remark]
+        if translated.coders[0] != options_of(model.rpn.config)["coder"]:
+            for name in [name for name in translated.tensors if name.startswith("rpn.head.deltas.")]:
+                del translated.tensors[name]
+            remarks.append("boxes of the RPN at random: the file's are of another rpn.coder")
     except KeyError as error:
         raise InputError(f"{source}: is incomplete: it lacks what would be our {error}") from error
     if translated.norm_eps not in (None, backbone.norm_eps):
@@ -226,7 +231,8 @@ def _adapt_anchors(tensors: dict[str, Tensor], model: FasterRCNN) -> None:
     if "rpn.head.deltas.weight" not in tensors:  # those of other anchors, or of numbers that differ between levels
         return
     anchors = model.rpn.anchor_generator.config
-    ratios = len(anchors.of_level("aspect_ratios", 0)) if anchors.sizes is None else 1  # sizes keep their order
+    in_order = anchors.sizes is not None or anchors.generator != "grid"
+    ratios = 1 if in_order else len(anchors.of_level("aspect_ratios", 0))
     shape = (ratios, model.rpn.anchor_generator.anchors_per_location[0] // ratios)
     for kind in ("weight", "bias"):
         scores = tensors[f"rpn.head.objectness.{kind}"].unflatten(0, (math.prod(shape), -1))  # (A, 1 or 2, ...)

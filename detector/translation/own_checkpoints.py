@@ -10,16 +10,18 @@ from detector.anchors import AnchorConfig, base_anchors
 from detector.cascade import stage_stds
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
+from detector.parts import options_of
 from detector.translation.translated import Translated
 
 RPN_OUTPUTS = tuple(f"rpn.head.{name}.{kind}" for name in ("objectness", "deltas") for kind in ("weight", "bias"))
 RPN_DELTAS = "rpn.head.deltas."
 PREDICTOR, SCORES = "roi_heads.predictor.", "scores.bias"
+OURS = f"{PREDICTOR}{SCORES}", RPN_OUTPUTS[0]  # an RPN head of one's own has other names
 
 
 def is_own(state: Mapping[str, Tensor]) -> bool:
     """Return whether a state dict is of this project's module, or of its network."""
-    return any(f"{prefix}{PREDICTOR}{SCORES}" in state for prefix in ("model.", ""))
+    return any(f"{prefix}{name}" in state for prefix in ("model.", "") for name in OURS)
 
 
 def translate_own(
@@ -37,7 +39,7 @@ def translate_own(
             f"{source}: is of step 1 or 2 of an alternating training; up to the end of step 2 there is no single "
             "network to begin with"
         )
-    prefix = "model." if f"model.{PREDICTOR}{SCORES}" in state else ""
+    prefix = "model." if any(f"model.{name}" in state for name in OURS) else ""
     tensors = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     _check_backbone(tensors, shapes, options, source)
@@ -50,6 +52,10 @@ def translate_own(
     config = model.roi_heads.config
     units = {key: getattr(config, key) for key in ("delta_std", "delta_mean", "cascade_delta_std")}
     roi = units | options.get("roi", {})
+    coders = [
+        options.get(part, ours).get("coder", "deltas")
+        for part, ours in (("rpn", options_of(model.rpn.config)), ("roi", options_of(config)))
+    ]
     agnostic, *_ = (_spread_deltas(tensors, own, bool(roi.get("class_agnostic"))) for own in predictors)
     stds = stage_stds(roi["delta_std"], roi["cascade_delta_std"], len(predictors))
     return Translated(
@@ -61,6 +67,7 @@ def translate_own(
         roi["delta_mean"],
         stds[1:],
         agnostic,
+        (coders[0], coders[1]),
         own=True,
         remark=remark,
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
+from detector.parts import options_of
 from detector.roi_heads import RoIConfig, RoIHeads
 from detector.use.class_names import VOC_TO_COCO
 
@@ -38,6 +39,7 @@ class Translated:
         delta_mean: What was subtracted from them before.
         later_stds: `delta_std` of a cascade's further stages.
         class_agnostic: Its boxes are those of no class: the sets of deltas of all rows are one.
+        coders: `rpn.coder` and `roi.coder`, as in the options of a checkpoint.
         own: It is a checkpoint of this project.
         remark: What a user should know of it.
     """
@@ -50,6 +52,7 @@ class Translated:
     delta_mean: Sequence[float] = (0.0, 0.0, 0.0, 0.0)
     later_stds: Sequence[Sequence[float]] = ()
     class_agnostic: bool = False
+    coders: tuple[Any, Any] = ("deltas", "deltas")
     own: bool = False
     remark: str = ""
 
@@ -77,6 +80,7 @@ def _adapt_stage(
     translated: Translated, stage: RoIHeads, prefix: str, class_names: Sequence[str], predictor: Predictor, source: str
 ) -> str:
     tensors, config = translated.tensors, stage.config
+    same_coder = translated.coders[1] == options_of(config)["coder"]
     names = [f"{prefix}predictor.{layer}.{kind}" for layer in ("scores", "deltas") for kind in ("weight", "bias")]
     classes = len(tensors[f"{prefix}predictor.scores.bias"]) - 1
     theirs = {name: tensors.pop(name).float() for name in names}
@@ -92,21 +96,28 @@ def _adapt_stage(
         if "scores" in name:
             tensors[name] = current.clone()
             tensors[name][[0, *(1 + ours for ours in found)]] = theirs[name][[0, *found.values()]].to(current)
-        elif not config.class_agnostic or translated.class_agnostic:
+        elif same_coder and (not config.class_agnostic or translated.class_agnostic):
             deltas, mine = _in_units_of(theirs[name], translated, config), current.clone().unflatten(0, (-1, 4))
             if translated.class_agnostic:
                 mine[:] = deltas[0].to(current)  # fits any class
             else:
                 mine[list(found)] = deltas[list(found.values())].to(current)
             tensors[name] = mine.flatten(0, 1)
-    boxes = "" if names[-1] in tensors else "boxes of the predictor at random: the file's are of classes"
+    reason = "of classes" if same_coder else "of another roi.coder"
+    boxes = "" if names[-1] in tensors else f"boxes of the predictor at random: the file's are {reason}"
     return "; ".join(filter(None, [remark, boxes]))
 
 
 def _in_units_of(deltas: Tensor, translated: Translated, config: RoIConfig) -> Tensor:
-    """Return weights (K + 1, 4, in) or biases (K + 1, 4) that give the same boxes under the model's mean and std."""
+    """Return weights (K + 1, 4, in) or biases (K + 1, 4) that give the same boxes under the model's mean and std.
+
+    A coder of one's own, which both have, knows neither.
+    """
+    sets: Tensor = deltas.unflatten(0, (-1, 4))
+    if config.coder != "deltas":
+        return sets
     std = torch.tensor(translated.delta_std) / torch.tensor(config.delta_std)
-    sets: Tensor = deltas.unflatten(0, (-1, 4)) * std.view(1, 4, *[1] * (deltas.dim() - 1))
+    sets = sets * std.view(1, 4, *[1] * (deltas.dim() - 1))
     if deltas.dim() == 1:
         sets += (torch.tensor(translated.delta_mean) - torch.tensor(config.delta_mean)) / torch.tensor(config.delta_std)
     return sets

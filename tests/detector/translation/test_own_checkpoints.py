@@ -1,5 +1,6 @@
 """A checkpoint as a start for a training on other classes, with other boxes or anchors."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from detector.anchors import AnchorConfig
+from detector.anchors import AnchorConfig, AnchorShapes
 from detector.backbones.base import BackboneConfig
+from detector.boxes import BoxCoder
 from detector.errors import InputError
 from detector.roi_heads import RoIConfig
 from detector.rpn import RPNConfig
@@ -271,3 +273,51 @@ def test_a_detector_begins_with_the_first_stage_of_a_cascade(tmp_path: Path) -> 
     ours = start(save(theirs, tmp_path), OLD, "match", roi={"class_agnostic": True})
     for name in ("box_head.fc1.weight", "predictor.scores.weight", "predictor.deltas.weight"):
         assert torch.equal(weight(ours, f"roi_heads.{name}"), weight(theirs, f"roi_heads.{name}"))
+
+
+# ---- boxes and anchors of one's own ----
+
+
+@dataclass
+class Sides(BoxCoder):
+    unit: float = 16.0
+
+    def encode(self, boxes: Tensor, references: Tensor) -> Tensor:
+        return (boxes - references) / self.unit
+
+    def decode(self, deltas: Tensor, references: Tensor) -> Tensor:
+        return deltas * self.unit + references
+
+
+class Two(AnchorShapes):
+    def __call__(self, level: int) -> Tensor:
+        return torch.tensor([[-8.0, -8, 8, 8], [-16, -8, 16, 8]])
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "same"), [(Sides(), Sides(), True), (Sides(), Sides(8.0), False), ("deltas", Sides(), False)]
+)
+def test_boxes_are_taken_over_under_the_same_coder(tmp_path: Path, theirs: Any, ours: Any, same: bool) -> None:
+    file = module(OLD, rpn={"coder": theirs}, roi={"coder": theirs})
+    for layer in ("roi_heads.predictor", "rpn.head"):
+        torch.nn.init.normal_(file.model.get_parameter(f"{layer}.deltas.bias"))
+    options = {"coder": ours}
+    made = start(save(file, tmp_path), OLD, "match", rpn=dict(options), roi=options | {"delta_std": [1.0] * 4})
+    new = module(OLD, 2, rpn=dict(options), roi=options)
+    for layer in ("roi_heads.predictor", "rpn.head"):
+        expected = file if same else new
+        assert torch.equal(weight(made, f"{layer}.deltas.bias"), weight(expected, f"{layer}.deltas.bias"))
+    assert torch.equal(
+        weight(made, "roi_heads.predictor.scores.weight"), weight(file, "roi_heads.predictor.scores.weight")
+    )
+    assert made.weights_report is not None
+    reasons = ("the file's are of another roi.coder", "the file's are of another rpn.coder")
+    assert [reason in made.weights_report.remark for reason in reasons] == [not same] * 2
+
+
+def test_anchors_of_ones_own_are_the_same_ones(tmp_path: Path) -> None:
+    file = module(OLD, anchors={"generator": Two()})
+    torch.nn.init.normal_(file.model.rpn.head.get_parameter("objectness.bias"))
+    made = start(save(file, tmp_path), OLD, "match", anchors={"generator": Two()})
+    assert torch.equal(weight(made, "rpn.head.objectness.bias"), weight(file, "rpn.head.objectness.bias"))
+    assert made.weights_report is not None and made.weights_report.remark == ""
