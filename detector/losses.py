@@ -15,6 +15,7 @@ from torch import Tensor
 from torchvision import ops
 
 from detector.boxes import pairwise_iou
+from detector.kernels.transfers import constant
 from detector.parts import Part, chosen
 
 BoxLossName = Literal["smooth_l1", "iou", "giou", "diou", "ciou"]
@@ -183,6 +184,13 @@ class CrossEntropy(ClassLoss):
             return _mean(F.cross_entropy(logits.float(), labels, reduction="sum"), len(labels))
         total = F.cross_entropy(logits.float(), labels, weight=weights, reduction="sum")
         return total / weights[labels].sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def class_weights(option: list[float] | str, logits: Tensor, labels: Tensor) -> Tensor | None:
+    """Return the weights (C + 1,) of `roi.class_weights` for RoIs with logits (S, C + 1) and labels (S,)."""
+    if isinstance(option, list):
+        return constant(option, logits)
+    return balanced_class_weights(labels, logits.shape[1] - 1) if option == "balanced" else None
 
 
 def balanced_class_weights(labels: Tensor, num_classes: int) -> Tensor:

@@ -3,7 +3,6 @@
 B images, R RoIs of all images together, C classes without background, D detections of an image.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -13,15 +12,15 @@ from torch import Tensor, nn
 
 from detector import boxes as box_ops
 from detector import losses
-from detector.assignment import Around, Matcher, RoIMatcherName, roi_matcher
+from detector.assignment import Around, DynamicMatcher, Matcher, RoIMatcherName, roi_matcher
 from detector.backbones.box_heads import BoxHead, BoxPredictor
 from detector.errors import InputError, check_numbers
 from detector.image_batch import ImageBatch, all_to_original
 from detector.kernels.parts import BOX_HEAD, DETECTIONS, LOSSES, POOLING, TARGETS, part
-from detector.kernels.transfers import constant, part_of_rows, send, starts_of, together, true_indices
+from detector.kernels.transfers import send, starts_of, together, true_indices
 from detector.parts import chosen, settle
 from detector.post_processing import NMS, Candidates, Suppression, likely_boxes, suppression
-from detector.roi_pooling import Pooling, pool_boxes
+from detector.roi_pooling import Pooling, levels_of_boxes, pool_rois
 from detector.sampling import (
     IGNORED,
     SAMPLERS,
@@ -29,8 +28,8 @@ from detector.sampling import (
     SampledRoIs,
     Sampler,
     SamplerName,
-    hardest,
-    jittered,
+    hardest_rois,
+    joining,
     labelled,
     read_only,
 )
@@ -60,7 +59,8 @@ class RoIConfig:
             `roi_pool` (the paper: corners rounded to the nearest cell) or `roi_pool_floor` (corners rounded down, then
             adaptive max pooling: tutorials without a pooling operator).
         sampling_ratio: RoIAlign's sampling points per bin and axis; 0: adaptive (detectron2). torchvision: 2.
-        coder: What the four numbers of a box are: `deltas` to its RoI (the paper), or a coder of one's own.
+        coder: What the four numbers of a box are: `deltas` to its RoI (the paper), or a coder of one's own, without
+            the next two options.
         delta_mean: Subtracted from the targets' deltas (dx, dy, dw, dh) before they are divided by `delta_std`. 0 in
             py-faster-rcnn and chenyuntc's port.
         delta_std: The targets' standard deviations, by which deltas are divided. [0.1, 0.1, 0.2, 0.2] in
@@ -72,7 +72,8 @@ class RoIConfig:
             for background and one per class.
         cascade_ious: `positive_iou` of each stage of a Cascade R-CNN (Cai 2018: [0.5, 0.6, 0.7]), the first as above;
             []: no cascade. Each further stage has a box head and layers of its own, takes the boxes of the one before
-            as its proposals, and has background up to its IoU; scores are averaged. Needs `class_agnostic`.
+            as its proposals, and has background up to its IoU; scores are averaged. Needs `class_agnostic`. A `matcher`
+            of one's own decides alike in all stages, whose IoUs then do not count.
         cascade_delta_std: `delta_std` of each stage, the first as above; []: that divided by 1, 2, 3 and so on
             (detectron2's weights 10 to 30). mmdetection rounds the third one: [0.033, 0.033, 0.067, 0.067].
         cascade_weights: Weights of the stages' losses in the sums `loss_roi_cls` and `loss_roi_reg` (mmdetection).
@@ -174,7 +175,9 @@ class RoIConfig:
                 f"roi.cascade_delta_std: {stds} must begin with roi.delta_std = {self.delta_std}, and be 4 positive "
                 f"numbers for each of roi.cascade_ious = {ious}"
             )
-        if self.matcher == "dynamic":
+        if stds and self.coder != "deltas":
+            raise InputError("roi.cascade_delta_std: is of roi.coder deltas; give [] with a coder of one's own")
+        if self.matcher == "dynamic" or isinstance(self.matcher, DynamicMatcher):
             raise InputError("roi.matcher: dynamic moves the IoU that roi.cascade_ious sets for each stage; give iou")
         if not self.class_agnostic:
             raise InputError("roi.class_agnostic: false: a cascade refines one box for all classes; give true")
@@ -252,25 +255,13 @@ class RoIHeads(nn.Module):
 
         Of a box head with several `scales` those of each follow one another as channels.
         """
-        every = together(rois)
-        image = part_of_rows([len(boxes) for boxes in rois], every.device)[:, None].to(every.dtype)
-        of_roi = (
-            self.assign_levels(every) if len(self.strides) > 1 else torch.zeros_like(every[:, 0], dtype=torch.int64)
-        )
-        boxes = [torch.cat((image, box_ops.scaled(every, scale)), dim=1) for scale in self.box_head.scales]  # (R, 5)
-        levels, options = list(features)[: len(self.strides)], (self.config.pooling, self.config.sampling_ratio)
-        size = self.box_head.pool_size
-        return together([pool_boxes(levels, own, of_roi, self.strides, size, *options) for own in boxes], dim=1)
+        levels = list(features)[: len(self.strides)]
+        options = self.box_head.scales, self.box_head.pool_size, self.config.pooling, self.config.sampling_ratio
+        return pool_rois(levels, rois, self.assign_levels(together(rois)), self.strides, *options)
 
     def assign_levels(self, boxes: Tensor) -> Tensor:
-        """Return the index (R,) of the level to pool each box (R, 4) from: one level up for each doubling of its side.
-
-        Of levels with equal strides only the first can be chosen.
-        """
-        _, sides = box_ops.centers_and_sides(boxes)
-        octaves = torch.log2((sides[:, 0] * sides[:, 1]).clamp(min=1e-6).sqrt() / self.canonical_level_side)
-        finest, coarsest = (int(math.log2(stride)) for stride in (self.strides[0], self.strides[-1]))
-        return (torch.floor(4 + octaves + 1e-6)).clamp(finest, coarsest).to(torch.int64) - finest
+        """Return the index (R,) of the level to pool each box (R, 4) from; see `levels_of_boxes`."""
+        return levels_of_boxes(boxes, self.strides, self.canonical_level_side)
 
     @part(TARGETS)
     @torch.no_grad()
@@ -283,7 +274,7 @@ class RoIHeads(nn.Module):
     ) -> list[SampledRoIs]:
         """Draw training RoIs of each image from proposals (P, 4) and objects; with `ohem` the hardest by `features`."""
         config = self.config
-        added = [self._added(truth) for truth in truths]
+        added = [joining(truth.boxes, config.append_gt, config.gt_jitter) for truth in truths]
         candidates = [torch.cat((own, *boxes)) for own, boxes in zip(proposals, added, strict=True)]
         matches = self.matcher.of_images(candidates, truths, difficult, [Around([len(own)]) for own in candidates])
         if difficult != "keep":  # those of difficult objects are not there
@@ -300,12 +291,6 @@ class RoIHeads(nn.Module):
             record.roi_candidates, record.roi_matches = candidates, matches
         return sampled
 
-    def _added(self, truth: GroundTruth) -> list[Tensor]:
-        """Return the boxes (G, 4) that join an image's proposals: none, its objects, or these and jittered copies."""
-        config = self.config
-        jittered_too = [jittered(truth.boxes, config.gt_jitter)] if config.append_gt == "jittered" else []
-        return [truth.boxes, *jittered_too] if config.append_gt else []
-
     def _hardest(self, features: Sequence[Tensor] | None, labelled: Sequence[SampledRoIs]) -> list[SampledRoIs]:
         """Return the `samples_per_image` labelled RoIs of each image that have the highest losses."""
         if features is None:
@@ -318,11 +303,7 @@ class RoIHeads(nn.Module):
         targets, decode = torch.cat([rois.deltas for rois in labelled]), self._decoder(labelled, slice(None))
         of_boxes = self.matcher.box_loss(self.box_loss)(pred_deltas, targets, decode).sum(dim=1) * (labels > 0)
         each = self.class_loss.of_each(logits, labels) + config.reg_weight * of_boxes
-        kept = []
-        for rois, loss in zip(labelled, each.split([len(rois.labels) for rois in labelled]), strict=True):
-            hard = hardest(rois.boxes, loss, config.ohem_nms_iou, config.samples_per_image)
-            kept.append(SampledRoIs(rois.boxes[hard], rois.labels[hard], rois.deltas[hard], rois.candidates[hard]))
-        return kept
+        return hardest_rois(labelled, each, config.ohem_nms_iou, config.samples_per_image)
 
     def _column(self, labels: Tensor) -> Tensor:
         """Return the column (S,) of the deltas that belongs to each label (S,); 0 for background, which has none."""
@@ -345,10 +326,10 @@ class RoIHeads(nn.Module):
             together([rois.deltas for rois in sampled])[positive],
             self._decoder(sampled, positive),
         )
-        asked = self.config.samples_per_image * len(sampled)
+        asked, weights = self.config.samples_per_image * len(sampled), self.config.class_weights
         self.matcher.learn(sampled)
         return {
-            "loss_roi_cls": self.class_loss(logits, labels, self._class_weights(logits, labels)),
+            "loss_roi_cls": self.class_loss(logits, labels, losses.class_weights(weights, logits, labels)),
             "loss_roi_reg": losses.normalized(of_boxes, len(labels), self.config.reg_normalizer, asked),
         }
 
@@ -359,13 +340,6 @@ class RoIHeads(nn.Module):
     def _record(self, rois: Sequence[Tensor], logits: Tensor, deltas: Tensor) -> None:
         for record in asking():
             record.rois, record.roi_logits, record.roi_deltas = rois, logits.detach(), deltas.detach()
-
-    def _class_weights(self, logits: Tensor, labels: Tensor) -> Tensor | None:
-        """Return the weights (C + 1,) of the classes for RoIs with `logits` (S, C + 1) and `labels` (S,)."""
-        weights = self.config.class_weights
-        if isinstance(weights, list):
-            return constant(weights, logits)
-        return losses.balanced_class_weights(labels, self.num_classes) if weights == "balanced" else None
 
     @torch.no_grad()
     def detections(

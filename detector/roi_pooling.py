@@ -3,6 +3,7 @@
 B images, L levels, R RoIs, P pool size, S sampling points per bin and axis, H x W the feature map of a level.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -11,10 +12,45 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align, roi_pool
 
+from detector.boxes import centers_and_sides, scaled
 from detector.kernels.roi_align import cells_and_weights
-from detector.kernels.transfers import constant, true_indices
+from detector.kernels.transfers import constant, part_of_rows, together, true_indices
 
 Pooling = Literal["roi_align", "roi_align_legacy", "roi_pool", "roi_pool_floor"]
+
+
+def levels_of_boxes(boxes: Tensor, strides: Sequence[int], canonical_side: float) -> Tensor:
+    """Return the index (R,) of the level to pool each box (R, 4) from: one level up for each doubling of its side.
+
+    Of levels with equal strides only the first can be chosen. Boxes of `canonical_side` belong to stride 16.
+    """
+    if len(strides) == 1:
+        return torch.zeros_like(boxes[:, 0], dtype=torch.int64)
+    _, sides = centers_and_sides(boxes)
+    octaves = torch.log2((sides[:, 0] * sides[:, 1]).clamp(min=1e-6).sqrt() / canonical_side)
+    finest, coarsest = (int(math.log2(stride)) for stride in (strides[0], strides[-1]))
+    return (torch.floor(4 + octaves + 1e-6)).clamp(finest, coarsest).to(torch.int64) - finest
+
+
+def pool_rois(
+    features: Sequence[Tensor],
+    rois: Sequence[Tensor],
+    level_of_roi: Tensor,
+    strides: Sequence[int],
+    scales: Sequence[float],
+    pool_size: int,
+    kind: Pooling,
+    sampling_ratio: int,
+) -> Tensor:
+    """Return pooled features (R, channels, P, P) of the RoIs (n, 4) of each image; the rest is as in `pool_aligned`.
+
+    Those of each of several `scales`, by which RoIs are enlarged, follow one another as channels.
+    """
+    every = together(rois)
+    image = part_of_rows([len(boxes) for boxes in rois], every.device)[:, None].to(every.dtype)
+    boxes = [torch.cat((image, scaled(every, scale)), dim=1) for scale in scales]  # (R, 5)
+    options = level_of_roi, strides, pool_size, kind, sampling_ratio
+    return together([pool_boxes(features, own, *options) for own in boxes], dim=1)
 
 
 def pool_boxes(

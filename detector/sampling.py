@@ -226,6 +226,11 @@ def jittered(boxes: Tensor, share: float) -> Tensor:
     return boxes + shift.repeat(1, 2)
 
 
+def joining(boxes: Tensor, option: bool | str, share: float) -> list[Tensor]:
+    """Return what joins an image's proposals by `roi.append_gt`: none, its boxes (G, 4), or also jittered copies."""
+    return [boxes, *([jittered(boxes, share)] if option == "jittered" else [])] if option else []
+
+
 def hardest(boxes: Tensor, losses: Tensor, nms_iou: float, number: int) -> Tensor:
     """Return the ascending indices (at most `number`,) of the RoIs (R, 4) with the highest losses (R,).
 
@@ -234,6 +239,15 @@ def hardest(boxes: Tensor, losses: Tensor, nms_iou: float, number: int) -> Tenso
     """
     kept: Tensor = nms(boxes, losses, nms_iou)
     return kept[:number].sort().values
+
+
+def hardest_rois(labelled: Sequence[SampledRoIs], losses: Tensor, nms_iou: float, number: int) -> list[SampledRoIs]:
+    """Return the `hardest` RoIs of each image, by the losses (R,) of those of all."""
+    kept = []
+    for rois, loss in zip(labelled, losses.split([len(rois.labels) for rois in labelled]), strict=True):
+        hard = hardest(rois.boxes, loss, nms_iou, number)
+        kept.append(SampledRoIs(rois.boxes[hard], rois.labels[hard], rois.deltas[hard], rois.candidates[hard]))
+    return kept
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """The content of a checkpoint of `frcnn fit`: reading it, and whether it fits a network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,26 @@ def _whole(folder: Path, damaged: list[str] | None = None) -> list[tuple[Path, d
 def bit_depth_of(checkpoint: Mapping[str, Any]) -> int:
     """Return the bit depth of the images that a checkpoint was trained on."""
     return int(checkpoint.get("datamodule_hyper_parameters", {}).get("bit_depth", 16))
+
+
+def check_bit_depth(path: str | Path, checkpoint: Mapping[str, Any], reading: Any) -> None:
+    """Raise InputError if a checkpoint was trained on images of another bit depth than those of `reading`, if any."""
+    theirs = bit_depth_of(checkpoint)
+    if reading is not None and reading.bit_depth != theirs:
+        raise InputError(
+            f"{path}: was trained with bit_depth {theirs}, but now it is {reading.bit_depth}; give the checkpoint's"
+        )
+
+
+def check_classes(path: object, checkpoint: Mapping[str, Any], ours: Sequence[str]) -> None:
+    """Raise InputError if a checkpoint was trained on other classes, or on the same ones in another order."""
+    theirs = checkpoint.get("hyper_parameters", {}).get("class_names", ours)
+    if theirs != ours:
+        raise InputError(
+            f"{path}: was trained on {len(theirs)} classes ({', '.join(theirs)}), but the data has "
+            f"{len(ours)} classes ({', '.join(ours)}); "
+            f"give the checkpoint's by data.class_names, or {afresh(path)}, with weights_predictor by_name"
+        )
 
 
 def check_state(path: str | Path, theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> None:

@@ -11,7 +11,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from detector.backbones.base import Backbone
+from detector.backbones.box_heads import BoxHead
 from detector.errors import InputError
+from detector.rpn import RegionProposalNetwork
 
 CompileMode = Literal["none", "default", "max-autotune"]
 _OPTIONS: dict[str, dict[str, Any]] = {
@@ -24,6 +27,12 @@ machines may share, does not look at the processor, but at the options."""
 _GRAPHS = 64
 """Limit of graphs of one function, above torch's 8: there is one for training and one for evaluation, of batches of one
 image and of more, on CPUs of small maps, and in alternating training of each step."""
+
+
+def compilable(module: nn.Module) -> list[nn.Module]:
+    """Return the backbones, RPN heads and box heads of a module, those of one's own too."""
+    heads = [part.head for part in module.modules() if isinstance(part, RegionProposalNetwork)]
+    return [*heads, *(part for part in module.modules() if isinstance(part, Backbone | BoxHead))]
 
 
 def compile_networks(networks: Iterable[nn.Module], mode: CompileMode, device: torch.device) -> None:

@@ -12,12 +12,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities import rank_zero_info
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from detector.anchors import AnchorConfig
-from detector.backbones.base import Backbone, BackboneConfig
-from detector.backbones.box_heads import BoxHead, BoxPredictor
+from detector.backbones.base import BackboneConfig
+from detector.backbones.box_heads import BoxPredictor
 from detector.errors import InputError, brief
 from detector.faster_rcnn import LOSS_NAMES, Difficult, FasterRCNN
 from detector.image_batch import ImageConfig
@@ -29,10 +29,16 @@ from detector.metrics.class_subset import chosen_classes
 from detector.metrics.proposal_recall import reachable
 from detector.parts import options_of
 from detector.roi_heads import RoIConfig
-from detector.rpn import RegionProposalNetwork, RPNConfig, RPNHead
+from detector.rpn import RegionProposalNetwork, RPNConfig
 from detector.training.alternating import AlternatingConfig, AlternatingTraining
-from detector.training.checkpoint_content import bit_depth_of, check_state, read_checkpoint
-from detector.training.compilation import CompileMode, check_compile_mode, compile_networks
+from detector.training.checkpoint_content import (
+    bit_depth_of,
+    check_bit_depth,
+    check_classes,
+    check_state,
+    read_checkpoint,
+)
+from detector.training.compilation import CompileMode, check_compile_mode, compilable, compile_networks
 from detector.training.finite import FiniteLosses, check_finite, spoilt
 from detector.training.joint import JointTraining, SchemeName
 from detector.training.lightning_private import trainer_of
@@ -46,7 +52,7 @@ from detector.training.optimization import (
     say_lr,
     share_of_step,
 )
-from detector.training.resuming import afresh, check_resumption, let_options_count
+from detector.training.resuming import check_resumption, let_options_count
 from detector.translation.foreign_checkpoints import load_detector
 from detector.translation.translated import Predictor
 
@@ -204,12 +210,7 @@ class FasterRCNNModule(pl.LightningModule):
         path = (trainer and trainer.ckpt_path) or "the checkpoint"
         fit = trainer is not None and trainer.state.fn == "fit"
         self.check_origin(path, checkpoint, fit)
-        reading = getattr(getattr(trainer, "datamodule", None), "reading", None)
-        if reading is not None and reading.bit_depth != bit_depth_of(checkpoint):
-            raise InputError(
-                f"{path}: was trained with bit_depth {bit_depth_of(checkpoint)}, but now it is "
-                f"{reading.bit_depth}; give the checkpoint's"
-            )
+        check_bit_depth(path, checkpoint, getattr(getattr(trainer, "datamodule", None), "reading", None))
         self.scheme.restore(checkpoint, self if fit else None)
         check_state(path, checkpoint["state_dict"], self.state_dict())
         check_finite(path, checkpoint["state_dict"])
@@ -224,13 +225,7 @@ class FasterRCNNModule(pl.LightningModule):
         Raises:
             InputError: On other classes, or on the same ones in another order, or by another training scheme.
         """
-        theirs = checkpoint.get("hyper_parameters", {}).get("class_names", self.class_names)
-        if theirs != self.class_names:
-            raise InputError(
-                f"{path}: was trained on {len(theirs)} classes ({', '.join(theirs)}), but the data has "
-                f"{len(self.class_names)} classes ({', '.join(self.class_names)}); "
-                f"give the checkpoint's by data.class_names, or {afresh(path)}, with weights_predictor by_name"
-            )
+        check_classes(path, checkpoint, self.class_names)
         scheme: SchemeName = "joint" if checkpoint.get("alternating") is None else "alternating"
         if fit and scheme != self.scheme.name:
             raise InputError(f"{path}: was trained by training_scheme {scheme}; go on with the same one")
@@ -249,10 +244,7 @@ class FasterRCNNModule(pl.LightningModule):
         if trainer_of(self) is not None and self.trainer.strategy.root_device.type == "cpu":
             rank_zero_info(line)
         if stage != "predict" and self.compile_mode != "none":
-            compile_networks(self._compilable(), self.compile_mode, self.trainer.strategy.root_device)
-
-    def _compilable(self) -> list[nn.Module]:
-        return [part for part in self.modules() if isinstance(part, Backbone | RPNHead | BoxHead)]
+            compile_networks(compilable(self), self.compile_mode, self.trainer.strategy.root_device)
 
     def on_train_start(self) -> None:
         """Begin or go on; let changed options of a resume take effect."""

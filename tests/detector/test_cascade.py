@@ -1,6 +1,7 @@
 """Cascade R-CNN: stages against a transcription of the paper, and in a whole detector."""
 
 from contextlib import closing
+from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,17 @@ from torch.utils.data import DataLoader
 from torchvision.ops import batched_nms, roi_align
 
 from detector.anchors import AnchorConfig
+from detector.assignment import Around, DynamicMatcher, Matcher
 from detector.backbones.base import BackboneConfig
 from detector.backbones.box_heads import TwoLayerHead
+from detector.boxes import BoxCoder
 from detector.cascade import CascadeRoIHeads
 from detector.errors import InputError
 from detector.faster_rcnn import FasterRCNN
 from detector.image_batch import ImageBatch, ImageConfig
-from detector.roi_heads import RoIConfig
+from detector.roi_heads import RoIConfig, RoIHeads
 from detector.rpn import RPNConfig
-from detector.sampling import GroundTruth
+from detector.sampling import NEGATIVE, POSITIVE, GroundTruth, Matches
 from detector.step_record import ask
 from detector.training.lightning_module import FasterRCNNModule
 from detector.training.optimization import OptimizerConfig
@@ -181,6 +184,54 @@ def test_later_stages_draw_anew_and_from_the_lower_bound_of_background() -> None
     assert all(int((rois.labels > 0).sum()) <= 2 for rois in record.sampled_rois)
 
 
+@dataclass
+class Shift(BoxCoder):
+    """Four shifts of sides, a number for so many pixels."""
+
+    pixels: float = 4.0
+
+    def encode(self, boxes: Tensor, references: Tensor) -> Tensor:
+        return (boxes - references) / self.pixels
+
+    def decode(self, deltas: Tensor, references: Tensor) -> Tensor:
+        return deltas * self.pixels + references
+
+
+class Wide(Matcher):
+    def __call__(self, candidates: Tensor, objects: Tensor, around: Around) -> Matches:
+        """Give whatever is wider than 55 pixels the first object."""
+        wide = candidates[:, 2] - candidates[:, 0] > 55
+        kind = torch.where(wide, POSITIVE, NEGATIVE).to(torch.int8)
+        return Matches(kind, torch.zeros(len(candidates), dtype=torch.int64), torch.zeros(len(candidates)))
+
+
+def test_a_coder_and_a_matcher_of_ones_own_are_those_of_all_stages() -> None:
+    made = heads(coder=Shift(), matcher=Wide(), append_gt=False, **ALL)
+    proposals, maps = [torch.tensor(own) for own in PROPOSALS], [features()]
+    sizes = [torch.tensor([200.0, 160, 200, 160]), torch.tensor([150.0, 120, 150, 120])]
+    rois: list[Tensor] = proposals
+    for stage in made.stages[:-1]:
+        _, deltas = RoIHeads.forward(stage, maps, rois)
+        moved = [own + 4 * of for own, of in zip(rois, deltas[:, 0].split([len(own) for own in rois]), strict=True)]
+        rois = [torch.minimum(own.clamp(min=0), corners) for own, corners in zip(moved, sizes, strict=True)]
+    _, _, refined = made.predictions(maps, proposals, batch())
+    for own, expected in zip(refined, rois, strict=True):
+        torch.testing.assert_close(own, expected)
+
+    seen = []
+    for stage in made.stages:
+        with closing(ask()) as record:
+            stage.sample_rois(rois, truths(), "drop", maps)
+        seen.append(record)
+    for record in seen:
+        for sampled, truth in zip(record.sampled_rois, truths(), strict=True):
+            wide = sampled.boxes[:, 2] - sampled.boxes[:, 0] > 55
+            assert torch.equal(sampled.labels, torch.where(wide, truth.labels[0], 0))
+            positive = sampled.boxes[wide]
+            torch.testing.assert_close(sampled.deltas[wide], (truth.boxes[:1] - positive) / 4)
+    assert any(bool((rois.labels > 0).any()) for rois in seen[0].sampled_rois)
+
+
 def test_units_and_weights_of_the_stages() -> None:
     thirds = pytest.approx([0.1 / 3, 0.1 / 3, 0.2 / 3, 0.2 / 3])
     assert [stage.config.delta_std for stage in heads().stages][1:] == [[0.05, 0.05, 0.1, 0.1], thirds]
@@ -202,6 +253,11 @@ def test_units_and_weights_of_the_stages() -> None:
         ({"cascade_delta_std": [[0.1, 0.1, 0.2, 0.2]]}, r"roi\.cascade_delta_std: .* 4 positive numbers for each of"),
         ({"cascade_delta_std": [[1.0] * 4] * 3}, r"roi\.cascade_delta_std: .* must begin with roi\.delta_std"),
         ({"class_agnostic": False}, r"roi\.class_agnostic: false: a cascade refines one box .* give true"),
+        ({"matcher": DynamicMatcher()}, r"roi\.matcher: dynamic moves the IoU"),
+        (
+            {"coder": Shift(), "cascade_delta_std": [[0.1, 0.1, 0.2, 0.2]] * 3},
+            r"roi\.cascade_delta_std: is of roi\.coder",
+        ),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:

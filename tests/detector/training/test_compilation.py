@@ -19,9 +19,9 @@ from detector.errors import InputError
 from detector.image_batch import ImageConfig
 from detector.kernels.precision import replace_layers
 from detector.roi_heads import RoIConfig
-from detector.rpn import RPNConfig
+from detector.rpn import RPNConfig, RPNHeadPart
 from detector.training import compilation
-from detector.training.compilation import check_compiler, check_deterministic, compile_networks
+from detector.training.compilation import check_compiler, check_deterministic, compilable, compile_networks
 from detector.training.lightning_module import FasterRCNNModule
 
 CPU = torch.device("cpu")
@@ -101,7 +101,7 @@ def train_step(module: FasterRCNNModule, images: list[Tensor], targets: list[Any
 def test_one_graph_each_for_all_sizes(traced_only: None, backbone: dict[str, Any]) -> None:
     """Three networks: three graphs for training, and three for evaluation. Frozen stages and norms stay frozen."""
     eager, module = detector(backbone=backbone), detector(backbone=backbone, compile="default")
-    compile_networks(module._compilable(), module.compile_mode, CPU)
+    compile_networks(compilable(module), module.compile_mode, CPU)
     counters.clear()
     for size in ((160, 240), (200, 170), (300, 200), (161, 390)):
         losses, gradients = train_step(module, *batch(*size))
@@ -128,28 +128,40 @@ def test_one_graph_each_for_all_sizes(traced_only: None, backbone: dict[str, Any
 
 def test_copies_and_pickles_are_not_compiled(traced_only: None) -> None:
     module = detector(compile="default")
-    compile_networks(module._compilable(), module.compile_mode, CPU)
+    compile_networks(compilable(module), module.compile_mode, CPU)
     assert module.model.backbone._compiled_call_impl is not None
     for again in (copy.deepcopy(module.model), pickle.loads(pickle.dumps(module.model))):
         assert again.backbone._compiled_call_impl is None
     assert "compile" not in module.hparams
     graphs = module.model.backbone._compiled_call_impl
-    compile_networks(module._compilable(), module.compile_mode, CPU)  # a second stage on the same module
+    compile_networks(compilable(module), module.compile_mode, CPU)  # a second stage on the same module
     assert module.model.backbone._compiled_call_impl is graphs
 
 
 def test_both_networks_of_alternating_training() -> None:
     module = detector(training_scheme="alternating", compile="default")
     assert module.alternating is not None and module.alternating.proposer is not None
-    parts = module._compilable()
+    parts = compilable(module)
     assert len({id(part) for part in parts}) == 5
     assert any(part is module.alternating.proposer.backbone for part in parts)
 
 
+class OwnHead(RPNHeadPart):
+    def build(self, in_channels: int, anchors_per_location: Any, config: RPNConfig) -> nn.Module:
+        return nn.Conv2d(in_channels, 5 * anchors_per_location[0], 1)
+
+
+def test_a_head_of_ones_own_is_compiled() -> None:
+    module = FasterRCNNModule(["a"], BackboneConfig("small_c4", None, frozen_stages=0), rpn=RPNConfig(head=OwnHead()))
+    expected = module.model.rpn.head, module.model.backbone, module.model.roi_heads.box_head
+    assert isinstance(expected[0], nn.Conv2d)
+    assert {id(part) for part in compilable(module)} == {id(part) for part in expected}
+
+
 def test_none_compiles_nothing() -> None:
     module = detector()
-    compile_networks(module._compilable(), module.compile_mode, CPU)
-    assert all(part._compiled_call_impl is None for part in module._compilable())
+    compile_networks(compilable(module), module.compile_mode, CPU)
+    assert all(part._compiled_call_impl is None for part in compilable(module))
 
 
 def test_unknown_mode() -> None:

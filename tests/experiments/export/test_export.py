@@ -183,6 +183,39 @@ def test_other_options(backbone, roi, tmp_path):
         assert check_same(module(images), ExportedDetector(tmp_path / "model.onnx")(images)) > 10
 
 
+def test_parts_of_ones_own_are_traced_and_named(tmp_path, frcnn_main, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "tests" / "experiments" / "run")
+    from detector.use.exported import ExportedDetector
+    from experiments.export import network
+
+    lines: list[str] = []
+    monkeypatch.setattr(network, "rank_zero_info", lines.append)
+    torch.manual_seed(0)
+    module = FasterRCNNModule(
+        ["a", "b", "c"],
+        BackboneConfig("every_part.Tiny", None, frozen_stages=0, box_head="every_part.Mean"),  # type: ignore[arg-type]
+        AnchorConfig(generator="every_part.Squares"),  # type: ignore[arg-type]
+        RPNConfig(pre_nms_test=200, post_nms_test=40, head="every_part.LinearHead", coder="every_part.Corners"),  # type: ignore[arg-type]
+        RoIConfig(score_threshold=0.2, coder="every_part.Corners"),  # type: ignore[arg-type]
+        ImageConfig(shortest_side=[96], longest_side=160),
+    )
+    torch.nn.init.normal_(module.model.roi_heads.predictor.scores.weight, std=3.0)
+    torch.nn.init.normal_(module.model.roi_heads.predictor.deltas.weight, std=0.5)
+    content = torch.load(SHIPPED, weights_only=True)
+    content |= {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    torch.save(content, tmp_path / "x.ckpt")
+    code = frcnn_main("export", tmp_path / "x.ckpt", "--format", "torch_export", "--output", tmp_path / "out")
+    assert code == 0, capsys.readouterr().err
+    parts = {"backbone.name": "Tiny", "backbone.box_head": "Mean", "anchors.generator": "Squares"}
+    parts |= {"rpn.head": "LinearHead", "rpn.coder": "Corners", "roi.coder": "Corners"}
+    begins = [f"warning: {name} every_part.{part}: whether a part of one's own" for name, part in parts.items()]
+    assert [line[: len(begin)] for line, begin in zip(lines, begins, strict=True)] == begins
+    images = images_of((120, 150), (96, 140), (200, 170))
+    with torch.inference_mode():
+        found = module.eval()(images)
+        assert check_same(found, ExportedDetector(program_of(tmp_path / "out"))(images)) > 10
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [

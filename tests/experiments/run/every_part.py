@@ -75,7 +75,7 @@ class Linear(nn.Module):
         nn.init.normal_(self.layer.weight, std=0.01)
 
     def forward(self, features):
-        found = [self.layer(level.float()).permute(0, 2, 3, 1).reshape(len(level), -1, 5) for level in features]
+        found = [self.layer(level.float()).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 5)) for level in features]
         return [own[..., 0] for own in found], [own[..., 1:] for own in found]
 
 
