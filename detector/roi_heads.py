@@ -45,7 +45,7 @@ class RoIConfig:
             512.
         positive_fraction: Upper limit of the share of positives among them (0.25 in Fast R-CNN and most code).
         sampler: Which of the others are drawn: `random`, or `iou_balanced`, equally many from each third of the IoUs
-            from 0 to 0.5 (Libra R-CNN, Pang 2019: 0.9 AP more on COCO); or one's own. Not used with `ohem`.
+            from 0 to 0.5 (Libra R-CNN, Pang 2019); or one's own. Not used with `ohem`.
         matcher: Which RoIs are positive: `iou` (by the next two options), `dynamic` (by an IoU that rises in training,
             while `reg_beta` falls: Dynamic R-CNN, Zhang 2020), or a class path (detector.assignment.DynamicMatcher).
         positive_iou: A RoI at or above this IoU with an object takes its class.

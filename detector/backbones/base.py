@@ -142,11 +142,11 @@ class BackboneConfig:
         box_head: On FPN and `small_c4`: `two_fc`, two fully connected layers (the FPN paper), or `conv_fc`, four 3x3
             convolutions of `fpn_channels` with a norm and one fully connected layer (torchvision's v2), or `double`
             (Double-Head, Wu 2020): two fully connected layers for the scores, and convolutions in residual blocks, with
-            batch norm, which is trained, for the boxes. On any network, a box head of one's own.
+            a norm, for the boxes. On any network, a box head of one's own.
         box_head_scale: Of `double`, the sides of the boxes from which the convolutions' features are pooled, in units
             of the RoI's (mmdetection: 1.3).
-        box_head_norm: The norm of `conv_fc`, which is trained: `batch` (torchvision's v2), `group` (detectron2) or
-            `sync`.
+        box_head_norm: The norm of `conv_fc` and `double`, which is trained: `batch` (torchvision's v2, Double-Head),
+            `group` (detectron2) or `sync`.
         box_head_channels: Width of the fully connected layers on FPN and `small_c4`; null takes 1024 on FPN and 256 on
             `small_c4`.
         checkpoint_gradients: Keep only the input of each trained stage for the backward pass, which computes the stage
@@ -160,6 +160,8 @@ class BackboneConfig:
             vision transformer does not.
         levels: For `timm`, `fpn` (a level for each of its maps of stride 4 or more, and one of half the last one's
             resolution) or `single` (its map of stride 16 alone).
+        drop_path: For `timm`, the share of images for which training leaves out its last residual block, falling to 0
+            at its first (stochastic depth; ConvNeXt-T in detectors: 0.4).
     """
 
     name: BackboneName | BackbonePart = "resnet50_fpn"
@@ -181,20 +183,21 @@ class BackboneConfig:
     deformable_stages: list[int] = field(default_factory=lambda: [3, 4, 5])
     model: str | None = None
     levels: Levels = "fpn"
+    drop_path: float = 0.0
 
     def __post_init__(self) -> None:
         settle("backbone", self)
         allowed = {
-            "[0, 1)": "dropout",
+            "[0, 1)": "dropout drop_path",
             "[0, inf]": "norm_eps",
             "(0, inf]": "box_head_scale",
             "[1, inf]": "pool_size fpn_channels box_head_channels",
         }
         allowed |= {"[1, 256]": "pool_size", "[1, 65536]": "fpn_channels box_head_channels"}
         check_numbers("backbone", self, allowed)
-        if self.name != "timm" and (self.model is not None or self.levels != "fpn"):
-            given = f"levels {self.levels}" if self.model is None else f"model {self.model}"
-            raise InputError(f"backbone.{given}: is for backbone.name timm, not for {name_of(self.name)}")
+        given = {"model": self.model, "levels": self.levels.replace("fpn", ""), "drop_path": self.drop_path}
+        if self.name != "timm" and (key := next((key for key, value in given.items() if value), None)):
+            raise InputError(f"backbone.{key} {given[key]}: is for backbone.name timm, not for {name_of(self.name)}")
         if self.kind.own_box_head and self.box_head in ("conv_fc", "double"):
             raise InputError(
                 f"backbone.box_head {self.box_head}: {name_of(self.name)} has its own box head; use it with *_fpn"

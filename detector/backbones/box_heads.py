@@ -90,21 +90,23 @@ class DoubleHead(BoxHead):
     """Two fully connected layers for the class scores, and convolutions for the boxes; randomly initialised.
 
     Double-Head R-CNN (Wu et al., CVPR 2020; arXiv 1904.06493): a residual block that widens, four bottlenecks, and the
-    mean over cells. All convolutions have batch norm, which is trained. The result is (R, 2 * out_channels).
+    mean over cells. All convolutions have a norm, which is trained. The result is (R, 2 * out_channels).
     """
 
-    def __init__(self, pool_size: int, in_channels: int, out_channels: int, scale: float = 1.0) -> None:
+    def __init__(
+        self, pool_size: int, in_channels: int, out_channels: int, scale: float = 1.0, norm: Norm = "batch"
+    ) -> None:
         super().__init__(pool_size, in_channels, out_channels)
         self.scales = (1.0,) if scale == 1 else (1.0, scale)
         self.fc1 = nn.Linear(in_channels * pool_size**2, out_channels)
         self.fc2 = nn.Linear(out_channels, out_channels)
         _initialize(self.fc1, self.fc2)
+        layers = partial(Conv2dNormActivation, in_channels, norm_layer=partial(new_norm, norm))
         last = {"kernel_size": 1, "activation_layer": None}
-        self.widen = nn.Sequential(
-            Conv2dNormActivation(in_channels, in_channels, 3), Conv2dNormActivation(in_channels, out_channels, **last)
-        )
-        self.shortcut = Conv2dNormActivation(in_channels, out_channels, **last)
-        self.blocks = nn.Sequential(*(Bottleneck(out_channels, out_channels // 4) for _ in range(4)))
+        self.widen = nn.Sequential(layers(in_channels, 3), layers(out_channels, **last))
+        self.shortcut = layers(out_channels, **last)
+        block = partial(Bottleneck, out_channels, out_channels // 4, norm_layer=partial(new_norm, norm))
+        self.blocks = nn.Sequential(*(block() for _ in range(4)))
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -116,9 +118,6 @@ class DoubleHead(BoxHead):
         x = for_convolutions(of_boxes)
         x = self.blocks(F.relu(self.widen(x) + self.shortcut(x)))
         return torch.cat((vector, x.mean(dim=(2, 3))), dim=1)
-
-
-BOX_HEADS: dict[str, Callable[[int, int, int], BoxHead]] = {"two_fc": TwoLayerHead, "conv_fc": ConvFCHead}
 
 
 def new_box_head(config: BackboneConfig, in_channels: int, width: int = 1024) -> BoxHead:
@@ -134,12 +133,12 @@ def new_box_head(config: BackboneConfig, in_channels: int, width: int = 1024) ->
                 f"backbone.box_head {name_of(config.box_head)}: build gives a {type(head).__name__}, no BoxHead"
             )
         return head
-    sizes = config.pool_size or 7, in_channels, config.box_head_channels or width
-    if config.box_head == "double":
-        return DoubleHead(*sizes, config.box_head_scale)
-    if config.box_head == "conv_fc":
-        return ConvFCHead(*sizes, norm=config.box_head_norm)
-    return BOX_HEADS[config.box_head](*sizes)
+    heads: dict[str, Callable[[int, int, int], BoxHead]] = {
+        "two_fc": TwoLayerHead,
+        "conv_fc": partial(ConvFCHead, norm=config.box_head_norm),
+        "double": partial(DoubleHead, scale=config.box_head_scale, norm=config.box_head_norm),
+    }
+    return heads[config.box_head](config.pool_size or 7, in_channels, config.box_head_channels or width)
 
 
 class BoxPredictor(nn.Module):

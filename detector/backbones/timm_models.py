@@ -95,11 +95,13 @@ def timm_model(name: str | None, levels: Levels) -> TimmModel:
     )
 
 
-def build_features(name: str, maps: tuple[int, ...] | None = None) -> Any:
+def build_features(name: str, maps: tuple[int, ...] | None = None, drop_path: float = 0.0) -> Any:
     """Build a model without its classifier, with random weights, for those maps; of Swin, one for any size of image."""
     options: dict[str, Any] = {"features_only": True}
     if maps is not None:
         options["out_indices"] = maps
+    if drop_path:
+        options["drop_path_rate"] = drop_path
     try:
         return library().create_model(name, strict_img_size=False, **options)
     except TypeError:  # only networks that could be strict have that option

@@ -18,6 +18,7 @@ from detector.backbones.timm_models import (
     stages_of,
     timm_model,
 )
+from detector.errors import InputError
 
 
 class TimmBody(Body):
@@ -68,7 +69,10 @@ def build_timm(config: BackboneConfig) -> tuple[Backbone, BoxHead]:
     """Build the network of timm that `config.model` names with random weights, under an FPN or as one level."""
     known = timm_model(config.model, config.levels)
     assert config.model is not None
-    network = build_features(config.model, known.maps)
+    try:
+        network = build_features(config.model, known.maps, config.drop_path)
+    except TypeError as error:
+        raise InputError(f"backbone.drop_path {config.drop_path:g}: {config.model} has none; give 0") from error
     if config.norm == "frozen":
         _freeze_norms(network)
     elif config.norm == "sync":

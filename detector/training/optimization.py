@@ -119,6 +119,8 @@ class OptimizerConfig:
             chenyuntc): 2; torchvision, detectron2: 1.
         bias_decay: Whether biases decay. Fast R-CNN, mx-rcnn, chenyuntc: false; py-faster-rcnn's VGG16, torchvision,
             detectron2: true.
+        norm_decay: Whether scales of norms, and all else of one dimension but biases, such as ConvNeXt's layer scales,
+            decay. ConvNeXt, Swin: false, with `bias_decay` false; torchvision: true.
         new_layer_lr_factor: Learning rate of the layers without pretrained weights (RPN, predictor) relative to `lr`.
         layer_decay: Learning rate of each stage of the backbone's body relative to the next one's, and of the last one
             relative to `lr`: with 0.7 a ResNet's five have 0.17, 0.24, 0.34, 0.49 and 0.7 of it (mmdetection's
@@ -146,6 +148,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0005
     bias_lr_factor: float = 1.0
     bias_decay: bool = True
+    norm_decay: bool = True
     new_layer_lr_factor: float = 1.0
     layer_decay: float = 1.0
     warmup_steps: int = 500
@@ -228,7 +231,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Return trainable parameters by learning rate and decay: weights and biases, of pretrained and new layers.
 
-    With `layer_decay` those of each stage of a body have groups of their own, such as stage3_weights.
+    Without `norm_decay` the scales of norms have groups of their own, such as new_norms; with `layer_decay` those of
+    each stage of a body have, such as stage3_weights.
     """
     new = {id(p) for layer in new_layers for p in layer.parameters()}
     decayed: dict[
@@ -242,10 +246,13 @@ def parameter_groups(
             for layer in stage
             for parameter in layer.parameters()
         }
-    groups: dict[tuple[bool, tuple[int, int], bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, tuple[int, int], int], list[nn.Parameter]] = {}
+    kinds = "weights", "biases", "norms"
+    decays = config.weight_decay, config.weight_decay if config.bias_decay else 0.0, 0.0
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = id(parameter) in new, decayed.get(id(parameter), (0, 0)), name.endswith("bias")
+            kind = 1 if name.endswith("bias") else 2 if parameter.dim() < 2 and not config.norm_decay else 0
+            key = id(parameter) in new, decayed.get(id(parameter), (0, 0)), kind
             groups.setdefault(key, []).append(parameter)
     return [
         {
@@ -253,12 +260,11 @@ def parameter_groups(
             "lr": config.lr
             * (config.new_layer_lr_factor if is_new else 1.0)
             * config.layer_decay**power
-            * (config.bias_lr_factor if is_bias else 1.0),
-            "weight_decay": config.weight_decay if config.bias_decay or not is_bias else 0.0,
-            "name": ("new" if is_new else f"stage{stage}" if stage else "pretrained")
-            + ("_biases" if is_bias else "_weights"),
+            * (config.bias_lr_factor if kind == 1 else 1.0),
+            "weight_decay": decays[kind],
+            "name": f"{'new' if is_new else f'stage{stage}' if stage else 'pretrained'}_{kinds[kind]}",
         }
-        for (is_new, (stage, power), is_bias), parameters in sorted(groups.items())
+        for (is_new, (stage, power), kind), parameters in sorted(groups.items())
     ]
 
 

@@ -419,6 +419,31 @@ CASCADE: dict[str, Any] = {
     "model.optimizer.warmup_start": 0.001,
     "data.batch_size": 16 // 8,
 }
+# open-mmlab/mmdetection: configs/convnext/mask-rcnn_convnext-t-p4-w7_fpn_amp-ms-crop-3x_coco.py, else as its Faster
+# R-CNN, and mmdet/engine/optimizers/layer_decay_optimizer_constructor.py (nothing of one dimension decays).
+CONVNEXT: dict[str, Any] = {
+    "trainer.max_epochs": 36,
+    "model.backbone.name": "timm",
+    "model.backbone.model": "convnext_tiny.fb_in1k",
+    "model.backbone.frozen_stages": 0,
+    "model.backbone.drop_path": 0.4,
+    "model.image.shortest_side": list(range(480, 801, 32)),
+    "model.image.longest_side": 1333,
+    "model.optimizer.name": "adamw",
+    "model.optimizer.lr": 0.0001,
+    "model.optimizer.weight_decay": 0.05,
+    "model.optimizer.bias_decay": False,
+    "model.optimizer.norm_decay": False,
+    "model.optimizer.warmup_steps": 1000,
+    "model.optimizer.warmup_start": 0.001,
+}
+MMDETECTION: dict[str, Any] = DYNAMIC_RCNN | {  # mmdetection's Faster R-CNN, on which its Dynamic R-CNN stands
+    "model.roi.matcher": "iou",
+    "model.roi.positive_iou": 0.5,
+    "model.roi.background_iou": [0, 0.5],
+    "model.roi.reg_beta": 0,
+    "model.rpn.nms_iou": 0.7,
+}
 PUBLISHED: dict[str, dict[str, Any]] = {
     "cascade_rcnn_resnet50_fpn": CASCADE,
     "py_faster_rcnn_vgg16": PY_FASTER_RCNN,
@@ -457,14 +482,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
         "model.rpn.pre_nms_test": 1000,
     },
     "dynamic_rcnn_resnet50_fpn": DYNAMIC_RCNN,
-    "mmdetection_resnet50_fpn": DYNAMIC_RCNN  # mmdetection's Faster R-CNN, on which its Dynamic R-CNN stands
-    | {
-        "model.roi.matcher": "iou",
-        "model.roi.positive_iou": 0.5,
-        "model.roi.background_iou": [0, 0.5],
-        "model.roi.reg_beta": 0,
-        "model.rpn.nms_iou": 0.7,
-    },
+    "mmdetection_resnet50_fpn": MMDETECTION,
+    "faster_rcnn_convnext_tiny_fpn": MMDETECTION | CONVNEXT,
     "torchvision_resnet50_fpn": TORCHVISION | {"model.image.shortest_side": [800], "model.rpn.score_threshold": 0},
     "torchvision_resnet50_fpn_v2": TORCHVISION | {"model.backbone.box_head": "conv_fc", "model.rpn.conv_depth": 2},
     "torchvision_mobilenet_v3_large_320_fpn": TORCHVISION
@@ -493,10 +512,18 @@ def _about(value: Any) -> Any:
         ("cascade_rcnn_resnet50_fpn", [8 / 12, 11 / 12]),
         ("dynamic_rcnn_resnet50_fpn", [8 / 12, 11 / 12]),
         ("mmdetection_resnet50_fpn", [8 / 12, 11 / 12]),
+        ("faster_rcnn_convnext_tiny_fpn", [27 / 36, 33 / 36]),
     ],
 )
 def test_learning_rate_drops_where_published(resolve_first_line, name, milestones):
     assert resolve_first_line(RECIPES[name]).model.optimizer.milestones == pytest.approx(milestones, abs=1e-4)
+
+
+def test_learning_rates_of_stages_are_near_those_of_mmdetections_layers(resolve_first_line):
+    """Of its layers 0 to 6 in 8 - 1 - n powers of 0.95: stem, stages 1 and 2, three parts of stage 3, and stage 4."""
+    theirs = [0.95**6, 0.95**5, (0.95**4 + 0.95**3 + 0.95**2) / 3, 0.95]
+    decay = resolve_first_line(RECIPES["faster_rcnn_convnext_tiny_fpn"]).model.optimizer.layer_decay
+    assert [decay**power for power in (4, 3, 2, 1)] == pytest.approx(theirs, abs=0.04)
 
 
 def test_every_system_has_a_recipe():

@@ -1,14 +1,19 @@
 """Double-Head: what its two halves see, give and learn."""
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from detector.backbones.base import BackboneConfig
 from detector.backbones.box_heads import BoxPredictor, DoubleHead, new_box_head
 from detector.errors import InputError
 from detector.roi_heads import RoIConfig, RoIHeads
+from detector.training.lightning_module import FasterRCNNModule
+from tests.detector.training.small_detector import BATCH, OPTIONS, SMALL
 
 BOXES = [torch.tensor([[20.0, 10, 60, 40], [100, 50, 120, 90]]), torch.tensor([[0.0, 0, 30, 200]])]
 
@@ -63,6 +68,50 @@ def test_the_layers_are_the_papers() -> None:
     linear = [tuple(layer.weight.shape) for layer in head.modules() if isinstance(layer, torch.nn.Linear)]
     assert linear == [(1024, 256 * 49), (1024, 1024)]
     assert head.eval()(torch.zeros(0, 512, 7, 7)).shape == (0, 2048)
+
+
+@pytest.mark.parametrize(("kind", "norm"), [("group", nn.GroupNorm), ("sync", nn.SyncBatchNorm)])
+def test_every_convolution_has_the_norm_that_is_asked_for(kind: Any, norm: type[nn.Module]) -> None:
+    head = new_box_head(BackboneConfig(box_head="double", box_head_norm=kind, box_head_channels=64), 32)
+    norms = [module for module in head.modules() if isinstance(module, norm)]
+    assert len(norms) == sum(isinstance(module, nn.Conv2d) for module in head.modules()) == 3 + 4 * 3
+    assert not any(type(module) is nn.BatchNorm2d for module in head.modules())
+
+
+def test_group_norm_lets_rois_not_see_each_other() -> None:
+    """Batch norm in training makes a RoI's vector depend on the others; group norm does not."""
+    pooled = torch.randn(4, 10, 3, 3, generator=torch.Generator().manual_seed(2))
+    for norm, alone in (("group", True), ("batch", False)):
+        torch.manual_seed(0)
+        head = DoubleHead(3, 5, 8, 1.3, norm).train()  # type: ignore[arg-type]
+        assert torch.allclose(head(pooled)[:2], head(pooled[:2]), atol=1e-5) is alone
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_a_detector_learns_with_it(norm: Any) -> None:
+    """A step lowers the loss of the same batch, moves both halves, and detections are boxes of the image."""
+    torch.manual_seed(0)
+    backbone = replace(SMALL, box_head="double", box_head_norm=norm)
+    module = FasterRCNNModule(class_names=["thing", "other"], backbone=backbone, **OPTIONS)
+    model = module.model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    losses = []
+    for _ in range(4):
+        torch.manual_seed(1)  # the same samples
+        loss = model.losses(*BATCH)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]
+    moved = [name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])]
+    for part in ("fc1", "fc2", "widen.0.0", "shortcut.0", "blocks.0.conv1", "blocks.3.conv3"):
+        assert f"roi_heads.box_head.{part}.weight" in moved
+    with torch.no_grad():
+        for found in module.eval()(BATCH[0]):
+            boxes = found["boxes"]
+            assert len(boxes) and bool((boxes >= 0).all() & (boxes <= torch.tensor([96, 64, 96, 64])).all())
 
 
 def test_bad_options() -> None:

@@ -155,9 +155,27 @@ def test_what_cannot_be_used_is_said_in_one_line(model: Any, options: dict[str, 
 
 
 def test_options_of_timm_are_refused_elsewhere() -> None:
-    for options in ({"model": "convnext_tiny"}, {"levels": "single"}):
+    for options in ({"model": "convnext_tiny"}, {"levels": "single"}, {"drop_path": 0.1}):
         with pytest.raises(InputError, match=r"is for backbone\.name timm, not for resnet50_fpn"):
             BackboneConfig(**options)  # type: ignore[arg-type]
+
+
+def test_residual_blocks_are_left_out_in_training_alone() -> None:
+    torch.manual_seed(0)
+    backbone, _ = build_backbone(config("test_convnext", drop_path=0.4))
+    plain, _ = build_backbone(config("test_convnext"))
+    shares = [module.drop_prob for module in backbone.modules() if isinstance(module, timm.layers.DropPath)]
+    assert shares == sorted(shares) and shares[0] > 0 and shares[-1] == pytest.approx(0.4)
+    images = torch.randn(2, 3, 64, 96)
+    for parameter in (p for name, p in backbone.named_parameters() if name.endswith("gamma")):
+        parameter.data.fill_(1.0)
+    trained = [backbone.train().body(images)[-1] for _ in range(4)]
+    assert any(not torch.allclose(trained[0], one) for one in trained)
+    for parameter, same in zip(plain.parameters(), backbone.parameters(), strict=True):
+        parameter.data.copy_(same)
+    torch.testing.assert_close(backbone.eval().body(images), plain.train().body(images))
+    with pytest.raises(InputError, match=r"backbone\.drop_path 0\.1: vgg11 has none; give 0"):
+        build_backbone(config("vgg11", drop_path=0.1))
 
 
 def test_random_weights_are_not_frozen_and_only_one_release_is_known() -> None:

@@ -87,6 +87,29 @@ def test_rates_and_decay_of_groups(
     assert [found[name]["weight_decay"] for name in names] == pytest.approx(decays)
 
 
+def test_scales_of_norms_need_not_decay() -> None:
+    """The group norm's scale (4,), and a layer scale (5,), but not the matrices; shifts are biases."""
+    model = TwoParts()
+    model.new.register_parameter("gamma", nn.Parameter(torch.ones(5)))
+    config = OptimizerConfig(lr=0.01, weight_decay=0.25, new_layer_lr_factor=2.0, bias_decay=False, norm_decay=False)
+    found = [
+        (group["name"], group["lr"], group["weight_decay"], [tuple(p.shape) for p in group["params"]])
+        for group in parameter_groups(model, [model.new], config)
+    ]
+    assert found == [
+        ("pretrained_weights", 0.01, 0.25, [(4, 3)]),
+        ("pretrained_biases", 0.01, 0.0, [(4,), (4,)]),
+        ("pretrained_norms", 0.01, 0.0, [(4,)]),
+        ("new_weights", 0.02, 0.25, [(5, 4)]),
+        ("new_biases", 0.02, 0.0, [(5,)]),
+        ("new_norms", 0.02, 0.0, [(5,)]),
+    ]
+    with_them = OptimizerConfig(weight_decay=0.25, bias_decay=False)
+    decays = {group["name"]: group["weight_decay"] for group in parameter_groups(model, [model.new], with_them)}
+    expected = {"pretrained_weights": 0.25, "pretrained_biases": 0.0, "new_weights": 0.25, "new_biases": 0.0}
+    assert decays == expected
+
+
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
 def test_optimizer_keeps_the_groups(name: Any, kind: type[torch.optim.Optimizer]) -> None:
     model = TwoParts()

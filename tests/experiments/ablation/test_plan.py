@@ -127,7 +127,13 @@ def test_a_missing_dataset_does_not_hide_the_commands(frcnn, tiny_config, tmp_pa
         assert frcnn("ablate", "g.yaml", cwd=tmp_path).code == 0
 
 
-@pytest.mark.parametrize("name", ["anchors_table8", "loss_weight_table9", "anchors_mini_voc", "assignment_mini_voc"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("anchors_table8", "loss_weight_table9", "anchors_mini_voc", "assignment_mini_voc"),
+        *("box_losses_mini_voc", "heads_mini_voc"),
+    ],
+)
 def test_cells_of_our_grids_are_what_they_say(name, monkeypatch):
     """Every option is one, every value fits, and the data are the only thing that may lack."""
     monkeypatch.chdir(ROOT)
@@ -146,6 +152,15 @@ def test_cells_of_our_grids_are_what_they_say(name, monkeypatch):
         if name == "assignment_mini_voc":
             matcher = {"dynamic": options.roi.matcher}.get(cell.axes["assignment"], options.rpn.matcher)
             assert cell.axes["assignment"] in str(matcher).casefold()
+        if name == "box_losses_mini_voc":
+            assert options.roi.reg_loss == cell.axes["box_loss"]
+            weights = {"smooth_l1": 1, "iou": 10, "giou": 10, "diou": 12, "ciou": 12}
+            assert options.roi.reg_weight == weights[cell.axes["box_loss"]]
+        if name == "heads_mini_voc":
+            roi = options.roi
+            found = (options.backbone.box_head == "double", roi.class_agnostic, len(roi.cascade_ious))
+            heads = {(0, 0, 0): "default", (0, 1, 0): "class_agnostic", (0, 1, 3): "cascade", (1, 0, 0): "double"}
+            assert heads[found] == cell.axes["head"]
 
 
 def test_without_a_checkpoint_nothing_is_evaluated(monkeypatch, tmp_path):
