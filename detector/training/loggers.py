@@ -1,22 +1,45 @@
 """The TensorBoard log of a run, whose first page answers first, and pictures for loggers of any kind."""
 
 import io
+import time
 from collections.abc import Callable, Mapping
+from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytorch_lightning as pl
 from numpy.typing import NDArray
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
+from pytorch_lightning.loggers.logger import rank_zero_experiment
 
 PictureWriter = Callable[[str, NDArray[np.uint8], int], Any]
 """Is given a tag, a picture (H, W, 3) and a step."""
 
 
 class RunTensorBoard(TensorBoardLogger):
-    """The TensorBoard log of a run: Lightning's, but losses are among its first cards, and its `epoch` is not."""
+    """The TensorBoard log of a run: Lightning's, but losses are among its first cards, and its `epoch` is not.
+
+    Event files are read in the order of the times in their names: a session's is named after those that are there, also
+    where the clock was ahead when these were written.
+    """
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """Return the writer of the event file."""
+        if self._experiment is None:
+            from tensorboard.summary.writer import event_file_writer  # type: ignore[import-untyped]
+
+            numbers = (path.name.split(".")[3] for path in Path(self.log_dir).glob("events.out.tfevents.*"))
+            after = max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
+            times = chain([max(time.time(), after)], iter(time.time, None))  # of the name, then as they are
+            with patch.object(event_file_writer, "time", SimpleNamespace(time=times.__next__)):
+                return super().experiment
+        return self._experiment
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log scalars, the epoch as `weights/epoch`, losses such as `val/loss_rpn_cls` also as `losses/val_rpn_cls`."""

@@ -21,6 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from detector.errors import TrainingError
 from detector.training.callbacks.scalar_pages import PAGES
+from detector.training.loggers import RunTensorBoard
 from experiments.run.lightning_cli import DetectorCLI
 
 GRIDS = {
@@ -31,6 +32,7 @@ GRIDS = {
 }
 LONE = {"tiny/seed0", "lone/other", "lone/failed", "lone/went_on"}
 ROWS = {*GRIDS, *LONE, "grid_b/running", "grid_b/killed", "older/run"}
+CLOCK = "clock/ahead"
 SUCCESS, FAILURE, UNKNOWN = "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_UNKNOWN"
 
 
@@ -75,6 +77,13 @@ def runs(trained, tiny_config, frcnn, tmp_path_factory) -> Path:
     assert frcnn("fit", "--ckpt_path", folder / "lone/went_on/checkpoints/last.ckpt", cwd=cwd).code == 0
     with SummaryWriter(str(folder / "older" / "run")) as writer:  # as PyTorch writes it, with an experiment tag
         writer.add_hparams({"lr": 0.1, "flag": True}, {"val/AP": 0.25}, run_name=".")
+    for session, now in enumerate((1.8e9, 1.7e9)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("time.time", lambda now=now: now)
+            logger = RunTensorBoard(str(folder), *CLOCK.split("/"))
+            for step in range(2 * session, 2 * session + 4):
+                logger.log_metrics({"val/AP": session}, step)
+            logger.experiment.close()
     return folder
 
 
@@ -84,7 +93,7 @@ def get(runs, frcnn_process) -> Iterator[Callable[..., Any]]:
     process = frcnn_process("tensorboard", runs, "--port", 0, cwd=runs.parent)
     try:
         line = process.stdout.readline()
-        assert line.endswith(f"/  (runs in {runs}: {len(ROWS)}; Ctrl-C ends)\n"), process.communicate()
+        assert line.endswith(f"/  (runs in {runs}: {len(ROWS) + 1}; Ctrl-C ends)\n"), process.communicate()
         address = line.split("  ")[0]
 
         def ask(path: str, body: Any = None, **arguments: Any) -> Any:
@@ -106,11 +115,16 @@ def get(runs, frcnn_process) -> Iterator[Callable[..., Any]]:
 @pytest.fixture(scope="module")
 def loaded(get, wait_for) -> None:
     """The server has read all runs to their ends."""
-    last = ("tiny/seed0", "AP_and_recall/test_AP"), ("lone/went_on", "weights/epoch"), ("older/run", "val/AP")
+    last = (
+        ("tiny/seed0", "AP_and_recall/test_AP"),
+        ("lone/went_on", "weights/epoch"),
+        ("older/run", "val/AP"),
+        (CLOCK, "val/AP"),
+    )
 
     def all_there() -> bool:
         tags = get("plugin/scalars/tags")
-        return set(get("runs")) == ROWS and all(tag in tags.get(run, {}) for run, tag in last)
+        return set(get("runs")) == {*ROWS, CLOCK} and all(tag in tags.get(run, {}) for run, tag in last)
 
     wait_for(all_there)
 
@@ -201,6 +215,11 @@ def test_first_cards_are_of_metrics_and_losses_and_learning_rates_stand_once(get
     assert all(len(values) == 6 and values[1] > values[5] for values in rates.values())
     assert rates["biases"] == pytest.approx([2 * rate for rate in rates["weights"]])
     assert rates["all"] == pytest.approx([3 * rate for rate in rates["weights"]])
+
+
+def test_a_session_that_goes_on_with_a_corrected_clock_counts(get, loaded) -> None:
+    points = get("plugin/scalars/scalars", tag="val/AP", run=CLOCK)
+    assert [(step, value) for _, step, value in points] == [(0, 0), (1, 0), (2, 1), (3, 1), (4, 1), (5, 1)]
 
 
 def test_pages_of_scalars_are_one_layout_for_all_runs(get, loaded, runs, metrics_of) -> None:
