@@ -24,7 +24,10 @@ CAUSES: Final = {
     r"DataLoader worker \(pid\S* ([\d, ]+)\) is killed by signal: (\w+)": (
         "a data worker (process {0}) was killed ({1}); if the system did it, memory ran out: set fewer data.num_workers"
     ),
-    r"DataLoader worker \(pid\S* ([\d, ]+)\) exited unexpectedly": "a data worker (process {0}) ended unexpectedly",
+    r"DataLoader worker \(pid\S* ([\d, ]+)\) exited unexpectedly": (
+        "a data worker (process {0}) ended unexpectedly; if the system killed it, memory ran out: set fewer "
+        "data.num_workers"
+    ),
     r"((?:\w+ )?out of memory\. Tried to allocate [^.]*\.[^.]*)\.": "{0}" + MEMORY,
     r"(MemoryError|can't allocate memory|Unable to allocate [^\n]*|bad_alloc)": "memory ran out ({0})" + MEMORY,
 }

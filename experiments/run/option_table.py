@@ -17,6 +17,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
@@ -212,7 +213,7 @@ def with_whole_names(arguments: Sequence[str]) -> list[str]:
         if any(f"{whole}.class_path" in content or _is_class(content.get(whole)) for content in contents)
     }
     words: list[str] = []
-    for word, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for word, following in pairwise([*arguments, "--"]):
         option, equals, value = word.partition("=")
         name = option.removeprefix("--")
         section = next((one for one in SECTIONS if name == one or name.startswith(f"{one}.")), "")

@@ -36,6 +36,8 @@ def cause_of(text: str, parser: ArgumentParser | None = None) -> str:
     if missing := re.search(r'"config":\s+File does not exist: .(.+).$', text.strip()):
         return f"--config {os.path.relpath(missing[1])}: no such file"
     key = re.match(r'\s*Parser key "([^"]+)"', text)
+    if section := re.search(r'Unable to load config (.+)\n\s*- Parser key "(.+)": Unable', text):
+        return f"--{section[2]} {section[1]}: is no mapping of options, nor a file of them"
     if re.search(_OF_PART, text) or re.search(_OF_LIGHTNING, text):
         return _wrong_part(key[1] if key else "model", text)
     if unknown := re.search(r"(?:Option '([\w.]+)' is not|does not accept option '([\w.]+)')", text):

@@ -135,6 +135,12 @@ def test_config_files_that_no_option_can_mean(complaint, tiny_config, tmp_path, 
     assert named in complaint("fit", "--config", tiny_config, "--config", tmp_path / "odd.yaml")
 
 
+@pytest.mark.parametrize(("option", "value"), [("model", "3"), ("data", "nowhere.yaml"), ("model.rpn", "[1, 2]")])
+def test_section_on_the_command_line_that_is_no_mapping(complaint, tiny_config, option, value):
+    said = complaint("fit", "--config", tiny_config, f"--{option}", value)
+    assert said.startswith(f"frcnn: --{option} '{value}': is no mapping of options, nor a file of them")
+
+
 def test_misspelt_key_in_a_config_file(complaint, tiny_config, tmp_path):
     config = yaml.safe_load(tiny_config.read_text())
     config["model"]["anchors"]["scale"] = config["model"]["anchors"].pop("scales")
