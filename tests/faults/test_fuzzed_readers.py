@@ -276,7 +276,8 @@ def _said(result: Result) -> None:
 @given(bytes_of, PATHS, ODD)
 def test_safetensors(folder, content, spoilt, path, value):
     file = folder / "model.safetensors"
-    about = {"class_names": ["a", "b"], "bit_depth": 16, "step": 3, "options": dict(content["hyper_parameters"])}
+    options = dict(content["hyper_parameters"])
+    about = {"class_names": options.pop("class_names"), "bit_depth": 16, "step": 3, "options": options}
     state = content["state_dict"]
     tensors = {name.removeprefix("model."): state[name].clone(memory_format=torch.contiguous_format) for name in state}
     for odd in (about, replaced(about, path, value)):
@@ -284,7 +285,7 @@ def test_safetensors(folder, content, spoilt, path, value):
         for written in (data, edited(data, *spoilt), edited(data[:HEADER], *spoilt) + data[HEADER:]):
             file.write_bytes(written)
             survives("safetensors", lambda: read_checkpoint(file))
-    survives("safetensors, detector", lambda: FasterRCNNModule.from_checkpoint(file))
+            survives("safetensors, detector", lambda: FasterRCNNModule.from_checkpoint(file))
 
 
 @fuzz(100)
