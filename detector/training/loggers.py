@@ -11,10 +11,10 @@ from unittest.mock import patch
 
 import numpy as np
 import pytorch_lightning as pl
+from lightning_fabric.loggers.logger import rank_zero_experiment
 from numpy.typing import NDArray
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
-from pytorch_lightning.loggers.logger import rank_zero_experiment
 
 PictureWriter = Callable[[str, NDArray[np.uint8], int], Any]
 """Is given a tag, a picture (H, W, 3) and a step."""
