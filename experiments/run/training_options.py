@@ -1,10 +1,12 @@
 """The options of a training: what `frcnn fit` has, and a parser of it that builds nothing, for other commands."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 
+from datamodules.own_format import LabelledImage, OwnFormat
 from detector.parts import say_strangers
 from detector.training.lightning_module import FasterRCNNModule
 from experiments.arguments import add_options
@@ -13,6 +15,18 @@ from experiments.run.folder import is_of_run
 from experiments.run.option_table import Rows, config_files, find_data_format, rows_of, write_table
 from experiments.run.options import RunOptions
 from experiments.run.precision import Trainer
+
+
+class AnyFormat(OwnFormat):
+    """A format without images or options, for the options that all formats of one's own have."""
+
+    def splits(self) -> Sequence[str]:
+        """Return no names."""
+        return []
+
+    def images(self, split: str) -> Iterable[LabelledImage]:
+        """Return no images."""
+        return []
 
 
 class OptionsOfRuns(LightningCLI):
@@ -80,7 +94,7 @@ def option_table() -> dict[str, Rows]:
         name: rows_of(OptionsCLI([f"--data_format={name}", "--data.root=here"], prog="frcnn").parser)
         for name in FORMATS
     }
-    own = OptionsCLI(["--data_format=datamodules.own_format.OwnFormat", "--data.root=here"], prog="frcnn")
+    own = OptionsCLI(["--data_format=experiments.run.training_options.AnyFormat", "--data.root=here"], prog="frcnn")
     formats["own"] = rows_of(own.parser)
     methods: dict[str, Rows] = {}
     for name, skipped in OptionsOfRuns.subcommands().items():
