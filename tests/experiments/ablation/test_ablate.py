@@ -1,7 +1,9 @@
 """`frcnn ablate` on the smallest detector: an undisturbed grid, and the same grid killed and run again."""
 
+import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -193,6 +195,43 @@ def test_gentle_stop_in_the_middle_of_a_cell(frcnn, start, grid, undisturbed, tm
     assert "To go on: give ckpt_path" in (second / "cell.log").read_text()
     assert frcnn("ablate", grid, cwd=tmp_path).code == 1
     assert_same_grid(tmp_path, undisturbed[0])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_data_workers_fail_their_cell_alone(start, tiny_config, tmp_path, wait_for):
+    options = {"trainer.max_epochs": 3, "trainer.limit_val_batches": 0, "data.num_workers": 1, "data.test_splits": []}
+    content = {"base": str(tiny_config), "axes": {"model.anchors.scales": [[1], [1, 2]]}, "overrides": options}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(content))
+    process = start(tmp_path / "small.yaml", tmp_path)
+    wait_for(lambda: any((tmp_path / "runs" / "small").glob("scales=1,*/checkpoints/last.ckpt")), process)
+    first, second = cell_folders(tmp_path).values()
+
+    def failed() -> bool:
+        """Kill what there is of workers, of the group that the cell leads; nobody misses them until the next batch."""
+        if state(first)["status"] != "running":
+            return True
+        for path in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                group = os.getpgid(int(path.name))
+                if os.getsid(group) == process.pid != group != int(path.name):
+                    os.kill(int(path.name), signal.SIGKILL)
+        return False
+
+    wait_for(failed, process)
+    assert state(first)["status"] == "failed"
+    line = state(first)["error"].splitlines()[-1]
+    assert re.fullmatch(
+        r"frcnn: a data worker \(process [\d, ]+\) (was killed|ended unexpectedly).* data.num_workers", line
+    )
+    _, err = process.communicate(timeout=900)
+    assert process.returncode == 1
+    assert "Traceback" not in err + state(first)["error"]
+    assert [state(cell)["status"] for cell in (first, second)] == ["failed", "done"]
+    again = start(tmp_path / "small.yaml", tmp_path)
+    assert again.communicate(timeout=900) and again.returncode == 0
+    assert [(state(cell)["status"], state(cell)["attempts"]) for cell in (first, second)] == [("done", 2), ("done", 1)]
+    assert (first / "config_resumed_1.yaml").is_file()  # went on, from a checkpoint
 
 
 @pytest.mark.slow
