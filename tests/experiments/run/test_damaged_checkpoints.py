@@ -190,6 +190,17 @@ def test_contents_of_other_kinds(frcnn, mini_voc, cwd, key, value, text):
     assert result.err == f"frcnn: odd.ckpt: not a checkpoint of frcnn fit ({text})\n"
 
 
+@pytest.mark.slow
+def test_ten_million_anchor_scales_are_refused(frcnn, mini_voc, cwd):
+    content = load(checkpoints(cwd) / "last.ckpt")
+    content["hyper_parameters"]["anchors"]["scales"] = [8.0] * 10_000_000
+    torch.save(content, cwd / "odd.ckpt")
+    predict = ("predict", "--ckpt_path", "odd.ckpt", "--images", mini_voc / "JPEGImages", "--output", "out")
+    result = frcnn(*predict, cwd=cwd)
+    said = "frcnn: odd.ckpt: anchors: 10000000 scales x 1 aspect_ratios; at most 10000 shapes\n"
+    assert (result.code, result.err) == (2, said)
+
+
 def test_changed_options_stop_a_resume(frcnn, tiny_config, cwd):
     last = checkpoints(cwd) / "last.ckpt"
     before = last.read_bytes()
