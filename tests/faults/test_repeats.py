@@ -70,9 +70,11 @@ def test_2000_steps_leave_nothing_behind(frcnn, tiny_config, tmp_path, with_call
     quarter = len(memory) // 4
     warm, end = mean(memory[quarter : 2 * quarter]), mean(memory[-quarter:])
     print(f"{steps} steps: {warm / 1024:.0f} MiB in their second quarter, {end / 1024:.0f} in their last")
-    print(f"files {before[1]} before, {files[quarter]}, {files[-1]}; after {look()[1:]}")
+    # A batch on its way from a worker is an open file more: what is lost for ever raises the fewest, too.
+    few, few_at_the_end = min(files[quarter : 2 * quarter]), min(files[-quarter:])
+    print(f"files {before[1]} before, from {few} and from {few_at_the_end} on; after {look()[1:]}; all {files}")
     assert end < 1.05 * warm
-    assert files[-1] <= files[quarter] and children[-1] == children[quarter] == 4  # of training and validation
+    assert few_at_the_end <= few and children[-1] == children[quarter] == 4  # of training and validation
     assert look()[1:] <= before[1:]
 
 
