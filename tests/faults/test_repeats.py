@@ -50,10 +50,13 @@ class Watch(pl.Callback):
 
 
 def look() -> tuple[int, int, int]:
-    """Kilobytes in memory with those of the workers, what they share once; open files, children."""
+    """Kilobytes in memory with those of the workers, what they share once; open files, children.
+
+    Without pages of files, such as PyTorch's library: how much of them counts depends on what else runs.
+    """
     processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
     rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in processes]
-    memory = sum(int(re.findall(r"^Pss: +(\d+) kB", text, re.MULTILINE)[0]) for text in rollups)
+    memory = sum(int(size) for text in rollups for size in re.findall(r"^Pss_(?:Anon|Shmem): +(\d+)", text, re.M))
     return memory, len(os.listdir("/proc/self/fd")), len(processes) - 1
 
 
@@ -69,6 +72,7 @@ def test_2000_steps_leave_nothing_behind(frcnn, tiny_config, tmp_path, with_call
     memory, files, children = zip(*watch.seen, strict=True)
     quarter = len(memory) // 4
     warm, end = mean(memory[quarter : 2 * quarter]), mean(memory[-quarter:])
+    print(f"MiB: {[round(size / 1024) for size in memory]}")
     print(f"{steps} steps: {warm / 1024:.0f} MiB in their second quarter, {end / 1024:.0f} in their last")
     # A batch on its way from a worker is an open file more: what is lost for ever raises the fewest, too.
     few, few_at_the_end = min(files[quarter : 2 * quarter]), min(files[-quarter:])
