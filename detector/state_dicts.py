@@ -76,7 +76,7 @@ def _options_in(path: Path) -> dict[str, Any]:
     try:
         told = json.loads(about)
         options = {**told["options"], "class_names": told["class_names"], "training_scheme": "joint"}
-        data = {"bit_depth": int(told["bit_depth"])}
+        data = {"bit_depth": told["bit_depth"]}
     except (KeyError, TypeError) as error:
         raise ValueError(f"its metadata are damaged: {error}") from error
     return {"hyper_parameters": options, "datamodule_hyper_parameters": data, "global_step": told.get("step")}

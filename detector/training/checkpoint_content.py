@@ -8,7 +8,7 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
-from detector.errors import InputError
+from detector.errors import InputError, shortened
 from detector.files import check_checkpoint, damage_of, weights_file
 from detector.parts import say_strangers
 from detector.state_dicts import read_content
@@ -90,8 +90,16 @@ def _whole(folder: Path, damaged: list[str] | None = None) -> list[tuple[Path, d
 
 
 def bit_depth_of(checkpoint: Mapping[str, Any]) -> int:
-    """Return the bit depth of the images that a checkpoint was trained on."""
-    return int(checkpoint.get("datamodule_hyper_parameters", {}).get("bit_depth", 16))
+    """Return the bit depth of the images that a checkpoint was trained on.
+
+    Raises:
+        InputError: What it says is none.
+    """
+    data = checkpoint.get("datamodule_hyper_parameters", {})
+    told = data.get("bit_depth", 16) if isinstance(data, Mapping) else data
+    if told not in range(8, 17):
+        raise InputError(f"the checkpoint's bit_depth {shortened(str(told))}: must be in 8..16")
+    return int(told)
 
 
 def check_bit_depth(path: str | Path, checkpoint: Mapping[str, Any], reading: Any) -> None:

@@ -53,7 +53,7 @@ def check_training_state(path: object, checkpoint: Mapping[str, Any]) -> None:
     lacking += [key for key in ("optimizer_states", "lr_schedulers", "loops") if checkpoint.get(key) in ([], {})]
     try:
         int(checkpoint["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         lacking = lacking or ["loops.fit_loop.epoch_progress"]
     if lacking:
         raise InputError(
