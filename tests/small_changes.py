@@ -34,20 +34,20 @@ CHANGES = (
     ),
     Change(  # a clamp is missing
         "detector/boxes.py",
-        "half_h = 0.5 * rh * dh.clamp(max=MAX_LOG_RATIO).exp()",
-        "half_h = 0.5 * rh * dh.exp()",
+        "halves = 0.5 * units * deltas[..., 2:].clamp(max=MAX_LOG_RATIO).exp_()",
+        "halves = 0.5 * units * deltas[..., 2:].exp()",
         ("tests/detector/test_boxes.py",),
     ),
     Change(  # NMS over all levels together
-        "detector/rpn.py",
-        "levels.append(torch.full_like(index, level))",
-        "levels.append(torch.zeros_like(index))",
+        "detector/kernels/nms.py",
+        "score[of], levels[of], iou)",
+        "score[of], 0 * levels[of], iou)",
         ("tests/detector/test_rpn.py",),
     ),
     Change(  # an object's best anchor may be one that is not used
         "detector/rpn.py",
-        "anchors * inside[:, None] if drop else anchors,",
-        "anchors,",
+        "torch.where(mask[:, None], far, anchors)",
+        "anchors",
         ("tests/detector/test_rpn.py",),
     ),
     Change(  # difficult objects' boxes as background samples
@@ -190,8 +190,8 @@ CHANGES = (
     ),
     Change(  # the base wins over the cell
         "experiments/ablation/plan.py",
-        'dict(before.get("base_options", {})) | dict(old.get("overrides", {}))',
-        'dict(old.get("overrides", {})) | dict(before.get("base_options", {}))',
+        'dict(before.get("base_options") or {}) | dict(old.get("overrides") or {})',
+        'dict(old.get("overrides") or {}) | dict(before.get("base_options") or {})',
         ("tests/experiments/ablation/test_plan.py", "tests/experiments/ablation/test_ablate.py"),
     ),
     Change(  # several sizes count as several times the objects

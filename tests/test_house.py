@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.small_changes import CHANGES, Change
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("detector", "datamodules", "experiments")
 FILES = {path: path.relative_to(ROOT) for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
@@ -119,3 +121,9 @@ def test_docstrings_are_plain_sentences() -> None:
                 if text.startswith(("As `", "Of those", "What gets")) or (is_function and not is_verb):
                     wrong.append(f"{FILES[path]}:{getattr(node, 'name', '')}: {text.splitlines()[0]}")
     assert wrong == []
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: f"{change.file}: {change.old.strip()}")
+def test_each_small_change_fits_the_code_and_the_tests_that_are_to_notice_it(change: Change) -> None:
+    assert (ROOT / change.file).read_text().count(change.old) == 1
+    assert [test for test in change.tests if not (ROOT / test).is_file()] == []
