@@ -88,7 +88,8 @@ class Look:
         with torch.inference_mode(), unrecorded(), closing(ask()) as learned:
             losses_of_image(model, self.record, 0, target)
         if view == "anchors":
-            return draw_anchors(self.pixels, target, learned, names, model.rpn.config.positive_iou)
+            rule = model.rpn.matcher.positive_from, model.rpn.matcher.measure
+            return draw_anchors(self.pixels, target, learned, names, *rule)
         return draw_rois(self.pixels, target, learned, names)
 
     def _stages(self, index: Tensor) -> Tensor:

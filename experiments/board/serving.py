@@ -40,6 +40,8 @@ def serve(options: ServeOptions) -> None:
         raise InputError(f"frcnn serve needs gradio ({error.name} is missing); pip install '.[serve]'") from error
     paths = [options.run, *([] if options.beside is None else [options.beside])]
     detectors = {path: detector.load(path, options.device) for path in paths}
+    for trained in detectors.values():
+        _ = trained.module  # what is exported cannot be looked into, and says so
     lock, limit = Lock(), int(options.max_megabytes * 1e6)
     app = FastAPI(title="frcnn serve", docs_url=None, redoc_url=None, openapi_url=None)
     if options.api:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import detector
 import experiments
@@ -100,6 +101,14 @@ def test_the_api_answers_with_what_the_detector_finds_and_refuses_the_rest(serve
     kind = "multipart/form-data; boundary=x"
     assert ask(f"{server}/detect?score_threshold=0.9", form, kind).content == answer.content
 
+    turned = image.with_name("turned.jpg")  # as cameras store pictures that are held upright: one reader for all
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.open(image).save(turned, exif=exif)
+    upright = ask(f"{server}/detect", turned.read_bytes()).content
+    assert (upright["width"], upright["height"]) == expected.size
+    assert len(next(iter(upright["detections"].values()))) == len(detector.load(CHECKPOINT, "cpu")(turned, 0.5))
+
     broken = ask(f"{server}/detect", b"no image")
     assert broken.status == 400 and broken.content["detail"].startswith("image: cannot be decoded")
     assert "object at" not in broken.content["detail"]
@@ -157,3 +166,16 @@ def test_missing_gradio_and_a_taken_port_are_said_in_a_line(monkeypatch):
         serve(ServeOptions(run=str(CHECKPOINT)))
     with pytest.raises(InputError, match="--max_megabytes 0"):
         ServeOptions(run="x", max_megabytes=0)
+
+
+def test_what_is_exported_is_not_looked_into(monkeypatch, tmp_path):
+    pytest.importorskip("gradio")
+
+    class Exported:
+        @property
+        def module(self) -> None:
+            raise InputError("model.onnx: is exported and only detects; give the checkpoint")
+
+    monkeypatch.setattr(detector, "load", lambda path, device: Exported())
+    with pytest.raises(InputError, match="is exported and only detects"):
+        serve(ServeOptions(run=str(tmp_path)))
