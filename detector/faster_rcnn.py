@@ -124,7 +124,9 @@ class FasterRCNN(nn.Module):
 
     def with_total(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return some or all of the four losses, and their weighted sum `loss`."""
-        weights = {"loss_rpn_reg": self.rpn.config.reg_weight, "loss_roi_reg": self.roi_heads.config.reg_weight}
+        rois = self.roi_heads.config
+        weights = {"loss_rpn_reg": self.rpn.config.reg_weight}
+        weights |= {"loss_roi_cls": rois.cls_weight, "loss_roi_reg": rois.reg_weight}
         names = [name for name in LOSS_NAMES if name in losses]
         first, *others = (losses[name] if weights.get(name, 1) == 1 else weights[name] * losses[name] for name in names)
         return losses | {"loss": sum(others, start=first)}

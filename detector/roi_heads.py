@@ -84,6 +84,7 @@ class RoIConfig:
         score_init_std: Standard deviation of the initial weights of the class scores (py-faster-rcnn: 0.01).
         delta_init_std: The same of the boxes' layer (py-faster-rcnn: 0.001).
         cls_loss: Of classes: `cross_entropy`, or a loss of one's own.
+        cls_weight: Weight of the classification loss in the total (Double-Head in mmdetection: 2, and `reg_weight` 2).
         reg_loss: Of boxes: `smooth_l1` of deltas (the paper), or of decoded boxes `iou` (1 - IoU), `giou` (Rezatofighi
             2019), `diou` or `ciou` (Zheng 2020), as torchvision has them; or one's own. mmdetection: giou, weight 10.
         reg_beta: Smooth L1's turning point on normalised deltas; the paper, py-faster-rcnn: 1, torchvision: 1/9,
@@ -124,6 +125,7 @@ class RoIConfig:
     score_init_std: float = 0.01
     delta_init_std: float = 0.001
     cls_loss: Literal["cross_entropy"] | losses.ClassLoss = "cross_entropy"
+    cls_weight: float = 1.0
     reg_loss: losses.BoxLossName | losses.BoxLoss = "smooth_l1"
     reg_beta: float = 1.0
     reg_normalizer: losses.Normalizer = "samples"
@@ -152,7 +154,8 @@ class RoIConfig:
             "[0, 1]": "positive_iou cascade_ious nms_iou ohem_nms_iou score_threshold",
             "(0, inf]": "delta_std soft_nms_sigma",
             "[1, inf]": "samples_per_image detections_per_image",
-            "[0, inf]": "sampling_ratio gt_jitter score_init_std delta_init_std reg_beta reg_weight cascade_weights",
+            "[0, inf]": "sampling_ratio gt_jitter score_init_std delta_init_std cls_weight reg_beta reg_weight "
+            "cascade_weights",
         }
         check_numbers("roi", self, allowed)
         weights = self.class_weights
@@ -302,7 +305,7 @@ class RoIHeads(nn.Module):
         pred_deltas = deltas[torch.arange(len(labels), device=labels.device), self._column(labels)]
         targets, decode = torch.cat([rois.deltas for rois in labelled]), self._decoder(labelled, slice(None))
         of_boxes = self.matcher.box_loss(self.box_loss)(pred_deltas, targets, decode).sum(dim=1) * (labels > 0)
-        each = self.class_loss.of_each(logits, labels) + config.reg_weight * of_boxes
+        each = config.cls_weight * self.class_loss.of_each(logits, labels) + config.reg_weight * of_boxes
         return hardest_rois(labelled, each, config.ohem_nms_iou, config.samples_per_image)
 
     def _column(self, labels: Tensor) -> Tensor:
@@ -311,7 +314,7 @@ class RoIHeads(nn.Module):
 
     @part(LOSSES)
     def losses(self, logits: Tensor, deltas: Tensor, sampled: Sequence[SampledRoIs]) -> dict[str, Tensor]:
-        """Return `loss_roi_cls` and `loss_roi_reg` (without its weight) over the sampled RoIs of all images."""
+        """Return `loss_roi_cls` and `loss_roi_reg` (without their weights) over the sampled RoIs of all images."""
         self._record([rois.boxes for rois in sampled], logits, deltas)
         labels = together([rois.labels for rois in sampled])
         firsts = [rois.positives for rois in sampled]

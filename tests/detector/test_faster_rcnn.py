@@ -163,14 +163,14 @@ def test_partial_passes_in_training_give_the_training_counts_and_gradients() -> 
 
 
 def test_total_is_the_weighted_sum() -> None:
-    model = detector(rpn={"reg_weight": 3.0}, roi={"reg_weight": 5.0}).train()
+    model = detector(rpn={"reg_weight": 3.0}, roi={"cls_weight": 2.0, "reg_weight": 5.0}).train()
     with torch.no_grad():
         model.roi_heads.predictor.deltas.bias.fill_(2.0)  # or the box loss of RoIs would be nothing beside the others
     losses = {name: float(value.detach()) for name, value in model.losses(IMAGES, TARGETS).items()}
     assert set(losses) == {*LOSS_NAMES, "loss"}
     assert all(losses[name] > 0.01 for name in LOSS_NAMES)
-    expected = losses["loss_rpn_cls"] + 3 * losses["loss_rpn_reg"] + losses["loss_roi_cls"] + 5 * losses["loss_roi_reg"]
-    assert losses["loss"] == pytest.approx(expected, rel=1e-5)
+    weights = {"loss_rpn_cls": 1, "loss_rpn_reg": 3, "loss_roi_cls": 2, "loss_roi_reg": 5}
+    assert losses["loss"] == pytest.approx(sum(weights[name] * losses[name] for name in LOSS_NAMES), rel=1e-5)
 
 
 def test_losses_of_a_batch_are_the_mean_of_its_images() -> None:

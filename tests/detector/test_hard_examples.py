@@ -59,12 +59,12 @@ def test_the_hardest_rois_are_trained_on(
     assert (rois.labels > 0).tolist() == sorted((rois.labels > 0).tolist(), reverse=True)
 
 
-def test_the_box_loss_makes_a_roi_harder_by_its_weight(ohem_heads: Heads, truth: Truth) -> None:
+def test_losses_make_a_roi_harder_by_their_weights(ohem_heads: Heads, truth: Truth) -> None:
     """Class 1, 10 pixels too high: dh = ln(30 / 40), dy = -1 / 8; background elsewhere costs as much in its class."""
     objects = truth([[100, 50, 120, 80]], [1])
     boxes = torch.tensor([[200.0, 200, 220, 230], [100, 50, 120, 90]])
-    for weight, first in ((1.0, 100.0), (0.0, 200.0)):
-        roi_heads = ohem_heads(samples_per_image=1, reg_weight=weight)
+    for reg_weight, cls_weight, first in ((1.0, 1.0, 100.0), (0.0, 1.0, 200.0), (1.0, 1000.0, 200.0)):
+        roi_heads = ohem_heads(samples_per_image=1, reg_weight=reg_weight, cls_weight=cls_weight)
         with torch.no_grad():
             roi_heads.predictor.scores.bias[1] = 0.01  # class 1 a little easier than background
         (rois,) = roi_heads.sample_rois([boxes], [objects], "drop", FEATURES)

@@ -161,6 +161,7 @@ def test_cells_of_our_grids_are_what_they_say(name, monkeypatch):
             found = (options.backbone.box_head == "double", roi.class_agnostic, len(roi.cascade_ious))
             heads = {(0, 0, 0): "default", (0, 1, 0): "class_agnostic", (0, 1, 3): "cascade", (1, 0, 0): "double"}
             assert heads[found] == cell.axes["head"]
+            assert roi.cls_weight == roi.reg_weight == 1 + (cell.axes["head"] == "double")
 
 
 def test_without_a_checkpoint_nothing_is_evaluated(monkeypatch, tmp_path):
