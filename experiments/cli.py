@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import signal
 import sys
 from collections.abc import Iterable
@@ -271,22 +272,22 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         0 on success, 2 after one line on stderr about bad usage or input, 1 where a run failed or inputs were left out;
-        after a signal 128 and its number: 130 after Ctrl-C.
+        after a signal 128 and its number: 130 after Ctrl-C, 141 where what reads the output has ended, as `head` does.
     """
     if arguments is None:
         return run_process(lambda: main(sys.argv[1:]))
     find_modules_here()
     wait_politely()
     keep_quiet()
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(help_text(), end="")
-        return 0 if arguments else 2
     try:
-        row = _find(arguments)
-        return row.run(as_spelt_now(arguments[len(row.name.split()) :]))
+        status = _run(arguments)
+        sys.stdout.flush()
+        return status
     except InputError as error:
         return _complain(one_line(error), error.details)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_has_gone():
+            return 128 + signal.SIGPIPE
         if error.errno != errno.ENAMETOOLONG:
             raise
         return _complain(f"{shortened(str(error.filename))}: no file or folder can have a name that long")
@@ -302,9 +303,27 @@ def main(arguments: list[str] | None = None) -> int:
         raise
 
 
+def _run(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(help_text(), end="")
+        return 0 if arguments else 2
+    row = _find(arguments)
+    return row.run(as_spelt_now(arguments[len(row.name.split()) :]))
+
+
 def _load(place: str) -> Any:
     module, name = place.split(":")
     return getattr(import_module(f"experiments.{module}"), name)
+
+
+def _reader_has_gone() -> bool:
+    """Return whether nobody reads the output any more, whose rest is then dropped."""
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), select.POLLOUT)
+    gone = any(event & (select.POLLERR | select.POLLHUP) for _, event in pipe.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def _complain(message: str, details: Iterable[str] = ()) -> int:

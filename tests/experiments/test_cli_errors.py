@@ -79,6 +79,21 @@ def test_exit_code_and_stderr_of_the_process(frcnn_process, tiny_config, tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [("--help",), ("fit", "--help"), ("anchors",)])
+def test_a_reader_that_has_gone_ends_a_command_without_a_word(
+    frcnn_process, tiny_config, tmp_path, arguments, buffered
+):
+    """As of `frcnn anchors | head -1`: 141 is what the shell gives a program that SIGPIPE ended."""
+    options = ["--config", tiny_config] if arguments == ("anchors",) else []
+    process = frcnn_process(*arguments, *options, cwd=tmp_path, PYTHONUNBUFFERED=buffered)
+    process.stdout.close()
+    process.stdout = None
+    complaints = process.communicate(timeout=120)[1]
+    assert "Error" not in complaints and "Exception" not in complaints
+    assert process.returncode == 141
+
+
 def test_only_the_first_process_of_a_run_complains(frcnn, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     result = frcnn("fti", cwd=tmp_path)
