@@ -1,8 +1,9 @@
 """Where a run lives: `runs/<experiment>/<run name>/`, found again from a checkpoint inside it."""
 
+import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from detector.errors import InputError
@@ -23,9 +24,22 @@ def run_folder_of(checkpoint: str | Path) -> Path | None:
     )
 
 
-def folder_of_classes(run_folder: Path, classes: Sequence[str]) -> Path:
-    """Return where a run keeps the evaluation of some classes: `classes/<names>`, in letters that all systems take."""
-    return run_folder / "classes" / re.sub(r"[^\w-]+", "_", "-".join(classes))[:100]
+def folder_of_evaluation(run_folder: Path, options: Mapping[str, object], classes: Sequence[str]) -> Path:
+    """Return where a run keeps an evaluation, in letters that all systems take: its own folder for its own options.
+
+    Args:
+        run_folder: Of the run.
+        options: Those that are others than the run's: then it is `evaluations/<options>`.
+        classes: Those that are evaluated alone: then it is `classes/<names>` there.
+    """
+    folder = run_folder
+    if options:
+        text = ",".join(f"{name.split('.', 1)[1]}={value}" for name, value in options.items())
+        name = re.sub(r"[^\w.,=-]+", "_", text)
+        if name != text or len(name) > 100:  # others may look alike
+            name = f"{name[:90]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        folder = folder / "evaluations" / name
+    return folder / "classes" / re.sub(r"[^\w-]+", "_", "-".join(classes))[:100] if classes else folder
 
 
 def repeated_run(files: Sequence[object], run_name: str | None) -> Path | None:

@@ -44,7 +44,7 @@ from experiments.run.folder import (
     ENVIRONMENT_VARIABLE,
     LAST,
     choose_run_folder,
-    folder_of_classes,
+    folder_of_evaluation,
     repeated_run,
     run_folder_of,
 )
@@ -61,6 +61,7 @@ from experiments.run.resuming import (
     lacks_numbers,
     last_checkpoint,
     nothing_left,
+    other_evaluation,
     other_options,
     repeat_text,
 )
@@ -247,9 +248,16 @@ class DetectorCLI(OptionsOfRuns):
             check_writable(Path(devkit_folder), "--save_devkit_results")
         self._choose_run_folder(config, checkpoint)
         self.classes: list[str] | None = config.get("classes")
-        if self.classes and config.results_dir is None:
-            self.goes_on_from = self.run_folder
-            self.run_folder = folder_of_classes(self.run_folder, self.classes)
+        if self.subcommand != "fit" and config.results_dir is None:
+            own = self.run_folder
+            if checkpoint and self.goes_on_in is None and own == run_folder_of(checkpoint):
+                for option in ("--runs_dir", "--experiment", "--run_name"):
+                    if values_of(self._arguments, option):
+                        raise InputError(f"{option}: an evaluation goes into its run's folder, or --results_dir FOLDER")
+            changes = other_evaluation(own, config) if self.subcommand == "validate" else {}  # tests are counted
+            others = {name: new for name, (_, new) in changes.items()}
+            self.run_folder = folder_of_evaluation(own, others, self.classes or [])
+            self.goes_on_from = own if own != self.run_folder else None
         if not config.trainer.fast_dev_run:
             check_writable(self.run_folder, "--results_dir" if config.get("results_dir") else "--runs_dir")
             os.environ[ENVIRONMENT_VARIABLE] = str(self.run_folder)

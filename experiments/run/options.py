@@ -45,7 +45,7 @@ class EvaluationOptions:
         classes: Evaluate these classes alone, as if there were no others; the results go to the folder classes/<names>
             of the run, so that its own numbers stay.
         results_dir: Folder for metrics.json, predictions.json and TensorBoard events; by default that of the
-            checkpoint's run.
+            checkpoint's run; a validation with other options of data or model goes to evaluations/<options> there.
     """
 
     classes: list[str] | None = None

@@ -29,6 +29,11 @@ GO_ON = NOT_COMPARED | {
     *("data.cache_images", "data.image_cache_dir"),
 }
 """Options that may differ without `resume_changed`: how long it goes on, and where and how fast it is computed."""
+SAME_NUMBERS = GO_ON | {
+    *(f"data.{name}" for name in ("batch_size", "eval_batch_size", "seed")),
+    *(f"model.{name}" for name in ("compile", "cpu_kernels", "load_backbone_weights", "weights", "backbone.weights")),
+}
+"""Options that may differ in a validation without its being another one."""
 
 
 def folder_to_go_on_in(checkpoint: str, config: Namespace, numbered: bool = False) -> Path | None:
@@ -113,6 +118,13 @@ def other_options(run: Path, config: Namespace) -> Changes:
     now = {key: value for key, value in config.as_dict().items() if key in ("seed_everything", "data", "trainer")}
     plain: dict[str, Any] = yaml.safe_load(yaml.safe_dump(_plain(now)))
     return {key: value for key, value in changed_options(saved_options(run), plain).items() if key not in NOT_COMPARED}
+
+
+def other_evaluation(run: Path, config: Namespace) -> Changes:
+    """Return options of data and model that make a validation another one than that of its run."""
+    now = _plain({key: config[key].as_dict() for key in ("data", "model")})
+    changes = changed_options(saved_options(run, newest=False), now)
+    return {key: value for key, value in changes.items() if key not in SAME_NUMBERS}
 
 
 def check_changes(checkpoint: object, changes: Changes) -> None:
