@@ -21,6 +21,7 @@ LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 MINUTE: Final = 60.0  # seconds
 MOST_CALLERS: Final = 10_000  # whose requests are counted
 MULTIPART: Final = 10_000  # bytes that a form may add to its image
+PATIENCE: Final = 4  # times the limit: so much is read of what is too large
 
 
 def serve(options: ServeOptions) -> None:
@@ -115,33 +116,43 @@ def add_api(
 
     async def detect(request: Request, score_threshold: float = 0.5) -> dict[str, Any]:
         wait = requests.refused_for(request.client.host if request.client else "", time.monotonic())
+        form = request.headers.get("content-type", "").startswith("multipart/form-data")
+        body = await _body(request, 0 if wait else limit + (MULTIPART if form else 0), PATIENCE * limit)
         if wait:
             said = f"more than {requests_per_minute} requests in a minute; again in {wait:.0f} s"
             raise HTTPException(429, said, headers={"Retry-After": str(max(1, round(wait)))})
-        large = HTTPException(413, f"more than {limit / 1e6:g} MB")
-        form = request.headers.get("content-type", "").startswith("multipart/form-data")
-        most = limit + (MULTIPART if form else 0)
-        if int(request.headers.get("content-length") or 0) > most:
-            raise large
-        body = bytearray()
-        async for part in request.stream():
-            body += part
-            if len(body) > most:
-                raise large
+        if body is None:
+            raise HTTPException(413, f"more than {limit / 1e6:g} MB")
         if form:
-            request._body = bytes(body)
+            request._body = body
             image = (await request.form()).get("image")
             if not hasattr(image, "read"):
                 raise HTTPException(400, "the form has no file named image")
-            body = bytearray(await image.read())
+            body = await image.read()
         try:
-            answer: dict[str, Any] = await run_in_threadpool(_detect, detectors, lock, bytes(body), score_threshold)
+            answer: dict[str, Any] = await run_in_threadpool(_detect, detectors, lock, body, score_threshold)
             return answer
         except InputError as error:
             raise HTTPException(400, one_line(error).removeprefix(": ")) from error
 
     detect.__annotations__["request"] = Request  # which is imported here
     app.post("/detect")(detect)
+
+
+async def _body(request: Any, most: int, patience: int) -> bytes | None:
+    """Return what a request sends, or None where it is more than `most` bytes.
+
+    Of more than these, up to `patience` bytes are read all the same: a client that is still sending when the connection
+    ends does not see the answer.
+    """
+    body, seen = bytearray(), 0
+    async for part in request.stream():
+        seen += len(part)
+        if seen > patience:
+            break
+        if seen <= most:
+            body += part
+    return bytes(body) if seen <= most else None
 
 
 def _detect(

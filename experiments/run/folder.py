@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from detector.errors import InputError
+from detector.errors import InputError, value_text
 
 ENVIRONMENT_VARIABLE = "FRCNN_RUN_DIR"
 """Tells the other processes of a multi-device run, which repeat the command, the folder that the first one chose."""
@@ -34,7 +34,7 @@ def folder_of_evaluation(run_folder: Path, options: Mapping[str, object], classe
     """
     folder = run_folder
     if options:
-        text = ",".join(f"{name.split('.', 1)[1]}={value}" for name, value in options.items())
+        text = ",".join(f"{name.split('.', 1)[1]}={value_text(value)}" for name, value in options.items())
         name = re.sub(r"[^\w.,=-]+", "_", text)
         if name != text or len(name) > 100:  # others may look alike
             name = f"{name[:90]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

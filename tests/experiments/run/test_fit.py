@@ -71,13 +71,14 @@ def test_metrics_json(trained, metrics_of):
 
 def test_metrics_of_absent_classes_are_null(copied_run, frcnn, metrics_of, mini_voc):
     checkpoint = copied_run / "checkpoints" / "last.ckpt"
-    result = frcnn("validate", "--ckpt_path", checkpoint, "--data.val_splits", "[val]", cwd=copied_run.parents[2])
+    options = ("--data.val_splits", "[val]", "--results_dir", "results")
+    result = frcnn("validate", "--ckpt_path", checkpoint, *options, cwd=copied_run.parents[2])
     assert result.code == 0, result.err
     present = set()
     for name in (mini_voc / "ImageSets" / "Main" / "val.txt").read_text().split():
         present |= set(re.findall("<name>(.*)</name>", (mini_voc / "Annotations" / f"{name}.xml").read_text()))
     assert 0 < len(present) < 6
-    metrics = metrics_of(copied_run)
+    metrics = metrics_of(copied_run.parents[2] / "results")
     for name in (name for name in METRICS if "class" in name):
         assert (metrics[name] is None) == (name.rsplit("/", 1)[1] not in present)
 
@@ -285,11 +286,11 @@ def test_command_line_wins_over_the_hyperparameters_of_the_checkpoint(copied_run
     threshold = sorted(row["score"] for row in found)[len(found) // 2]
     result = frcnn(
         *("validate", "--config", tiny_config, "--ckpt_path", copied_run / "checkpoints" / "last.ckpt"),
-        *("--model.roi.score_threshold", threshold),
+        *("--model.roi.score_threshold", threshold, "--results_dir", "results"),
         cwd=copied_run.parents[2],
     )
     assert result.code == 0, result.err
-    left = predictions(copied_run)
+    left = predictions(copied_run.parents[2] / "results")
     assert 0 < len(left) < len(found)
     assert min(row["score"] for row in left) >= threshold - 1e-6
 
@@ -298,15 +299,18 @@ def test_views_and_soft_nms_of_a_trained_checkpoint(copied_run, frcnn, metrics_o
     """Options of the model that change evaluation alone are taken from the command line."""
     found = [predictions(copied_run)]
     checkpoint = copied_run / "checkpoints" / "last.ckpt"
-    for option in (
-        ["--model.image.test_flip", "true"],
-        ["--model.image.test_shortest_sides", "[48,64]"],
-        ["--model.roi.nms", "soft_gaussian"],
+    for option, name in (
+        (["--model.image.test_flip", "true"], "image.test_flip=true"),
+        (["--model.image.test_shortest_sides", "[48,64]"], None),
+        (["--model.roi.nms", "soft_gaussian"], "roi.nms=soft_gaussian"),
     ):
+        before = {path.name for path in copied_run.glob("evaluations/*")}
         result = frcnn("validate", "--ckpt_path", checkpoint, *option, cwd=copied_run.parents[2])
         assert result.code == 0, result.err
-        found.append(predictions(copied_run))
-        assert 0 <= metrics_of(copied_run)["val/AP50_voc07"] <= 1
+        (folder,) = (path for path in copied_run.glob("evaluations/*") if path.name not in before)
+        assert name in (None, folder.name)
+        found.append(predictions(folder))
+        assert 0 <= metrics_of(folder)["val/AP50_voc07"] <= 1
     assert all(one != other for place, one in enumerate(found) for other in found[:place])
 
 
