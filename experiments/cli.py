@@ -285,9 +285,11 @@ def main(arguments: list[str] | None = None) -> int:
         return status
     except InputError as error:
         return _complain(one_line(error), error.details)
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
+        return 128 + signal.SIGPIPE
     except OSError as error:
-        if isinstance(error, BrokenPipeError) and _reader_has_gone():
-            return 128 + signal.SIGPIPE
         if error.errno != errno.ENAMETOOLONG:
             raise
         return _complain(f"{shortened(str(error.filename))}: no file or folder can have a name that long")

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import LearningRateFinder
+from pytorch_lightning.callbacks import LearningRateFinder, Timer
 
 from detector.errors import InputError
 from detector.faster_rcnn import LOSS_NAMES
@@ -112,3 +112,9 @@ def _validation_metrics(model: FasterRCNNModule) -> set[str]:
             | ProposalRecall(model.class_names, model.val_recall.top_k).compute()
         )
     return {f"val/{name}" for name in metrics}
+
+
+def is_endless(trainer: pl.Trainer) -> bool:
+    """Return whether only time or early stopping ends a training."""
+    timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    return trainer.max_steps == -1 and (trainer.max_epochs == -1 or (trainer.max_epochs is None and timed))

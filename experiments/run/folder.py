@@ -34,7 +34,7 @@ def folder_of_evaluation(run_folder: Path, options: Mapping[str, object], classe
     """
     folder = run_folder
     if options:
-        text = ",".join(f"{name.split('.', 1)[1]}={value_text(value)}" for name, value in options.items())
+        text = ",".join(f"{name.partition('.')[2] or name}={value_text(value)}" for name, value in options.items())
         name = re.sub(r"[^\w.,=-]+", "_", text)
         if name != text or len(name) > 100:  # others may look alike
             name = f"{name[:90]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"

@@ -12,7 +12,6 @@ from typing import Any
 import pytorch_lightning as pl
 from jsonargparse import Namespace
 from lightning_fabric.utilities.exceptions import MisconfigurationException
-from pytorch_lightning.callbacks import Timer
 from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.plugins import CheckpointIO
@@ -38,7 +37,7 @@ from experiments.arguments import add_options, values_of
 from experiments.output import counted, duration
 from experiments.results.files import write_devkit_results
 from experiments.run.callbacks import checkpoint_callbacks, training_callbacks, without_replaced
-from experiments.run.checks import check_devkit_names, check_monitors, check_room, check_writable
+from experiments.run.checks import check_devkit_names, check_monitors, check_room, check_writable, is_endless
 from experiments.run.failures import told_in_one_line
 from experiments.run.folder import (
     ENVIRONMENT_VARIABLE,
@@ -129,7 +128,7 @@ class DetectorCLI(OptionsOfRuns):
             self.model.check_origin(checkpoint, self.done_before, fit=True)
             of_model = changed_options(self.done_before["hyper_parameters"] or {}, self.model.hparams, "model.")
             check_changes(checkpoint, self.changes | of_model)
-        if _is_endless(self.trainer):
+        if is_endless(self.trainer):
             self.model.check_endless()
         check_monitors(self.trainer.callbacks, self.model, bool(self.trainer.limit_val_batches))  # type: ignore[attr-defined]
         self._read_data("fit")
@@ -248,16 +247,8 @@ class DetectorCLI(OptionsOfRuns):
             check_writable(Path(devkit_folder), "--save_devkit_results")
         self._choose_run_folder(config, checkpoint)
         self.classes: list[str] | None = config.get("classes")
-        if self.subcommand != "fit" and config.results_dir is None:
-            own = self.run_folder
-            if checkpoint and self.goes_on_in is None and own == run_folder_of(checkpoint):
-                for option in ("--runs_dir", "--experiment", "--run_name"):
-                    if values_of(self._arguments, option):
-                        raise InputError(f"{option}: an evaluation goes into its run's folder, or --results_dir FOLDER")
-            changes = other_evaluation(own, config) if self.subcommand == "validate" else {}  # tests are counted
-            others = {name: new for name, (_, new) in changes.items()}
-            self.run_folder = folder_of_evaluation(own, others, self.classes or [])
-            self.goes_on_from = own if own != self.run_folder else None
+        if self.subcommand != "fit":
+            self._choose_results_folder(config, checkpoint)
         if not config.trainer.fast_dev_run:
             check_writable(self.run_folder, "--results_dir" if config.get("results_dir") else "--runs_dir")
             os.environ[ENVIRONMENT_VARIABLE] = str(self.run_folder)
@@ -286,6 +277,17 @@ class DetectorCLI(OptionsOfRuns):
         self.changes = other_options(old, config) if old is not None and self.subcommand == "fit" else {}
         if self.changes:
             rank_zero_info(f"{old}: goes on with other options: {changes_text(self.changes)}")
+
+    def _choose_results_folder(self, config: Namespace, checkpoint: str | None) -> None:
+        """Choose where an evaluation is written: the run's own folder for its own options and all classes."""
+        own, names = self.run_folder, ("--runs_dir", "--experiment", "--run_name")
+        if checkpoint and self.goes_on_in is None and (config.results_dir or own == run_folder_of(checkpoint)):
+            for option in (name for name in names if values_of(self._arguments, name)):
+                raise InputError(f"{option}: an evaluation goes into its run's folder, or --results_dir FOLDER")
+        if config.results_dir is None:
+            others = other_evaluation(own, config) if self.subcommand == "validate" else {}  # tests are counted
+            self.run_folder = folder_of_evaluation(own, others, self.classes or [])
+            self.goes_on_from = own if own != self.run_folder else None
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Leave a training alone that has come to its end; one that was killed just before is validated."""
@@ -385,12 +387,6 @@ def _normalise_as_timm(model: Namespace) -> None:
             rank_zero_info(f"{texts[1]}: set as {backbone.model} was trained")
         else:
             rank_zero_info(f"warning: {texts[0]}: {backbone.model} was trained with {texts[1]}")
-
-
-def _is_endless(trainer: pl.Trainer) -> bool:
-    """Return whether only time or early stopping ends a training."""
-    timed = any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    return trainer.max_steps == -1 and (trainer.max_epochs == -1 or (trainer.max_epochs is None and timed))
 
 
 def _with_atomic_checkpoints(plugins: Any) -> list[Any]:

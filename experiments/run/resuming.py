@@ -115,16 +115,14 @@ def saved_options(run: Path, newest: bool = True) -> dict[str, Any]:
 
 def other_options(run: Path, config: Namespace) -> Changes:
     """Return options of data and trainer, and the seed, that differ from those with which a run was trained last."""
-    now = {key: value for key, value in config.as_dict().items() if key in ("seed_everything", "data", "trainer")}
-    plain: dict[str, Any] = yaml.safe_load(yaml.safe_dump(_plain(now)))
-    return {key: value for key, value in changed_options(saved_options(run), plain).items() if key not in NOT_COMPARED}
+    changes = changed_options(saved_options(run), _sections(config, "seed_everything", "data", "trainer"))
+    return {key: value for key, value in changes.items() if key not in NOT_COMPARED}
 
 
-def other_evaluation(run: Path, config: Namespace) -> Changes:
-    """Return options of data and model that make a validation another one than that of its run."""
-    now = _plain({key: config[key].as_dict() for key in ("data", "model")})
-    changes = changed_options(saved_options(run, newest=False), now)
-    return {key: value for key, value in changes.items() if key not in SAME_NUMBERS}
+def other_evaluation(run: Path, config: Namespace) -> dict[str, Any]:
+    """Return options of data and model that make a validation another one than that of its run, with their values."""
+    changes = changed_options(saved_options(run, newest=False), _sections(config, "data_format", "data", "model"))
+    return {key: now for key, (_, now) in changes.items() if key not in SAME_NUMBERS}
 
 
 def check_changes(checkpoint: object, changes: Changes) -> None:
@@ -159,6 +157,13 @@ def lacks_numbers(run_folder: Path, step: int | None) -> bool:
     """Return whether a run's final numbers are not those of its last step: it was killed before it wrote them."""
     metrics = read_metrics(run_folder / "metrics.json")
     return isinstance(metrics, str) or metrics.get("step") != step
+
+
+def _sections(config: Namespace, *names: str) -> dict[str, Any]:
+    """Return some of the options as a run's file would give them back."""
+    found = {key: value for key, value in config.as_dict().items() if key in names}
+    plain: dict[str, Any] = yaml.safe_load(yaml.safe_dump(_plain(found)))
+    return plain
 
 
 def _plain(value: Any) -> Any:

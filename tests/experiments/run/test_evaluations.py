@@ -20,7 +20,7 @@ def test_other_options_have_a_folder_of_their_own(frcnn, run, metrics_of, tmp_pa
     result = frcnn(*options, *given, cwd=tmp_path)
     assert result.code == 0
     assert {path: path.read_bytes() for path in before} == before
-    folder = run / "evaluations" / "roi.nms_iou=0.9,roi.detections_per_image=1"
+    folder = run / "evaluations" / "roi.detections_per_image=1,roi.nms_iou=0.9"
     assert f"{folder.relative_to(tmp_path)}/metrics.json" in result.out.replace("\n", "")
     images = [one["image_id"] for one in json.loads((folder / "predictions.json").read_text())]
     assert len(images) == len(set(images)) > 0
@@ -56,3 +56,7 @@ def test_names_of_a_new_run_are_refused(frcnn, trained, tmp_path, option) -> Non
     assert result.code == 2
     assert f"{option}: an evaluation goes into its run's folder" in result.err
     assert "--results_dir" in result.err
+    options = (option, "x", "--results_dir", "results")
+    result = frcnn("validate", "--ckpt_path", trained / "checkpoints" / "last.ckpt", *options, cwd=tmp_path)
+    assert result.code == 2
+    assert not (tmp_path / "results").exists()
