@@ -1,9 +1,11 @@
 """Where a run lives: `runs/<experiment>/<run name>/`, found again from a checkpoint inside it."""
 
+import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from detector.errors import InputError, value_text
@@ -40,6 +42,20 @@ def folder_of_evaluation(run_folder: Path, options: Mapping[str, object], classe
             name = f"{name[:90]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         folder = folder / "evaluations" / name
     return folder / "classes" / re.sub(r"[^\w-]+", "_", "-".join(classes))[:100] if classes else folder
+
+
+@contextlib.contextmanager
+def gone_if_refused(folder: Path) -> Iterator[None]:
+    """Remove a folder that is new, if an error leaves nothing in it but the event file that Lightning begins."""
+    new = not folder.exists()
+    try:
+        yield
+    except BaseException:
+        if new and folder.is_dir() and all("tfevents" in path.name for path in folder.iterdir()):
+            shutil.rmtree(folder)
+            with contextlib.suppress(OSError):  # other evaluations are there
+                folder.parent.rmdir()
+        raise
 
 
 def repeated_run(files: Sequence[object], run_name: str | None) -> Path | None:

@@ -44,6 +44,7 @@ from experiments.run.folder import (
     LAST,
     choose_run_folder,
     folder_of_evaluation,
+    gone_if_refused,
     repeated_run,
     run_folder_of,
 )
@@ -296,7 +297,7 @@ class DetectorCLI(OptionsOfRuns):
         ended = resumed and nothing_left(self.done_before, trainer.max_epochs, trainer.max_steps)
         if not ended:
             try:
-                with told_in_one_line(trainer):
+                with gone_if_refused(self.run_folder), told_in_one_line(trainer):
                     super()._run_subcommand(subcommand)
             except (ValueError, MisconfigurationException) as error:  # options that Lightning looks at only now
                 if isinstance(error, ValueError) and "`val_check_interval`" not in str(error):

@@ -94,19 +94,26 @@ def run_process(command: Callable[[], int]) -> int:
     """Run the command that this process was started for, and return its exit status.
 
     After a help text (`SystemExit` without a failure) or bad usage (status 2) the process ends as soon as all exit
-    handlers have run: Python would then free all objects of torch and Lightning one by one, for a second.
+    handlers have run: Python would then free all objects of torch and Lightning one by one, for a second. One of
+    several processes of a training always does: gloo's threads still free tensors, and abort a process whose
+    interpreter is gone (pytorch/pytorch#179291); DistributedDataParallel keeps them after destroy_process_group.
     """
     ended: list[int] = []
     atexit.register(_leave, ended)  # the first to be registered is the last to be run
     try:
         status = command()
     except SystemExit as end:
-        if not end.code:
-            ended.append(0)
+        if not end.code or (isinstance(end.code, int) and _is_one_of_several()):
+            ended.append(end.code or 0)
         raise
-    if status == 2:
+    if status == 2 or _is_one_of_several():
         ended.append(status)
     return status
+
+
+def _is_one_of_several() -> bool:
+    distributed = sys.modules.get("torch.distributed")
+    return distributed is not None and distributed.is_available() and distributed.is_initialized()
 
 
 def _leave(ended: list[int]) -> None:

@@ -335,6 +335,7 @@ def test_checkpoint_of_another_architecture(complaint, tiny_config, trained):
     )
     assert str(checkpoint) in line
     assert "rpn.head" in line
+    assert not list(trained.glob("evaluations/anchors*"))
 
 
 # ---- images to predict on ----

@@ -10,7 +10,8 @@ import pytest
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
     """A copy of the finished run that a test may add to."""
-    return Path(shutil.copytree(trained, tmp_path / "runs" / "tiny" / "seed0"))
+    others = shutil.ignore_patterns("evaluations")  # of other tests
+    return Path(shutil.copytree(trained, tmp_path / "runs" / "tiny" / "seed0", ignore=others))
 
 
 def test_other_options_have_a_folder_of_their_own(frcnn, run, metrics_of, tmp_path) -> None:
@@ -48,6 +49,15 @@ def test_long_names_are_cut_and_stay_different(frcnn, run, tmp_path) -> None:
     names = [path.name for path in (run / "evaluations").iterdir()]
     assert len(names) == 2
     assert max(len(name) for name in names) < 100
+
+
+def test_a_refused_one_leaves_no_folder(frcnn, run, tmp_path) -> None:
+    options = ("validate", "--ckpt_path", run / "checkpoints" / "last.ckpt", "--data.num_workers", "0")
+    assert frcnn(*options, "--model.anchors.scales", "[1, 2, 4]", cwd=tmp_path).code == 2
+    assert not (run / "evaluations").exists()
+    assert frcnn(*options, "--model.roi.nms_iou", "0.9", cwd=tmp_path).code == 0
+    assert frcnn(*options, "--model.anchors.scales", "[1, 2, 4]", cwd=tmp_path).code == 2
+    assert [path.name for path in (run / "evaluations").iterdir()] == ["roi.nms_iou=0.9"]
 
 
 @pytest.mark.parametrize("option", ["--run_name", "--runs_dir", "--experiment"])
