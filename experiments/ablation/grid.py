@@ -82,7 +82,7 @@ class Grid:
         seeds: Each cell is trained with each.
         exclude: Combinations (axis -> label; of some axes or all) that are left out.
         baseline: Setting that the others are compared to, such as `scales=8-16-32,ratios=1`; None: none.
-        overrides: Options of all cells.
+        overrides: Options of all cells, where no value of an axis sets another.
         paper: Setting -> published number, as a fraction.
     """
 
@@ -217,7 +217,8 @@ def _grid(path: Path, content: dict[str, Any]) -> Grid:
     _check_options(grid.overrides, "overrides")
     for axis in axes:
         for option in sorted(grid.overrides.keys() & axis.options):
-            raise InputError(f"overrides: {option} is set by the axis {axis.name}, too")
+            if all(option in one for one in axis.values.values()):
+                raise InputError(f"overrides: {option} is set by each value of the axis {axis.name}, too")
     settings = {setting_name(setting) for setting in grid.settings()}
     if not settings:
         raise InputError("exclude: leaves no cell")

@@ -84,6 +84,12 @@ def test_cells_are_the_product_of_axes_and_seeds_without_what_is_excluded(write)
     assert grid.paper == {"scales=4-16,recipe=plain": 0.7}
 
 
+def test_an_override_holds_where_no_value_of_an_axis_sets_another(write):
+    values = {"usual": {}, "long": {"trainer.max_epochs": 20}}
+    grid = read_grid(write(axes={"length": {"values": values}}, overrides={"trainer.max_epochs": 14}))
+    assert [cell.options for cell in grid.cells()] == [{"trainer.max_epochs": 14}, {"trainer.max_epochs": 20}]
+
+
 def test_short_and_named_forms(write):
     grid = read_grid(
         write(
@@ -150,7 +156,7 @@ def test_without_axes_only_seeds_vary(write):
         ({"axes": {"seed": {"option": "a.b", "values": [1]}}}, "axes.seed: seeds have a key of their own"),
         ({"axes": {"x": {"option": "seed_everything", "values": [1]}}}, "seed_everything is set by seeds:"),
         ({"axes": {"x": {"option": "scales", "values": [1]}}}, "'scales' is not the name of an option"),
-        ({"overrides": {"model.anchors.scales": [8]}}, "overrides: model.anchors.scales is set by the axis scales"),
+        ({"overrides": {"model.anchors.scales": [8]}}, "overrides: model.anchors.scales is set by each value of the axis scales"),
         ({"overrides": {"run_name": "x"}}, "overrides: run_name is set by the cell's name"),
         ({"overrides": [1]}, "overrides: [1] is not a mapping"),
         ({"exclude": {"scales": 8}}, "exclude: {'scales': 8} is not a list"),
