@@ -164,8 +164,12 @@ class FasterRCNNModule(pl.LightningModule):
         return self.alternating or self._joint
 
     @classmethod
-    def from_checkpoint(cls, path: str | Path) -> Self:
+    def from_checkpoint(cls, path: str | Path, **roi: object) -> Self:
         """Return the detector of a checkpoint, on the CPU, in evaluation mode; nothing else is read.
+
+        Args:
+            path: The checkpoint.
+            roi: Options of `RoIConfig` that replace those of the checkpoint.
 
         Raises:
             InputError: The file is missing, unreadable, not a checkpoint of this class, or of an alternating training
@@ -174,7 +178,8 @@ class FasterRCNNModule(pl.LightningModule):
         checkpoint = read_checkpoint(path)
         check_finite(path, checkpoint["state_dict"])
         try:
-            module = cls(**checkpoint["hyper_parameters"], load_backbone_weights=False)
+            options = checkpoint["hyper_parameters"]
+            module = cls(**options | {"roi": options["roi"] | roi}, load_backbone_weights=False)
         except InputError as error:  # such as a part of a package that is not installed
             raise InputError(f"{path}: {error}") from error
         except Exception as error:  # options of other kinds than any of ours

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from datamodules.image_files import find_images
-from detector.errors import printable
+from detector.errors import printable, value_text
 from detector.faster_rcnn import FasterRCNN
 from detector.files import ABOUT, write_json, write_whole
 from detector.training.checkpoint_content import read_checkpoint
@@ -39,9 +39,9 @@ def export(options: ExportOptions) -> int:
     format, folder = options.format, Path(options.output)
     check_writable(format)
     path = checkpoint_of(options.run)
-    module = FasterRCNNModule.from_checkpoint(path)
+    module = FasterRCNNModule.from_checkpoint(path, **({"nms": "hard"} if options.hard_nms else {}))
     content = read_checkpoint(path)
-    about = about_detector(module, path, content)
+    about, own_nms = about_detector(module, path, content), content["hyper_parameters"]["roi"].get("nms", "hard")
     target, same, checked = folder / FILES[format], True, ""
     quantization = Quantization(options, path) if options.int8 else None
     if format == "safetensors":
@@ -62,6 +62,8 @@ def export(options: ExportOptions) -> int:
             given = [] if options.images is None else _images(options.images, module, CALIBRATED)
             with writing(str(target)):
                 checked += "\n" + quantization.quantize(target, given)
+    if own_nms != module.model.roi_heads.config.nms:
+        checked += f"\nNMS is hard here, {value_text(own_nms)} in the run, whose metrics are those of the latter."
     with writing(str(folder)):
         write_json(folder / ABOUT, about)
         if format in RUNTIMES:
@@ -70,7 +72,7 @@ def export(options: ExportOptions) -> int:
     more = f", {CONFIG}" if format == "safetensors" else f", {READER}" if format in RUNTIMES else ""
     print(f"{printable(target)}: {target.stat().st_size / 1e6:.0f} MB; beside it {ABOUT}, {CARD}" + more)
     if checked:
-        print(checked)
+        print(checked.strip())
     return int(not same)
 
 

@@ -167,7 +167,7 @@ def check_exportable(model: FasterRCNN) -> None:
     image, roi = model.image_config, model.roi_heads.config
     deformable = any(isinstance(module, DeformableConv2d) for module in model.modules())
     for key, value, impossible, instead in (
-        ("roi.nms", name_of(roi.nms), roi.nms != "hard", "hard can"),
+        ("roi.nms", name_of(roi.nms), roi.nms != "hard", "hard can: --hard_nms"),
         ("roi.pooling", roi.pooling, roi.pooling == "roi_pool_floor", "roi_align, roi_align_legacy and roi_pool can"),
         ("backbone.deformable", "v1 or v2", deformable, "none can"),
         ("image.test_flip", image.test_flip, image.test_flip, "false can"),

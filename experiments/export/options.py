@@ -20,8 +20,8 @@ class ExportOptions(DataFormatOptions):
     """Write a trained detector as files that run elsewhere, and compare them with it.
 
     The number of images and their sizes are free. Beside the model: detector.json (class names, sizes, all options),
-    detect.py (a reader that needs NumPy, Pillow and the runtime alone), README.md (a model card). With soft NMS,
-    test-time augmentation or roi_pool_floor a detector can be written as safetensors only.
+    detect.py (a reader that needs NumPy, Pillow and the runtime alone), README.md (a model card). With test-time
+    augmentation or roi_pool_floor a detector can be written as safetensors only, with soft NMS if hard_nms replaces it.
 
     Args:
         run: Run folder of frcnn fit, of which the last checkpoint is taken, or a checkpoint.
@@ -33,6 +33,7 @@ class ExportOptions(DataFormatOptions):
             detector; by default made-up ones. With int8 also those to calibrate on, then up to 100.
         int8: Convolutions and matrix products of 8 bits (ONNX), with ranges of values as 100 training images have them;
             what that costs in AP on the images to validate on is printed.
+        hard_nms: Write a detector whose NMS is another as one with hard NMS at its roi.nms_iou.
         data: Of int8, which are those of the run by default.
         license: What the model card says of the licence of the weights.
     """
@@ -42,6 +43,7 @@ class ExportOptions(DataFormatOptions):
     output: str
     images: str | None = None
     int8: bool = False
+    hard_nms: bool = False
     data: DataOptions = field(
         default_factory=DataOptions,
         metadata=some_of("root", "train_splits", "val_splits", "val_fraction", "split_seed", "image_dirs"),

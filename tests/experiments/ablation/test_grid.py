@@ -156,7 +156,10 @@ def test_without_axes_only_seeds_vary(write):
         ({"axes": {"seed": {"option": "a.b", "values": [1]}}}, "axes.seed: seeds have a key of their own"),
         ({"axes": {"x": {"option": "seed_everything", "values": [1]}}}, "seed_everything is set by seeds:"),
         ({"axes": {"x": {"option": "scales", "values": [1]}}}, "'scales' is not the name of an option"),
-        ({"overrides": {"model.anchors.scales": [8]}}, "overrides: model.anchors.scales is set by each value of the axis scales"),
+        (
+            {"overrides": {"model.anchors.scales": [8]}},
+            "overrides: model.anchors.scales is set by each value of the axis scales",
+        ),
         ({"overrides": {"run_name": "x"}}, "overrides: run_name is set by the cell's name"),
         ({"overrides": [1]}, "overrides: [1] is not a mapping"),
         ({"exclude": {"scales": 8}}, "exclude: {'scales': 8} is not a list"),

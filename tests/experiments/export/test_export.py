@@ -219,7 +219,7 @@ def test_parts_of_ones_own_are_traced_and_named(tmp_path, frcnn_main, monkeypatc
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"roi": {"nms": "soft_linear"}}, "roi.nms soft_linear: cannot be exported; hard can"),
+        ({"roi": {"nms": "soft_linear"}}, "roi.nms soft_linear: cannot be exported; hard can: --hard_nms"),
         (
             {"roi": {"pooling": "roi_pool_floor"}},
             "roi.pooling roi_pool_floor: cannot be exported; roi_align, roi_align_legacy and roi_pool can",
@@ -318,3 +318,19 @@ def test_evaluate_takes_an_exported_file(frcnn, tmp_path, mini_voc):
     assert {name: theirs[name] for name in ("AP", "AP50", "AP50_voc07")} == pytest.approx(
         {name: ours[name] for name in ("AP", "AP50", "AP50_voc07")}, abs=1e-4
     )
+
+
+def test_soft_nms_is_replaced_where_that_is_asked_for(shipped, tmp_path, capsys, frcnn_main):
+    from detector.use.exported import ExportedDetector
+
+    content = torch.load(SHIPPED, weights_only=True)
+    content["hyper_parameters"]["roi"]["nms"] = "soft_linear"
+    torch.save(content, tmp_path / "x.ckpt")
+    command = ("export", tmp_path / "x.ckpt", "--format", "torch_export", "--output", tmp_path / "out", "--hard_nms")
+    assert frcnn_main(*command) == 0
+    said = "NMS is hard here, soft_linear in the run, whose metrics are those of the latter."
+    assert said in capsys.readouterr().out
+    assert said in (tmp_path / "out" / "README.md").read_text()
+    images = images_of((120, 150), (96, 140))
+    with torch.inference_mode():
+        assert check_same(shipped(images), ExportedDetector(program_of(tmp_path / "out"))(images)) > 10
