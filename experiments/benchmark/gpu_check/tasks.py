@@ -108,7 +108,7 @@ def training(check: Check, seconds: float) -> Values:
         config, epochs = "experiments/voc12_subset_mobilenet_v2.yaml", 24
         workers = max(1, min(12, available_cores() - 2))
         options = ["--data.root", root, "--data.num_workers", workers, "--trainer.check_val_every_n_epoch", 8]
-        options += ["--data.batch_size", 8, "--model.optimizer.lr", 0.00042]  # that of 4 images, times a root of 2
+        options += ["--data.batch_size", 8, "--model.optimizer.lr", 0.00021]  # that of 4 images, times a root of 2
         options += ["--model.image.pad_multiple", 128]  # few sizes: a GPU's first step at each takes a second or more
         options += ["--model.backbone.weights", _weights(check)]
     options += ["--trainer.max_epochs", epochs, "--seed_everything", 0, "--run_name", "gpu_check"]
