@@ -1,5 +1,9 @@
-"""Every format beside the detector in PyTorch, on genuine images and a blank one."""
+"""Every format beside the detector in PyTorch, on genuine images and a blank one.
 
+FRCNN_PARITY_RUNS names folders of finished runs with hard NMS, with `:` between them, which are exported, too.
+"""
+
+import json
 import os
 import tarfile
 from dataclasses import asdict, replace
@@ -8,13 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from detector.files import PROGRAMS
+from detector.training.checkpoint_content import read_checkpoint
+from detector.training.lightning_module import FasterRCNNModule
 from detector.use.exported import ExportedDetector
+from detector.use.loading import checkpoint_of
 from detector.use.reading import read_image
 from experiments.benchmark.models import CLASSES, Network, build_network, set_background_score, standard_network
+from experiments.export.card import about_detector
 from experiments.export.command import compare
 from experiments.export.programs import write_program
 
@@ -25,6 +34,7 @@ NEEDS = {
     "openvino": ("onnx", "onnxscript", "openvino"),
     "torch_export": (),
 }
+RUNS = [Path(name) for name in os.environ.get("FRCNN_PARITY_RUNS", "").split(os.pathsep) if name]
 SIZES = ((256, 341), (300, 256), (256, 400))
 
 pytestmark = [
@@ -58,35 +68,62 @@ def network_of(name: str) -> Network:
     return replace(known, name=name, backbone=replace(known.backbone, name=name))
 
 
-@pytest.fixture(scope="module", params=["mobilenet_v2_c4"])
-def network(request, images):
-    """A network and its detector, whose features and scores vary in these images as those of trained ones do.
+@pytest.fixture(scope="module", params=["mobilenet_v2_c4", *RUNS], ids=str)
+def described(request, images):
+    """A detector and what is to be known of it; of random weights one whose features and scores vary in these images as
+    those of trained ones do.
 
     Deeper networks with random weights amplify rounding errors: to 2e-4 in logits and 0.02 pixels, of either side from
     what float64 gives.
     """
+    if isinstance(request.param, Path):
+        path = checkpoint_of(request.param)
+        module = FasterRCNNModule.from_checkpoint(path)
+        return module.model, about_detector(module, path, read_checkpoint(path))
     network = network_of(request.param)
     alike = [resized(image, SIZES[0]) for image in images[:5]]
     model, _ = build_network(network, (alike, []))
     set_background_score(model, alike)
-    return network, model
-
-
-@pytest.mark.parametrize("format", PROGRAMS)
-def test_detections_are_the_same(network, images, format, tmp_path):
-    """Exported with two images of 160x224; in batches of one, two and five: as many detections, in the same places."""
-    for package in NEEDS[format]:
-        pytest.importorskip(package, reason=f"{package} is not installed")
-    network, model = network
     about = {
         "class_names": [str(number) for number in range(CLASSES)],
         "image": asdict(network.image) | {"shortest_side": network.image.shortest_side[0]},
         "bit_depth": 16,
         "options": {"roi": asdict(network.roi)},
     }
+    return model, about
+
+
+@pytest.mark.parametrize("format", PROGRAMS)
+def test_detections_are_the_same(described, images, format, tmp_path):
+    """Exported with two images of 160x224; in batches of one, two and five: as many detections, in the same places."""
+    needs(format)
+    model, about = described
     write_program(model, format, tmp_path, about)
     other = ExportedDetector(tmp_path / PROGRAMS[format])
     starts = (0, 1, 3, 8, 9, 14, 16, 21)
     like = compare(model, other, [images[start:end] for start, end in pairwise(starts)])
+    print(like.text(made_up=False))
     assert like.images == 21 and like.detections > 100
     assert like.others == 0, like.text(made_up=False)
+
+
+@pytest.mark.parametrize("format", PROGRAMS)
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_ap_is_the_same(run, format, frcnn, tmp_path):
+    """On the images that the run was validated on."""
+    needs(format)
+    data = yaml.safe_load((run / "config.yaml").read_text())["data"]
+    where = ("--data.root", Path(data["root"]).absolute(), "--data.val_splits", json.dumps(data["val_splits"]))
+    exported = frcnn("export", run.absolute(), "--format", format, "--output", tmp_path / "out", cwd=tmp_path)
+    assert exported.code == 0, exported.err
+    told = frcnn("evaluate", run.absolute(), tmp_path / "out", *where, "--format", "json", cwd=tmp_path)
+    ours, theirs = json.loads(told.out)["evaluations"]
+    assert ours["AP50"] > 0
+    for name in ("AP50_voc07", "AP50_voc", "AP50", "AP", "AP75"):
+        print(name, ours[name], theirs[name])
+        assert theirs[name] == pytest.approx(ours[name], abs=1e-4)
+
+
+def needs(format: str) -> None:
+    for package in NEEDS[format]:
+        pytest.importorskip(package, reason=f"{package} is not installed")
