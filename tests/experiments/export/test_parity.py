@@ -117,6 +117,7 @@ def test_ap_is_the_same(run, format, frcnn, tmp_path):
     exported = frcnn("export", run.absolute(), "--format", format, "--output", tmp_path / "out", cwd=tmp_path)
     assert exported.code == 0, exported.err
     told = frcnn("evaluate", run.absolute(), tmp_path / "out", *where, "--format", "json", cwd=tmp_path)
+    assert told.code == 0, told.err  # a relative data.root is one in the working directory
     ours, theirs = json.loads(told.out)["evaluations"]
     assert ours["AP50"] > 0
     for name in ("AP50_voc07", "AP50_voc", "AP50", "AP", "AP75"):
