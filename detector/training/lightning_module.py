@@ -179,7 +179,8 @@ class FasterRCNNModule(pl.LightningModule):
         check_finite(path, checkpoint["state_dict"])
         try:
             options = checkpoint["hyper_parameters"]
-            module = cls(**options | {"roi": options["roi"] | roi}, load_backbone_weights=False)
+            given = {"roi": options["roi"] | roi} if roi else {}
+            module = cls(**options | given, load_backbone_weights=False)
         except InputError as error:  # such as a part of a package that is not installed
             raise InputError(f"{path}: {error}") from error
         except Exception as error:  # options of other kinds than any of ours

@@ -47,14 +47,15 @@ def folder_of_evaluation(run_folder: Path, options: Mapping[str, object], classe
 @contextlib.contextmanager
 def gone_if_refused(folder: Path) -> Iterator[None]:
     """Remove a folder that is new, if an error leaves nothing in it but the event file that Lightning begins."""
-    new = not folder.exists()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         yield
     except BaseException:
         if new and folder.is_dir() and all("tfevents" in path.name for path in folder.iterdir()):
             shutil.rmtree(folder)
-            with contextlib.suppress(OSError):  # other evaluations are there
-                folder.parent.rmdir()
+            with contextlib.suppress(OSError):  # something else has come
+                for parent in new[1:]:
+                    parent.rmdir()
         raise
 
 

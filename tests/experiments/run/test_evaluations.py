@@ -58,6 +58,10 @@ def test_a_refused_one_leaves_no_folder(frcnn, run, tmp_path) -> None:
     assert frcnn(*options, "--model.roi.nms_iou", "0.9", cwd=tmp_path).code == 0
     assert frcnn(*options, "--model.anchors.scales", "[1, 2, 4]", cwd=tmp_path).code == 2
     assert [path.name for path in (run / "evaluations").iterdir()] == ["roi.nms_iou=0.9"]
+    (tmp_path / "mine").mkdir()
+    where = ("--results_dir", "mine/new/one")
+    assert frcnn(*options, "--model.anchors.scales", "[1, 2, 4]", *where, cwd=tmp_path).code == 2
+    assert not list((tmp_path / "mine").iterdir())
 
 
 @pytest.mark.parametrize("option", ["--run_name", "--runs_dir", "--experiment"])
