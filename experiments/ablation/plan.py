@@ -11,6 +11,7 @@ from typing import Any
 from jsonargparse import ArgumentError, Namespace
 
 from detector.errors import InputError, brief, flat_options
+from detector.files import read_object
 from experiments.ablation.cell_folder import CellFolder, State, shell_line
 from experiments.ablation.grid import Cell, Grid, Options
 from experiments.output import option_text
@@ -36,7 +37,8 @@ NOT_HASHED = {
 class PlannedCell(Cell):
     """A cell that is ready to run: its options, parsed as by `frcnn fit`, its folder and the arguments of its commands.
 
-    The hash is SHA-256 of all options that decide what is trained.
+    The hash is SHA-256 of all options that decide what is trained; of a cell that an earlier version of this package
+    began, of those that there were.
     """
 
     config: Namespace
@@ -150,6 +152,8 @@ def plan(grid: Grid, runs_dir: str) -> Plan:
     digests = {path: _digest(path) for path in set(checkpoints.values()) if path is not None}
     cells: dict[str, PlannedCell] = {}
     there = _there(Path(runs_dir) / grid.name)
+    earlier = _planned_before(Path(runs_dir) / grid.name, there)
+    defaults = hashed_options(parser.parser.get_defaults())
     for cell in grid.cells():
         options = [f"--{option}={option_text(value)}" for option, value in cell.options.items()]
         arguments = (f"--config={base}", *options, f"--seed_everything={cell.seed}")
@@ -159,7 +163,11 @@ def plan(grid: Grid, runs_dir: str) -> Plan:
             raise InputError(f"{grid.path}: cell {cell.name}: {brief(error)}") from None
         checkpoint = checkpoints[cell.seed]
         digest = _hash(hashed_options(config) | ({} if checkpoint is None else {"evaluate": digests[checkpoint]}))
-        folder = there.get(digest, Path(runs_dir) / grid.name / f"{cell.name}-{digest[:8]}")
+        number, now = digest, base_options | cell.options
+        if digest not in there and checkpoint is None:
+            same = (old for old, seed, was in earlier if seed == cell.seed and _grown(was, now, defaults))
+            number = next(same, digest)
+        folder = there.get(number, Path(runs_dir) / grid.name / f"{cell.name}-{digest[:8]}")
         if len(folder.name.encode()) > 200:
             raise InputError(
                 f"{grid.path}: the cell's folder {folder.name} has a name too long; name the values of its axes"
@@ -173,7 +181,7 @@ def plan(grid: Grid, runs_dir: str) -> Plan:
         else:
             where = (f"--runs_dir={runs_dir}", f"--experiment={grid.name}", f"--run_name={folder.name}")
             stages = (("fit", *arguments, *where), (last, f"--ckpt_path={folder / 'checkpoints' / 'last.ckpt'}"))
-        cells[digest] = PlannedCell(**vars(cell), config=config, hash=digest, folder=folder, stages=stages)
+        cells[digest] = PlannedCell(**vars(cell), config=config, hash=number, folder=folder, stages=stages)
     return Plan(grid, Path(runs_dir) / grid.name, base, base_options, tuple(cells.values()))
 
 
@@ -183,6 +191,21 @@ def _there(folder: Path) -> dict[str, Path]:
     known = [path for path, state in states.items() if state.get("hash") and state.get("name")]
     known.sort(key=lambda path: states[path].get("status") == "done")  # of two with equal options this one counts
     return {str(states[path]["hash"]): path for path in known}
+
+
+def _planned_before(folder: Path, there: Mapping[str, Path]) -> list[tuple[Any, Any, Options]]:
+    """Return hash, seed and options of each cell as the version of this package that wrote `grid.json` knew them."""
+    before = read_object(folder / "grid.json", {"cells": list, "base_options": dict})
+    known = before if isinstance(before, dict) else {}
+    cells = [cell for cell in known.get("cells") or [] if isinstance(cell, dict) and cell.get("hash") in there]
+    base = known.get("base_options") or {}
+    return [(cell["hash"], cell.get("seed"), base | (cell.get("overrides") or {})) for cell in cells]
+
+
+def _grown(before: Options, now: Options, defaults: Options) -> bool:
+    """Return whether nothing changed, but that there are more options now, which are at their defaults."""
+    new = now.keys() - before.keys()
+    return before.items() <= now.items() and all(key in defaults and defaults[key] == now[key] for key in new)
 
 
 def hashed_options(config: Namespace) -> Options:

@@ -1,6 +1,7 @@
 """A grid file that is edited between two runs: what was done is found again, and said in one line."""
 
 import io
+import json
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import pytest
 import yaml
 
 from experiments.ablation.ablate import _prepare
+from experiments.ablation.cell_folder import CellFolder
 from experiments.ablation.grid import read_grid
 from experiments.ablation.plan import Plan, plan
 
@@ -40,6 +42,12 @@ def prepare(tiny_config, tmp_path, monkeypatch) -> Edit:
 
 def folders_of(planned: Plan) -> dict[str, object]:
     return {cell.name: cell.folder for cell in planned.cells}
+
+
+def with_nms_iou(tiny_config, value: float) -> str:
+    base = yaml.safe_load(tiny_config.read_text())
+    base["model"]["rpn"]["nms_iou"] = value
+    return yaml.safe_dump(base)
 
 
 def test_the_same_again_says_nothing(prepare):
@@ -91,9 +99,7 @@ def test_a_renamed_axis_keeps_what_was_done(prepare):
 
 def test_an_edited_base_begins_anew_and_the_former_one_is_found_again(prepare, tiny_config):
     first, _ = prepare()
-    base = yaml.safe_load(tiny_config.read_text())
-    base["model"]["rpn"]["nms_iou"] = 0.6
-    other, (line,) = prepare(text=yaml.safe_dump(base))
+    other, (line,) = prepare(text=with_nms_iou(tiny_config, 0.6))
     assert line == (
         "base.yaml, or the grid's options, have changed since the last run: model.rpn.nms_iou: 0.7 -> 0.6. The cells "
         "that this concerns start anew; what was done before stays in its folders."
@@ -101,6 +107,39 @@ def test_an_edited_base_begins_anew_and_the_former_one_is_found_again(prepare, t
     assert not set(folders_of(other).values()) & set(folders_of(first).values())
     again, _ = prepare()
     assert folders_of(again) == folders_of(first)
+
+
+def as_an_earlier_version_left_it(planned: Plan, option: str) -> list[object]:
+    """Take an option out of what was planned, and give cells other hashes; return their folders, which are named so."""
+    document = json.loads((planned.folder / "grid.json").read_text())
+    del document["base_options"][option]
+    folders = []
+    for number, (cell, done) in enumerate(zip(document["cells"], planned.cells, strict=True)):
+        cell["hash"] = f"{number}" * 64
+        CellFolder(done.folder).update(hash=cell["hash"])
+        folders.append(done.folder.rename(done.folder.with_name(f"{cell['name']}-{cell['hash'][:8]}")))
+    (planned.folder / "grid.json").write_text(json.dumps(document))
+    return folders
+
+
+def test_an_option_that_a_later_version_adds_leaves_cells_done_at_its_default(prepare, tiny_config):
+    folders = as_an_earlier_version_left_it(prepare()[0], "model.rpn.nms_iou")
+    for _ in range(2):
+        again, lines = prepare()
+        assert lines == []
+        assert list(folders_of(again).values()) == folders
+        assert all(CellFolder(folder).is_done for folder in folders)
+    other, (line,) = prepare(text=with_nms_iou(tiny_config, 0.6))
+    assert "changed since the last run: model.rpn.nms_iou: 0.7 -> 0.6. The cells" in line
+    assert not set(folders_of(other).values()) & set(folders)
+
+
+def test_an_option_that_a_later_version_adds_begins_cells_anew_at_another_value(prepare, tiny_config):
+    text = with_nms_iou(tiny_config, 0.6)
+    folders = as_an_earlier_version_left_it(prepare(text=text)[0], "model.rpn.nms_iou")
+    other, (line,) = prepare(text=text)
+    assert "model.rpn.nms_iou: not there -> 0.6" in line
+    assert not set(folders_of(other).values()) & set(folders)
 
 
 def test_a_damaged_plan_is_named_and_costs_nothing(prepare):
