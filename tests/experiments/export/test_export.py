@@ -1,8 +1,6 @@
 """Exported files beside the detector that they are of; the reader beside them, in a process without torch."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +89,7 @@ def test_detections_are_those_of_the_detector_at_other_numbers_and_sizes(exporte
         check_same(shipped(blank), other(blank))
 
 
-def test_reader_needs_neither_torch_nor_this_package(exported, shipped, tmp_path):
+def test_reader_needs_neither_torch_nor_this_package(exported, shipped, read_without_torch, tmp_path):
     """It reads as training does: files turned by EXIF, grey, with an alpha channel, of 16 bits."""
     if not (exported / "detect.py").exists():
         assert (exported / "model.pt2").exists()  # what runs it is torch
@@ -104,29 +102,8 @@ def test_reader_needs_neither_torch_nor_this_package(exported, shipped, tmp_path
     Image.fromarray(pixels[..., 0]).save(tmp_path / "grey.png")
     Image.fromarray(np.dstack((pixels, pixels[..., 0]))).save(tmp_path / "alpha.png")
     Image.fromarray(pixels[..., 1].astype(np.uint16) * 256).save(tmp_path / "deep.png")
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys\nsys.modules['torch'] = sys.modules['detector'] = sys.modules['experiments'] = None\n"
-    )
     names = ["turned.png", "plain.jpg", "grey.png", "alpha.png", "deep.png"]
-    packages = [path for path in sys.path if "site" in Path(path).name]
-    run = subprocess.run(
-        [sys.executable, str(exported / "detect.py"), *names],
-        cwd=tmp_path,
-        env={"PYTHONPATH": ":".join([str(tmp_path), *packages]), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    told = [json.loads(line) for line in run.stdout.splitlines()]
-    assert [one["file"] for one in told] == names
-    theirs = [
-        {
-            "boxes": torch.tensor([found["box"] for found in one["detections"]]).reshape(-1, 4),
-            "labels": torch.tensor([shipped.class_names.index(found["label"]) + 1 for found in one["detections"]]),
-            "scores": torch.tensor([found["score"] for found in one["detections"]]),
-        }
-        for one in told
-    ]
+    theirs = read_without_torch(exported, names, tmp_path)
     ours = [torch.from_numpy(read_image(tmp_path / name, upright=True)).permute(2, 0, 1) for name in names]
     with torch.inference_mode():
         assert check_same([shipped([image])[0] for image in ours], theirs) > 20

@@ -6,24 +6,25 @@ FRCNN_PARITY_RUNS names folders of finished runs with hard NMS, with `:` between
 import json
 import os
 import tarfile
+from collections.abc import Sequence
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from detector.files import PROGRAMS
-from detector.training.checkpoint_content import read_checkpoint
 from detector.training.lightning_module import FasterRCNNModule
-from detector.use.exported import ExportedDetector
+from detector.use.exported import RUNTIMES, ExportedDetector
 from detector.use.loading import checkpoint_of
 from detector.use.reading import read_image
-from experiments.benchmark.models import CLASSES, Network, build_network, set_background_score, standard_network
-from experiments.export.card import about_detector
+from experiments.benchmark.models import CLASSES, build_network, set_background_score, standard_network
 from experiments.export.command import compare
 from experiments.export.programs import write_program
 
@@ -61,26 +62,16 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     return interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0].round().clamp(0, 255).byte()
 
 
-def network_of(name: str) -> Network:
-    if name != "mobilenet_v2_c4":
-        return standard_network(name, SIZES[0])
-    known = standard_network("vgg16", SIZES[0])
-    return replace(known, name=name, backbone=replace(known.backbone, name=name))
-
-
-@pytest.fixture(scope="module", params=["mobilenet_v2_c4", *RUNS], ids=str)
-def described(request, images):
-    """A detector and what is to be known of it; of random weights one whose features and scores vary in these images as
-    those of trained ones do.
+@pytest.fixture(scope="module")
+def described(images):
+    """A detector of random weights whose features and scores vary in these images as those of trained ones do, and what
+    is to be known of it.
 
     Deeper networks with random weights amplify rounding errors: to 2e-4 in logits and 0.02 pixels, of either side from
     what float64 gives.
     """
-    if isinstance(request.param, Path):
-        path = checkpoint_of(request.param)
-        module = FasterRCNNModule.from_checkpoint(path)
-        return module.model, about_detector(module, path, read_checkpoint(path))
-    network = network_of(request.param)
+    known = standard_network("vgg16", SIZES[0])
+    network = replace(known, name="mobilenet_v2_c4", backbone=replace(known.backbone, name="mobilenet_v2_c4"))
     alike = [resized(image, SIZES[0]) for image in images[:5]]
     model, _ = build_network(network, (alike, []))
     set_background_score(model, alike)
@@ -96,35 +87,43 @@ def described(request, images):
 @pytest.mark.parametrize("format", PROGRAMS)
 def test_detections_are_the_same(described, images, format, tmp_path):
     """Exported with two images of 160x224; in batches of one, two and five: as many detections, in the same places."""
-    needs(format)
-    model, about = described
-    write_program(model, format, tmp_path, about)
-    other = ExportedDetector(tmp_path / PROGRAMS[format])
-    starts = (0, 1, 3, 8, 9, 14, 16, 21)
-    like = compare(model, other, [images[start:end] for start, end in pairwise(starts)])
-    print(like.text(made_up=False))
-    assert like.images == 21 and like.detections > 100
-    assert like.others == 0, like.text(made_up=False)
-
-
-@pytest.mark.parametrize("format", PROGRAMS)
-@pytest.mark.parametrize("run", RUNS, ids=str)
-def test_ap_is_the_same(run, format, frcnn, tmp_path):
-    """On the images that the run was validated on."""
-    needs(format)
-    data = yaml.safe_load((run / "config.yaml").read_text())["data"]
-    where = ("--data.root", Path(data["root"]).absolute(), "--data.val_splits", json.dumps(data["val_splits"]))
-    exported = frcnn("export", run.absolute(), "--format", format, "--output", tmp_path / "out", cwd=tmp_path)
-    assert exported.code == 0, exported.err
-    told = frcnn("evaluate", run.absolute(), tmp_path / "out", *where, "--format", "json", cwd=tmp_path)
-    assert told.code == 0, told.err  # a relative data.root is one in the working directory
-    ours, theirs = json.loads(told.out)["evaluations"]
-    assert ours["AP50"] > 0
-    for name in ("AP50_voc07", "AP50_voc", "AP50", "AP", "AP75"):
-        print(name, ours[name], theirs[name])
-        assert theirs[name] == pytest.approx(ours[name], abs=1e-4)
-
-
-def needs(format: str) -> None:
     for package in NEEDS[format]:
         pytest.importorskip(package, reason=f"{package} is not installed")
+    model, about = described
+    write_program(model, format, tmp_path, about)
+    check(model, ExportedDetector(tmp_path / PROGRAMS[format]), images)
+
+
+@pytest.mark.parametrize("run", RUNS, ids=str)
+def test_a_finished_run(run, images, read_without_torch, frcnn, tmp_path):
+    """In each format that is installed: detections as above, those of the reader, and AP on the run's own images."""
+    formats = [name for name, packages in NEEDS.items() if all(map(find_spec, packages))]
+    model, names = FasterRCNNModule.from_checkpoint(checkpoint_of(run)).model, []
+    for number, image in enumerate(images):
+        names.append(f"{number}.png")
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / names[-1])
+    for format in formats:
+        exported = frcnn("export", run.absolute(), "--format", format, "--output", format, cwd=tmp_path)
+        assert exported.code == 0, exported.err
+        check(model, ExportedDetector(tmp_path / format / PROGRAMS[format]), images, run.name, format)
+        if format in RUNTIMES:
+            told = iter(read_without_torch(tmp_path / format, names, tmp_path))
+            shown = (run.name, format, "reader")
+            check(model, lambda _, told=told: [next(told)], images, *shown, starts=range(22))
+    data = yaml.safe_load((run / "config.yaml").read_text())["data"]
+    where = ("--data.root", Path(data["root"]).absolute(), "--data.val_splits", json.dumps(data["val_splits"]))
+    told = frcnn("evaluate", run.absolute(), *formats, *where, "--format", "json", cwd=tmp_path)
+    assert told.code == 0, told.err  # a relative data.root is one in the working directory
+    ours, *others = json.loads(told.out)["evaluations"]
+    assert ours["AP50"] > 0
+    for metric in ("AP50_voc07", "AP50_voc", "AP50", "AP", "AP75", "detections"):
+        print(run.name, metric, ours[metric], *(other[metric] for other in others))
+        if metric != "detections":
+            assert [other[metric] for other in others] == pytest.approx([ours[metric]] * len(formats), abs=1e-4)
+
+
+def check(model, other, images: list[Tensor], *shown: str, starts: Sequence[int] = (0, 1, 3, 8, 9, 14, 16, 21)) -> None:
+    like = compare(model, other, [images[start:end] for start, end in pairwise(starts)])
+    print(*shown, like.text(made_up=False))
+    assert like.images == 21 and like.detections > 100
+    assert like.others == 0, like.text(made_up=False)

@@ -1,0 +1,48 @@
+"""What the tests of exported files share."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+Read = Callable[[Path, Sequence[str], Path], list[dict[str, Tensor]]]
+
+
+@pytest.fixture(scope="session")
+def read_without_torch() -> Read:
+    """`read_without_torch(exported, names, folder)`: what its `detect.py` finds in image files of a folder.
+
+    In a process that can import neither torch nor this package.
+    """
+
+    def read(exported: Path, names: Sequence[str], folder: Path) -> list[dict[str, Tensor]]:
+        (folder / "sitecustomize.py").write_text(
+            "import sys\nsys.modules['torch'] = sys.modules['detector'] = sys.modules['experiments'] = None\n"
+        )
+        packages = [path for path in sys.path if "site" in Path(path).name or (Path(path) / "openvino").is_dir()]
+        run = subprocess.run(
+            [sys.executable, str(exported / "detect.py"), *names],
+            cwd=folder,
+            env={"PYTHONPATH": ":".join([str(folder), *packages]), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stderr
+        told = [json.loads(line) for line in run.stdout.splitlines()]
+        assert [one["file"] for one in told] == list(names)
+        classes = json.loads((exported / "detector.json").read_text())["class_names"]
+        return [
+            {
+                "boxes": torch.tensor([found["box"] for found in one["detections"]]).reshape(-1, 4),
+                "labels": torch.tensor([classes.index(found["label"]) + 1 for found in one["detections"]]),
+                "scores": torch.tensor([found["score"] for found in one["detections"]]),
+            }
+            for one in told
+        ]
+
+    return read
