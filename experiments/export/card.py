@@ -44,18 +44,26 @@ def reader(package: str, file: str) -> str:
     return _PAGES.get_template("detect.py.j2").render(package=package, file=file)
 
 
-def card(format: str, about: Mapping[str, Any], checkpoint: Path, checked: str, license: str) -> str:
-    """Return the model card; what the run of the checkpoint does not tell is said to be unknown.
+def run_of(checkpoint: Path) -> Run | None:
+    """Return the run of a checkpoint, which may have been interrupted; None if it is in no run folder.
+
+    Raises:
+        InputError: Its config is damaged.
+    """
+    folder = run_folder_of(checkpoint)
+    return None if folder is None else read_run(folder, finished=False)
+
+
+def card(format: str, about: Mapping[str, Any], run: Run | None, checked: str, license: str) -> str:
+    """Return the model card; what the run does not tell is said to be unknown.
 
     Args:
         format: Of the exported file.
         about: As `about_detector` gives it.
-        checkpoint: Of the detector.
+        run: Of the detector.
         checked: How the file compares with it.
         license: Of the weights.
     """
-    folder = run_folder_of(checkpoint)
-    run = None if folder is None else read_run(folder)
     config = {} if run is None else shown_options(run.config)
     data = {key: value_text(config[f"data.{key}"]) for key in _DATA if config.get(f"data.{key}") is not None}
     data_format = config.get("data_format") or "voc"
@@ -64,7 +72,8 @@ def card(format: str, about: Mapping[str, Any], checkpoint: Path, checked: str, 
     recipe: dict[str, Any] = {
         key: value_text(config[key]) for key in ("seed_everything", "trainer.max_epochs") if key in config
     }
-    recipe |= {key: value_text(config[f"data.{key}"]) for key in ("batch_size", "augmentation") if config}
+    given = {key: config.get(f"data.{key}") for key in ("batch_size", "augmentation")}
+    recipe |= {key: value_text(value) for key, value in given.items() if value is not None}
     recipe |= shown_options({key: about["options"].get(key) for key in _RECIPE})
     metrics, intervals, note = _metrics(run, about)
     origin = {

@@ -18,7 +18,7 @@ from detector.use.exported import RUNTIMES, ExportedDetector
 from detector.use.loading import checkpoint_of, chunks
 from detector.use.reading import Reading, read_image
 from experiments.benchmark.models import make_images
-from experiments.export.card import about_detector, card, reader
+from experiments.export.card import about_detector, card, reader, run_of
 from experiments.export.network import check_exportable, say_own_parts
 from experiments.export.options import CARD, CONFIG, FILES, READER, ExportOptions
 from experiments.export.programs import check_writable, write_program
@@ -39,6 +39,7 @@ def export(options: ExportOptions) -> int:
     format, folder = options.format, Path(options.output)
     check_writable(format)
     path = checkpoint_of(options.run)
+    run = run_of(path)
     module = FasterRCNNModule.from_checkpoint(path, **({"nms": "hard"} if options.hard_nms else {}))
     content = read_checkpoint(path)
     about, own_nms = about_detector(module, path, content), content["hyper_parameters"]["roi"].get("nms", "hard")
@@ -68,7 +69,7 @@ def export(options: ExportOptions) -> int:
         write_json(folder / ABOUT, about)
         if format in RUNTIMES:
             write_whole(folder / READER, reader(RUNTIMES[format], FILES[format]).encode())
-        write_whole(folder / CARD, card(format, about, path, checked, options.license).encode())
+        write_whole(folder / CARD, card(format, about, run, checked, options.license).encode())
     more = f", {CONFIG}" if format == "safetensors" else f", {READER}" if format in RUNTIMES else ""
     print(f"{printable(target)}: {target.stat().st_size / 1e6:.0f} MB; beside it {ABOUT}, {CARD}" + more)
     if checked:

@@ -43,7 +43,7 @@ class Quantization:
         if not self.data.root:
             if folder is None:
                 raise InputError("--int8: the checkpoint is in no run folder; give --data.root and --data.val_splits")
-            run = read_run(folder)
+            run = read_run(folder, finished=False)
             known = {field.name for field in fields(DataOptions)}
             given = {name: value for name, value in data_options(run).items() if name in known}
             self.format, self.data = run.config.get("data_format") or "voc", DataOptions(**given)

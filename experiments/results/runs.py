@@ -146,8 +146,12 @@ def read_folder(folder: str | Path, baseline: str | None = None) -> RunsFolder:
     return RunsFolder(name, folder, axes, cells, _baseline(folder, cells, wanted))
 
 
-def read_run(folder: str | Path) -> Run:
+def read_run(folder: str | Path, finished: bool = True) -> Run:
     """Read one run folder.
+
+    Args:
+        folder: The folder.
+        finished: Whether there have to be final numbers.
 
     Raises:
         InputError: It has no config, or has no final numbers.
@@ -156,7 +160,7 @@ def read_run(folder: str | Path) -> Run:
     run, metrics = _read(folder), read_metrics(folder / "metrics.json")
     if not run.config:
         raise InputError(f"{folder}: is no run folder: config.yaml is missing or damaged")
-    if isinstance(metrics, str):
+    if finished and isinstance(metrics, str):
         raise InputError(f"{folder / 'metrics.json'}: {metrics}; the run has no final numbers")
     return run
 

@@ -1,6 +1,7 @@
 """Exported files beside the detector that they are of; the reader beside them, in a process without torch."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -223,6 +224,21 @@ def frcnn_main() -> Any:
     from experiments.cli import main
 
     return lambda *arguments: main([str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("config", ["seed_everything: 3\n", "seed_everything: [\n"])
+def test_a_run_that_was_interrupted_has_no_metrics_yet(config, tmp_path, capsys, frcnn_main):
+    run, out = tmp_path / "seed3", tmp_path / "out"
+    (run / "checkpoints").mkdir(parents=True)
+    shutil.copy(SHIPPED, run / "checkpoints" / "last.ckpt")
+    (run / "config.yaml").write_text(config)
+    code = frcnn_main("export", run, "--format", "safetensors", "--output", out)
+    if "[" in config:  # said before anything is written
+        assert code == 2 and not out.exists()
+        assert capsys.readouterr().err.strip() == f"frcnn: {run}: is no run folder: config.yaml is missing or damaged"
+    else:
+        assert code == 0
+        assert "Not known: the run was not evaluated." in (out / "README.md").read_text()
 
 
 def test_missing_packages_are_named_with_the_extra(tmp_path, capsys, frcnn_main, monkeypatch):
