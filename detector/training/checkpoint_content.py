@@ -80,7 +80,7 @@ def _read(path: Path) -> dict[str, Any]:
 def _whole(folder: Path, damaged: list[str] | None = None) -> list[tuple[Path, dict[str, Any]]]:
     """Return the whole checkpoints in a folder with their contents, that of most steps first; tell of the others."""
     found = []
-    for path in sorted(folder.glob("*.ckpt"), key=lambda path: path.name != "last.ckpt"):
+    for path in sorted(folder.glob("*.ckpt"), key=lambda path: (path.name != "last.ckpt", path.name)):
         try:
             found.append((path, _read(path)))
         except InputError as error:
