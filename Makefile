@@ -16,7 +16,7 @@ install: .venv/installed
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; name one by: make PYTHON=python3.11 install" >&2; exit 2; }
 	@echo "Installing into .venv, with $(if $(UV),uv,pip), once: $(if $(TORCH_INDEX),torch from $(TORCH_INDEX) if it has it,\
-		7.0 GB), 2 minutes near a package index, longer over a slow line. It may be interrupted and repeated."
+		7.4 GB), 2 minutes near a package index, longer over a slow line. It may be interrupted and repeated."
 ifneq ($(UV),)
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
 	$(UV) pip install --quiet --index-strategy unsafe-best-match --python $(BIN)/python $(WANTED)  # the newest, as pip

@@ -154,7 +154,7 @@ def read_run(folder: str | Path, finished: bool = True) -> Run:
         finished: Whether there have to be final numbers.
 
     Raises:
-        InputError: It has no config, or has no final numbers.
+        InputError: It has no config, or lacks final numbers that have to be there.
     """
     folder = Path(folder)
     run, metrics = _read(folder), read_metrics(folder / "metrics.json")

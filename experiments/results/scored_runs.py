@@ -92,7 +92,7 @@ def data_options(run: Run) -> dict[str, Any]:
 
     A relative root that is not here is looked for from the folders above the run.
     """
-    data = run.config["data"]
+    data = run.config.get("data")
     if not isinstance(data, dict):
         raise InputError(f"{run.folder / 'config.yaml'}: data: {shortened(str(data))}; options are needed")
     given = data.get("init_args", data)

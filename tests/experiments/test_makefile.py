@@ -41,7 +41,7 @@ def test_pip_installs_where_there_is_no_uv(commands, goal) -> None:
     assert install.startswith(".venv/bin/python -m pip install ") and "--constraint constraints.txt" in install
     assert "index" not in install
     said = line_with(lines, "Installing")
-    assert "7.0 GB" in said and "minutes" in said and "with pip" in said
+    assert "7.4 GB" in said and "minutes" in said and "with pip" in said
     assert lines.index(said) < lines.index("python3 -m venv .venv") < lines.index(install)
     assert lines.index(install) < lines.index("touch .venv/installed")  # only then: what is interrupted is repeated
 
@@ -64,7 +64,7 @@ def test_another_index_for_torch(commands, goal, uv) -> None:
     # Without it uv takes all that the other index has from there, whatever its version.
     assert ("--index-strategy unsafe-best-match" in install) == (uv == "UV=uv")
     said = line_with(lines, "Installing")
-    assert "torch from https://example.org/a?b&c" in said and "7.0 GB" not in said
+    assert "torch from https://example.org/a?b&c" in said and "7.4 GB" not in said
 
 
 def test_the_gpu_check_takes_a_given_python_as_it_is(commands) -> None:

@@ -24,7 +24,7 @@ def read_without_torch() -> Read:
         (folder / "sitecustomize.py").write_text(
             "import sys\nsys.modules['torch'] = sys.modules['detector'] = sys.modules['experiments'] = None\n"
         )
-        packages = [path for path in sys.path if "site" in Path(path).name or (Path(path) / "openvino").is_dir()]
+        packages = [path for path in sys.path if "site" in Path(path).name]
         run = subprocess.run(
             [sys.executable, str(exported / "detect.py"), *names],
             cwd=folder,

@@ -241,6 +241,17 @@ def test_a_run_that_was_interrupted_has_no_metrics_yet(config, tmp_path, capsys,
         assert "Not known: the run was not evaluated." in (out / "README.md").read_text()
 
 
+def test_int8_of_a_run_whose_config_tells_no_data(tmp_path, capsys, frcnn_main):
+    needs("onnx", "onnxscript", "onnxruntime", reason=ONNX)
+    run = tmp_path / "seed3"
+    (run / "checkpoints").mkdir(parents=True)
+    shutil.copy(SHIPPED, run / "checkpoints" / "last.ckpt")
+    (run / "config.yaml").write_text("seed_everything: 3\n")
+    assert frcnn_main("export", run, "--int8", "--output", tmp_path / "out") == 2
+    assert capsys.readouterr().err.strip() == f"frcnn: {run / 'config.yaml'}: data: None; options are needed"
+    assert not (tmp_path / "out").exists()
+
+
 def test_missing_packages_are_named_with_the_extra(tmp_path, capsys, frcnn_main, monkeypatch):
     from detector.use import exported
 
