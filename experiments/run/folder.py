@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -46,15 +45,18 @@ def folder_of_evaluation(run_folder: Path, options: Mapping[str, object], classe
 
 @contextlib.contextmanager
 def gone_if_refused(folder: Path) -> Iterator[None]:
-    """Remove a folder that is new, if an error leaves nothing in it but the event file that Lightning begins."""
+    """Remove the event files that Lightning begins, if an error leaves nothing else; with them a folder that is new."""
     new = [path for path in (folder, *folder.parents) if not path.exists()]
+    before = set() if new else set(folder.iterdir())
     try:
         yield
     except BaseException:
-        if new and folder.is_dir() and all("tfevents" in path.name for path in folder.iterdir()):
-            shutil.rmtree(folder)
+        added = set(folder.iterdir()) - before if folder.is_dir() else set()
+        if all(re.search(rf"tfevents.*\.{os.getpid()}\.", path.name) for path in added):  # not of others beside it
+            for path in added:
+                path.unlink()
             with contextlib.suppress(OSError):  # something else has come
-                for parent in new[1:]:
+                for parent in new:
                     parent.rmdir()
         raise
 

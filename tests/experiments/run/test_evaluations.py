@@ -51,12 +51,14 @@ def test_long_names_are_cut_and_stay_different(frcnn, run, tmp_path) -> None:
     assert max(len(name) for name in names) < 100
 
 
-def test_a_refused_one_leaves_no_folder(frcnn, run, tmp_path) -> None:
-    options = ("validate", "--ckpt_path", run / "checkpoints" / "last.ckpt", "--data.num_workers", "0")
-    assert frcnn(*options, "--model.anchors.scales", "[1, 2, 4]", cwd=tmp_path).code == 2
-    assert not (run / "evaluations").exists()
-    assert frcnn(*options, "--model.roi.nms_iou", "0.9", cwd=tmp_path).code == 0
-    assert frcnn(*options, "--model.anchors.scales", "[1, 2, 4]", cwd=tmp_path).code == 2
+def test_a_refused_one_leaves_nothing(frcnn, run, tmp_path) -> None:
+    options = ("--ckpt_path", run / "checkpoints" / "last.ckpt", "--data.num_workers", "0")
+    files = {*run.iterdir()}
+    for command in ("validate", "test"):  # of a test with other options the run's own folder is the place
+        assert frcnn(command, *options, "--model.anchors.scales", "[1, 2, 4]", cwd=tmp_path).code == 2
+        assert {*run.iterdir()} == files
+    assert frcnn("validate", *options, "--model.roi.nms_iou", "0.9", cwd=tmp_path).code == 0
+    assert frcnn("validate", *options, "--model.anchors.scales", "[1, 2, 4]", cwd=tmp_path).code == 2
     assert [path.name for path in (run / "evaluations").iterdir()] == ["roi.nms_iou=0.9"]
     (tmp_path / "mine").mkdir()
     where = ("--results_dir", "mine/new/one")
