@@ -93,21 +93,29 @@ def used(monkeypatch) -> list[tuple[int, ...]]:
 
 
 def test_in_vgg16(used):
-    """From conv3_1 on, down to 500 cells; in evaluation in float32 only."""
+    """From conv3_1 on, down to 500 cells; in evaluation only."""
     torch.manual_seed(0)
     body, images = VGG16Body().eval(), torch.randn(1, 3, 160, 224)
     replace_layers(body)
     (trained,) = body(images)
     assert used == []
     with torch.no_grad():
-        with torch.autocast("cpu", torch.bfloat16):
-            body(images)
         with torch.backends.mkldnn.flags(enabled=False):
             body(images)
         assert used == []
         (found,) = body(images)
     assert used == [(1, 128, 40, 56), (1, 256, 40, 56), (1, 256, 40, 56)] + [(1, 256, 20, 28)] + [(1, 512, 20, 28)] * 2
     torch.testing.assert_close(found, trained, atol=1e-5, rtol=1e-4)
+
+
+def test_in_float32_only(used):
+    layer, x = Conv2d(128, 256, 3, padding=1), torch.randn(1, 128, 24, 24)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(x)
+        assert used == []
+        layer(x)
+    assert len(used) == 1
 
 
 def test_in_frozen_layers_only(used):

@@ -142,10 +142,9 @@ def small_network(backbone: str = "small_c4", box_head: str = "two_fc", **roi: A
 @pytest.mark.parametrize(
     ("backbone", "roi"),
     [
-        ("resnet18_fpn", {"pooling": "roi_align_legacy"}),
+        ("resnet18_fpn", {"pooling": "roi_align_legacy", "box_head": "double"}),
         ("small_c4", {"pooling": "roi_pool", "class_agnostic": True, "delta_mean": [0.1, 0.0, -0.1, 0.0]}),
         ("small_c4", {"cascade_ious": [0.5, 0.6, 0.7], "class_agnostic": True, "delta_init_std": 0.1}),
-        ("resnet18_fpn", {"box_head": "double"}),
     ],
 )
 def test_other_options(backbone, roi, tmp_path):
