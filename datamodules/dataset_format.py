@@ -142,7 +142,9 @@ class DatasetFormat(ABC):
 
     def cache(self, folder: Path) -> FileCache:
         """Return what is kept of the files of a dataset folder."""
-        return self._caches.setdefault(folder, self.cache_kind(folder, self.cache_folder, self.reading))
+        if folder not in self._caches:
+            self._caches[folder] = self.cache_kind(folder, self.cache_folder, self.reading)
+        return self._caches[folder]
 
     def say(self, line: str) -> None:
         """Say something once, by one process."""

@@ -116,27 +116,48 @@ def images_in(folder: Path) -> set[str]:
     return next(filter(None, found), set())
 
 
-def find_image(folder: Path, stem: str, stated: str = "") -> Path:
-    """Return the image `stem` in `folder`/JPEGImages, .jpg before other suffixes, which may be in capitals.
+class ImageFinder:
+    """Where the images of a dataset folder are: in JPEGImages/, .jpg before other suffixes, which may be in capitals.
 
-    Args:
-        folder: Of the dataset.
-        stem: Name of the annotation file, which is what counts.
-        stated: The file name that the annotation states, which is only mentioned.
+    Which suffixes occur in a folder is found out at the first image that it lacks: where all images are missing,
+    asking for each by each suffix takes longer than reading the annotations.
 
-    Raises:
-        InputError: There is none.
+    Attributes:
+        place: The folder where they should be.
     """
-    places = image_folders(folder)
-    above, _, last = stem.rpartition("/")
-    inner = [folder / above / name for name in _FOLDERS] if places[-1] == folder else []
-    for place, name in (*((place, last) for place in inner), *((place, stem) for place in places)):
-        for suffix in IMAGE_SUFFIXES if place.is_dir() else ():
-            path = f"{place}/{name}{suffix}"
-            if os.path.isfile(path):
-                return Path(path)
-    images = places[0]
-    base = stated.replace("\\", "/").rsplit("/", 1)[-1]
-    there = base and os.path.isfile(images / base)
-    hint = f"; its annotation states {base}, which is there: rename it" if there else ""
-    raise InputError(f"{images / stem}.jpg: no such image (nor .jpeg or .png), but a split names it{hint}")
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._places = image_folders(folder)
+        self._suffixes: dict[str, list[str]] = {}  # by folder
+        self.place = self._places[0]
+
+    def find(self, stem: str, stated: str = "") -> Path:
+        """Return the image of an annotation.
+
+        Args:
+            stem: Name of the annotation file, which is what counts.
+            stated: The file name that the annotation states, which is only mentioned.
+
+        Raises:
+            InputError: There is none.
+        """
+        above, _, last = stem.rpartition("/")
+        inner = [self._folder / above / name for name in _FOLDERS] if self._places[-1] == self._folder else []
+        for place, name in (*((place, last) for place in inner), *((place, stem) for place in self._places)):
+            if (path := self._in(f"{place}/{name}")) is not None:
+                return path
+        base = stated.replace("\\", "/").rsplit("/", 1)[-1]
+        there = base and os.path.isfile(self.place / base)
+        hint = f"; its annotation states {base}, which is there: rename it" if there else ""
+        raise InputError(f"{self.place / stem}.jpg: no such image (nor .jpeg or .png), but a split names it{hint}")
+
+    def _in(self, name: str) -> Path | None:
+        folder = os.path.dirname(name)
+        if folder not in self._suffixes:
+            if os.path.isfile(name + IMAGE_SUFFIXES[0]):
+                return Path(name + IMAGE_SUFFIXES[0])
+            found = {os.path.splitext(file)[1] for file in os.listdir(folder)} if os.path.isdir(folder) else set()
+            self._suffixes[folder] = [suffix for suffix in IMAGE_SUFFIXES if suffix in found]
+        paths = (name + suffix for suffix in self._suffixes[folder])
+        return next((Path(path) for path in paths if os.path.isfile(path)), None)

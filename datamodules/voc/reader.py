@@ -22,8 +22,8 @@ from datamodules.voc.format import (
     read_annotation_bytes,
 )
 from datamodules.voc.layout import (
+    ImageFinder,
     dataset_folders,
-    find_image,
     find_split,
     image_folders,
     images_in,
@@ -110,11 +110,12 @@ class VOCFormat(DatasetFormat):
             annotations = self.cache(folder).annotations(stems)
             stated = {stem: _stated(self.cache(folder).paths[stem], annotations[stem]) for stem in stems}
             images: dict[str, Path] = {}
+            finder = ImageFinder(folder)
             for stem, (one, file_name) in stated.items() if look else ():
                 try:
-                    images[stem] = find_image(folder, stem, file_name)
+                    images[stem] = finder.find(stem, file_name)
                 except InputError as error:
-                    image = image_folders(folder)[0] / f"{stem}.jpg"
+                    image = finder.place / f"{stem}.jpg"
                     one.problems.append(Problem(str(image), None, "missing_image", str(error)))
             headers = self.cache(folder).headers(images.values())
             for stem in stems:

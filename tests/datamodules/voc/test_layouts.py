@@ -1,5 +1,6 @@
 """Folders and XML in VOC format as labelImg, CVAT, Roboflow and labelme leave them."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from datamodules.doctor.examine import DoctorOptions, examine
 from datamodules.ground_truth import read_ground_truth
 from datamodules.voc.datamodule import VOCDataModule
 from datamodules.voc.format import VOCObject
+from datamodules.voc.layout import ImageFinder
 from datamodules.voc.reader import VOCFormat
 from detector.errors import InputError
 
@@ -92,6 +94,35 @@ def test_missing_files_are_named_where_they_should_be(laid_out):
         ("missing_annotation", "valid/cat2.xml"),
         ("not_in_split", "valid/cat2.jpg"),
     }
+
+
+def test_images_of_many_suffixes_after_one_that_is_missing(tmp_path):
+    """Among them a folder that is named as an image would be, and names that differ by their suffix alone."""
+    for name in ("b.PNG", "c.tif", "c.jpg", "d.Jpg", "sub/e.png"):
+        (tmp_path / "JPEGImages" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "JPEGImages" / name).touch()
+    (tmp_path / "JPEGImages" / "f.png").mkdir()
+    (tmp_path / "Annotations").mkdir()
+    finder = ImageFinder(tmp_path)
+    for missing in ("a", "f", "sub/b", "nowhere/a"):
+        with pytest.raises(InputError, match=rf"JPEGImages/{missing}\.jpg: no such image \(nor \.jpeg or \.png\)"):
+            finder.find(missing)
+    found = [finder.find(stem).relative_to(tmp_path / "JPEGImages").as_posix() for stem in ("b", "c", "d", "sub/e")]
+    assert found == ["b.PNG", "c.jpg", "d.Jpg", "sub/e.png"]
+
+
+@pytest.mark.parametrize("images", ["JPEGImages", "nowhere"])
+def test_where_all_images_are_missing_none_is_asked_for_by_every_suffix(tmp_path, annotate, monkeypatch, images):
+    (tmp_path / images).mkdir()
+    for number in range(40):
+        annotate(tmp_path / "Annotations", f"cat{number}", VOCObject("cat", (2, 3, 8, 9)))
+    asked: list[str] = []
+    original = os.path.isfile
+    monkeypatch.setattr("os.path.isfile", lambda path: asked.append(str(path)) or original(path))
+    format = VOCFormat(tmp_path)
+    records = format.read(format.list_others([], look=True), ["cat"])
+    assert [problem.kind for record in records for problem in record.problems] == ["missing_image"] * 40
+    assert sum("cat" in path for path in asked) < 3 * 40
 
 
 def test_other_xml_makes_no_dataset(tmp_path):
