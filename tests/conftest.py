@@ -1,6 +1,7 @@
 """What many tests share: a small dataset, a tiny experiment, and the command line, run in this process."""
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -310,6 +312,33 @@ def resolve_first_line(resolve: Resolve) -> Callable[[Path], Any]:
         return options
 
     return run
+
+
+@pytest.fixture(scope="session")
+def shared_file() -> Callable[[str], Path]:
+    """`shared_file(name)`: a genuine file; skips where it is not at hand."""
+    folder = Path(os.environ.get("FRCNN_SHARED_DATA") or ROOT.parent / "shared" / "data")
+
+    def find(name: str) -> Path:
+        if not (folder / name).is_file():
+            pytest.skip(f"{folder} does not hold {name} (FRCNN_SHARED_DATA names another folder)")
+        return folder / name
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def genuine_voc(tmp_path_factory: pytest.TempPathFactory, shared_file: Callable[[str], Path]) -> Callable[[str], Path]:
+    """`genuine_voc(archive)`: the VOCdevkit of a genuine archive, unpacked once; read-only."""
+
+    @functools.cache
+    def unpack(name: str) -> Path:
+        folder = tmp_path_factory.mktemp("genuine")
+        with tarfile.open(shared_file(name)) as archive:
+            archive.extractall(folder, filter="data")
+        return folder / "VOCdevkit"
+
+    return unpack
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,8 @@
 """Cells of a grid whose commands do little, for the tests of what runs them, and grids as they are left, for those of
-what reports on them."""
+what reports on them; and trainings that draw no curves."""
 
 import contextlib
+import io
 import json
 import os
 import re
@@ -15,7 +16,9 @@ from unittest import mock
 
 import pytest
 import pytorch_lightning as pl
+from PIL import Image
 
+from detector.training.callbacks import detection_curves
 from experiments.ablation.cell_folder import CellFolder
 from experiments.ablation.local_launcher import LocalLauncher
 from experiments.run.lightning_cli import DetectorCLI
@@ -128,6 +131,17 @@ class Cells:
         """Whether no process holds the cell."""
         with folder.locked() as lock:
             return lock is not None
+
+
+@pytest.fixture(autouse=True)
+def curves_in_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a grey picture: those of matplotlib take half a second and more, longer than a tiny validation. Runs that
+    tests share have them, and tests of `detector.metrics` and of its callback draw them."""
+    grey = io.BytesIO()
+    Image.new("L", (8, 8)).save(grey, "png")
+    monkeypatch.setattr(detection_curves, "png", lambda *_, **__: grey.getvalue())
+    for name in ("curves_figure", "confusion_figure"):
+        monkeypatch.setattr(detection_curves, name, lambda _: None)
 
 
 @pytest.fixture(autouse=True)

@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import tarfile
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,31 +16,20 @@ from detector.backbones.base import BackboneConfig
 from detector.training.lightning_module import FasterRCNNModule
 
 ROOT = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("FRCNN_SHARED_DATA") or ROOT.parent / "shared" / "data")
 CONFIG = ROOT / "experiments" / "voc12_subset_mobilenet_v2.yaml"
-NEEDED = ("voc2012-subset.tar", "mobilenet_v2_imagenet.safetensors")
 
-pytestmark = [
-    pytest.mark.real_data,
-    pytest.mark.skipif(
-        not all((SHARED / name).is_file() for name in NEEDED),
-        reason=f"{SHARED} does not hold {' and '.join(NEEDED)} (FRCNN_SHARED_DATA names another folder)",
-    ),
-]
+pytestmark = pytest.mark.real_data
 
 
 @pytest.fixture(scope="module")
-def devkit(tmp_path_factory) -> Path:
-    """The folder that holds VOC2012/, unpacked; read-only."""
-    folder = tmp_path_factory.mktemp("real")
-    with tarfile.open(SHARED / "voc2012-subset.tar") as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "VOCdevkit"
+def devkit(genuine_voc) -> Path:
+    """The folder that holds VOC2012/; read-only."""
+    return genuine_voc("voc2012-subset.tar")
 
 
 @pytest.fixture(scope="module")
-def weights() -> Path:
-    return SHARED / "mobilenet_v2_imagenet.safetensors"
+def weights(shared_file) -> Path:
+    return shared_file("mobilenet_v2_imagenet.safetensors")
 
 
 @pytest.mark.parametrize(("split", "images"), [("train", 714), ("val", 250)])

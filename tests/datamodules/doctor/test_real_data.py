@@ -1,10 +1,7 @@
 """What frcnn doctor counts in genuine VOC data, against a count by regular expressions."""
 
-import os
 import re
-import tarfile
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -12,21 +9,10 @@ from datamodules.doctor.examine import DoctorOptions, examine
 from datamodules.voc.reader import VOCFormat
 from detector import VOC_CLASSES
 
-ROOT = Path(__file__).resolve().parents[3]
-SHARED = Path(os.environ.get("FRCNN_SHARED_DATA") or ROOT.parent / "shared" / "data")
-
 pytestmark = pytest.mark.real_data
 
 
-def _unpacked(name: str, folder: Path) -> Path:
-    if not (SHARED / name).is_file():
-        pytest.skip(f"{SHARED} does not hold {name} (FRCNN_SHARED_DATA names another folder)")
-    with tarfile.open(SHARED / name) as archive:
-        archive.extractall(folder, filter="data")
-    return folder / "VOCdevkit"
-
-
-def _independent_count(folder: Path):
+def _independent_count(folder):
     """Objects and difficult objects by class."""
     objects: Counter[str] = Counter()
     difficult: Counter[str] = Counter()
@@ -46,8 +32,8 @@ def _check_counts(report, objects, difficult):
     assert report.objects == objects.total() == len(report.boxes)
 
 
-def test_all_annotations_of_voc2007(tmp_path):
-    devkit = _unpacked("voc2007-annotations.tar.xz", tmp_path)
+def test_all_annotations_of_voc2007(genuine_voc):
+    devkit = genuine_voc("voc2007-annotations.tar.xz")
     report = examine(DoctorOptions(VOCFormat(devkit), images=False))
     _check_counts(report, *_independent_count(devkit / "VOC2007" / "Annotations"))
     assert (report.images, report.objects, sum(report.difficult.values())) == (9963, 30638, 5999)
@@ -60,8 +46,8 @@ def test_all_annotations_of_voc2007(tmp_path):
     )
 
 
-def test_voc2012_subset(tmp_path):
-    devkit = _unpacked("voc2012-subset.tar", tmp_path)
+def test_voc2012_subset(genuine_voc):
+    devkit = genuine_voc("voc2012-subset.tar")
     report = examine(DoctorOptions(VOCFormat(devkit)))
     _check_counts(report, *_independent_count(devkit / "VOC2012" / "Annotations"))
     assert (report.images, report.image_files, report.empty) == (964, 964, 0)

@@ -1,8 +1,6 @@
 """All of VOC2007's annotations through the cache, against counts of the same files as text."""
 
-import os
 import re
-import tarfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,21 +15,14 @@ from datamodules.voc.reader import VOCFormat
 from detector import VOC_CLASSES
 
 pytestmark = pytest.mark.real_data
-ARCHIVE = "voc2007-annotations.tar.xz"
 
 
 @pytest.fixture(scope="module")
-def devkit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = Path(os.environ.get("FRCNN_SHARED_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
-    if not (folder / ARCHIVE).is_file():
-        pytest.skip(f"{folder / ARCHIVE} is not there; FRCNN_SHARED_DATA names the folder that holds it")
-    root = tmp_path_factory.mktemp("voc07")
-    with tarfile.open(folder / ARCHIVE) as archive:
-        archive.extractall(root, filter="data")
-    return next(path.parent for path in root.rglob("VOC2007"))
+def devkit(genuine_voc) -> Path:
+    return genuine_voc("voc2007-annotations.tar.xz")
 
 
-def test_every_file_is_read_and_counts_are_those_of_the_text(devkit):
+def test_every_file_is_read_and_counts_are_those_of_the_text(devkit, tmp_path):
     voc = devkit / "VOC2007"
     texts = {path.stem: path.read_text() for path in (voc / "Annotations").glob("*.xml")}
     assert len(texts) == 9963
@@ -40,7 +31,7 @@ def test_every_file_is_read_and_counts_are_those_of_the_text(devkit):
     seconds = []
     for _ in range(2):
         start = time.process_time()
-        found = AnnotationCache(voc, devkit / "cache").annotations(stems)
+        found = AnnotationCache(voc, tmp_path).annotations(stems)
         seconds.append(time.process_time() - start)
     print("seconds of this process, first and cached:", seconds)
     assert list(found) == sorted(texts)

@@ -45,7 +45,14 @@ def test_the_whole_detector(options: dict[str, Any], images: int, at_once: Any) 
     rpn = {key: options[key] for key in ("best_per_object", "objectness", "matcher") if key in options}
     detector = FasterRCNN(
         3,
-        BackboneConfig(cast(BackboneName, options["backbone"]), weights="none", frozen_stages=0, norm="batch"),
+        BackboneConfig(
+            cast(BackboneName, options["backbone"]),
+            weights="none",
+            frozen_stages=0,
+            norm="batch",
+            fpn_channels=32,
+            box_head_channels=32,
+        ),
         AnchorConfig([1.0, 2.0, 4.0], straddling=options["straddling"]),
         RPNConfig(samples_per_image=10**5, pre_nms_train=300, pre_nms_test=300, score_threshold=0.45, **rpn),
         RoIConfig(

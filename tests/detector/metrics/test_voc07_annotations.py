@@ -6,10 +6,7 @@ For VOC that is a transcription of the devkit's description: no maintained packa
 
 import contextlib
 import io
-import os
-import tarfile
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,25 +18,12 @@ from detector.metrics.coco_ap import NAMES, evaluate_coco
 from detector.metrics.voc_ap import Detections, evaluate_voc
 
 pytestmark = pytest.mark.real_data
-ARCHIVE = "voc2007-annotations.tar.xz"
 LABELS = range(1, 21)
 
 
 @pytest.fixture(scope="module")
-def truth(tmp_path_factory: pytest.TempPathFactory) -> SplitTruth:
-    folder = Path(os.environ.get("FRCNN_SHARED_DATA", Path(__file__).resolve().parents[4] / "shared" / "data"))
-    if not (folder / ARCHIVE).is_file():
-        pytest.skip(f"{folder / ARCHIVE} is not there; FRCNN_SHARED_DATA names the folder that holds it")
-    root = tmp_path_factory.mktemp("voc07")
-    with tarfile.open(folder / ARCHIVE) as archive:
-        stems: set[str] = set()
-        for member in archive:  # the split files come first
-            if member.name.endswith("ImageSets/Main/test.txt"):
-                archive.extract(member, root, filter="data")
-                stems = set((root / member.name).read_text().split())
-            elif Path(member.name).stem in stems and member.name.endswith(".xml"):
-                archive.extract(member, root, filter="data")
-    return read_ground_truth(VOCFormat(root), ["2007_test"])
+def truth(genuine_voc) -> SplitTruth:
+    return read_ground_truth(VOCFormat(genuine_voc("voc2007-annotations.tar.xz")), ["2007_test"])
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
-import tarfile
 from collections import defaultdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +15,6 @@ from detector.image_batch import ImageConfig
 from detector.rpn import RPNConfig
 from experiments.anchors.audit import AuditResult, audit
 
-SHARED = Path(os.environ.get("FRCNN_SHARED_DATA") or Path(__file__).resolve().parents[4] / "shared" / "data")
-ARCHIVE = SHARED / "voc2007-annotations.tar.xz"
 TALL = AnchorConfig(scales=[2], aspect_ratios=[4], straddling="drop")  # 16 wide, 64 high
 AS_THEY_ARE = ImageConfig(shortest_side=[50], longest_side=1000)
 SIZES = np.array([[100, 50], [50, 100]])  # (height, width)
@@ -251,13 +246,8 @@ def test_levels_with_scales_of_their_own(straddling: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def voc2007(tmp_path_factory: pytest.TempPathFactory) -> SplitTruth:
-    if not ARCHIVE.is_file():
-        pytest.skip(f"{ARCHIVE} is not there (FRCNN_SHARED_DATA names another folder)")
-    folder = tmp_path_factory.mktemp("voc2007")
-    with tarfile.open(ARCHIVE) as archive:
-        archive.extractall(folder, filter="data")
-    return read_ground_truth(VOCFormat(folder / "VOCdevkit"), ["2007_trainval"])
+def voc2007(genuine_voc: Any) -> SplitTruth:
+    return read_ground_truth(VOCFormat(genuine_voc("voc2007-annotations.tar.xz")), ["2007_trainval"])
 
 
 @pytest.mark.real_data

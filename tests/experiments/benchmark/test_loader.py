@@ -1,8 +1,6 @@
 """`frcnn benchmark data`: both loaders read the same images, and the figures are those of one image."""
 
 import json
-import os
-import tarfile
 from pathlib import Path
 
 import pytest
@@ -12,18 +10,10 @@ from experiments.arguments import DataOptions
 from experiments.benchmark.loader import CASES, _link_devkit, _our_loader, _peer_loader, _run, _to_batch
 from experiments.benchmark.options import LoaderOptions
 
-SHARED = Path(os.environ.get("FRCNN_SHARED_DATA") or Path(__file__).resolve().parents[4] / "shared" / "data")
-
 
 @pytest.fixture(scope="module")
-def devkit(tmp_path_factory) -> Path:
-    archive = SHARED / "voc2012-subset.tar"
-    if not archive.is_file():
-        pytest.skip(f"{archive} is not there")
-    folder = tmp_path_factory.mktemp("real")
-    with tarfile.open(archive) as file:
-        file.extractall(folder, filter="data")
-    return folder / "VOCdevkit"
+def devkit(genuine_voc) -> Path:
+    return genuine_voc("voc2012-subset.tar")
 
 
 @pytest.mark.real_data

@@ -1,5 +1,6 @@
 """What the tests of exported files share."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -10,7 +11,41 @@ import pytest
 import torch
 from torch import Tensor
 
+from detector.errors import InputError
+from experiments.export.programs import check_writable
+
+ROOT = Path(__file__).resolve().parents[3]
+
 Read = Callable[[Path, Sequence[str], Path], list[dict[str, Tensor]]]
+
+
+@pytest.fixture(scope="session")
+def needs_packages_of() -> Callable[[str], None]:
+    """`needs_packages_of(format)`: skip where what writes and reads it is not installed."""
+
+    def check(format: str) -> None:
+        try:
+            check_writable(format)
+        except InputError as error:
+            pytest.skip(str(error))
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def export_of_shipped(tmp_path_factory, frcnn, needs_packages_of) -> Callable[[str], Path]:
+    """`export_of_shipped(format)`: the folder of the shipped detector, written once by the command; read-only."""
+
+    @functools.cache
+    def export(format: str) -> Path:
+        needs_packages_of(format)
+        folder: Path = tmp_path_factory.mktemp("export") / "detector"
+        shipped = ROOT / "experiments" / "weights" / "mini_voc.ckpt"
+        result = frcnn("export", shipped, "--format", format, "--output", folder, cwd=folder.parent)
+        assert result.code == 0, result.err
+        return folder
+
+    return export
 
 
 @pytest.fixture(scope="session")

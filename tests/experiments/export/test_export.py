@@ -23,27 +23,12 @@ from experiments.benchmark.models import make_images
 
 ROOT = Path(__file__).resolve().parents[3]
 SHIPPED = ROOT / "experiments" / "weights" / "mini_voc.ckpt"
-ONNX = "onnx and onnxruntime are not installed: pip install 'faster-rcnn-lightning[export]'"
-OPENVINO = "openvino is not installed: pip install 'faster-rcnn-lightning[openvino]'"
-
-
-def needs(*packages: str, reason: str) -> Any:
-    for name in packages:
-        pytest.importorskip(name, reason=reason)
 
 
 @pytest.fixture(scope="module", params=["onnx", "openvino", "torch_export"])
-def exported(request, tmp_path_factory) -> Path:
-    """The folder of the shipped detector in a format, written by the command."""
-    from experiments.cli import main
-
-    if request.param != "torch_export":
-        needs("onnx", "onnxscript", "onnxruntime", reason=ONNX)
-    if request.param == "openvino":
-        needs("openvino", reason=OPENVINO)
-    folder = tmp_path_factory.mktemp("export") / "detector"
-    assert main(["export", str(SHIPPED), "--format", request.param, "--output", str(folder)]) == 0
-    return folder
+def exported(request, export_of_shipped) -> Path:
+    """The folder of the shipped detector in a format."""
+    return export_of_shipped(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -122,12 +107,12 @@ def test_file_and_folder_say_what_it_is(exported, shipped):
     assert "cross, ellipse, rectangle, ring, star, triangle" in card and "boxes differ by up to" in card
 
 
-def small_network(backbone: str = "small_c4", box_head: str = "two_fc", **roi: Any) -> FasterRCNNModule:
+def small_network(**roi: Any) -> FasterRCNNModule:
     """A detector with random weights and many detections."""
     torch.manual_seed(0)
     module = FasterRCNNModule(
         ["a", "b", "c"],
-        BackboneConfig(name=backbone, weights=None, frozen_stages=0, norm="batch", box_head=box_head),
+        BackboneConfig("small_c4", None, 0, norm="batch"),
         AnchorConfig(scales=[2.0, 5.0], aspect_ratios=[0.5, 1.5]),
         RPNConfig(pre_nms_test=200, post_nms_test=40, min_side=6.0, min_side_scales=True, objectness="softmax"),
         RoIConfig(score_threshold=0.2, **roi),
@@ -140,20 +125,19 @@ def small_network(backbone: str = "small_c4", box_head: str = "two_fc", **roi: A
 
 
 @pytest.mark.parametrize(
-    ("backbone", "roi"),
+    "roi",
     [
-        ("resnet18_fpn", {"pooling": "roi_align_legacy", "box_head": "double"}),
-        ("small_c4", {"pooling": "roi_pool", "class_agnostic": True, "delta_mean": [0.1, 0.0, -0.1, 0.0]}),
-        ("small_c4", {"cascade_ious": [0.5, 0.6, 0.7], "class_agnostic": True, "delta_init_std": 0.1}),
+        {"pooling": "roi_pool", "class_agnostic": True, "delta_mean": [0.1, 0.0, -0.1, 0.0]},
+        {"cascade_ious": [0.5, 0.6, 0.7], "class_agnostic": True, "delta_init_std": 0.1},
     ],
 )
-def test_other_options(backbone, roi, tmp_path):
-    needs("onnx", "onnxscript", "onnxruntime", reason=ONNX)
+def test_other_options(roi, needs_packages_of, tmp_path):
+    needs_packages_of("onnx")
     from detector.use.exported import ExportedDetector
     from experiments.export.card import about_detector
     from experiments.export.programs import write_program
 
-    module = small_network(backbone, **roi)
+    module = small_network(**roi)
     write_program(module.model, "onnx", tmp_path, about_detector(module, Path("x.ckpt"), {}))
     images = images_of((120, 150), (96, 140), (200, 170))
     with torch.inference_mode():
@@ -240,8 +224,8 @@ def test_a_run_that_was_interrupted_has_no_metrics_yet(config, tmp_path, capsys,
         assert "Not known: the run was not evaluated." in (out / "README.md").read_text()
 
 
-def test_int8_of_a_run_whose_config_tells_no_data(tmp_path, capsys, frcnn_main):
-    needs("onnx", "onnxscript", "onnxruntime", reason=ONNX)
+def test_int8_of_a_run_whose_config_tells_no_data(needs_packages_of, tmp_path, capsys, frcnn_main):
+    needs_packages_of("onnx")
     run = tmp_path / "seed3"
     (run / "checkpoints").mkdir(parents=True)
     shutil.copy(SHIPPED, run / "checkpoints" / "last.ckpt")
@@ -302,10 +286,9 @@ def test_safetensors_of_others_are_no_detector(tmp_path, capsys, frcnn_main):
     )
 
 
-def test_evaluate_takes_an_exported_file(frcnn, tmp_path, mini_voc):
+def test_evaluate_takes_an_exported_file(frcnn, tmp_path, mini_voc, export_of_shipped):
     """Its numbers are those that the detector's own results have."""
-    folder = tmp_path / "detector"
-    assert frcnn("export", SHIPPED, "--format", "torch_export", "--output", folder, cwd=tmp_path).code == 0
+    folder = export_of_shipped("torch_export")
     images = mini_voc / "JPEGImages"
     words = ("predict", "--ckpt_path", SHIPPED, "--images", images, "--output", tmp_path / "o", "--save", "json")
     assert frcnn(*words, "--accelerator", "cpu", cwd=tmp_path).code == 0

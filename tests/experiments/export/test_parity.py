@@ -5,7 +5,6 @@ FRCNN_PARITY_RUNS names folders of finished runs with hard NMS, with `:` between
 
 import json
 import os
-import tarfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -28,8 +27,6 @@ from experiments.benchmark.models import CLASSES, build_network, set_background_
 from experiments.export.command import compare
 from experiments.export.programs import write_program
 
-ROOT = Path(__file__).resolve().parents[3]
-ARCHIVE = Path(os.environ.get("FRCNN_SHARED_DATA") or ROOT.parent / "shared" / "data") / "voc2012-subset.tar"
 NEEDS = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "openvino"),
@@ -38,22 +35,15 @@ NEEDS = {
 RUNS = [Path(name) for name in os.environ.get("FRCNN_PARITY_RUNS", "").split(os.pathsep) if name]
 SIZES = ((256, 341), (300, 256), (256, 400))
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.real_data,
-    pytest.mark.skipif(not ARCHIVE.is_file(), reason=f"there is no {ARCHIVE} (FRCNN_SHARED_DATA names another folder)"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.real_data]
 
 
 @pytest.fixture(scope="module")
-def images(tmp_path_factory) -> list[Tensor]:
+def images(genuine_voc) -> list[Tensor]:
     """Twenty genuine images, twelve of them in three sizes, the others in their own; and a blank one."""
-    folder, found = tmp_path_factory.mktemp("genuine"), list[Tensor]()
-    with tarfile.open(ARCHIVE) as archive:
-        members = sorted((one for one in archive if one.name.endswith(".jpg")), key=lambda one: one.name)[:20]
-        archive.extractall(folder, members, filter="data")
-    for number, member in enumerate(members):
-        image = torch.from_numpy(read_image(folder / member.name, upright=True)).permute(2, 0, 1)
+    found = list[Tensor]()
+    for number, path in enumerate(sorted(genuine_voc("voc2012-subset.tar").rglob("*.jpg"))[:20]):
+        image = torch.from_numpy(read_image(path, upright=True)).permute(2, 0, 1)
         found.append(resized(image, SIZES[number % 3]) if number < 12 else image)
     return [*found, torch.zeros(3, 256, 300, dtype=torch.uint8)]
 
@@ -85,10 +75,9 @@ def described(images):
 
 
 @pytest.mark.parametrize("format", PROGRAMS)
-def test_detections_are_the_same(described, images, format, tmp_path):
+def test_detections_are_the_same(described, images, format, needs_packages_of, tmp_path):
     """Exported with two images of 160x224; in batches of one, two and five: as many detections, in the same places."""
-    for package in NEEDS[format]:
-        pytest.importorskip(package, reason=f"{package} is not installed")
+    needs_packages_of(format)
     model, about = described
     write_program(model, format, tmp_path, about)
     check(model, ExportedDetector(tmp_path / PROGRAMS[format]), images)

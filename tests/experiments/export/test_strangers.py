@@ -84,11 +84,8 @@ def test_commands_say_what_it_is(command, content, tmp_path, frcnn, mini_voc):
 
 
 @pytest.fixture(scope="module")
-def program(tmp_path_factory, frcnn) -> Path:
-    folder = tmp_path_factory.mktemp("program")
-    result = frcnn("export", SHIPPED, "--format", "torch_export", "--output", folder / "x", cwd=folder)
-    assert result.code == 0, result.err
-    return folder / "x" / "model.pt2"
+def program(export_of_shipped) -> Path:
+    return export_of_shipped("torch_export") / "model.pt2"
 
 
 def rewritten(source: Path, target: Path, suffix: str, change: Callable[[bytes], bytes]) -> None:

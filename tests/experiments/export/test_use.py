@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,15 +28,9 @@ SHIPPED = ROOT / "experiments" / "weights" / "mini_voc.ckpt"
 
 
 @pytest.fixture(scope="module", params=["torch_export", "onnx"])
-def exported(request, tmp_path_factory, frcnn) -> Path:
-    """The folder of the shipped detector in a format; read-only."""
-    if request.param == "onnx":
-        for package in ("onnx", "onnxscript", "onnxruntime"):
-            pytest.importorskip(package, reason=f"{package} is not installed")
-    folder = tmp_path_factory.mktemp("export") / "detector"
-    result = frcnn("export", SHIPPED, "--format", request.param, "--output", folder, cwd=folder.parent)
-    assert result.code == 0, result.err
-    return folder
+def exported(request, export_of_shipped) -> Path:
+    """The folder of the shipped detector in a format."""
+    return export_of_shipped(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +122,8 @@ def test_benchmark_times_them_in_turn(exported, frcnn, tmp_path):
     assert refused.code == 2 and "--detectors and --networks: give one of them" in refused.err
 
 
-def test_int8_says_what_it_costs(frcnn, tmp_path, mini_voc):
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason=f"{package} is not installed")
+def test_int8_says_what_it_costs(frcnn, tmp_path, mini_voc, needs_packages_of):
+    needs_packages_of("onnx")
     words = ("export", SHIPPED, "--int8", "--output", tmp_path / "int8")
     nothing = frcnn(*words, cwd=tmp_path)
     assert nothing.code == 2 and "--int8: the checkpoint is in no run folder; give --data.root" in nothing.err
@@ -173,18 +167,21 @@ def test_a_training_begins_with_a_folder_of_the_zoo(frcnn, tmp_path, mini_voc, s
     assert torch.allclose(ours.scores, theirs.scores, atol=0.1) and torch.allclose(ours.boxes, theirs.boxes, atol=5)
 
 
-@pytest.mark.parametrize("format", ["torch_export", "onnx"])
-def test_networks_of_timm_are_exported(format, tmp_path):
+@pytest.mark.parametrize(
+    ("format", "levels", "box_head", "pooling"),
+    [("torch_export", "single", "two_fc", "roi_align"), ("onnx", "fpn", "double", "roi_align_legacy")],
+)
+def test_networks_of_timm_are_exported(format, levels, box_head, pooling, tmp_path, needs_packages_of):
     pytest.importorskip("timm", reason="timm is not installed: pip install 'faster-rcnn-lightning[timm]'")
-    for package in ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ():
-        pytest.importorskip(package, reason=f"{package} is not installed")
+    needs_packages_of(format)
     torch.manual_seed(0)
+    layers: dict[str, Any] = {"levels": levels, "box_head": box_head, "fpn_channels": 32, "box_head_channels": 32}
     module = FasterRCNNModule(
         ["a", "b"],
-        BackboneConfig(name="timm", model="test_resnet", weights=None, frozen_stages=0, norm="batch", levels="single"),
+        BackboneConfig("timm", None, 0, norm="batch", model="test_resnet", **layers),
         AnchorConfig(scales=[2.0, 5.0], aspect_ratios=[0.5, 1.5]),
         RPNConfig(pre_nms_test=100, post_nms_test=30),
-        RoIConfig(score_threshold=0.2),
+        RoIConfig(score_threshold=0.2, pooling=pooling),
     ).eval()
     write_program(module.model, format, tmp_path, about_detector(module, Path("x.ckpt"), {}))
     images = [make_images(size, 1, 4, torch.device("cpu"))[0][0] for size in ((120, 150), (96, 140), (200, 170))]

@@ -1,25 +1,10 @@
 """What the tests of runs share."""
 
-import io
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-from detector.training.callbacks import detection_curves
-
-
-@pytest.fixture(autouse=True)
-def curves_in_no_time(monkeypatch) -> None:
-    """By a grey picture: those of matplotlib take half a second and more, longer than a tiny validation. The shared run
-    `trained` has them, and tests of `detector.metrics` and of its callback draw them."""
-    grey = io.BytesIO()
-    Image.new("L", (8, 8)).save(grey, "png")
-    monkeypatch.setattr(detection_curves, "png", lambda *_, **__: grey.getvalue())
-    for name in ("curves_figure", "confusion_figure"):
-        monkeypatch.setattr(detection_curves, name, lambda _: None)
 
 
 @pytest.fixture
