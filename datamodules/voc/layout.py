@@ -157,7 +157,12 @@ class ImageFinder:
         if folder not in self._suffixes:
             if os.path.isfile(name + IMAGE_SUFFIXES[0]):
                 return Path(name + IMAGE_SUFFIXES[0])
-            found = {os.path.splitext(file)[1] for file in os.listdir(folder)} if os.path.isdir(folder) else set()
+            try:
+                found = {os.path.splitext(file)[1] for file in os.listdir(folder)}
+            except PermissionError:  # files in it may be readable all the same
+                found = set(IMAGE_SUFFIXES)
+            except OSError:  # there is none
+                found = set()
             self._suffixes[folder] = [suffix for suffix in IMAGE_SUFFIXES if suffix in found]
         paths = (name + suffix for suffix in self._suffixes[folder])
         return next((Path(path) for path in paths if os.path.isfile(path)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
@@ -105,12 +106,13 @@ class VOCFormat(DatasetFormat):
     ) -> list[ImageRecord]:
         """Read and judge annotations and the headers of images, both by way of what is kept of them."""
         records: list[ImageRecord] = []
+        finders = functools.cache(ImageFinder)  # by folder
         for folder, group in groupby(members, key=lambda member: member.folder):
             stems = [member.stem for member in group]
             annotations = self.cache(folder).annotations(stems)
             stated = {stem: _stated(self.cache(folder).paths[stem], annotations[stem]) for stem in stems}
             images: dict[str, Path] = {}
-            finder = ImageFinder(folder)
+            finder = finders(folder)
             for stem, (one, file_name) in stated.items() if look else ():
                 try:
                     images[stem] = finder.find(stem, file_name)

@@ -111,6 +111,13 @@ def test_images_of_many_suffixes_after_one_that_is_missing(tmp_path):
     assert found == ["b.PNG", "c.jpg", "d.Jpg", "sub/e.png"]
 
 
+def test_a_folder_that_cannot_be_listed_holds_what_it_may(tmp_path, monkeypatch):
+    (tmp_path / "JPEGImages").mkdir()
+    (tmp_path / "JPEGImages" / "b.PNG").touch()
+    monkeypatch.setattr("os.listdir", lambda folder: (_ for _ in ()).throw(PermissionError(folder)))
+    assert ImageFinder(tmp_path).find("b").name == "b.PNG"
+
+
 @pytest.mark.parametrize("images", ["JPEGImages", "nowhere"])
 def test_where_all_images_are_missing_none_is_asked_for_by_every_suffix(tmp_path, annotate, monkeypatch, images):
     (tmp_path / images).mkdir()
