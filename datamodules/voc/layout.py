@@ -145,14 +145,14 @@ class ImageFinder:
         above, _, last = stem.rpartition("/")
         inner = [self._folder / above / name for name in _FOLDERS] if self._places[-1] == self._folder else []
         for place, name in (*((place, last) for place in inner), *((place, stem) for place in self._places)):
-            if (path := self._in(f"{place}/{name}")) is not None:
+            if (path := self._with_suffix(f"{place}/{name}")) is not None:
                 return path
         base = stated.replace("\\", "/").rsplit("/", 1)[-1]
         there = base and os.path.isfile(self.place / base)
         hint = f"; its annotation states {base}, which is there: rename it" if there else ""
         raise InputError(f"{self.place / stem}.jpg: no such image (nor .jpeg or .png), but a split names it{hint}")
 
-    def _in(self, name: str) -> Path | None:
+    def _with_suffix(self, name: str) -> Path | None:
         folder = os.path.dirname(name)
         if folder not in self._suffixes:
             if os.path.isfile(name + IMAGE_SUFFIXES[0]):

@@ -132,6 +132,23 @@ def test_where_all_images_are_missing_none_is_asked_for_by_every_suffix(tmp_path
     assert sum("cat" in path for path in asked) < 3 * 40
 
 
+def test_a_folder_is_listed_once_however_splits_mix_the_years(tmp_path, annotate, monkeypatch):
+    for year in (2007, 2012):
+        (tmp_path / f"VOC{year}" / "JPEGImages").mkdir(parents=True)
+        for number in range(3):
+            annotate(tmp_path / f"VOC{year}" / "Annotations", f"cat{number}", VOCObject("cat", (2, 3, 8, 9)))
+    format = VOCFormat(tmp_path)
+    mixed = sorted(format.list_others([], look=True), key=lambda member: (member.stem, member.folder))
+    listed: list[str] = []
+    original = os.listdir
+    monkeypatch.setattr("os.listdir", lambda folder=".": listed.append(str(folder)) or original(folder))
+    records = format.read(mixed, ["cat"])
+    assert [problem.kind for record in records for problem in record.problems] == ["missing_image"] * 6
+    assert sorted(name for name in listed if "JPEG" in name) == [
+        str(tmp_path / f"VOC{year}" / "JPEGImages") for year in (2007, 2012)
+    ]
+
+
 def test_other_xml_makes_no_dataset(tmp_path):
     (tmp_path / "job").mkdir()
     (tmp_path / "job" / "annotations.xml").write_text(

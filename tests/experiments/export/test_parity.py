@@ -6,8 +6,8 @@ FRCNN_PARITY_RUNS names folders of finished runs with hard NMS, with `:` between
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from detector.errors import InputError
 from detector.files import PROGRAMS
 from detector.training.lightning_module import FasterRCNNModule
 from detector.use.exported import RUNTIMES, ExportedDetector
@@ -25,13 +26,8 @@ from detector.use.loading import checkpoint_of
 from detector.use.reading import read_image
 from experiments.benchmark.models import CLASSES, build_network, set_background_score, standard_network
 from experiments.export.command import compare
-from experiments.export.programs import write_program
+from experiments.export.programs import check_writable, write_program
 
-NEEDS = {
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
-    "openvino": ("onnx", "onnxscript", "openvino"),
-    "torch_export": (),
-}
 RUNS = [Path(name) for name in os.environ.get("FRCNN_PARITY_RUNS", "").split(os.pathsep) if name]
 SIZES = ((256, 341), (300, 256), (256, 400))
 
@@ -86,7 +82,11 @@ def test_detections_are_the_same(described, images, format, needs_packages_of, t
 @pytest.mark.parametrize("run", RUNS, ids=str)
 def test_a_finished_run(run, images, read_without_torch, frcnn, tmp_path):
     """In each format that is installed: detections as above, those of the reader, and AP on the run's own images."""
-    formats = [name for name, packages in NEEDS.items() if all(map(find_spec, packages))]
+    formats: list[str] = []
+    for name in PROGRAMS:
+        with suppress(InputError):
+            check_writable(name)
+            formats.append(name)
     model, names = FasterRCNNModule.from_checkpoint(checkpoint_of(run)).model, []
     for number, image in enumerate(images):
         names.append(f"{number}.png")
