@@ -122,7 +122,7 @@ def test_a_folder_that_cannot_be_listed_holds_what_it_may(tmp_path, monkeypatch)
 def test_where_all_images_are_missing_none_is_asked_for_by_every_suffix(tmp_path, annotate, monkeypatch, images):
     (tmp_path / images).mkdir()
     for number in range(40):
-        annotate(tmp_path / "Annotations", f"cat{number}", VOCObject("cat", (2, 3, 8, 9)))
+        annotate(tmp_path, f"cat{number}", VOCObject("cat", (2, 3, 8, 9)))
     asked: list[str] = []
     original = os.path.isfile
     monkeypatch.setattr("os.path.isfile", lambda path: asked.append(str(path)) or original(path))
@@ -136,7 +136,7 @@ def test_a_folder_is_listed_once_however_splits_mix_the_years(tmp_path, annotate
     for year in (2007, 2012):
         (tmp_path / f"VOC{year}" / "JPEGImages").mkdir(parents=True)
         for number in range(3):
-            annotate(tmp_path / f"VOC{year}" / "Annotations", f"cat{number}", VOCObject("cat", (2, 3, 8, 9)))
+            annotate(tmp_path / f"VOC{year}", f"cat{number}", VOCObject("cat", (2, 3, 8, 9)))
     format = VOCFormat(tmp_path)
     mixed = sorted(format.list_others([], look=True), key=lambda member: (member.stem, member.folder))
     listed: list[str] = []
