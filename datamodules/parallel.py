@@ -47,6 +47,29 @@ def end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+@contextmanager
+def stopped_by_sigterm() -> Iterator[Callable[[], None]]:
+    """Give a function that ends the process, with the status of shells, if SIGTERM has come.
+
+    For where nothing is half done. What a handler raises itself comes anywhere: while Python forks it is lost, and in
+    `subprocess` a lock may stay taken.
+    """
+    came: list[int] = []
+
+    def check() -> None:
+        if came:
+            raise SystemExit(128 + signal.SIGTERM)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield check
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def leave_signals_to_parent() -> None:
     """Let nothing but the parent end this process before its time.
 

@@ -2,11 +2,8 @@
 
 import hashlib
 import json
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from torch import Tensor
 
 import detector
 from datamodules.image_files import FoundImages, find_images
+from datamodules.parallel import stopped_by_sigterm
 from detector.errors import InputError, printable
 from detector.files import program_of, write_whole
 from detector.metrics.class_subset import chosen_classes
@@ -64,7 +62,7 @@ def predict(options: PredictOptions) -> int:
         print(f"going on after {journal.next} of {len(found.names)} images", file=sys.stderr)
     ended = False
     try:
-        with _stopped_by_sigterm() as check:
+        with stopped_by_sigterm() as check:
             _detect_all(options, trained, found, pictures, journal, check)
         ended = True
     finally:
@@ -139,25 +137,6 @@ def _save(options: PredictOptions, found: detector.Detections, picture: str) -> 
     except ValueError as error:  # a file appeared meanwhile, or a name that no XML can hold
         return str(error)
     return ""
-
-
-@contextmanager
-def _stopped_by_sigterm() -> Iterator[Callable[[], None]]:
-    """Give a function that ends the process, with the status of shells, if SIGTERM has come: between two batches."""
-    came: list[int] = []
-
-    def check() -> None:
-        if came:
-            raise SystemExit(128 + signal.SIGTERM)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield check
-        return
-    before = signal.signal(signal.SIGTERM, lambda number, _: came.append(number))
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _origin(options: PredictOptions, found: FoundImages) -> Mapping[str, Any]:

@@ -60,13 +60,16 @@ class SaveOnInterrupt(Checkpoint):
         self._previous: dict[int, Any] = {}
         self._timer: threading.Timer | None = None
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Forget what an earlier training was asked."""
+        self._number = None
+
     def on_sanity_check_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take over the signals, from Lightning too; only the main thread can.
 
         What is ignored, as SIGHUP under nohup, or has a handler of somebody else, is left alone.
         """
         self._restore()
-        self._number = None
         self._training = self._stopping = self._is_saved = False
         if threading.current_thread() is not threading.main_thread():
             return
@@ -79,6 +82,8 @@ class SaveOnInterrupt(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finish a step first, from here on."""
         self.on_sanity_check_start(trainer, pl_module)
+        if self._number is not None:  # while loaders forked their workers, in which Python drops what handlers raise
+            raise Interrupted(self._number)
         self._training = True
 
     def on_train_batch_end(

@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -12,8 +11,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Final
 
+from datamodules.parallel import stopped_by_sigterm
 from experiments.benchmark.gpu_check import tasks
-from experiments.benchmark.gpu_check.limited import GRACE, run_limited
+from experiments.benchmark.gpu_check.limited import GRACE
 from experiments.benchmark.gpu_check.record import JSON, MARKDOWN, Record, Values
 from experiments.benchmark.gpu_check.tasks import Check, Task
 
@@ -36,14 +36,12 @@ class Part:
 def speed(check: Check, seconds: float, rest: bool = False) -> Values:
     """Run the timings, when nothing else runs; they add to the record by themselves."""
     began = monotonic()
-    for writer in check.writers:
-        writer.wait(seconds)
+    check.written(seconds)
     seconds -= monotonic() - began
     module = "experiments.benchmark.gpu_check.speed"
     command: list[object] = [module, "--output", check.output, "--seconds", max(1.0, seconds - 2 * GRACE)]
     flags = ["--quick"] * check.quick + ["--rest"] * rest
-    ended = run_limited([*command, "--accelerator", check.accelerator, *flags], check.output / "speed.txt", seconds)
-    return ended.values()
+    return check.run([*command, "--accelerator", check.accelerator, *flags], "speed.txt", seconds).values()
 
 
 PARTS: Final = (
@@ -131,14 +129,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (output / JSON).exists():
         parser.error(f"--output {options.output}: holds a check already; name another folder")
     output.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # what was started is ended
     record = Record(output)
     record.document |= {"started": f"{datetime.now():%Y-%m-%d %H:%M}", "minutes": options.minutes, "verdicts": []}
     record.document["command"] = " ".join(["python -m experiments.benchmark.gpu_check", *(arguments or sys.argv[1:])])
     chosen = [part for part in PARTS if part.name in options.parts]
     began = monotonic()
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, contextlib.ExitStack() as stack:
-        check = Check(output, Path(folder), tasks.find_data(options.data), options.accelerator, options.quick)
+    with contextlib.ExitStack() as stack:  # at SIGTERM, too, everything that was started is ended
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True)))
+        stop_if_asked = stack.enter_context(stopped_by_sigterm())
+        data = tasks.find_data(options.data)
+        check = Check(output, folder, data, options.accelerator, options.quick, stop_if_asked)
         if {"training", "grid"} & set(options.parts):
             check.writers.append(stack.enter_context(tasks.written_data(check)))
         run_parts(record, check, chosen, 60 * options.minutes)

@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[3]
@@ -38,15 +39,26 @@ class Ended:
 
 
 def run_limited(
-    arguments: Sequence[object], log: Path, seconds: float, environment: Mapping[str, str] | None = None
+    arguments: Sequence[object],
+    log: Path,
+    seconds: float,
+    environment: Mapping[str, str] | None = None,
+    stop_if_asked: Callable[[], None] = lambda: None,
 ) -> Ended:
     """Run `python -m ARGUMENTS` in the project's folder; end it, with all that it started, when its time is up."""
     began = monotonic()
     with log.open("ab") as file, watched_gpu() as gpu, started(arguments, file, environment) as process:
-        code: int | None = None
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            code = process.wait(max(1.0, seconds - GRACE))
+        code = wait_for(process, max(1.0, seconds - GRACE), stop_if_asked)
     return Ended(code, monotonic() - began, gpu)
+
+
+def wait_for(process: "subprocess.Popen[bytes]", seconds: float, stop_if_asked: Callable[[], None]) -> int | None:
+    """Return a process's exit status, None where it does not end in time; `stop_if_asked` is called meanwhile."""
+    until = monotonic() + seconds
+    while (code := process.poll()) is None and monotonic() < until:
+        stop_if_asked()
+        sleep(0.1)
+    return code
 
 
 @contextlib.contextmanager
@@ -65,7 +77,7 @@ def started(
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         start_new_session=True,
-        preexec_fn=_end_with_parent,
+        preexec_fn=partial(_end_with, os.getpid()),
     )
     try:
         yield process
@@ -79,9 +91,11 @@ def started(
         process.wait()
 
 
-def _end_with_parent() -> None:
+def _end_with(parent: int) -> None:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:  # it has ended already
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextlib.contextmanager

@@ -249,23 +249,35 @@ def trace(bench: Bench, folder: Path) -> Values:
 def new_sizes(bench: Bench) -> list[Values]:
     """Return the milliseconds of the first and of the second training step on images of sizes that were not seen yet.
 
-    cuDNN plans each convolution of a new size, in both passes: images of many sizes cost a training these times.
+    cuDNN plans each convolution of a new size, in both passes: images of many sizes cost a training these times. From
+    9.10 on it is said to compile depthwise convolutions then (NVIDIA/cudnn-frontend, issue 1066), so a network without
+    any is timed, too, and the one that has them once more with PyTorch's own kernels instead of cuDNN's.
     """
-    name = list(bench.sizes)[-1]
+    *_, depthwise = bench.sizes
+    dense = "resnet50_fpn" if not bench.quick else depthwise
+    widths, others = ((128,), (160,)) if bench.quick else ((352, 384, 416), (448, 480))
+    rows = [_at_new_size(bench, name, width) for name in dict.fromkeys((depthwise, dense)) for width in widths]
+    enabled = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        return rows + [_at_new_size(bench, depthwise, width) | {"cudnn": "no"} for width in others]
+    finally:
+        torch.backends.cudnn.enabled = enabled
+
+
+def _at_new_size(bench: Bench, name: str, width: int) -> Values:
     precision = "32-true" if bench.device.type == "cpu" else "bf16-mixed"
-    setting, rows = Setting("train", device=bench.device), []
+    setting = Setting("train", device=bench.device)
     ours, theirs = bench.pair(name)
-    for width in (352, 384, 416) if not bench.quick else (128,):
-        batch = make_images((width - 32, width), 2, OBJECTS, bench.device)
-        row: Values = {"size": f"{name} train, batch 2, {precision}, {width - 32}x{width}"}
-        for who, network, make, images in (
-            ("ours", ours, our_program, batch),
-            ("torchvision", theirs, peer_program, peer_batch(batch)),
-        ):
-            step = make(network.train(), images, precision, setting)  # type: ignore[arg-type]
-            row |= {f"{who}_{nth}_ms": milliseconds(step, bench.device) for nth in ("first", "second")}
-        rows.append(row)
-    return rows
+    batch = make_images((width - 32, width), 2, OBJECTS, bench.device)
+    row: Values = {"size": f"{name} train, batch 2, {precision}, {width - 32}x{width}"}
+    for who, network, make, images in (
+        ("ours", ours, our_program, batch),
+        ("torchvision", theirs, peer_program, peer_batch(batch)),
+    ):
+        step = make(network.train(), images, precision, setting)  # type: ignore[arg-type]
+        row |= {f"{who}_{nth}_ms": milliseconds(step, bench.device) for nth in ("first", "second")}
+    return row
 
 
 def work(record: Record, bench: Bench, until: float, rest: bool) -> None:

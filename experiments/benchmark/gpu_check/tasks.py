@@ -1,12 +1,13 @@
 """The parts of a check that are commands: the GPU's tests, a training on genuine images, a grid of trainings."""
 
 import json
+import math
 import os
 import platform
 import re
 import subprocess
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +20,7 @@ import yaml
 
 from datamodules.parallel import available_cores
 from detector.errors import InputError
-from experiments.benchmark.gpu_check.limited import ROOT, run_limited, started
+from experiments.benchmark.gpu_check.limited import ROOT, Ended, run_limited, started, wait_for
 from experiments.benchmark.gpu_check.record import Values
 from experiments.results.curves import read_curves
 
@@ -38,7 +39,19 @@ class Check:
     data: Path | None
     accelerator: str
     quick: bool
+    stop_if_asked: Callable[[], None] = lambda: None
     writers: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+
+    def run(
+        self, arguments: list[object], log: str, seconds: float, environment: Mapping[str, str] | None = None
+    ) -> Ended:
+        """Run `python -m ARGUMENTS` with a time limit; its output is added to a file of the results."""
+        return run_limited(arguments, self.output / log, seconds, environment, self.stop_if_asked)
+
+    def written(self, seconds: float) -> None:
+        """Wait until synthetic data is written."""
+        for writer in self.writers:
+            wait_for(writer, seconds, self.stop_if_asked)
 
     @property
     def trainer(self) -> list[str]:
@@ -50,8 +63,7 @@ class Check:
     @property
     def mini_voc(self) -> Path:
         """Return the folder of a synthetic dataset, once it is written."""
-        for writer in self.writers:
-            writer.wait()
+        self.written(math.inf)
         return self.drafts / "mini_voc"
 
 
@@ -79,15 +91,15 @@ def tests(check: Check, seconds: float) -> Values:
     """Run `pytest -m gpu` over the files that hold such tests; return the outcomes, as far as it came."""
     found = (path for path in (ROOT / "tests").rglob("test_*.py") if "pytest.mark.gpu" in path.read_text())
     files = sorted(found, reverse=True)[-1 if check.quick else 0 :]  # what compiles for long comes late
-    log = check.output / "tests.txt"
+    log = "tests.txt"
     options = ["-m", "gpu", "-vv", "-rfEs", "--tb=short", "--durations=10", "-p", "no:cacheprovider"]
     if find_spec("xdist") and not check.quick:  # one process takes more than two minutes, mostly of its processor
         options += ["-n", str(max(1, min(6, available_cores() - 2))), "--dist", "worksteal"]
     environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}  # read once by a process; for `deterministic`
     if check.accelerator == "cpu":
         environment["FRCNN_GPU_TESTS_ON"] = "cpu"
-    ended = run_limited(["pytest", *options, *(path.relative_to(ROOT) for path in files)], log, seconds, environment)
-    text = log.read_text(errors="replace")
+    ended = check.run(["pytest", *options, *(path.relative_to(ROOT) for path in files)], log, seconds, environment)
+    text = (check.output / log).read_text(errors="replace")
     outcomes = re.findall(r"^tests/\S+::.+ (PASSED|FAILED|ERROR|SKIPPED|XFAIL)", text, re.MULTILINE)
     counts = {name.lower(): outcomes.count(name) for name in dict.fromkeys(outcomes)}
     failures = re.findall(r"^(?:FAILED|ERROR) (tests/\S+::.+)", text, re.MULTILINE)
@@ -113,7 +125,7 @@ def training(check: Check, seconds: float) -> Values:
         options += ["--model.backbone.weights", _weights(check)]
     options += ["--trainer.max_epochs", epochs, "--seed_everything", 0, "--run_name", "gpu_check"]
     fit = ["experiments.cli", "fit", "--config", config, "--runs_dir", check.drafts / "runs", *check.trainer, *options]
-    ended = run_limited(fit, check.output / "training.txt", seconds)
+    ended = check.run(fit, "training.txt", seconds)
     run = check.drafts / "runs" / Path(config).stem / "gpu_check"
     return (
         ended.values()
@@ -166,7 +178,7 @@ def grid(check: Check, seconds: float) -> Values:
     path.write_text(yaml.safe_dump(document, sort_keys=False))
     at_once = ["--jobs", 2] if check.accelerator == "cpu" else ["--gpus", "0,0,0,0"]
     ablate = ["experiments.cli", "ablate", path, "--runs_dir", check.drafts / "grid", *at_once]
-    ended = run_limited(ablate, check.output / "grid.txt", seconds)
+    ended = check.run(ablate, "grid.txt", seconds)
     cells = [_cell(file.parent) for file in sorted((check.drafts / "grid").rglob("cell.json"))]
     done = sum(cell["status"] == "done" for cell in cells)
     return ended.values() | {"command": command_of(ablate), "epochs": epochs, "done": done, "cells": cells}

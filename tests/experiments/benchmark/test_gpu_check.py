@@ -47,8 +47,10 @@ def test_speed_and_trace(tmp_path) -> None:
         assert row["images_per_s"] == pytest.approx(1000 * row["images"] / row["ours_ms"])
         assert row["times_bare_network"] > 0.5 and {"backbone", "box head"} < row["parts_ms"].keys()
     assert len(parts["speed"]["operations"]) == 4
-    (size,) = parts["speed"]["new sizes"]
-    assert min(size[f"{who}_{nth}_ms"] for who in ("ours", "torchvision") for nth in ("first", "second")) > 0
+    sizes = parts["speed"]["new sizes"]
+    assert [(row["size"].split()[-1], row.get("cudnn")) for row in sizes] == [("96x128", None), ("128x160", "no")]
+    for size in sizes:
+        assert min(size[f"{who}_{nth}_ms"] for who in ("ours", "torchvision") for nth in ("first", "second")) > 0
     assert any(row["operator"] == "backbone" for row in parts["trace"]["by host"])
     assert (out / "trace.json.gz").stat().st_size > 1000
     text = (out / "gpu_check.md").read_text()

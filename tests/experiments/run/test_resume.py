@@ -223,6 +223,20 @@ def test_interrupt_key_during_validation(frcnn, tiny_config, tmp_path, undisturb
     assert_same_end(run, undisturbed)
 
 
+def test_a_signal_before_the_training_whose_exception_is_lost(frcnn, tiny_config, tmp_path, with_callback):
+    """Python drops it where it comes while a loader forks its workers; here it is dropped by hand."""
+
+    class Lost(pl.Callback):
+        def on_sanity_check_end(self, trainer, pl_module):
+            with pytest.raises(SystemExit):
+                signal.raise_signal(signal.SIGTERM)
+
+    with_callback(Lost())
+    options = (*OPTIONS, "--trainer.num_sanity_val_steps", "1")
+    assert frcnn("fit", "--config", tiny_config, *options, cwd=tmp_path).code == 128 + signal.SIGTERM
+    assert not list((tmp_path / "runs").rglob("*.ckpt"))
+
+
 def test_interrupt_key_at_the_last_step_of_an_epoch(frcnn, tiny_config, tmp_path, undisturbed, with_callback):
     class PressKey(pl.Callback):
         def on_before_optimizer_step(self, trainer, pl_module, optimizer):
