@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pytorch_lightning.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger
 
+from detector.training.event_files import quick_checksums
+
 PictureWriter = Callable[[str, NDArray[np.uint8], int], Any]
 """Is given a tag, a picture (H, W, 3) and a step."""
 
@@ -36,6 +38,7 @@ class RunTensorBoard(TensorBoardLogger):
 
             numbers = (path.name.split(".")[3] for path in Path(self.log_dir).glob("events.out.tfevents.*"))
             after = max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
+            quick_checksums()
             times = chain([max(time.time(), after)], iter(time.time, None))  # of the name, then as they are
             with patch.object(event_file_writer, "time", SimpleNamespace(time=times.__next__)):
                 return super().experiment

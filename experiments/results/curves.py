@@ -5,6 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from detector.training.event_files import quick_checksums
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -26,6 +28,7 @@ def read_curves(folder: Path, tags: Iterable[str]) -> dict[str, Curve]:
     # Here, because it takes a second to import.
     from tensorboard.backend.event_processing import event_accumulator as tensorboard  # type: ignore[import-untyped]
 
+    quick_checksums()
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
     guidance = {tensorboard.SCALARS: 0, tensorboard.IMAGES: 1, tensorboard.TENSORS: 1, tensorboard.HISTOGRAMS: 1}
     events = tensorboard.EventAccumulator(str(folder), size_guidance=guidance)

@@ -95,8 +95,8 @@ def train_step(module: FasterRCNNModule, images: list[Tensor], targets: list[Any
 
 @pytest.mark.parametrize(
     "backbone",
-    [{}, {"checkpoint_gradients": True}, {"name": "small_c4", "weights": None, "frozen_stages": 0}],
-    ids=["frozen norms", "checkpointed", "trained norms"],
+    [{}, {"name": "small_c4", "weights": None, "frozen_stages": 0, "checkpoint_gradients": True}],
+    ids=["frozen norms", "trained norms, checkpointed"],
 )
 def test_one_graph_each_for_all_sizes(traced_only: None, backbone: dict[str, Any]) -> None:
     """Three networks: three graphs for training, and three for evaluation. Frozen stages and norms stay frozen."""
