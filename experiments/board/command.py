@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 
 from detector.errors import InputError, brief
+from detector.training.event_files import quick_checksums
 from experiments.board.options import TensorBoardOptions
 
 
@@ -18,6 +19,7 @@ def tensorboard(options: TensorBoardOptions) -> None:
 
     # Older runs have experiment tags, of which HPARAMS would take its columns from one and hide all others.
     backend_context.Context._find_experiment_tag = lambda *_: None
+    quick_checksums()  # where there is no data server for the platform, which reads without Python
     server = program.TensorBoard()
     flags = {"logdir": options.runs, "samples_per_plugin": "images=200", "host": options.host}
     if options.port is not None:

@@ -153,7 +153,7 @@ def test_verdicts() -> None:
 
 
 def test_outcomes_of_tests_are_read_as_far_as_they_came(tmp_path, monkeypatch) -> None:
-    def run(arguments: Any, log: Path, seconds: float, environment: Any) -> Any:
+    def run(arguments: Any, log: Path, *_: Any) -> Any:
         log.write_text(
             "tests/a.py::test_x[a b] PASSED   [ 10%]\ntests/a.py::test_y FAILED   [ 20%]\ntests/a.py::test_z "
             "\nFAILED tests/a.py::test_y - assert 1 == 2\n"
