@@ -2,11 +2,14 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from math import inf
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 LONGEST = 1000
 """Characters that are shown at both ends of a line."""
+type_hints = cache(get_type_hints)
+"""Of a class: configs are built by the thousand where anchors are searched for."""
 
 
 class InputError(ValueError):
@@ -98,7 +101,7 @@ def check_choices(section: str, config: Any) -> None:
 
     The command line checks that itself; Python and checkpoints do not.
     """
-    for name, hint in get_type_hints(type(config)).items():
+    for name, hint in type_hints(config.__class__).items():
         value, kinds = getattr(config, name), (hint,) if get_origin(hint) is Literal else get_args(hint)
         choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
         others = tuple(get_origin(kind) or kind for kind in kinds if get_origin(kind) is not Literal)

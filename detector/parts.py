@@ -16,9 +16,9 @@ from dataclasses import fields, is_dataclass
 from importlib import import_module
 from inspect import isabstract, signature
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_args, get_type_hints
+from typing import Any, Final, TypeVar, get_args
 
-from detector.errors import InputError, brief, check_choices
+from detector.errors import InputError, brief, check_choices, type_hints
 from detector.files import load_yaml
 from detector.training.progress_line import RANKS
 
@@ -92,7 +92,7 @@ def settle(section: str, config: Any) -> None:
     Raises:
         InputError: A class is not there, is of another kind or refuses its arguments; or as `check_choices`.
     """
-    for name, hint in get_type_hints(type(config)).items():
+    for name, hint in type_hints(config.__class__).items():
         value = getattr(config, name)
         for kind in get_args(hint):
             as_text = isinstance(value, Mapping) or (isinstance(value, str) and "." in value)
