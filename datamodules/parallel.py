@@ -49,10 +49,10 @@ def end_with_parent() -> None:
 
 @contextmanager
 def stopped_by_sigterm() -> Iterator[Callable[[], None]]:
-    """Give a function that ends the process, with the status of shells, if SIGTERM has come.
+    """Give a function that ends the process, with the status of shells, if SIGTERM has come; only in the main thread.
 
-    For where nothing is half done. What a handler raises itself comes anywhere: while Python forks it is lost, and in
-    `subprocess` a lock may stay taken.
+    It is called where nothing is half done. A handler that raises does so anywhere: while Python forks, the exception
+    is lost; within `subprocess`, a lock may stay taken.
     """
     came: list[int] = []
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 LONGEST = 1000
 """Characters that are shown at both ends of a line."""
 type_hints = cache(get_type_hints)
-"""Of a class: configs are built by the thousand where anchors are searched for."""
+"""Returns the hints of a class, looked up once: a search for anchors builds configs by the thousand."""
 
 
 class InputError(ValueError):

@@ -1,4 +1,4 @@
-"""TensorBoard's event files."""
+"""What reading and writing TensorBoard's event files costs."""
 
 import contextlib
 
@@ -6,8 +6,8 @@ import contextlib
 def quick_checksums() -> None:
     """Let TensorBoard take google-crc32c for the checksums of what it writes and reads, where that is installed.
 
-    It computes them in Python, of 4 MB a second: a report reads all pictures of all runs, and a training computes
-    beside the thread that writes them.
+    TensorBoard computes them in Python, 4 MB a second: a report reads all pictures of all runs, and a training shares
+    Python's lock with the thread that writes them.
     """
     with contextlib.suppress(ImportError):
         import google_crc32c

@@ -82,7 +82,7 @@ class SaveOnInterrupt(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Finish a step first, from here on."""
         self.on_sanity_check_start(trainer, pl_module)
-        if self._number is not None:  # while loaders forked their workers, in which Python drops what handlers raise
+        if self._number is not None:  # it came while a loader forked: what a handler raises then, Python drops
             raise Interrupted(self._number)
         self._training = True
 

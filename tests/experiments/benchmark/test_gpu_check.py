@@ -183,6 +183,19 @@ def test_a_check_is_not_overwritten(tmp_path, capsys) -> None:
     assert "holds a check already" in capsys.readouterr().err
 
 
+def test_termination_while_a_part_is_started_ends_everything(tmp_path) -> None:
+    """What a handler raises in the hooks of a fork, Python drops."""
+    program = (
+        "import os, signal, sys\n"
+        "from experiments.benchmark.gpu_check.__main__ import main\n"
+        "os.register_at_fork(after_in_parent=lambda: signal.raise_signal(signal.SIGTERM))\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    command = [sys.executable, "-c", program, *ON_CPU, "--output", str(tmp_path / "out"), "--parts", "speed"]
+    assert subprocess.run(command, timeout=60, capture_output=True).returncode == 128 + signal.SIGTERM
+    assert read(tmp_path / "out")["speed"]["status"] == "running"
+
+
 def test_termination_ends_everything(tmp_path, wait_for) -> None:
     command = [sys.executable, "-m", "experiments.benchmark.gpu_check", "--accelerator", "cpu"]
     command += ["--output", str(tmp_path)]

@@ -169,10 +169,7 @@ def test_a_training_begins_with_a_folder_of_the_zoo(frcnn, tmp_path, mini_voc, s
 
 @pytest.mark.parametrize(
     ("format", "levels", "box_head", "pooling"),
-    [
-        ("torch_export", "single", "two_fc", "roi_align"),
-        pytest.param("onnx", "fpn", "double", "roi_align_legacy", marks=pytest.mark.slow),  # a minute of tracing
-    ],
+    [("torch_export", "single", "two_fc", "roi_align"), ("onnx", "fpn", "double", "roi_align_legacy")],
 )
 def test_networks_of_timm_are_exported(format, levels, box_head, pooling, tmp_path, needs_packages_of):
     pytest.importorskip("timm", reason="timm is not installed: pip install 'faster-rcnn-lightning[timm]'")
